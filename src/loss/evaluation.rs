@@ -1,0 +1,79 @@
+//! What an evaluation reports of a model's logits, in one pass: loss, hits among the top k, entropy.
+
+use fearless_simd::Simd;
+
+use super::{Check, Chunks, labels::Labels};
+use crate::element::Element;
+use crate::error::Result;
+use crate::parallel::map_chunks;
+use crate::row::{ClassLoss, Temperature, statistics};
+use crate::simd::{self, Kernel};
+use crate::view::View;
+
+/// Sums over the rows that are not ignored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tally {
+    /// Of the losses, in nats.
+    pub loss: f64,
+    /// Of the entropies of the softmax, in nats.
+    pub entropy: f64,
+    /// For each k, how many rows have their target among the k largest logits.
+    pub hits: Vec<u64>,
+}
+
+/// Sum up what an evaluation reports.
+///
+/// Of equal logits the one at the lower index ranks higher; a row with a NaN, or of only −∞, hits nothing.
+///
+/// # Errors
+/// What `check` returned.
+pub fn tally<E: Element>(logits: &View<E>, labels: &Labels, temperature: Temperature, top_k: &[usize], check: Check) -> Result<Tally> {
+    assert_eq!(logits.rows(), labels.rows());
+    let chunks = Chunks::new(logits.rows(), logits.classes());
+    let level = simd::level();
+    let tallies = map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
+        level.run(Rows { range: chunks.rows_of(chunk), logits, labels, temperature, top_k })
+    })?;
+    let mut total = Tally { loss: 0.0, entropy: 0.0, hits: vec![0; top_k.len()] };
+    for tally in tallies {
+        total.loss += tally.loss;
+        total.entropy += tally.entropy;
+        for (total, hits) in total.hits.iter_mut().zip(tally.hits) {
+            *total += hits;
+        }
+    }
+    Ok(total)
+}
+
+/// The work on a chunk of rows.
+struct Rows<'a, E> {
+    range: std::ops::Range<usize>,
+    logits: &'a View<E>,
+    labels: &'a Labels,
+    temperature: Temperature,
+    top_k: &'a [usize],
+}
+
+impl<E: Element> Kernel for Rows<'_, E> {
+    type Output = Tally;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Tally {
+        let mut tally = Tally { loss: 0.0, entropy: 0.0, hits: vec![0; self.top_k.len()] };
+        for index in self.range {
+            let Some(class) = self.labels.class(index) else { continue };
+            let row = self.logits.row(index);
+            let logit = row.get(class).to_f64();
+            let found = statistics(simd, row, Some(class), self.temperature);
+            let row_loss = ClassLoss::new(class, logit, found.log_sum_exp, self.temperature);
+            tally.loss += row_loss.loss;
+            tally.entropy += row_loss.entropy(logit, found.log_sum_exp, found.weighted, self.temperature);
+            if !row_loss.loss.is_nan() {
+                for (hits, &k) in tally.hits.iter_mut().zip(self.top_k) {
+                    *hits += u64::from(found.above < k as f64);
+                }
+            }
+        }
+        tally
+    }
+}

@@ -1,0 +1,129 @@
+//! Class-index targets, read once.
+
+use crate::error::{Error, Result};
+use crate::view::Axes;
+
+/// Marks an ignored row; no array has that many classes.
+const IGNORED: usize = usize::MAX;
+
+/// The targets of all rows, checked: each is a class or marks an ignored row.
+///
+/// They are a private copy: somebody who writes to the targets' array meanwhile cannot turn a checked index into one
+/// past the row.
+#[derive(Clone, Debug)]
+pub struct Labels {
+    classes: Vec<usize>,
+    counted: usize,
+}
+
+/// The integer types that targets come in.
+pub trait Integer: Copy + PartialEq + TryInto<usize> + TryFrom<i64> + Into<i128> {
+    /// With the bytes in the other order.
+    #[must_use]
+    fn swap_bytes(self) -> Self;
+}
+
+macro_rules! integers {
+    ($($integer:ty),*) => { $(
+        impl Integer for $integer {
+            fn swap_bytes(self) -> Self {
+                self.swap_bytes()
+            }
+        }
+    )* };
+}
+integers!(i8, i16, i32, i64, u8, u16, u32, u64);
+
+impl Labels {
+    /// Read and check the targets at `base`, in C order.
+    ///
+    /// # Errors
+    /// [`Error::Index`] for a target that is neither in `0..classes` nor `ignore_index`; `shape` is the targets'
+    /// shape, for the message. [`Error::Memory`] if there is no room for the copy.
+    ///
+    /// # Safety
+    /// Every element that `base` and `axes` describe is readable.
+    pub unsafe fn read<T: Integer>(
+        base: *const u8,
+        axes: &Axes,
+        swapped: bool,
+        shape: &[usize],
+        classes: usize,
+        ignore_index: i64,
+    ) -> Result<Self> {
+        let ignored = T::try_from(ignore_index).ok();
+        let mut counted = 0;
+        let mut checked = Vec::new();
+        checked
+            .try_reserve_exact(axes.count())
+            .map_err(|_| Error::Memory(format!("no memory for a copy of {} targets", axes.count())))?;
+        for index in 0..axes.count() {
+            // SAFETY: readable by the caller's promise; the read asks for no alignment.
+            let value = unsafe { base.wrapping_offset(axes.offset(index)).cast::<T>().read_unaligned() };
+            let value = if swapped { value.swap_bytes() } else { value };
+            if Some(value) == ignored {
+                checked.push(IGNORED);
+                continue;
+            }
+            match value.try_into() {
+                Ok(class) if class < classes => checked.push(class),
+                _ => return Err(out_of_range(index, value.into(), shape, classes, ignore_index)),
+            }
+            counted += 1;
+        }
+        Ok(Self { classes: checked, counted })
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// The number of rows that are not ignored.
+    pub fn counted(&self) -> usize {
+        self.counted
+    }
+
+    /// The target of a row; `None` if the row is ignored.
+    pub fn class(&self, row: usize) -> Option<usize> {
+        Some(self.classes[row]).filter(|&class| class != IGNORED)
+    }
+}
+
+fn out_of_range(mut index: usize, value: i128, shape: &[usize], classes: usize, ignore_index: i64) -> Error {
+    let mut position = Vec::new();
+    for length in shape.iter().rev() {
+        position.push((index % length).to_string());
+        index /= length;
+    }
+    position.reverse();
+    let position = if position.is_empty() { String::new() } else { format!("[{}]", position.join(", ")) };
+    Error::Index(format!("targets{position} is {value}; expected 0 to {}, or ignore_index {ignore_index}", classes - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<T: Integer>(values: &[T], shape: &[usize], classes: usize) -> Result<Labels> {
+        let axes = Axes::new([(values.len(), size_of::<T>() as isize)]);
+        // SAFETY: the axis describes `values`.
+        unsafe { Labels::read::<T>(values.as_ptr().cast(), &axes, false, shape, classes, -100) }
+    }
+
+    #[test]
+    fn classes_are_kept_and_ignored_rows_are_not_counted() {
+        let labels = read(&[3i16, -100, 0], &[3], 4).unwrap();
+        assert_eq!((0..3).map(|row| labels.class(row)).collect::<Vec<_>>(), [Some(3), None, Some(0)]);
+        assert_eq!((labels.rows(), labels.counted()), (3, 2));
+    }
+
+    #[test]
+    fn the_text_names_position_value_and_range() {
+        let text = |result: Result<Labels>| result.unwrap_err().to_string();
+        assert_eq!(text(read(&[0i64, 1, 9, 0], &[2, 2], 9)), "targets[1, 0] is 9; expected 0 to 8, or ignore_index -100");
+        assert_eq!(text(read(&[-1i8], &[], 9)), "targets is -1; expected 0 to 8, or ignore_index -100");
+        let large = read(&[u64::MAX], &[1], 9);
+        assert_eq!(text(large), format!("targets[0] is {}; expected 0 to 8, or ignore_index -100", u64::MAX));
+    }
+}

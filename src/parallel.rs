@@ -1,0 +1,241 @@
+//! The only place that knows threads: chunks of work, the pool, fork, and interruption.
+//!
+//! What a chunk is depends on the problem's shape alone, and results come back in the order of the chunks, so no bit
+//! of a result depends on the number of threads. The caller works too; small jobs never leave its thread, since waking
+//! a pool costs 10 to 20 µs.
+//!
+//! The pool belongs to a process: a child made by `fork` has none of its parent's threads. A handler counts forks, and
+//! a pool that an earlier process made is left where it is, neither used nor dropped (dropping it would wait for
+//! threads that do not exist). Long jobs run in slices of about 50 ms, between which the caller may stop them.
+
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::{Error, Result};
+
+/// Jobs of fewer bytes than this stay on the caller's thread: some 30 µs of work.
+const INLINE_BYTES: usize = 1 << 18;
+
+/// How long a slice of a long job should take.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// Bytes of the first slice, before the speed is known.
+const FIRST_SLICE_BYTES: usize = 1 << 26;
+
+/// More threads than this is a mistake, not a wish.
+const MOST_THREADS: usize = 4096;
+
+/// The number that [`set_num_threads`] set; 0 before it was called.
+static CHOSEN: AtomicUsize = AtomicUsize::new(0);
+
+/// The threads to use, and where the number comes from.
+pub fn num_threads() -> (usize, &'static str) {
+    static DEFAULT: OnceLock<(usize, &'static str)> = OnceLock::new();
+    match CHOSEN.load(Ordering::Relaxed) {
+        0 => *DEFAULT.get_or_init(default_threads),
+        chosen => (chosen, "set_num_threads"),
+    }
+}
+
+/// Our own variable, then OpenMP's, which is what launchers set to keep their workers from crowding each other, then
+/// the CPUs that this process may use.
+fn default_threads() -> (usize, &'static str) {
+    for variable in ["XENT_RS_NUM_THREADS", "OMP_NUM_THREADS"] {
+        if let Ok(Some(threads)) = environment_threads(variable) {
+            return (threads, variable);
+        }
+    }
+    (std::thread::available_parallelism().map_or(1, usize::from), "available CPUs")
+}
+
+/// The number of threads that `variable` asks for, if it is set.
+fn environment_threads(variable: &str) -> Result<Option<usize>> {
+    let Some(text) = std::env::var_os(variable).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let text = text.to_string_lossy();
+    // OpenMP's may be a list, one number for each level of nesting.
+    match text.split(',').next().and_then(|text| text.trim().parse().ok()) {
+        Some(threads @ 1..=MOST_THREADS) => Ok(Some(threads)),
+        _ => Err(Error::Value(format!("{variable} is '{text}'; expected a number of threads from 1 to {MOST_THREADS}"))),
+    }
+}
+
+/// Whether our own variable, if set, is a number of threads.
+///
+/// # Errors
+/// [`Error::Value`] if it is not.
+pub fn check_environment() -> Result<()> {
+    environment_threads("XENT_RS_NUM_THREADS").map(|_| ())
+}
+
+/// Use `threads` threads from now on.
+///
+/// # Errors
+/// [`Error::Value`] if that is 0, or more than any machine has.
+pub fn set_num_threads(threads: usize) -> Result<()> {
+    match threads {
+        0 => Err(Error::Value("number of threads is 0; expected at least 1".into())),
+        1..=MOST_THREADS => {
+            CHOSEN.store(threads, Ordering::Relaxed);
+            Ok(())
+        }
+        _ => Err(Error::Value(format!("number of threads is {threads}; expected at most {MOST_THREADS}"))),
+    }
+}
+
+/// The pool of one process.
+struct ProcessPool {
+    forks: usize,
+    /// The threads beside the caller's, for the number of threads last asked for.
+    workers: Mutex<Option<Arc<ThreadPool>>>,
+}
+
+/// Forks seen by this process, its ancestors' included.
+static FORKS: AtomicUsize = AtomicUsize::new(0);
+
+/// This process's pool, or an ancestor's, or null.
+static POOL: AtomicPtr<ProcessPool> = AtomicPtr::new(std::ptr::null_mut());
+
+/// The pool with `workers` threads, made if need be; `None` if the system refuses the threads.
+fn workers(workers: usize) -> Option<Arc<ThreadPool>> {
+    let pool = process_pool();
+    // Nothing between here and the end can panic with the lock held, so a poisoned lock holds a good value.
+    let mut current = pool.workers.lock().unwrap_or_else(PoisonError::into_inner);
+    if current.as_ref().is_none_or(|pool| pool.current_num_threads() != workers) {
+        let builder = ThreadPoolBuilder::new().num_threads(workers).thread_name(|index| format!("xent_rs-{index}"));
+        *current = Some(Arc::new(builder.build().ok()?));
+    }
+    current.clone()
+}
+
+fn process_pool() -> &'static ProcessPool {
+    #[cfg(unix)]
+    {
+        static REGISTERED: OnceLock<()> = OnceLock::new();
+        extern "C" fn after_fork_in_child() {
+            FORKS.fetch_add(1, Ordering::Relaxed);
+        }
+        REGISTERED.get_or_init(|| {
+            // SAFETY: the handler touches one atomic, which is fine in a forked child, and it lives as long as the
+            // library, which Python never unloads.
+            unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
+        });
+    }
+    let forks = FORKS.load(Ordering::Relaxed);
+    loop {
+        let found = POOL.load(Ordering::Acquire);
+        // SAFETY: the pointer is null or came from `Box::into_raw` below, and what it points to is never freed.
+        if let Some(pool) = unsafe { found.as_ref() }
+            && pool.forks == forks
+        {
+            return pool;
+        }
+        let ours = Box::into_raw(Box::new(ProcessPool { forks, workers: Mutex::new(None) }));
+        if POOL.compare_exchange(found, ours, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: `ours` came from `Box::into_raw` above, and nobody else has seen it.
+            drop(unsafe { Box::from_raw(ours) });
+        }
+    }
+}
+
+/// Compute `work(0)` to `work(chunks − 1)`, each some `chunk_bytes` bytes of memory traffic, and return the results in
+/// that order. `check` is asked on the caller's thread, about every 50 ms, whether to go on.
+///
+/// # Errors
+/// What `check` returned; some chunks have run then, others have not.
+///
+/// # Panics
+/// If `work` does.
+pub fn map_chunks<T: Send + Sync>(
+    chunks: usize,
+    chunk_bytes: usize,
+    check: &dyn Fn() -> Result<()>,
+    work: impl Fn(usize) -> T + Sync,
+) -> Result<Vec<T>> {
+    let (threads, _) = num_threads();
+    let threads = threads.min(chunks);
+    let total_bytes = chunks.saturating_mul(chunk_bytes);
+    if total_bytes <= INLINE_BYTES {
+        return Ok((0..chunks).map(work).collect());
+    }
+    let pool = if threads > 1 { workers(threads - 1) } else { None };
+    let results: Vec<OnceLock<T>> = (0..chunks).map(|_| OnceLock::new()).collect();
+    let mut slice = (FIRST_SLICE_BYTES / chunk_bytes.max(1)).max(threads);
+    let mut start = 0;
+    while start < chunks {
+        let end = chunks.min(start.saturating_add(slice));
+        let began = Instant::now();
+        let next = AtomicUsize::new(start);
+        let take = || {
+            loop {
+                let chunk = next.fetch_add(1, Ordering::Relaxed);
+                if chunk >= end {
+                    break;
+                }
+                let _ = results[chunk].set(work(chunk));
+            }
+        };
+        match &pool {
+            Some(pool) => pool.in_place_scope(|scope| {
+                for _ in 1..threads {
+                    scope.spawn(|_| take());
+                }
+                take();
+            }),
+            None => take(),
+        }
+        let speed = SLICE.as_secs_f64() / began.elapsed().as_secs_f64().max(1e-9);
+        slice = ((slice as f64 * speed.clamp(0.125, 8.0)) as usize).max(threads);
+        start = end;
+        if start < chunks {
+            check()?;
+        }
+    }
+    Ok(results.into_iter().map(|result| result.into_inner().expect("each chunk was taken once")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn results_come_in_order_and_every_chunk_runs_once() {
+        for chunks in [0, 1, 2, 7, 1000] {
+            for bytes in [1, INLINE_BYTES, FIRST_SLICE_BYTES] {
+                let runs = AtomicUsize::new(0);
+                let results = map_chunks(chunks, bytes, &|| Ok(()), |chunk| {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    chunk * 3
+                });
+                assert_eq!(results.unwrap(), (0..chunks).map(|chunk| chunk * 3).collect::<Vec<_>>());
+                assert_eq!(runs.into_inner(), chunks);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_job_stops_when_asked() {
+        let asked = Cell::new(0);
+        let began = Instant::now();
+        let check = || {
+            asked.set(asked.get() + 1);
+            if asked.get() == 3 { Err(Error::Interrupted) } else { Ok(()) }
+        };
+        let result = map_chunks(10_000, 1 << 20, &check, |_| std::thread::sleep(Duration::from_millis(2)));
+        assert_eq!(result.unwrap_err(), Error::Interrupted);
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
+        let panics = || {
+            let work = |chunk: usize| assert!(chunk != 5, "five");
+            map_chunks(100, INLINE_BYTES, &|| Ok(()), work)
+        };
+        assert!(std::panic::catch_unwind(panics).is_err());
+        assert_eq!(map_chunks(10, INLINE_BYTES, &|| Ok(()), |chunk| chunk).unwrap().len(), 10);
+    }
+}

@@ -1,0 +1,94 @@
+//! The only place that knows Python and NumPy: it looks at dtypes and strides, validates, lets go of the interpreter,
+//! calls a driver, and wraps what comes back. Whatever panics below becomes `InternalError` here.
+
+mod arrays;
+mod cross_entropy;
+mod evaluation;
+mod settings;
+mod softmax;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+
+use pyo3::exceptions::{PyImportError, PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::loss::Check;
+use crate::{parallel, simd};
+
+pyo3::create_exception!(xent_rs, InternalError, PyRuntimeError, "A fault of xent_rs itself, never of its caller.");
+
+#[pymodule(gil_used = false)]
+mod _xent_rs {
+    #[pymodule_export]
+    use super::InternalError;
+    #[pymodule_export]
+    use super::cross_entropy::{cross_entropy, cross_entropy_with_grad};
+    #[pymodule_export]
+    use super::evaluation::evaluate;
+    #[pymodule_export]
+    use super::settings::{
+        config, get_num_threads, memory_copy, memory_read, panic_for_test, set_num_threads, set_simd_level, simd_level,
+        simd_levels,
+    };
+    #[pymodule_export]
+    use super::softmax::{log_softmax, logsumexp, softmax};
+
+    use super::{Bound, PyModule, PyResult};
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::apply_environment()
+    }
+}
+
+/// Follow `XENT_RS_SIMD` and `XENT_RS_NUM_THREADS`; a value that means nothing fails the import, and says so.
+fn apply_environment() -> PyResult<()> {
+    let level = std::env::var("XENT_RS_SIMD").ok().filter(|name| !name.is_empty());
+    level
+        .map_or(Ok(()), |name| simd::set_level(&name).map_err(|error| Error::Value(format!("XENT_RS_SIMD: {error}"))))
+        .and_then(|()| parallel::check_environment())
+        .map_err(|error| PyImportError::new_err(error.to_string()))
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        match error {
+            Error::Type(_) => PyTypeError::new_err(text),
+            Error::Value(_) => PyValueError::new_err(text),
+            Error::Index(_) => PyIndexError::new_err(text),
+            Error::Memory(_) => PyMemoryError::new_err(text),
+            Error::Interrupted => PyRuntimeError::new_err(text),
+        }
+    }
+}
+
+/// Run a function's body; a panic in it becomes `InternalError`.
+fn guard<T>(body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    // What a panic leaves behind is dropped: results half made, never state that another call sees.
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("panic");
+        Err(InternalError::new_err(format!("internal error: {text}; please report it")))
+    })
+}
+
+/// Run `work` without the interpreter; the check it gets asks Python for signals such as Ctrl-C.
+fn detached<T: Send>(py: Python<'_>, work: impl FnOnce(Check) -> Result<T> + Send) -> PyResult<T> {
+    let raised: Mutex<Option<PyErr>> = Mutex::new(None);
+    let result = py.detach(|| {
+        let check = || {
+            Python::attach(|py| py.check_signals()).map_err(|error| {
+                *raised.lock().expect("one thread uses it") = Some(error);
+                Error::Interrupted
+            })
+        };
+        work(&check)
+    });
+    result.map_err(|error| raised.into_inner().ok().flatten().unwrap_or_else(|| error.into()))
+}

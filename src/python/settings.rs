@@ -1,0 +1,81 @@
+//! Threads, levels, and what a bug report needs to say; the roofs for benchmarks; a fault on request for tests.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::arrays::flat_view;
+use super::{detached, guard};
+use crate::error::Error;
+use crate::loss::bandwidth;
+use crate::{parallel, simd};
+
+#[pyfunction]
+pub(super) fn set_num_threads(n: i64) -> PyResult<()> {
+    let threads = usize::try_from(n).map_err(|_| Error::Value(format!("number of threads is {n}; expected at least 1")))?;
+    Ok(parallel::set_num_threads(threads)?)
+}
+
+#[pyfunction]
+pub(super) fn get_num_threads() -> usize {
+    parallel::num_threads().0
+}
+
+#[pyfunction]
+pub(super) fn simd_levels() -> Vec<&'static str> {
+    simd::Level::available().iter().map(|level| level.name()).collect()
+}
+
+#[pyfunction]
+pub(super) fn simd_level() -> &'static str {
+    simd::level().name()
+}
+
+#[pyfunction]
+pub(super) fn set_simd_level(name: &str) -> PyResult<()> {
+    Ok(simd::set_level(name)?)
+}
+
+#[pyfunction]
+pub(super) fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let (threads, source) = parallel::num_threads();
+    let config = PyDict::new(py);
+    config.set_item("version", env!("CARGO_PKG_VERSION"))?;
+    config.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    config.set_item("cpu", simd::cpu_name())?;
+    config.set_item("simd_level", simd_level())?;
+    config.set_item("simd_levels", simd_levels())?;
+    config.set_item("num_threads", threads)?;
+    config.set_item("num_threads_source", source)?;
+    Ok(config)
+}
+
+/// Read all bytes of a contiguous array; the result depends on every one of them.
+#[pyfunction]
+pub(super) fn memory_read(py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<u32> {
+    guard(|| {
+        let view = flat_view(array, "array")?;
+        detached(py, |check| bandwidth::read(&view, check))
+    })
+}
+
+/// Write half of each value of a contiguous float32 array to another.
+#[pyfunction]
+pub(super) fn memory_copy(py: Python<'_>, array: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+    guard(|| {
+        let (view, out) = (flat_view(array, "array")?, flat_view(out, "out")?);
+        if view.classes() != out.classes() {
+            let text = format!("out has {} values; expected {}", out.classes(), view.classes());
+            return Err(Error::Value(text).into());
+        }
+        detached(py, |check| bandwidth::copy(&view, &out, check))
+    })
+}
+
+/// Panic in the pool, as a fault of ours would.
+#[pyfunction]
+pub(super) fn panic_for_test(py: Python<'_>) -> PyResult<()> {
+    guard(|| {
+        let work = |chunk: usize| assert!(chunk != 3, "asked for by a test");
+        detached(py, |check| parallel::map_chunks(8, 1 << 20, check, work)).map(|_| ())
+    })
+}

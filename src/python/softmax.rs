@@ -1,0 +1,72 @@
+//! `logsumexp`, `softmax` and `log_softmax`.
+
+use pyo3::prelude::*;
+
+use super::arrays::{self, Logits, RowResult};
+use super::{detached, guard};
+use crate::element::{with_element, with_elements};
+use crate::loss::softmax as driver;
+
+#[pyfunction]
+pub(super) fn logsumexp<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    axis: isize,
+    keepdims: bool,
+    temperature: f64,
+) -> PyResult<Bound<'py, PyAny>> {
+    guard(|| {
+        let temperature = arrays::temperature(temperature)?;
+        let logits = Logits::new(logits, axis)?;
+        let shape = if keepdims { logits.shape_with_one_class() } else { logits.row_shape() };
+        let result = RowResult::new(py, &shape, logits.dtype.is_double())?;
+        let column = result.column;
+        with_element!(logits.dtype, E => {
+            let view = logits.view::<E>();
+            detached(py, |check| driver::log_sum_exps(&view, temperature, column, check))
+        })?;
+        result.finish()
+    })
+}
+
+#[pyfunction]
+pub(super) fn softmax<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    axis: isize,
+    temperature: f64,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    normalized(py, logits, axis, temperature, false, out)
+}
+
+#[pyfunction]
+pub(super) fn log_softmax<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    axis: isize,
+    temperature: f64,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    normalized(py, logits, axis, temperature, true, out)
+}
+
+fn normalized<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    axis: isize,
+    temperature: f64,
+    log: bool,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    guard(|| {
+        let temperature = arrays::temperature(temperature)?;
+        let logits = Logits::new(logits, axis)?;
+        let output = logits.result(out, &[])?;
+        with_elements!(logits.dtype, output.dtype, E, O => {
+            let (logits, out) = (logits.view::<E>(), output.view::<O>());
+            detached(py, |check| driver::softmax(&logits, temperature, log, &out, check))
+        })?;
+        Ok(output.array.into_any())
+    })
+}

@@ -1,0 +1,100 @@
+//! What a row should be, the loss of not being it, and the gradient of that loss.
+
+use fearless_simd::Simd;
+
+use super::{LogSumExp, Stores, Temperature, log_sum_exp, map};
+use crate::element::Element;
+use crate::math::Real;
+use crate::view::Row;
+
+/// What a row should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// One class, with all the mass.
+    Class(usize),
+}
+
+impl Target {
+    /// The loss of a row and what its gradient needs: `−log softmax(x / T)` of the target.
+    #[inline(always)]
+    pub fn loss<S: Simd, E: Element>(self, simd: S, row: Row<E>, temperature: Temperature) -> ClassLoss {
+        let Self::Class(class) = self;
+        let rest = log_sum_exp(simd, row, Some(class), temperature);
+        ClassLoss::new(class, row.get(class).to_f64(), rest, temperature)
+    }
+}
+
+/// The loss of a row whose target is a class.
+#[derive(Clone, Copy, Debug)]
+pub struct ClassLoss {
+    /// The loss, in nats.
+    pub loss: f64,
+    class: usize,
+    /// The larger of the target's logit and the others' reference.
+    reference: f64,
+    /// `Σ exp((x − reference) / T)` over the other classes.
+    others: f64,
+    /// The same over all classes.
+    total: f64,
+}
+
+impl ClassLoss {
+    /// From the target's logit and the log-sum-exp of the other classes.
+    ///
+    /// Where the target leads, the loss is `log1p(others)`: relative accuracy however confident the row. Elsewhere
+    /// it is `(reference − logit) / T + ln total`, the difference taken in twice the precision, rounded once.
+    pub fn new(class: usize, logit: f64, rest: LogSumExp, temperature: Temperature) -> Self {
+        let [high, low] = temperature.difference(rest.reference, logit);
+        if high <= 0.0 {
+            let others = rest.sum * (high + low).exp();
+            // 1, or NaN for a logit of +∞.
+            let own = (logit - logit).exp();
+            return Self { loss: others.ln_1p() * own, class, reference: logit, others, total: others + own };
+        }
+        let total = rest.sum + (-(high + low)).exp();
+        Self { loss: high + (total.ln() + low), class, reference: rest.reference, others: rest.sum, total }
+    }
+
+    /// `Σ softmax·log softmax` and with it the entropy follow from `weighted`, `Σ z·exp z` over the other classes
+    /// relative to `rest`: the entropy of the softmax, in nats.
+    pub fn entropy(&self, logit: f64, rest: LogSumExp, weighted: f64, temperature: Temperature) -> f64 {
+        let moved = |x: f64| {
+            let [high, low] = temperature.difference(x, self.reference);
+            high + low
+        };
+        let shift = moved(rest.reference);
+        let own = moved(logit);
+        let product = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a * b };
+        let weighted = product(weighted, shift.exp()) + product(shift, self.others) + product(own, own.exp());
+        let others = self.others;
+        let log_total = if self.reference == logit { others.ln_1p() } else { self.total.ln() };
+        log_total - weighted / self.total
+    }
+
+    /// Write `scale · (softmax(x / T) − target) / T` to `out`, reading the logits again.
+    ///
+    /// The target's entry is minus the others' share, never a difference. A masked class has 0, the target too.
+    ///
+    /// # Safety
+    /// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
+    #[inline(always)]
+    pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+        &self,
+        simd: S,
+        row: Row<E>,
+        out: Row<O>,
+        scale: f64,
+        temperature: Temperature,
+        stores: Stores,
+    ) {
+        let masked = row.get(self.class).to_f64() == f64::NEG_INFINITY;
+        let factor = scale / temperature.value();
+        // SAFETY: the caller's promise.
+        unsafe {
+            map::probabilities(simd, row, out, self.reference, factor / self.total, temperature, stores);
+            let own = if masked && !self.total.is_nan() && self.total > 0.0 { 0.0 } else { -factor * (self.others / self.total) };
+            // As the lanes do: to the type computed in, then to the one stored.
+            out.set(self.class, O::from_f64(E::Real::from_f64(own).to_f64()));
+        }
+    }
+}

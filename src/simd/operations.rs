@@ -1,0 +1,172 @@
+//! The operations that the vector types of `fearless_simd` do not have: streaming stores, prefetches, and the
+//! conversion of half-precision floats. Each is a plain function with the best instructions per level inside.
+
+use fearless_simd::{Simd, f32x16, prelude::*};
+use half::f16;
+
+#[cfg(target_arch = "x86_64")]
+use fearless_simd::Level;
+
+/// `BYTES` bytes on a boundary that streaming stores of that size accept.
+#[repr(C, align(64))]
+pub(crate) struct Line([u8; 64]);
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Line;
+    use core::arch::x86_64 as arch;
+
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn stream_avx512(avx512: Avx512, line: &mut Line, bytes: &[u8; 64]) {
+            // SAFETY: `line` and `bytes` are 64 bytes each, and `line` is aligned to 64.
+            unsafe { arch::_mm512_stream_si512(line.0.as_mut_ptr().cast(), arch::_mm512_loadu_si512(bytes.as_ptr().cast())) }
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn stream_avx2(avx2: Avx2, line: &mut Line, bytes: &[u8; 64]) {
+            for half in [0, 32] {
+                // SAFETY: both halves lie inside the 64 bytes, and `line` is aligned to 64.
+                unsafe {
+                    let value = arch::_mm256_loadu_si256(bytes.as_ptr().add(half).cast());
+                    arch::_mm256_stream_si256(line.0.as_mut_ptr().add(half).cast(), value);
+                }
+            }
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn stream_sse2(sse2: Sse2, line: &mut Line, bytes: &[u8; 64]) {
+            for quarter in [0, 16, 32, 48] {
+                // SAFETY: the quarters lie inside the 64 bytes, and `line` is aligned to 64.
+                unsafe {
+                    let value = arch::_mm_loadu_si128(bytes.as_ptr().add(quarter).cast());
+                    arch::_mm_stream_si128(line.0.as_mut_ptr().add(quarter).cast(), value);
+                }
+            }
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn f16_to_f32_avx512(avx512: Avx512, bits: [u16; 16]) -> [f32; 16] {
+            let mut out = [0.0; 16];
+            // SAFETY: 16 values of 2 bytes are read, 16 of 4 bytes are written.
+            unsafe {
+                let bits = arch::_mm256_loadu_si256(bits.as_ptr().cast());
+                arch::_mm512_storeu_ps(out.as_mut_ptr(), arch::_mm512_cvtph_ps(bits));
+            }
+            out
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn f16_to_f32_avx2(avx2: Avx2, bits: [u16; 16]) -> [f32; 16] {
+            let mut out = [0.0; 16];
+            for half in [0, 8] {
+                // SAFETY: both halves of 8 values lie inside the arrays of 16.
+                unsafe {
+                    let bits = arch::_mm_loadu_si128(bits.as_ptr().add(half).cast());
+                    arch::_mm256_storeu_ps(out.as_mut_ptr().add(half), arch::_mm256_cvtph_ps(bits));
+                }
+            }
+            out
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn f16_from_f32_avx512(avx512: Avx512, values: [f32; 16]) -> [u16; 16] {
+            let mut out = [0; 16];
+            // SAFETY: 16 values of 4 bytes are read, 16 of 2 bytes are written.
+            unsafe {
+                let values = arch::_mm512_loadu_ps(values.as_ptr());
+                let bits = arch::_mm512_cvtps_ph::<{ arch::_MM_FROUND_TO_NEAREST_INT | arch::_MM_FROUND_NO_EXC }>(values);
+                arch::_mm256_storeu_si256(out.as_mut_ptr().cast(), bits);
+            }
+            out
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn f16_from_f32_avx2(avx2: Avx2, values: [f32; 16]) -> [u16; 16] {
+            let mut out = [0; 16];
+            for half in [0, 8] {
+                // SAFETY: both halves of 8 values lie inside the arrays of 16.
+                unsafe {
+                    let values = arch::_mm256_loadu_ps(values.as_ptr().add(half));
+                    let bits = arch::_mm256_cvtps_ph::<{ arch::_MM_FROUND_TO_NEAREST_INT }>(values);
+                    arch::_mm_storeu_si128(out.as_mut_ptr().add(half).cast(), bits);
+                }
+            }
+            out
+        }
+    );
+}
+
+/// Store 64 bytes without reading the line into the cache first.
+///
+/// # Safety
+/// `destination` is valid for writing 64 bytes, aligned to 64, and nothing else accesses them meanwhile.
+#[inline(always)]
+pub(crate) unsafe fn stream<S: Simd>(simd: S, destination: *mut u8, bytes: &[u8; 64]) {
+    debug_assert_eq!(destination.align_offset(64), 0);
+    // SAFETY: valid, aligned and exclusive by the caller's promise; `Line` is 64 plain bytes.
+    let line = unsafe { &mut *destination.cast::<Line>() };
+    match simd.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(simd) => x86::stream_avx512(simd, line, bytes),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(simd) => x86::stream_avx2(simd, line, bytes),
+        #[cfg(target_arch = "x86_64")]
+        Level::Sse2(simd) => x86::stream_sse2(simd, line, bytes),
+        _ => line.0 = *bytes,
+    }
+}
+
+/// Make the streaming stores of this thread visible before any later store of it.
+#[inline(always)]
+pub(crate) fn store_fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of the x86-64 baseline.
+    unsafe {
+        core::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Ask for the cache line at `address`; any address is fine, mapped or not.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint that never faults, and SSE is part of the x86-64 baseline.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Sixteen half-precision floats as single precision; exact.
+#[inline(always)]
+pub(crate) fn f16_to_f32<S: Simd>(simd: S, bits: [u16; 16]) -> f32x16<S> {
+    let values = match simd.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(simd) => x86::f16_to_f32_avx512(simd, bits),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(simd) => x86::f16_to_f32_avx2(simd, bits),
+        _ => bits.map(|bits| f16::from_bits(bits).to_f32()),
+    };
+    values.simd_into(simd)
+}
+
+/// Sixteen single-precision floats rounded to half precision, ties to even.
+#[inline(always)]
+pub(crate) fn f16_from_f32<S: Simd>(simd: S, values: f32x16<S>) -> [u16; 16] {
+    let values: [f32; 16] = values.into();
+    match simd.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(simd) => x86::f16_from_f32_avx512(simd, values),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(simd) => x86::f16_from_f32_avx2(simd, values),
+        _ => values.map(|value| f16::from_f32(value).to_bits()),
+    }
+}

@@ -1,0 +1,279 @@
+//! An n-dimensional array in foreign memory, seen as rows of classes.
+//!
+//! Any strides, any alignment, either byte order: a row that lies in memory as it is computed with (`is_contiguous`)
+//! is used in place, any other is gathered and scattered a block at a time, so nothing the size of a row is copied.
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+use crate::element::Element;
+
+/// The lengths and byte strides of some axes, in C order, with neighbours that form one axis merged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Axes {
+    axes: Vec<(usize, isize)>,
+}
+
+impl Axes {
+    /// From (length, stride in bytes) pairs, outermost first.
+    pub fn new(axes: impl IntoIterator<Item = (usize, isize)>) -> Self {
+        let mut merged: Vec<(usize, isize)> = Vec::new();
+        for (length, stride) in axes {
+            match merged.last_mut() {
+                _ if length == 1 => {}
+                Some((outer, outer_stride)) if *outer_stride == stride.wrapping_mul(length as isize) => {
+                    (*outer, *outer_stride) = (*outer * length, stride);
+                }
+                _ => merged.push((length, stride)),
+            }
+        }
+        Self { axes: merged }
+    }
+
+    /// The number of index tuples.
+    pub fn count(&self) -> usize {
+        self.axes.iter().map(|(length, _)| length).product()
+    }
+
+    /// The byte offset of index tuple number `index` in C order.
+    #[inline]
+    pub fn offset(&self, mut index: usize) -> isize {
+        if let [(_, stride)] = self.axes[..] {
+            return index as isize * stride;
+        }
+        let mut offset = 0;
+        for (length, stride) in self.axes.iter().rev() {
+            offset += (index % length) as isize * stride;
+            index /= length;
+        }
+        offset
+    }
+}
+
+/// An array of `E`, seen as rows of classes.
+#[derive(Clone, Debug)]
+pub struct View<E> {
+    base: *mut u8,
+    rows: Axes,
+    row_count: usize,
+    classes: usize,
+    class_stride: isize,
+    swapped: bool,
+    element: PhantomData<E>,
+}
+
+// SAFETY: `View::new`'s caller promises memory that stays valid; rows are read by any thread, and a row of an output
+// is written by the one thread that computes it.
+unsafe impl<E: Element> Send for View<E> {}
+// SAFETY: as above.
+unsafe impl<E: Element> Sync for View<E> {}
+
+impl<E: Element> View<E> {
+    /// The array at `base` with `rows` as its row axes, and `classes` values `class_stride` bytes apart in a row.
+    ///
+    /// # Safety
+    /// As long as the view or a row of it lives, every element so described is readable, and, if the view is used
+    /// as an output, writeable, with distinct elements apart from each other.
+    pub unsafe fn new(base: *mut u8, rows: Axes, classes: usize, class_stride: isize, swapped: bool) -> Self {
+        let row_count = rows.count();
+        Self { base, rows, row_count, classes, class_stride, swapped, element: PhantomData }
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.row_count
+    }
+
+    /// The number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// The bytes of all elements.
+    pub fn bytes(&self) -> usize {
+        self.row_count.saturating_mul(self.classes).saturating_mul(size_of::<E>())
+    }
+
+    /// Row number `index`, in C order of the row axes.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[inline]
+    pub fn row(&self, index: usize) -> Row<E> {
+        assert!(index < self.row_count, "row {index} of {}", self.row_count);
+        Row {
+            base: self.base.wrapping_offset(self.rows.offset(index)),
+            classes: self.classes,
+            stride: self.class_stride,
+            swapped: self.swapped,
+            element: PhantomData,
+        }
+    }
+}
+
+/// One row of a [`View`]: its elements are readable (an output's writeable) by the promise made to [`View::new`].
+#[derive(Clone, Copy, Debug)]
+pub struct Row<E> {
+    base: *mut u8,
+    classes: usize,
+    stride: isize,
+    swapped: bool,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Row<E> {
+    /// The number of classes.
+    #[inline(always)]
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Whether the elements lie side by side, as the CPU reads them.
+    #[inline(always)]
+    pub fn is_contiguous(&self) -> bool {
+        self.stride == size_of::<E>() as isize && !self.swapped
+    }
+
+    /// Where element `index` lies; in bounds for `index` up to the number of classes.
+    #[inline(always)]
+    pub fn pointer(&self, index: usize) -> *mut E {
+        debug_assert!(index <= self.classes);
+        self.base.wrapping_offset(index as isize * self.stride).cast()
+    }
+
+    /// Element `index`.
+    ///
+    /// # Panics
+    /// If there is no such element.
+    #[inline(always)]
+    pub fn get(&self, index: usize) -> E {
+        assert!(index < self.classes, "class {index} of {}", self.classes);
+        // SAFETY: the element is readable by the promise made to `View::new`; the read asks for no alignment.
+        let value = unsafe { self.pointer(index).read_unaligned() };
+        if self.swapped { value.swap_bytes() } else { value }
+    }
+
+    /// Write element `index` of an output.
+    ///
+    /// # Safety
+    /// The view was made as an output, and this thread alone works on the row.
+    ///
+    /// # Panics
+    /// If there is no such element.
+    #[inline(always)]
+    pub unsafe fn set(&self, index: usize, value: E) {
+        assert!(index < self.classes, "class {index} of {}", self.classes);
+        let value = if self.swapped { value.swap_bytes() } else { value };
+        // SAFETY: the element is writeable by the promise made to `View::new`, and nothing else accesses it.
+        unsafe { self.pointer(index).write_unaligned(value) }
+    }
+
+    /// Copy the elements from `start` on into `block`, all of it.
+    #[inline(always)]
+    pub fn gather(&self, start: usize, block: &mut [MaybeUninit<E>]) {
+        if self.is_contiguous() {
+            assert!(start + block.len() <= self.classes, "block past the row");
+            // SAFETY: the elements are readable by the promise made to `View::new` and lie side by side; `block` is
+            // memory of ours, so they do not overlap. Copied as bytes: a copy asks for no alignment.
+            unsafe {
+                let source = self.pointer(start).cast::<u8>();
+                source.copy_to_nonoverlapping(block.as_mut_ptr().cast(), size_of_val(block));
+            }
+        } else {
+            for (offset, value) in block.iter_mut().enumerate() {
+                value.write(self.get(start + offset));
+            }
+        }
+    }
+
+    /// Copy `block` over the elements of an output from `start` on.
+    ///
+    /// # Safety
+    /// As for [`Self::set`].
+    #[inline(always)]
+    pub unsafe fn scatter(&self, start: usize, block: &[E]) {
+        if self.is_contiguous() {
+            assert!(start + block.len() <= self.classes, "block past the row");
+            // SAFETY: the elements are writeable by the promise made to `View::new`, nothing else accesses them, and
+            // they lie side by side; `block` is memory of ours.
+            unsafe {
+                let destination = self.pointer(start).cast::<u8>();
+                destination.copy_from_nonoverlapping(block.as_ptr().cast(), size_of_val(block));
+            }
+        } else {
+            for (offset, value) in block.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { self.set(start + offset, *value) }
+            }
+        }
+    }
+}
+
+/// An output of one number a row, side by side, as f32 or as f64.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    base: *mut u8,
+    rows: usize,
+    double: bool,
+}
+
+// SAFETY: `Column::new`'s caller promises memory that stays valid, and each number is written by one thread.
+unsafe impl Send for Column {}
+// SAFETY: as above.
+unsafe impl Sync for Column {}
+
+impl Column {
+    /// The `rows` numbers at `base`, f64 if `double`.
+    ///
+    /// # Safety
+    /// As long as the column lives, they are writeable, and nothing else accesses them.
+    pub unsafe fn new(base: *mut u8, rows: usize, double: bool) -> Self {
+        Self { base, rows, double }
+    }
+
+    /// Write the number of row `index`.
+    ///
+    /// # Safety
+    /// This thread alone works on the row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[inline]
+    pub unsafe fn set(&self, index: usize, value: f64) {
+        assert!(index < self.rows, "row {index} of {}", self.rows);
+        // SAFETY: the number is writeable by the promise made to `Column::new`, and this thread's by the caller's.
+        unsafe {
+            if self.double {
+                self.base.cast::<f64>().add(index).write_unaligned(value);
+            } else {
+                self.base.cast::<f32>().add(index).write_unaligned(value as f32);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_axes_merge_and_offsets_follow_c_order() {
+        let shape = [2, 3, 1, 4];
+        for strides in [[96, 32, 7, 8], [8, 16, 5, 48], [-96, 32, 0, 8], [0, 0, 0, 8]] {
+            let axes = Axes::new(shape.into_iter().zip(strides));
+            assert_eq!(axes.count(), 24);
+            let mut index = 0;
+            for a in 0..2 {
+                for b in 0..3 {
+                    for d in 0..4 {
+                        assert_eq!(axes.offset(index), a * strides[0] + b * strides[1] + d * strides[3]);
+                        index += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(Axes::new([(2, 24), (3, 8)]).axes, [(6, 8)]);
+        assert_eq!(Axes::new([]).count(), 1);
+        assert_eq!(Axes::new([(0, 8), (3, 8)]).count(), 0);
+    }
+}
