@@ -58,7 +58,9 @@ fn environment_threads(variable: &str) -> Result<Option<usize>> {
     // OpenMP's may be a list, one number for each level of nesting.
     match text.split(',').next().and_then(|text| text.trim().parse().ok()) {
         Some(threads @ 1..=MOST_THREADS) => Ok(Some(threads)),
-        _ => Err(Error::Value(format!("{variable} is '{text}'; expected a number of threads from 1 to {MOST_THREADS}"))),
+        _ => {
+            Err(Error::Value(format!("{variable} is '{text}'; expected a number of threads from 1 to {MOST_THREADS}")))
+        }
     }
 }
 
@@ -144,7 +146,8 @@ fn process_pool() -> &'static ProcessPool {
 /// that order. `check` is asked on the caller's thread, about every 50 ms, whether to go on.
 ///
 /// # Errors
-/// What `check` returned; some chunks have run then, others have not.
+/// What `check` returned; some chunks have run then, others have not. [`Error::Memory`] if there is no room for the
+/// results.
 ///
 /// # Panics
 /// If `work` does.
@@ -154,27 +157,37 @@ pub fn map_chunks<T: Send + Sync>(
     check: &dyn Fn() -> Result<()>,
     work: impl Fn(usize) -> T + Sync,
 ) -> Result<Vec<T>> {
-    let (threads, _) = num_threads();
-    let threads = threads.min(chunks);
-    let total_bytes = chunks.saturating_mul(chunk_bytes);
-    if total_bytes <= INLINE_BYTES {
-        return Ok((0..chunks).map(work).collect());
+    let mut results: Vec<OnceLock<T>> = Vec::new();
+    results.try_reserve_exact(chunks).map_err(|_| Error::Memory(format!("no memory for {chunks} partial results")))?;
+    results.resize_with(chunks, OnceLock::new);
+    run(chunks, chunk_bytes, check, &|chunk| {
+        let _ = results[chunk].set(work(chunk));
+    })?;
+    Ok(results.into_iter().map(|result| result.into_inner().expect("each chunk was taken once")).collect())
+}
+
+/// Run `work` on every chunk, in the pool if that is worth it.
+fn run(chunks: usize, chunk_bytes: usize, check: &dyn Fn() -> Result<()>, work: &(dyn Fn(usize) + Sync)) -> Result<()> {
+    if chunks.saturating_mul(chunk_bytes) <= INLINE_BYTES {
+        (0..chunks).for_each(work);
+        return Ok(());
     }
+    let threads = num_threads().0.min(chunks);
     let pool = if threads > 1 { workers(threads - 1) } else { None };
-    let results: Vec<OnceLock<T>> = (0..chunks).map(|_| OnceLock::new()).collect();
     let mut slice = (FIRST_SLICE_BYTES / chunk_bytes.max(1)).max(threads);
     let mut start = 0;
     while start < chunks {
         let end = chunks.min(start.saturating_add(slice));
         let began = Instant::now();
         let next = AtomicUsize::new(start);
+        // Chunks are taken in order, so that the threads read neighbouring memory.
         let take = || {
             loop {
                 let chunk = next.fetch_add(1, Ordering::Relaxed);
                 if chunk >= end {
                     break;
                 }
-                let _ = results[chunk].set(work(chunk));
+                work(chunk);
             }
         };
         match &pool {
@@ -193,7 +206,7 @@ pub fn map_chunks<T: Send + Sync>(
             check()?;
         }
     }
-    Ok(results.into_iter().map(|result| result.into_inner().expect("each chunk was taken once")).collect())
+    Ok(())
 }
 
 #[cfg(test)]

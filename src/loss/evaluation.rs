@@ -27,7 +27,13 @@ pub struct Tally {
 ///
 /// # Errors
 /// What `check` returned.
-pub fn tally<E: Element>(logits: &View<E>, labels: &Labels, temperature: Temperature, top_k: &[usize], check: Check) -> Result<Tally> {
+pub fn tally<E: Element>(
+    logits: &View<E>,
+    labels: &Labels,
+    temperature: Temperature,
+    top_k: &[usize],
+    check: Check,
+) -> Result<Tally> {
     assert_eq!(logits.rows(), labels.rows());
     let chunks = Chunks::new(logits.rows(), logits.classes());
     let level = simd::level();

@@ -121,7 +121,10 @@ mod tests {
     #[test]
     fn the_text_names_position_value_and_range() {
         let text = |result: Result<Labels>| result.unwrap_err().to_string();
-        assert_eq!(text(read(&[0i64, 1, 9, 0], &[2, 2], 9)), "targets[1, 0] is 9; expected 0 to 8, or ignore_index -100");
+        assert_eq!(
+            text(read(&[0i64, 1, 9, 0], &[2, 2], 9)),
+            "targets[1, 0] is 9; expected 0 to 8, or ignore_index -100"
+        );
         assert_eq!(text(read(&[-1i8], &[], 9)), "targets is -1; expected 0 to 8, or ignore_index -100");
         let large = read(&[u64::MAX], &[1], 9);
         assert_eq!(text(large), format!("targets[0] is {}; expected 0 to 8, or ignore_index -100", u64::MAX));

@@ -3,7 +3,7 @@
 use std::os::raw::c_int;
 
 use numpy::npyffi::{self, NPY_ORDER, PY_ARRAY_API, flags};
-use numpy::{PyArray1, PyArrayDescr, PyArrayMethods, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArray1, PyArrayDescr, PyArrayDescrMethods, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -135,12 +135,14 @@ impl<'py> Logits<'py> {
             return Err(Error::Value("logits have shape (); expected at least one axis, the classes".into()).into());
         }
         if !(-axes..axes).contains(&axis) {
-            let text = format!("axis is {axis}; expected {} to {} for logits of shape {}", -axes, axes - 1, shape_text(shape));
+            let text =
+                format!("axis is {axis}; expected {} to {} for logits of shape {}", -axes, axes - 1, shape_text(shape));
             return Err(Error::Value(text).into());
         }
         let index = axis.rem_euclid(axes) as usize;
         if shape[index] == 0 {
-            let text = format!("logits have shape {}; expected at least one class along axis {axis}", shape_text(shape));
+            let text =
+                format!("logits have shape {}; expected at least one class along axis {axis}", shape_text(shape));
             return Err(Error::Value(text).into());
         }
         Ok(Self { array, dtype, axis: index, swapped })
@@ -195,7 +197,11 @@ impl<'py> Logits<'py> {
     }
 
     /// The result array `out`, checked, or a new one.
-    pub(super) fn result(&self, out: Option<&Bound<'py, PyAny>>, inputs: &[(&str, &Bound<'py, PyAny>)]) -> PyResult<Output<'py>> {
+    pub(super) fn result(
+        &self,
+        out: Option<&Bound<'py, PyAny>>,
+        inputs: &[(&str, &Bound<'py, PyAny>)],
+    ) -> PyResult<Output<'py>> {
         let array = match out {
             Some(out) => self.checked_out(out, inputs)?,
             None => self.new_like()?,
@@ -204,17 +210,25 @@ impl<'py> Logits<'py> {
         Ok(Output { array, dtype, axis: self.axis })
     }
 
-    fn checked_out(&self, out: &Bound<'py, PyAny>, inputs: &[(&str, &Bound<'py, PyAny>)]) -> PyResult<Bound<'py, PyUntypedArray>> {
+    fn checked_out(
+        &self,
+        out: &Bound<'py, PyAny>,
+        inputs: &[(&str, &Bound<'py, PyAny>)],
+    ) -> PyResult<Bound<'py, PyUntypedArray>> {
         let value_error = |text: String| -> PyErr { Error::Value(text).into() };
         let Ok(array) = out.cast::<PyUntypedArray>() else {
             let text = format!("out is a {}; expected a numpy.ndarray", out.get_type().name()?);
             return Err(Error::Type(text).into());
         };
         let descriptor = array.dtype();
-        let dtype = storage_type(&descriptor).filter(|dtype| !is_swapped(&descriptor) && dtype.is_double() == self.dtype.is_double());
+        let dtype = storage_type(&descriptor)
+            .filter(|dtype| !is_swapped(&descriptor) && dtype.is_double() == self.dtype.is_double());
         if dtype.is_none() {
             let expected = if self.dtype.is_double() { "float64" } else { "float32, float16 or bfloat16" };
-            return Err(value_error(format!("out has dtype {descriptor}; expected {expected} for {} logits", self.dtype.name())));
+            return Err(value_error(format!(
+                "out has dtype {descriptor}; expected {expected} for {} logits",
+                self.dtype.name()
+            )));
         }
         if array.shape() != self.array.shape() {
             let (found, expected) = (shape_text(array.shape()), shape_text(self.array.shape()));
@@ -224,7 +238,9 @@ impl<'py> Logits<'py> {
             return Err(value_error("out is read-only; expected a writeable array".into()));
         }
         if overlaps_itself(array) {
-            return Err(value_error("out has elements that share memory; expected an array without internal overlap".into()));
+            return Err(value_error(
+                "out has elements that share memory; expected an array without internal overlap".into(),
+            ));
         }
         let expected = "expected the logits array itself or memory that no input uses";
         if !self.is_same_array(array) && overlap(array, &self.array)? {
@@ -306,7 +322,12 @@ fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyRe
 }
 
 /// The targets of `logits`, read and checked.
-pub(super) fn labels(targets: &Bound<'_, PyAny>, logits: &Logits<'_>, axis: isize, ignore_index: i64) -> PyResult<Labels> {
+pub(super) fn labels(
+    targets: &Bound<'_, PyAny>,
+    logits: &Logits<'_>,
+    axis: isize,
+    ignore_index: i64,
+) -> PyResult<Labels> {
     let array = as_array(targets, "targets")?;
     let descriptor = array.dtype();
     // `numpy.asarray([])` is an array of floats.

@@ -11,7 +11,8 @@ use crate::{parallel, simd};
 
 #[pyfunction]
 pub(super) fn set_num_threads(n: i64) -> PyResult<()> {
-    let threads = usize::try_from(n).map_err(|_| Error::Value(format!("number of threads is {n}; expected at least 1")))?;
+    let threads =
+        usize::try_from(n).map_err(|_| Error::Value(format!("number of threads is {n}; expected at least 1")))?;
     Ok(parallel::set_num_threads(threads)?)
 }
 

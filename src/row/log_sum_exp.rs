@@ -40,7 +40,12 @@ pub struct Statistics {
 
 /// `log Σ exp(x / T)` over the classes of a row, less the class `left_out`.
 #[inline(always)]
-pub fn log_sum_exp<S: Simd, E: Element>(simd: S, row: Row<E>, left_out: Option<usize>, temperature: Temperature) -> LogSumExp {
+pub fn log_sum_exp<S: Simd, E: Element>(
+    simd: S,
+    row: Row<E>,
+    left_out: Option<usize>,
+    temperature: Temperature,
+) -> LogSumExp {
     let statistics = if temperature.is_one() {
         pass::<S, E, false, false>(simd, row, left_out, temperature)
     } else {
@@ -51,7 +56,12 @@ pub fn log_sum_exp<S: Simd, E: Element>(simd: S, row: Row<E>, left_out: Option<u
 
 /// [`log_sum_exp`] with [`Statistics`].
 #[inline(always)]
-pub fn statistics<S: Simd, E: Element>(simd: S, row: Row<E>, left_out: Option<usize>, temperature: Temperature) -> Statistics {
+pub fn statistics<S: Simd, E: Element>(
+    simd: S,
+    row: Row<E>,
+    left_out: Option<usize>,
+    temperature: Temperature,
+) -> Statistics {
     if temperature.is_one() {
         pass::<S, E, false, true>(simd, row, left_out, temperature)
     } else {

@@ -41,15 +41,16 @@ pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let scale = Scale::<S, E::Real>::new(simd, temperature);
-            let splat = |value| <E::Real as Real>::Lanes::<S>::simd_from(simd, E::Real::from_f64(value));
-            let (reference, factor) = (splat(reference), splat(factor));
+            let scale = Scale::new(simd, temperature);
+            let (reference, factor) = (splat::<S, E::Real>(simd, reference), splat::<S, E::Real>(simd, factor));
             // SAFETY: the caller's promise.
             unsafe {
                 if temperature.is_one() {
-                    map(simd, row, out, stores, |x| scale.exp::<false>(simd, x - reference, boost).0 * factor);
+                    let f = Probability::<S, E::Real, false> { scale, boost, reference, factor };
+                    map(simd, row, out, stores, &f);
                 } else {
-                    map(simd, row, out, stores, |x| scale.exp::<true>(simd, x - reference, boost).0 * factor);
+                    let f = Probability::<S, E::Real, true> { scale, boost, reference, factor };
+                    map(simd, row, out, stores, &f);
                 }
             }
         },
@@ -73,26 +74,60 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
     simd.vectorize(
         #[inline(always)]
         || {
-            let scale = Scale::<S, E::Real>::new(simd, temperature);
-            let splat = |value| <E::Real as Real>::Lanes::<S>::simd_from(simd, E::Real::from_f64(value));
-            let (reference, log_sum) = (splat(reference), splat(log_sum));
-            let (zero, lowest) = (splat(0.0), splat(E::Real::LOWEST.to_f64()));
+            let scale = Scale::new(simd, temperature);
+            let (reference, log_sum) = (splat::<S, E::Real>(simd, reference), splat::<S, E::Real>(simd, log_sum));
+            let f = LogProbability::<S, E::Real> { scale, scaled: !temperature.is_one(), reference, log_sum };
             // SAFETY: the caller's promise.
-            unsafe {
-                if temperature.is_one() {
-                    map(simd, row, out, stores, |x| (x - reference) - log_sum);
-                } else {
-                    map(simd, row, out, stores, |x| {
-                        let d = x - reference;
-                        let z = d * scale.high;
-                        let rest = d.mul_sub(scale.high, z) + d * scale.low;
-                        // −∞ has no rest.
-                        (z - log_sum) + d.simd_ge(lowest).select(rest, zero)
-                    });
-                }
-            }
+            unsafe { map(simd, row, out, stores, &f) }
         },
     );
+}
+
+#[inline(always)]
+fn splat<S: Simd, R: Real>(simd: S, value: f64) -> R::Lanes<S> {
+    R::Lanes::<S>::simd_from(simd, R::from_f64(value))
+}
+
+/// A function of lanes. A trait and not a closure, since a closure that the compiler does not inline runs without the
+/// level's instructions: the gradient took 30 times as long.
+trait Function<S: Simd, R: Real> {
+    fn of(&self, simd: S, x: R::Lanes<S>) -> R::Lanes<S>;
+}
+
+struct Probability<S: Simd, R: Real, const SCALED: bool> {
+    scale: Scale<S, R>,
+    boost: Boost,
+    reference: R::Lanes<S>,
+    factor: R::Lanes<S>,
+}
+
+impl<S: Simd, R: Real, const SCALED: bool> Function<S, R> for Probability<S, R, SCALED> {
+    #[inline(always)]
+    fn of(&self, simd: S, x: R::Lanes<S>) -> R::Lanes<S> {
+        self.scale.exp::<SCALED>(simd, x - self.reference, self.boost).0 * self.factor
+    }
+}
+
+struct LogProbability<S: Simd, R: Real> {
+    scale: Scale<S, R>,
+    scaled: bool,
+    reference: R::Lanes<S>,
+    log_sum: R::Lanes<S>,
+}
+
+impl<S: Simd, R: Real> Function<S, R> for LogProbability<S, R> {
+    #[inline(always)]
+    fn of(&self, simd: S, x: R::Lanes<S>) -> R::Lanes<S> {
+        let d = x - self.reference;
+        if !self.scaled {
+            return d - self.log_sum;
+        }
+        let z = d * self.scale.high;
+        let rest = d.mul_sub(self.scale.high, z) + d * self.scale.low;
+        // −∞ has no rest.
+        let finite = d.simd_ge(splat::<S, R>(simd, R::LOWEST.to_f64()));
+        (z - self.log_sum) + finite.select(rest, splat::<S, R>(simd, 0.0))
+    }
 }
 
 /// Write `value` everywhere.
@@ -109,7 +144,7 @@ pub unsafe fn fill<O: Element>(out: Row<O>, value: O) {
     }
 }
 
-/// Write `f(x)` for the lanes x of a row.
+/// Write `f` of the lanes of a row.
 ///
 /// # Safety
 /// As for [`probabilities`].
@@ -119,7 +154,7 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
     row: Row<E>,
     out: Row<O>,
     stores: Stores,
-    f: impl Fn(<E::Real as Real>::Lanes<S>) -> <E::Real as Real>::Lanes<S>,
+    f: &impl Function<S, E::Real>,
 ) {
     debug_assert_eq!(row.classes(), out.classes());
     let streaming = stores == Stores::Streaming && out.is_contiguous();
@@ -137,32 +172,35 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
         } else {
             source.fill(row, start, length, length.next_multiple_of(E::Real::LANES)).as_ptr()
         };
-        // SAFETY: `vector` stays below the vectors of a block: all of them in `source`, and in the row if it is full.
-        let value = |vector: usize| f(unsafe { E::load(simd, input.add(vector * E::Real::LANES)) });
-        if full && out.is_contiguous() {
-            let output = out.pointer(start);
-            for vector in (0..BLOCK / E::Real::LANES).step_by(4) {
-                let values = [value(vector), value(vector + 1), value(vector + 2), value(vector + 3)];
-                // SAFETY: the block lies inside the row, writeable and exclusive by the caller's promise; `lead`
-                // elements brought it to a 64-byte boundary, and four vectors are whole lines.
-                unsafe {
-                    let output = output.add(vector * E::Real::LANES);
+        // SAFETY: the first `length` elements are in `source` (rounded up to vectors) or in the row. Results go to the row,
+        // writeable and exclusive by the caller's promise, or to `result`, which holds a block. Streamed results are
+        // full blocks on a 64-byte boundary, to which `lead` elements brought the row.
+        unsafe {
+            if full && out.is_contiguous() {
+                let output = out.pointer(start);
+                for vector in (0..BLOCK / E::Real::LANES).step_by(4) {
+                    let index = vector * E::Real::LANES;
+                    let values = [
+                        f.of(simd, E::load(simd, input.add(index))),
+                        f.of(simd, E::load(simd, input.add(index + E::Real::LANES))),
+                        f.of(simd, E::load(simd, input.add(index + 2 * E::Real::LANES))),
+                        f.of(simd, E::load(simd, input.add(index + 3 * E::Real::LANES))),
+                    ];
                     if streaming {
-                        O::stream(simd, output, values);
+                        O::stream(simd, output.add(index), values);
                     } else {
                         for (chain, values) in values.into_iter().enumerate() {
-                            O::store(simd, output.add(chain * E::Real::LANES), values);
+                            O::store(simd, output.add(index + chain * E::Real::LANES), values);
                         }
                     }
                 }
+            } else {
+                for index in (0..length).step_by(E::Real::LANES) {
+                    let values = f.of(simd, E::load(simd, input.add(index)));
+                    O::store(simd, result.pointer().add(index), values);
+                }
+                out.scatter(start, result.written(length));
             }
-        } else {
-            for vector in 0..length.div_ceil(E::Real::LANES) {
-                // SAFETY: `result` holds a block, and `vector` stays below its vectors.
-                unsafe { O::store(simd, result.pointer().add(vector * E::Real::LANES), value(vector)) }
-            }
-            // SAFETY: the loop wrote `length` elements; the rest is the caller's promise.
-            unsafe { out.scatter(start, result.written(length)) }
         }
         start += length;
     }

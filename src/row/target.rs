@@ -92,7 +92,11 @@ impl ClassLoss {
         // SAFETY: the caller's promise.
         unsafe {
             map::probabilities(simd, row, out, self.reference, factor / self.total, temperature, stores);
-            let own = if masked && !self.total.is_nan() && self.total > 0.0 { 0.0 } else { -factor * (self.others / self.total) };
+            let own = if masked && !self.total.is_nan() && self.total > 0.0 {
+                0.0
+            } else {
+                -factor * (self.others / self.total)
+            };
             // As the lanes do: to the type computed in, then to the one stored.
             out.set(self.class, O::from_f64(E::Real::from_f64(own).to_f64()));
         }

@@ -42,8 +42,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
-pub(crate) use operations::{prefetch, store_fence, stream};
 pub(crate) use operations::{f16_from_f32, f16_to_f32};
+pub(crate) use operations::{prefetch, store_fence, stream};
 
 /// The token of the instructions that every CPU of the target has.
 #[cfg(target_arch = "x86_64")]
@@ -161,7 +161,8 @@ pub fn cpu_name() -> String {
         use core::arch::x86_64::__cpuid;
         const BRAND: u32 = 0x8000_0002;
         if __cpuid(0x8000_0000).eax >= BRAND + 2 {
-            let registers = (BRAND..BRAND + 3).map(__cpuid).flat_map(|found| [found.eax, found.ebx, found.ecx, found.edx]);
+            let registers =
+                (BRAND..BRAND + 3).map(__cpuid).flat_map(|found| [found.eax, found.ebx, found.ecx, found.edx]);
             let bytes: Vec<u8> = registers.flat_map(u32::to_le_bytes).take_while(|byte| *byte != 0).collect();
             return String::from_utf8_lossy(&bytes).trim().to_owned();
         }

@@ -20,7 +20,9 @@ mod x86 {
         #[inline(always)]
         pub(super) fn stream_avx512(avx512: Avx512, line: &mut Line, bytes: &[u8; 64]) {
             // SAFETY: `line` and `bytes` are 64 bytes each, and `line` is aligned to 64.
-            unsafe { arch::_mm512_stream_si512(line.0.as_mut_ptr().cast(), arch::_mm512_loadu_si512(bytes.as_ptr().cast())) }
+            unsafe {
+                arch::_mm512_stream_si512(line.0.as_mut_ptr().cast(), arch::_mm512_loadu_si512(bytes.as_ptr().cast()))
+            }
         }
     );
     fearless_simd::kernel!(
@@ -80,7 +82,8 @@ mod x86 {
             // SAFETY: 16 values of 4 bytes are read, 16 of 2 bytes are written.
             unsafe {
                 let values = arch::_mm512_loadu_ps(values.as_ptr());
-                let bits = arch::_mm512_cvtps_ph::<{ arch::_MM_FROUND_TO_NEAREST_INT | arch::_MM_FROUND_NO_EXC }>(values);
+                let bits =
+                    arch::_mm512_cvtps_ph::<{ arch::_MM_FROUND_TO_NEAREST_INT | arch::_MM_FROUND_NO_EXC }>(values);
                 arch::_mm256_storeu_si256(out.as_mut_ptr().cast(), bits);
             }
             out
