@@ -64,7 +64,7 @@ fn of_type<E: Element>(criterion: &mut Criterion) {
             group.throughput(Throughput::Bytes((classes * size_of::<E>()) as u64));
             group.bench_function(id("loss"), |bencher| bencher.iter(|| level.run(Loss(row))));
             group.bench_function(id("loss and gradient"), |bencher| {
-                bencher.iter(|| level.run(LossAndGradient(row, out)))
+                bencher.iter(|| level.run(LossAndGradient(row, out)));
             });
             group.finish();
         }

@@ -1,5 +1,6 @@
 //! Class-index targets, read once.
 
+use super::Check;
 use crate::error::{Error, Result};
 use crate::view::Axes;
 
@@ -34,42 +35,70 @@ macro_rules! integers {
 }
 integers!(i8, i16, i32, i64, u8, u16, u32, u64);
 
-impl Labels {
-    /// Read and check the targets at `base`, in C order.
-    ///
-    /// # Errors
-    /// [`Error::Index`] for a target that is neither in `0..classes` nor `ignore_index`; `shape` is the targets'
-    /// shape, for the message. [`Error::Memory`] if there is no room for the copy.
+/// An array of integers in foreign memory.
+#[derive(Clone, Debug)]
+pub struct Integers {
+    base: *const u8,
+    axes: Axes,
+    shape: Vec<usize>,
+    swapped: bool,
+}
+
+// SAFETY: `Integers::new`'s caller promises memory that stays valid, and it is only read.
+unsafe impl Send for Integers {}
+
+impl Integers {
+    /// The array at `base` with these lengths and strides in bytes.
     ///
     /// # Safety
-    /// Every element that `base` and `axes` describe is readable.
-    pub unsafe fn read<T: Integer>(
-        base: *const u8,
-        axes: &Axes,
-        swapped: bool,
-        shape: &[usize],
-        classes: usize,
-        ignore_index: i64,
-    ) -> Result<Self> {
+    /// As long as the value lives, every element so described is readable.
+    pub unsafe fn new(base: *const u8, shape: &[usize], strides: &[isize], swapped: bool) -> Self {
+        let axes = Axes::new(shape.iter().copied().zip(strides.iter().copied()));
+        Self { base, axes, shape: shape.to_vec(), swapped }
+    }
+
+    /// Element number `index` in C order, below the number of elements.
+    #[inline(always)]
+    fn get<T: Integer>(&self, index: usize) -> T {
+        // SAFETY: readable by the promise made to `Integers::new`; the read asks for no alignment.
+        let value = unsafe { self.base.wrapping_offset(self.axes.offset(index)).cast::<T>().read_unaligned() };
+        if self.swapped { value.swap_bytes() } else { value }
+    }
+}
+
+/// Targets read between two questions whether to go on.
+const BATCH: usize = 1 << 22;
+
+impl Labels {
+    /// Read and check targets of type `T`, in C order.
+    ///
+    /// # Errors
+    /// [`Error::Index`] for a target that is neither in `0..classes` nor `ignore_index`; [`Error::Memory`] if there is
+    /// no room for the copy; what `check` returned.
+    pub fn read<T: Integer>(targets: &Integers, classes: usize, ignore_index: i64, check: Check) -> Result<Self> {
         let ignored = T::try_from(ignore_index).ok();
+        let rows = targets.axes.count();
         let mut counted = 0;
         let mut checked = Vec::new();
         checked
-            .try_reserve_exact(axes.count())
-            .map_err(|_| Error::Memory(format!("no memory for a copy of {} targets", axes.count())))?;
-        for index in 0..axes.count() {
-            // SAFETY: readable by the caller's promise; the read asks for no alignment.
-            let value = unsafe { base.wrapping_offset(axes.offset(index)).cast::<T>().read_unaligned() };
-            let value = if swapped { value.swap_bytes() } else { value };
-            if Some(value) == ignored {
-                checked.push(IGNORED);
-                continue;
+            .try_reserve_exact(rows)
+            .map_err(|_| Error::Memory(format!("no memory for a copy of {rows} targets")))?;
+        for start in (0..rows).step_by(BATCH) {
+            if start > 0 {
+                check()?;
             }
-            match value.try_into() {
-                Ok(class) if class < classes => checked.push(class),
-                _ => return Err(out_of_range(index, value.into(), shape, classes, ignore_index)),
+            for index in start..rows.min(start + BATCH) {
+                let value: T = targets.get(index);
+                if Some(value) == ignored {
+                    checked.push(IGNORED);
+                    continue;
+                }
+                match value.try_into() {
+                    Ok(class) if class < classes => checked.push(class),
+                    _ => return Err(out_of_range(index, value.into(), &targets.shape, classes, ignore_index)),
+                }
+                counted += 1;
             }
-            counted += 1;
         }
         Ok(Self { classes: checked, counted })
     }
@@ -106,9 +135,13 @@ mod tests {
     use super::*;
 
     fn read<T: Integer>(values: &[T], shape: &[usize], classes: usize) -> Result<Labels> {
-        let axes = Axes::new([(values.len(), size_of::<T>() as isize)]);
-        // SAFETY: the axis describes `values`.
-        unsafe { Labels::read::<T>(values.as_ptr().cast(), &axes, false, shape, classes, -100) }
+        let mut strides = vec![size_of::<T>() as isize; shape.len()];
+        for axis in (1..shape.len()).rev() {
+            strides[axis - 1] = strides[axis] * shape[axis] as isize;
+        }
+        // SAFETY: shape and strides describe `values`.
+        let targets = unsafe { Integers::new(values.as_ptr().cast(), shape, &strides, false) };
+        Labels::read::<T>(&targets, classes, -100, &|| Ok(()))
     }
 
     #[test]

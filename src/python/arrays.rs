@@ -8,21 +8,18 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use super::detached;
 use crate::element::{Dtype, Element};
 use crate::error::Error;
-use crate::loss::labels::Labels;
+use crate::loss::labels::{Integers, Labels};
 use crate::row::Temperature;
 use crate::view::{Axes, Column, View};
 
 /// A shape, as Python writes it.
 pub(super) fn shape_text(shape: &[usize]) -> String {
-    match shape {
-        [length] => format!("({length},)"),
-        _ => {
-            let lengths: Vec<_> = shape.iter().map(usize::to_string).collect();
-            format!("({})", lengths.join(", "))
-        }
-    }
+    let lengths: Vec<_> = shape.iter().map(usize::to_string).collect();
+    let comma = if shape.len() == 1 { "," } else { "" };
+    format!("({}{comma})", lengths.join(", "))
 }
 
 /// A number, as Python writes it.
@@ -59,7 +56,10 @@ fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, 
             return Err(Error::Type(text).into());
         }
     }
-    Ok(numpy(py)?.call_method1(intern!(py, "asarray"), (object,))?.cast_into()?)
+    // What speaks DLPack alone is taken that way; the rest of the world knows `__array__`.
+    let dlpack = object.hasattr(intern!(py, "__dlpack__"))? && !object.hasattr(intern!(py, "__array__"))?;
+    let convert = if dlpack { intern!(py, "from_dlpack") } else { intern!(py, "asarray") };
+    Ok(numpy(py)?.call_method1(convert, (object,))?.cast_into()?)
 }
 
 /// The storage type that a dtype is, if it is one; in either byte order.
@@ -306,6 +306,9 @@ fn overlaps_itself(array: &Bound<'_, PyUntypedArray>) -> bool {
     })
 }
 
+/// How hard `numpy.shares_memory` may try: milliseconds.
+const SEARCH_EFFORT: i64 = 100_000;
+
 /// Whether two arrays share memory; when that is too hard to tell, they do.
 fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
     let ((a_low, a_high), (b_low, b_high)) = (extent(a), extent(b));
@@ -313,8 +316,7 @@ fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyRe
         return Ok(false);
     }
     let py = a.py();
-    const EFFORT: i64 = 100_000;
-    match numpy(py)?.call_method1(intern!(py, "shares_memory"), (a, b, EFFORT)) {
+    match numpy(py)?.call_method1(intern!(py, "shares_memory"), (a, b, SEARCH_EFFORT)) {
         Ok(shared) => shared.extract(),
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyRuntimeError>(py) => Ok(true),
         Err(error) => Err(error),
@@ -347,25 +349,19 @@ pub(super) fn labels(
         );
         return Err(Error::Value(text).into());
     }
-    let axes = Axes::new(array.shape().iter().copied().zip(array.strides().iter().copied()));
-    let (base, swapped, classes) = (base(&array).cast_const(), is_swapped(&descriptor), logits.classes());
-    macro_rules! read {
-        ($integer:ty) => {
-            // SAFETY: base, shape and strides are those of a live array of this integer type.
-            unsafe { Labels::read::<$integer>(base, &axes, swapped, &expected, classes, ignore_index) }
-        };
-    }
-    let labels = match (kind, descriptor.itemsize()) {
-        (b'i', 1) => read!(i8),
-        (b'i', 2) => read!(i16),
-        (b'i', 4) => read!(i32),
-        (b'i', _) => read!(i64),
-        (_, 1) => read!(u8),
-        (_, 2) => read!(u16),
-        (_, 4) => read!(u32),
-        _ => read!(u64),
-    };
-    Ok(labels?)
+    // SAFETY: base, shape and strides are those of a live array of integers, which outlives the value.
+    let integers = unsafe { Integers::new(base(&array), array.shape(), array.strides(), is_swapped(&descriptor)) };
+    let (size, classes) = (descriptor.itemsize(), logits.classes());
+    detached(array.py(), move |check| match (kind, size) {
+        (b'i', 1) => Labels::read::<i8>(&integers, classes, ignore_index, check),
+        (b'i', 2) => Labels::read::<i16>(&integers, classes, ignore_index, check),
+        (b'i', 4) => Labels::read::<i32>(&integers, classes, ignore_index, check),
+        (b'i', _) => Labels::read::<i64>(&integers, classes, ignore_index, check),
+        (_, 1) => Labels::read::<u8>(&integers, classes, ignore_index, check),
+        (_, 2) => Labels::read::<u16>(&integers, classes, ignore_index, check),
+        (_, 4) => Labels::read::<u32>(&integers, classes, ignore_index, check),
+        _ => Labels::read::<u64>(&integers, classes, ignore_index, check),
+    })
 }
 
 /// A number a row, in an array of f32 or f64, and the column to write it through.

@@ -2,6 +2,7 @@
 
 use fearless_simd::{Simd, prelude::*};
 
+use super::temperature::sum_of_three;
 use super::{BLOCK, Scale, Scratch, Temperature};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total};
@@ -23,7 +24,8 @@ pub struct LogSumExp {
 impl LogSumExp {
     /// The log-sum-exp; −∞ for a row of only −∞.
     pub fn value(self, temperature: Temperature) -> f64 {
-        self.reference / temperature.value() + self.sum.ln()
+        let [high, low] = temperature.difference(self.reference, 0.0);
+        sum_of_three(high, self.sum.ln(), low)
     }
 }
 
@@ -177,7 +179,7 @@ impl<S: Simd, R: Real> Block<S, R> {
         }
         let largest = largest[0].max(largest[1]).max(largest[2].max(largest[3]));
         // The slack of one, in units of x.
-        let limit = R::from_f64(sums.reference.to_f64() + self.temperature.value);
+        let limit = R::from_f64(sums.reference.to_f64() + self.temperature.value());
         if largest.simd_gt(splat(limit)).any_true() {
             let raised = R::largest(largest);
             // The lowest number is the reference of no more than masked classes: there is nothing to rescale.
@@ -200,7 +202,7 @@ impl<S: Simd, R: Real> Block<S, R> {
         for vector in (0..vectors).step_by(4) {
             for chain in 0..4 {
                 let x = load(vector + chain);
-                let (exp, z) = self.scale.exp::<SCALED>(simd, x - reference, Boost::None);
+                let (exp, z) = self.scale.exp::<SCALED>(x, reference, Boost::None);
                 sum[chain] += exp;
                 if STATISTICS {
                     weighted[chain] += z * exp;

@@ -76,9 +76,14 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
         || {
             let scale = Scale::new(simd, temperature);
             let (reference, log_sum) = (splat::<S, E::Real>(simd, reference), splat::<S, E::Real>(simd, log_sum));
-            let f = LogProbability::<S, E::Real> { scale, scaled: !temperature.is_one(), reference, log_sum };
             // SAFETY: the caller's promise.
-            unsafe { map(simd, row, out, stores, &f) }
+            unsafe {
+                if temperature.is_one() {
+                    map(simd, row, out, stores, &LogProbability::<S, E::Real, false> { scale, reference, log_sum });
+                } else {
+                    map(simd, row, out, stores, &LogProbability::<S, E::Real, true> { scale, reference, log_sum });
+                }
+            }
         },
     );
 }
@@ -91,7 +96,7 @@ fn splat<S: Simd, R: Real>(simd: S, value: f64) -> R::Lanes<S> {
 /// A function of lanes. A trait and not a closure, since a closure that the compiler does not inline runs without the
 /// level's instructions: the gradient took 30 times as long.
 trait Function<S: Simd, R: Real> {
-    fn of(&self, simd: S, x: R::Lanes<S>) -> R::Lanes<S>;
+    fn of(&self, x: R::Lanes<S>) -> R::Lanes<S>;
 }
 
 struct Probability<S: Simd, R: Real, const SCALED: bool> {
@@ -103,30 +108,21 @@ struct Probability<S: Simd, R: Real, const SCALED: bool> {
 
 impl<S: Simd, R: Real, const SCALED: bool> Function<S, R> for Probability<S, R, SCALED> {
     #[inline(always)]
-    fn of(&self, simd: S, x: R::Lanes<S>) -> R::Lanes<S> {
-        self.scale.exp::<SCALED>(simd, x - self.reference, self.boost).0 * self.factor
+    fn of(&self, x: R::Lanes<S>) -> R::Lanes<S> {
+        self.scale.exp::<SCALED>(x, self.reference, self.boost).0 * self.factor
     }
 }
 
-struct LogProbability<S: Simd, R: Real> {
+struct LogProbability<S: Simd, R: Real, const SCALED: bool> {
     scale: Scale<S, R>,
-    scaled: bool,
     reference: R::Lanes<S>,
     log_sum: R::Lanes<S>,
 }
 
-impl<S: Simd, R: Real> Function<S, R> for LogProbability<S, R> {
+impl<S: Simd, R: Real, const SCALED: bool> Function<S, R> for LogProbability<S, R, SCALED> {
     #[inline(always)]
-    fn of(&self, simd: S, x: R::Lanes<S>) -> R::Lanes<S> {
-        let d = x - self.reference;
-        if !self.scaled {
-            return d - self.log_sum;
-        }
-        let z = d * self.scale.high;
-        let rest = d.mul_sub(self.scale.high, z) + d * self.scale.low;
-        // −∞ has no rest.
-        let finite = d.simd_ge(splat::<S, R>(simd, R::LOWEST.to_f64()));
-        (z - self.log_sum) + finite.select(rest, splat::<S, R>(simd, 0.0))
+    fn of(&self, x: R::Lanes<S>) -> R::Lanes<S> {
+        self.scale.log::<SCALED>(x, self.reference, self.log_sum)
     }
 }
 
@@ -181,10 +177,10 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
                 for vector in (0..BLOCK / E::Real::LANES).step_by(4) {
                     let index = vector * E::Real::LANES;
                     let values = [
-                        f.of(simd, E::load(simd, input.add(index))),
-                        f.of(simd, E::load(simd, input.add(index + E::Real::LANES))),
-                        f.of(simd, E::load(simd, input.add(index + 2 * E::Real::LANES))),
-                        f.of(simd, E::load(simd, input.add(index + 3 * E::Real::LANES))),
+                        f.of(E::load(simd, input.add(index))),
+                        f.of(E::load(simd, input.add(index + E::Real::LANES))),
+                        f.of(E::load(simd, input.add(index + 2 * E::Real::LANES))),
+                        f.of(E::load(simd, input.add(index + 3 * E::Real::LANES))),
                     ];
                     if streaming {
                         O::stream(simd, output.add(index), values);
@@ -196,7 +192,7 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
                 }
             } else {
                 for index in (0..length).step_by(E::Real::LANES) {
-                    let values = f.of(simd, E::load(simd, input.add(index)));
+                    let values = f.of(E::load(simd, input.add(index)));
                     O::store(simd, result.pointer().add(index), values);
                 }
                 out.scatter(start, result.written(length));

@@ -27,18 +27,21 @@ mod leader;
 mod log_sum_exp;
 mod map;
 mod target;
+mod temperature;
+#[cfg(test)]
+mod tests;
 
 pub use leader::leader;
 pub use log_sum_exp::{LogSumExp, Statistics, log_sum_exp, statistics};
 pub use map::{Stores, fill, log_probabilities, probabilities};
 pub use target::{ClassLoss, Target};
+pub use temperature::Temperature;
+
+use temperature::Scale;
 
 use std::mem::MaybeUninit;
 
-use fearless_simd::{Simd, prelude::*};
-
 use crate::element::Element;
-use crate::math::{Boost, Real};
 use crate::view::Row;
 
 /// Elements of a block: 16 vectors of f32, 32 of f64.
@@ -79,90 +82,5 @@ impl<E: Element> Scratch<E> {
         row.gather(start, &mut block[..length]);
         // SAFETY: the first `length` were gathered and the rest filled: all `padded` are initialised.
         unsafe { &mut *(std::ptr::from_mut(block) as *mut [E]) }
-    }
-}
-
-/// The divisor of the logits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Temperature {
-    value: f64,
-    /// 1 / value, and what its rounding lost.
-    inverse: [f64; 2],
-}
-
-impl Temperature {
-    /// No division.
-    pub const ONE: Self = Self { value: 1.0, inverse: [1.0, 0.0] };
-
-    /// From a positive finite number.
-    pub fn new(value: f64) -> Self {
-        let inverse = 1.0 / value;
-        Self { value, inverse: [inverse, (-inverse).mul_add(value, 1.0) / value] }
-    }
-
-    /// Whether dividing changes anything.
-    pub fn is_one(self) -> bool {
-        self.value == 1.0
-    }
-
-    /// The divisor.
-    pub fn value(self) -> f64 {
-        self.value
-    }
-
-    /// `(a − b) / T` in twice the precision of f64, as a sum of two.
-    pub fn difference(self, a: f64, b: f64) -> [f64; 2] {
-        let high = a - b;
-        if !high.is_finite() {
-            return [high, 0.0];
-        }
-        let of_b = a - high;
-        let low = (a - (high + of_b)) + (of_b - b);
-        let quotient = high * self.inverse[0];
-        if !quotient.is_finite() {
-            return [quotient, 0.0];
-        }
-        let rest = high.mul_add(self.inverse[0], -quotient) + (low * self.inverse[0] + high * self.inverse[1]);
-        [quotient, rest]
-    }
-}
-
-/// [`Temperature`] over lanes of `R`.
-#[derive(Clone, Copy)]
-struct Scale<S: Simd, R: Real> {
-    high: R::Lanes<S>,
-    low: R::Lanes<S>,
-    /// Differences below this one have an exponential of 0; clamped to it, infinities stay out of the products.
-    floor: R::Lanes<S>,
-}
-
-impl<S: Simd, R: Real> Scale<S, R> {
-    #[inline(always)]
-    fn new(simd: S, temperature: Temperature) -> Self {
-        let [inverse, rest] = temperature.inverse;
-        let high = R::from_f64(inverse);
-        let low = R::from_f64((inverse - high.to_f64()) + rest);
-        let floor = (R::UNDERFLOW * temperature.value).max(R::LOWEST.to_f64());
-        let splat = |value| R::Lanes::<S>::simd_from(simd, value);
-        Self { high: splat(high), low: splat(low), floor: splat(R::from_f64(floor)) }
-    }
-
-    /// `exp(d / T)`, and the `d / T` that went into it, clamped to where the exponential is 0.
-    ///
-    /// The quotient's low part multiplies the exponential, so that dividing costs no accuracy.
-    #[inline(always)]
-    fn exp<const SCALED: bool>(&self, simd: S, d: R::Lanes<S>, boost: Boost) -> (R::Lanes<S>, R::Lanes<S>) {
-        // NaN passes: on x86 `a.max(b)` is b when either is NaN.
-        let clamped = self.floor.max(d);
-        if !SCALED {
-            return (R::exp(simd, d, boost), clamped);
-        }
-        let z = clamped * self.high;
-        let rest = clamped.mul_sub(self.high, z) + clamped * self.low;
-        let exp = R::exp(simd, z, boost);
-        let exp = exp.mul_add(rest, exp);
-        // With an enormous T the floor is the lowest finite number, whose exponential is not 0; that of −∞ is.
-        let zero = R::Lanes::<S>::simd_from(simd, R::default());
-        (d.simd_lt(self.floor).select(zero, exp), z)
     }
 }

@@ -2,6 +2,7 @@
 
 use fearless_simd::Simd;
 
+use super::temperature::sum_of_three;
 use super::{LogSumExp, Stores, Temperature, log_sum_exp, map};
 use crate::element::Element;
 use crate::math::Real;
@@ -48,11 +49,11 @@ impl ClassLoss {
         if high <= 0.0 {
             let others = rest.sum * (high + low).exp();
             // 1, or NaN for a logit of +∞.
-            let own = (logit - logit).exp();
+            let own = if logit < f64::INFINITY { 1.0 } else { f64::NAN };
             return Self { loss: others.ln_1p() * own, class, reference: logit, others, total: others + own };
         }
         let total = rest.sum + (-(high + low)).exp();
-        Self { loss: high + (total.ln() + low), class, reference: rest.reference, others: rest.sum, total }
+        Self { loss: sum_of_three(high, total.ln(), low), class, reference: rest.reference, others: rest.sum, total }
     }
 
     /// `Σ softmax·log softmax` and with it the entropy follow from `weighted`, `Σ z·exp z` over the other classes
@@ -92,11 +93,9 @@ impl ClassLoss {
         // SAFETY: the caller's promise.
         unsafe {
             map::probabilities(simd, row, out, self.reference, factor / self.total, temperature, stores);
-            let own = if masked && !self.total.is_nan() && self.total > 0.0 {
-                0.0
-            } else {
-                -factor * (self.others / self.total)
-            };
+            // A row without mass, or with a NaN, is NaN throughout; a factor that overflowed is not multiplied by 0.
+            let share = self.others / self.total;
+            let own = if share == 0.0 || (masked && share == 1.0) { 0.0 } else { -factor * share };
             // As the lanes do: to the type computed in, then to the one stored.
             out.set(self.class, O::from_f64(E::Real::from_f64(own).to_f64()));
         }

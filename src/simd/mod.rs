@@ -142,16 +142,15 @@ pub fn level() -> Level {
 /// [`Error::Value`] if this CPU or this build has no such level.
 pub fn set_level(name: &str) -> Result<()> {
     let levels = Level::available();
-    match levels.iter().position(|level| level.name() == name) {
-        Some(index) => {
-            CURRENT.store(index as u8, Ordering::Relaxed);
-            Ok(())
-        }
-        None => {
-            let names: Vec<_> = levels.iter().map(|level| level.name()).collect();
-            Err(Error::Value(format!("SIMD level is '{name}'; expected one that this CPU has: {}", names.join(", "))))
-        }
-    }
+    let Some(index) = levels.iter().position(|level| level.name() == name) else {
+        let names: Vec<_> = levels.iter().map(|level| level.name()).collect();
+        return Err(Error::Value(format!(
+            "SIMD level is '{name}'; expected one that this CPU has: {}",
+            names.join(", ")
+        )));
+    };
+    CURRENT.store(index as u8, Ordering::Relaxed);
+    Ok(())
 }
 
 /// The name that the CPU gives itself, for reports.

@@ -7,7 +7,7 @@ use half::f16;
 #[cfg(target_arch = "x86_64")]
 use fearless_simd::Level;
 
-/// `BYTES` bytes on a boundary that streaming stores of that size accept.
+/// A cache line, on the boundary that streaming stores need.
 #[repr(C, align(64))]
 pub(crate) struct Line([u8; 64]);
 
@@ -21,7 +21,7 @@ mod x86 {
         pub(super) fn stream_avx512(avx512: Avx512, line: &mut Line, bytes: &[u8; 64]) {
             // SAFETY: `line` and `bytes` are 64 bytes each, and `line` is aligned to 64.
             unsafe {
-                arch::_mm512_stream_si512(line.0.as_mut_ptr().cast(), arch::_mm512_loadu_si512(bytes.as_ptr().cast()))
+                arch::_mm512_stream_si512(line.0.as_mut_ptr().cast(), arch::_mm512_loadu_si512(bytes.as_ptr().cast()));
             }
         }
     );
