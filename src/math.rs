@@ -81,6 +81,8 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
     /// Multiply a total by `factor`.
     fn scale<S: Simd>(total: &mut Total<S>, factor: f64);
+    /// The sum of each lane.
+    fn lane_totals<S: Simd>(total: &Total<S>, lanes: &mut [f64]);
     /// The largest lane; what NaN lanes do to it is unspecified.
     fn largest<S: Simd>(lanes: Self::Lanes<S>) -> Self;
     /// Rounded from f64.
@@ -153,6 +155,13 @@ impl Real for f32 {
     }
 
     #[inline(always)]
+    fn lane_totals<S: Simd>(total: &Total<S>, lanes: &mut [f64]) {
+        let [low, high] = total.parts;
+        lanes[..8].copy_from_slice(low.as_slice());
+        lanes[8..16].copy_from_slice(high.as_slice());
+    }
+
+    #[inline(always)]
     fn largest<S: Simd>(lanes: f32x16<S>) -> f32 {
         lanes.token().reduce_max_f32x16(lanes)
     }
@@ -211,6 +220,11 @@ impl Real for f64 {
         let product = sum * factor;
         total.parts[0] = product;
         total.parts[1] = lost.mul_add(factor, sum.mul_sub_precise(factor, product));
+    }
+
+    #[inline(always)]
+    fn lane_totals<S: Simd>(total: &Total<S>, lanes: &mut [f64]) {
+        lanes[..8].copy_from_slice((total.parts[0] + total.parts[1]).as_slice());
     }
 
     #[inline(always)]

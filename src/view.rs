@@ -50,6 +50,14 @@ impl Axes {
     }
 }
 
+impl Axes {
+    /// Whether the `count` index tuples from number `first` on lie `step` bytes apart.
+    #[inline]
+    fn are_neighbours(&self, first: usize, count: usize, step: isize) -> bool {
+        self.axes.last().is_some_and(|&(length, stride)| stride == step && first % length + count <= length)
+    }
+}
+
 /// An array of `E`, seen as rows of classes.
 #[derive(Clone, Debug)]
 pub struct View<E> {
@@ -92,6 +100,14 @@ impl<E: Element> View<E> {
     /// The bytes of all elements.
     pub fn bytes(&self) -> usize {
         self.row_count.saturating_mul(self.classes).saturating_mul(size_of::<E>())
+    }
+
+    /// Where the first class of row `first` lies and how many bytes the next class is away, if the `count` rows from
+    /// `first` on lie side by side, class by class, as the CPU reads them.
+    #[inline]
+    pub fn neighbours(&self, first: usize, count: usize) -> Option<(*mut E, isize)> {
+        let adjacent = !self.swapped && self.rows.are_neighbours(first, count, size_of::<E>() as isize);
+        adjacent.then(|| (self.row(first).pointer(0), self.class_stride))
     }
 
     /// Row number `index`, in C order of the row axes.

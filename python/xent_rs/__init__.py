@@ -11,9 +11,7 @@ from ._functional import (
     show_config,
     softmax,
 )
-from ._xent_rs import InternalError, config
-
-__version__: str = config()["version"]
+from ._xent_rs import InternalError, __version__
 
 __all__ = [
     "Evaluation",

@@ -320,8 +320,8 @@ def log_softmax(
     Examples
     --------
     >>> import numpy as np, xent_rs
-    >>> xent_rs.log_softmax(np.array([17.0, 0.0], dtype=np.float32))
-    array([-4.1399378e-08, -1.7000000e+01], dtype=float32)
+    >>> print(*[f"{value:.3e}" for value in xent_rs.log_softmax(np.array([17.0, 0.0], dtype=np.float32))])
+    -4.140e-08 -1.700e+01
     """
     return _xent_rs.log_softmax(logits, axis, temperature, out)
 

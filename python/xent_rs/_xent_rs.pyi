@@ -4,8 +4,11 @@ from typing import Any, TypedDict, type_check_only
 
 from numpy.typing import ArrayLike, NDArray
 
+__version__: str
+
 __all__ = [
     "InternalError",
+    "__version__",
     "config",
     "cross_entropy",
     "cross_entropy_with_grad",

@@ -5,8 +5,10 @@ use fearless_simd::Simd;
 use super::{Check, Chunks, labels::Labels, stores};
 use crate::element::Element;
 use crate::error::Result;
+use crate::math::Real;
 use crate::parallel::map_chunks;
-use crate::row::{Stores, Target, Temperature, fill};
+use crate::row::tile::{self, Tile, Transposed};
+use crate::row::{ClassLoss, Stores, Target, Temperature, fill, rounded};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
 
@@ -102,41 +104,134 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let temperature = self.options.temperature;
         let mut sum = 0.0;
-        for index in self.range {
-            let mut loss = 0.0;
-            match self.labels.class(index) {
-                Some(class) => {
-                    let row = self.logits.row(index);
-                    let class_loss = Target::Class(class).loss(simd, row, temperature);
-                    loss = class_loss.loss;
-                    if let Some(gradient) = self.gradient {
-                        let scale = match &gradient.grad_output {
-                            GradOutput::Scalar(scale) => *scale,
-                            GradOutput::Rows(rows) => rows[index],
-                        };
-                        let out = gradient.out.row(index);
-                        // SAFETY: `out` is an output by its construction, its rows are the logits' rows or apart
-                        // from them, and this chunk alone works on its rows.
-                        unsafe { class_loss.gradient(simd, row, out, scale / self.divisor, temperature, self.stores) }
-                    }
-                }
-                None => {
-                    if let Some(gradient) = self.gradient {
-                        // SAFETY: as above.
-                        unsafe { fill(gradient.out.row(index), O::from_f64(0.0)) }
-                    }
-                }
+        let mut scratch = (Transposed::uninit(), Transposed::uninit());
+        let mut index = self.range.start;
+        while index < self.range.end {
+            let count = E::Real::LANES.min(self.range.end - index);
+            if self.logits.classes() <= tile::MOST_CLASSES || self.are_neighbours(index, count) {
+                sum += self.tile(simd, index, count, &mut scratch);
+                index += count;
+            } else {
+                sum += self.row(simd, index);
+                index += 1;
             }
-            if let Some(losses) = self.losses {
-                // SAFETY: this chunk alone works on its rows.
-                unsafe { losses.set(index, loss) }
-            }
-            sum += loss;
         }
         if self.stores == Stores::Streaming {
             simd::store_fence();
+        }
+        sum
+    }
+}
+
+impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
+    /// By what the gradient of a row is multiplied.
+    #[inline(always)]
+    fn scale(&self, gradient: &Gradient<O>, index: usize) -> f64 {
+        let grad_output = match &gradient.grad_output {
+            GradOutput::Scalar(scale) => *scale,
+            GradOutput::Rows(rows) => rows[index],
+        };
+        grad_output / self.divisor
+    }
+
+    #[inline(always)]
+    fn write_loss(&self, index: usize, loss: f64) {
+        if let Some(losses) = self.losses {
+            // SAFETY: this chunk alone works on its rows.
+            unsafe { losses.set(index, loss) }
+        }
+    }
+
+    /// The loss of one row, its classes across lanes, and its gradient if that is asked for.
+    #[inline(always)]
+    fn row<S: Simd>(&self, simd: S, index: usize) -> f64 {
+        let row = self.logits.row(index);
+        let temperature = self.options.temperature;
+        let loss = self.labels.class(index).map(|class| Target::Class(class).loss(simd, row, temperature));
+        self.write_row_gradient(simd, index, loss);
+        let loss = loss.map_or(0.0, |loss| loss.loss);
+        self.write_loss(index, loss);
+        loss
+    }
+
+    /// Write the gradient of a row with this loss, zeros if it is ignored.
+    #[inline(always)]
+    fn write_row_gradient<S: Simd>(&self, simd: S, index: usize, loss: Option<ClassLoss>) {
+        let Some(gradient) = self.gradient else { return };
+        let (row, out) = (self.logits.row(index), gradient.out.row(index));
+        let scale = self.scale(gradient, index);
+        // SAFETY: `out` is an output by its construction, its rows are the logits' rows or apart from them, and this
+        // chunk alone works on its rows.
+        unsafe {
+            match loss {
+                Some(loss) => loss.gradient(simd, row, out, scale, self.options.temperature, self.stores),
+                None => fill(out, O::from_f64(0.0)),
+            }
+        }
+    }
+
+    /// Whether `count` rows fill the lanes and lie lane by lane in memory, the gradient's too.
+    #[inline(always)]
+    fn are_neighbours(&self, index: usize, count: usize) -> bool {
+        count == E::Real::LANES
+            && self.logits.classes() <= tile::COUNTABLE_CLASSES
+            && self.logits.neighbours(index, count).is_some()
+            && self.gradient.is_none_or(|gradient| gradient.out.neighbours(index, count).is_some())
+    }
+
+    /// The losses of `count` rows across lanes, and their gradients if they are asked for: the sum of the losses.
+    #[inline(always)]
+    fn tile<S: Simd>(&self, simd: S, first: usize, count: usize, scratch: &mut (Transposed<E>, Transposed<O>)) -> f64 {
+        let temperature = self.options.temperature;
+        let full = count == E::Real::LANES;
+        let tile = full.then(|| Tile::in_place(self.logits, first)).flatten();
+        let tile = tile.unwrap_or_else(|| scratch.0.load(self.logits, first, count));
+        let mut left_out = [-1.0; tile::MOST_LANES];
+        for (lane, left_out) in left_out[..count].iter_mut().enumerate() {
+            *left_out = self.labels.class(first + lane).map_or(-1.0, |class| class as f64);
+        }
+        // SAFETY: the tile's values are the view's, or were loaded into the scratch.
+        let rest = unsafe { tile::log_sum_exps(simd, tile, &left_out, temperature) };
+        let mut losses = [None; tile::MOST_LANES];
+        let mut sum = 0.0;
+        for lane in 0..count {
+            let index = first + lane;
+            losses[lane] = self.labels.class(index).map(|class| {
+                let logit = self.logits.row(index).get(class).to_f64();
+                ClassLoss::new(class, logit, rest[lane], temperature)
+            });
+            let loss = losses[lane].map_or(0.0, |loss: ClassLoss| loss.loss);
+            self.write_loss(index, loss);
+            sum += loss;
+        }
+        if let Some(gradient) = self.gradient {
+            let mut scales = [0.0; tile::MOST_LANES];
+            for (lane, scale) in scales[..count].iter_mut().enumerate() {
+                *scale = self.scale(gradient, first + lane);
+            }
+            let in_place = full.then(|| Tile::in_place(&gradient.out, first)).flatten();
+            let out = in_place.unwrap_or_else(|| scratch.1.tile(tile.classes()));
+            // SAFETY: `out` is the scratch, or rows of an output that this chunk alone works on: the logits' rows
+            // themselves or apart from them.
+            let written = unsafe { tile::gradients(simd, tile, out, &losses, &scales, temperature) };
+            for lane in 0..count {
+                let index = first + lane;
+                if !written {
+                    self.write_row_gradient(simd, index, losses[lane]);
+                    continue;
+                }
+                let row = gradient.out.row(index);
+                // SAFETY: the scratch was written if it was used, and this chunk alone works on its rows.
+                unsafe {
+                    if in_place.is_none() {
+                        scratch.1.store(lane, row);
+                    }
+                    if let Some(loss) = losses[lane] {
+                        row.set(loss.class(), rounded(loss.own_gradient(scales[lane], temperature)));
+                    }
+                }
+            }
         }
         sum
     }

@@ -8,9 +8,9 @@ mod settings;
 mod softmax;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
-use pyo3::exceptions::{PyImportError, PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::error::{Error, Result};
@@ -35,21 +35,22 @@ mod _xent_rs {
     #[pymodule_export]
     use super::softmax::{log_softmax, logsumexp, softmax};
 
-    use super::{Bound, PyModule, PyResult};
-
-    #[pymodule_init]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::apply_environment()
-    }
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)] // Python's name
+    const __version__: &str = env!("CARGO_PKG_VERSION");
 }
 
-/// Follow `XENT_RS_SIMD` and `XENT_RS_NUM_THREADS`; a value that means nothing fails the import, and says so.
-fn apply_environment() -> PyResult<()> {
-    let level = std::env::var("XENT_RS_SIMD").ok().filter(|name| !name.is_empty());
-    level
-        .map_or(Ok(()), |name| simd::set_level(&name).map_err(|error| Error::Value(format!("XENT_RS_SIMD: {error}"))))
-        .and_then(|()| parallel::check_environment())
-        .map_err(|error| PyImportError::new_err(error.to_string()))
+/// Follow `XENT_RS_SIMD` and `XENT_RS_NUM_THREADS`, once. A value that means nothing fails every call, and says so: an
+/// import that failed instead could not be reported in one line by the command.
+fn follow_environment() -> Result<()> {
+    static FOLLOWED: OnceLock<Result<()>> = OnceLock::new();
+    let follow = || {
+        if let Some(name) = std::env::var_os("XENT_RS_SIMD").filter(|name| !name.is_empty()) {
+            simd::set_level(&name.to_string_lossy()).map_err(|error| Error::Value(format!("XENT_RS_SIMD: {error}")))?;
+        }
+        parallel::check_environment()
+    };
+    FOLLOWED.get_or_init(follow).clone()
 }
 
 impl From<Error> for PyErr {
@@ -67,6 +68,7 @@ impl From<Error> for PyErr {
 
 /// Run a function's body; a panic in it becomes `InternalError`.
 fn guard<T>(body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    follow_environment()?;
     // What a panic leaves behind is dropped: results half made, never state that another call sees.
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         let text = panic

@@ -17,8 +17,8 @@ pub(super) fn set_num_threads(n: i64) -> PyResult<()> {
 }
 
 #[pyfunction]
-pub(super) fn get_num_threads() -> usize {
-    parallel::num_threads().0
+pub(super) fn get_num_threads() -> PyResult<usize> {
+    guard(|| Ok(parallel::num_threads().0))
 }
 
 #[pyfunction]
@@ -27,23 +27,24 @@ pub(super) fn simd_levels() -> Vec<&'static str> {
 }
 
 #[pyfunction]
-pub(super) fn simd_level() -> &'static str {
-    simd::level().name()
+pub(super) fn simd_level() -> PyResult<&'static str> {
+    guard(|| Ok(simd::level().name()))
 }
 
 #[pyfunction]
 pub(super) fn set_simd_level(name: &str) -> PyResult<()> {
-    Ok(simd::set_level(name)?)
+    guard(|| Ok(simd::set_level(name)?))
 }
 
 #[pyfunction]
 pub(super) fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let level = simd_level()?;
     let (threads, source) = parallel::num_threads();
     let config = PyDict::new(py);
     config.set_item("version", env!("CARGO_PKG_VERSION"))?;
     config.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
     config.set_item("cpu", simd::cpu_name())?;
-    config.set_item("simd_level", simd_level())?;
+    config.set_item("simd_level", level)?;
     config.set_item("simd_levels", simd_levels())?;
     config.set_item("num_threads", threads)?;
     config.set_item("num_threads_source", source)?;

@@ -16,6 +16,12 @@ pub enum Stores {
     Streaming,
 }
 
+/// Whether a factor can take the boost of [`Real::exp`] back and stay a normal number.
+#[inline(always)]
+pub(super) fn can_boost<R: Real>(factor: f64) -> bool {
+    factor.abs() >= R::SMALLEST_NORMAL * R::BOOST
+}
+
 /// Write `factor · exp((x − reference) / T)`.
 ///
 /// Each is within u·(|x − reference| / T + 4) of its value, u being half an ulp of one: the exponentials are boosted
@@ -33,11 +39,8 @@ pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     temperature: Temperature,
     stores: Stores,
 ) {
-    let (boost, factor) = if factor.abs() >= E::Real::SMALLEST_NORMAL * E::Real::BOOST {
-        (Boost::Full, factor / E::Real::BOOST)
-    } else {
-        (Boost::None, factor)
-    };
+    let (boost, factor) =
+        if can_boost::<E::Real>(factor) { (Boost::Full, factor / E::Real::BOOST) } else { (Boost::None, factor) };
     simd.vectorize(
         #[inline(always)]
         || {

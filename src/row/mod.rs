@@ -1,4 +1,4 @@
-//! The kernels on one row: classes across lanes.
+//! The kernels: on one row with its classes across lanes, and in [`tile`] on as many rows as there are lanes.
 //!
 //! # How a row is read
 //!
@@ -30,11 +30,12 @@ mod target;
 mod temperature;
 #[cfg(test)]
 mod tests;
+pub mod tile;
 
 pub use leader::leader;
 pub use log_sum_exp::{LogSumExp, Statistics, log_sum_exp, statistics};
 pub use map::{Stores, fill, log_probabilities, probabilities};
-pub use target::{ClassLoss, Target};
+pub use target::{ClassLoss, Target, rounded};
 pub use temperature::Temperature;
 
 use temperature::Scale;

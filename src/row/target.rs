@@ -37,6 +37,8 @@ pub struct ClassLoss {
     others: f64,
     /// The same over all classes.
     total: f64,
+    /// Whether the target is a class that is not there.
+    masked: bool,
 }
 
 impl ClassLoss {
@@ -46,14 +48,22 @@ impl ClassLoss {
     /// it is `(reference − logit) / T + ln total`, the difference taken in twice the precision, rounded once.
     pub fn new(class: usize, logit: f64, rest: LogSumExp, temperature: Temperature) -> Self {
         let [high, low] = temperature.difference(rest.reference, logit);
+        let masked = logit == f64::NEG_INFINITY;
         if high <= 0.0 {
             let others = rest.sum * (high + low).exp();
             // 1, or NaN for a logit of +∞.
             let own = if logit < f64::INFINITY { 1.0 } else { f64::NAN };
-            return Self { loss: others.ln_1p() * own, class, reference: logit, others, total: others + own };
+            return Self { loss: others.ln_1p() * own, class, reference: logit, others, total: others + own, masked };
         }
         let total = rest.sum + (-(high + low)).exp();
-        Self { loss: sum_of_three(high, total.ln(), low), class, reference: rest.reference, others: rest.sum, total }
+        Self {
+            loss: sum_of_three(high, total.ln(), low),
+            class,
+            reference: rest.reference,
+            others: rest.sum,
+            total,
+            masked,
+        }
     }
 
     /// `Σ softmax·log softmax` and with it the entropy follow from `weighted`, `Σ z·exp z` over the other classes
@@ -72,9 +82,28 @@ impl ClassLoss {
         log_total - weighted / self.total
     }
 
-    /// Write `scale · (softmax(x / T) − target) / T` to `out`, reading the logits again.
+    /// The target.
+    pub fn class(&self) -> usize {
+        self.class
+    }
+
+    /// The reference and the factor with which `factor · exp((x − reference) / T)` is `scale · softmax(x / T) / T`.
+    #[inline(always)]
+    pub fn softmax_factor(&self, scale: f64, temperature: Temperature) -> (f64, f64) {
+        (self.reference, scale / temperature.value() / self.total)
+    }
+
+    /// The gradient's entry for the target, `scale · (softmax(x / T) − 1) / T`.
     ///
-    /// The target's entry is minus the others' share, never a difference. A masked class has 0, the target too.
+    /// It is minus the others' share, never a difference. A masked class has 0, the target too.
+    #[inline(always)]
+    pub fn own_gradient(&self, scale: f64, temperature: Temperature) -> f64 {
+        // A row without mass, or with a NaN, is NaN throughout; a factor that overflowed is not multiplied by 0.
+        let share = self.others / self.total;
+        if share == 0.0 || (self.masked && share == 1.0) { 0.0 } else { -(scale / temperature.value()) * share }
+    }
+
+    /// Write `scale · (softmax(x / T) − target) / T` to `out`, reading the logits again.
     ///
     /// # Safety
     /// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
@@ -88,16 +117,17 @@ impl ClassLoss {
         temperature: Temperature,
         stores: Stores,
     ) {
-        let masked = row.get(self.class).to_f64() == f64::NEG_INFINITY;
-        let factor = scale / temperature.value();
+        let (reference, factor) = self.softmax_factor(scale, temperature);
         // SAFETY: the caller's promise.
         unsafe {
-            map::probabilities(simd, row, out, self.reference, factor / self.total, temperature, stores);
-            // A row without mass, or with a NaN, is NaN throughout; a factor that overflowed is not multiplied by 0.
-            let share = self.others / self.total;
-            let own = if share == 0.0 || (masked && share == 1.0) { 0.0 } else { -factor * share };
-            // As the lanes do: to the type computed in, then to the one stored.
-            out.set(self.class, O::from_f64(E::Real::from_f64(own).to_f64()));
+            map::probabilities(simd, row, out, reference, factor, temperature, stores);
+            out.set(self.class, rounded::<O>(self.own_gradient(scale, temperature)));
         }
     }
+}
+
+/// A number as the lanes round it: to the type computed in, then to the one stored.
+#[inline(always)]
+pub fn rounded<O: Element>(value: f64) -> O {
+    O::from_f64(O::Real::from_f64(value).to_f64())
 }
