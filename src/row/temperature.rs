@@ -74,6 +74,8 @@ pub(super) struct Scale<S: Simd, R: Real> {
     factor: [R::Lanes<S>; 2],
     /// Differences below this one have an exponential of 0; clamped to it, infinities stay out of the products.
     floor: R::Lanes<S>,
+    /// Whether 2 / T overflows; the factor is the largest finite number then.
+    steep: bool,
 }
 
 impl<S: Simd, R: Real> Scale<S, R> {
@@ -87,7 +89,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
         let low = if factor < largest { R::from_f64(rest) } else { R::default() };
         let floor = R::from_f64((R::UNDERFLOW * divisor / if temperature.is_one() { 1.0 } else { 2.0 }).max(-largest));
         let splat = |value| R::Lanes::<S>::simd_from(simd, value);
-        Self { simd, factor: [splat(high), splat(low)], floor: splat(floor) }
+        Self { simd, factor: [splat(high), splat(low)], floor: splat(floor), steep: factor > largest }
     }
 
     /// `x − reference`, halved if `SCALED`, and what its rounding lost: NaN if it is not finite.
@@ -133,20 +135,25 @@ impl<S: Simd, R: Real> Scale<S, R> {
         reference: R::Lanes<S>,
         log_sum: R::Lanes<S>,
     ) -> R::Lanes<S> {
+        let lanes = |value: f64| R::Lanes::<S>::simd_from(self.simd, R::from_f64(value));
+        let zero = lanes(0.0);
         let [difference, lost] = self.difference::<SCALED>(x, reference);
-        let [high, low] = self.factor;
         let (quotient, rest) = if SCALED {
-            let quotient = difference * high;
-            let rest = difference.mul_sub_precise(high, quotient) + difference.mul_add(low, lost * high);
-            (quotient, rest)
+            let [high, low] = self.factor;
+            let product = difference * high;
+            let rest = difference.mul_sub_precise(high, product) + difference.mul_add(low, lost * high);
+            // −∞ stays what it is, also where 2 / T is 0; where it is infinite, what is not 0 becomes so.
+            let infinite = lanes(f64::NEG_INFINITY);
+            let product = if self.steep { difference.simd_lt(zero).select(infinite, product) } else { product };
+            (difference.simd_ge(lanes(R::LOWEST.to_f64())).select(product, difference), rest)
         } else {
             (difference, lost)
         };
-        // What −∞ lost is NaN; a NaN stays one.
-        let lowest = R::Lanes::<S>::simd_from(self.simd, R::LOWEST);
-        let zero = R::Lanes::<S>::simd_from(self.simd, R::default());
-        let rest = quotient.simd_ge(lowest).select(rest, zero);
-        quotient - (log_sum - rest)
+        let sum = quotient - log_sum;
+        let rounded = quotient - sum;
+        let rest = rest + ((quotient - (sum + rounded)) + (rounded - log_sum));
+        // What an infinity lost is NaN.
+        sum + quotient.simd_ge(lanes(R::LOWEST.to_f64())).select(rest, zero)
     }
 }
 
