@@ -1,0 +1,95 @@
+"""The command ``xent-rs``: one module for each subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import InternalError, __version__
+from . import bench, demo, evaluate, info
+
+__all__ = ["main"]
+
+# Exceptions whose text is meant for the user; of any other the name of its type says more.
+_PLAIN = (ArithmeticError, ImportError, IndexError, InternalError, MemoryError, TypeError, ValueError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        0; 1 after an error, which is one line on standard error; 2 for wrong usage; 130 after Ctrl-C;
+        141 if the reader of the output went away.
+    """
+    try:
+        status = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk or a closed pipe shows here rather than at exit
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _discard_output()
+        return 141
+    except Exception as error:
+        print(f"xent-rs: error: {_one_line(error)}", file=sys.stderr)
+        _discard_output()
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as exit:  # --help, --version and wrong usage
+        return int(exit.code or 0)
+    run = arguments.run
+    return int(run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xent-rs",
+        description="Softmax cross-entropy and its gradient on the CPU, at the speed of the memory.",
+    )
+    parser.add_argument("--version", action="version", version=f"xent-rs {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for command in (demo, evaluate, bench, info):
+        summary = (command.__doc__ or "").split("\n\n")[0]
+        subparser = commands.add_parser(
+            command.__name__.rpartition(".")[2],
+            help=summary,
+            description=command.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    elif isinstance(error, _PLAIN) and str(error):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def _discard_output() -> None:
+    """Keep the interpreter from failing again when it flushes standard output at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

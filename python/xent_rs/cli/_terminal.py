@@ -1,0 +1,71 @@
+"""What every subcommand prints with: tables, JSON and the progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--json``."""
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON; numbers that are NaN or infinite are null"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--threads``."""
+    parser.add_argument("--threads", type=int, metavar="N", help="number of threads")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, which has no NaN and no infinity: they become null."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(rows: Sequence[Sequence[str]], indent: str = "") -> None:
+    """Print rows of text in columns; the first column is left-aligned, the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [
+            first.ljust(widths[0]),
+            *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True)),
+        ]
+        print(f"{indent}{'  '.join(cells)}".rstrip())
+
+
+def progress(total: int, description: str, **options: Any) -> tqdm[Any]:
+    """Return a progress bar, which shows only on a terminal (standard error) and goes away when done."""
+    return tqdm(total=total, desc=description, disable=None, leave=False, file=sys.stderr, **options)
+
+
+def milliseconds(seconds: float) -> str:
+    """Write a time for people, with three significant digits: ``0.00451 ms``, ``7.82 ms``, ``109 ms``."""
+    value = seconds * 1e3
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f} ms"
+
+
+def speaks_unicode() -> bool:
+    """Tell whether standard output can show block characters."""
+    try:
+        "█▁".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

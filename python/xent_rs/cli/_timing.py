@@ -1,0 +1,54 @@
+"""Time calls against each other."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
+
+# A sample of a fast call repeats it for about this long.
+_SAMPLE_SECONDS = 0.005
+
+
+def interleaved(
+    calls: Mapping[Name, Callable[[], Any]], repeats: int, done: Callable[[], object] = lambda: None
+) -> dict[Name, list[float]]:
+    """Return the seconds that each call takes, `repeats` samples of each.
+
+    The calls take turns, in alternating order, so that whatever else the machine does meets all of them.
+    Before each sample the call runs once untimed: it finds the caches as in a loop, and threads of the call
+    before it asleep. Its last result is kept meanwhile, as in a loop such as ``loss, gradient = f(...)``.
+    """
+    numbers = {name: _calls_a_sample(call) for name, call in calls.items()}
+    samples: dict[Name, list[float]] = {name: [] for name in calls}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for repeat in range(repeats):
+            for name in list(calls) if repeat % 2 == 0 else reversed(list(calls)):
+                samples[name].append(_seconds(calls[name], numbers[name]))
+                done()
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def _seconds(call: Callable[[], Any], number: int) -> float:
+    result = call()
+    start = time.perf_counter()
+    for _ in range(number):
+        result = call()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds / number
+
+
+def _calls_a_sample(call: Callable[[], Any]) -> int:
+    number = 1
+    while (seconds := _seconds(call, number) * number) < _SAMPLE_SECONDS:
+        number = max(2 * number, min(1_000_000, int(number * _SAMPLE_SECONDS / max(seconds, 1e-9))))
+    return number

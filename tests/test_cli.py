@@ -1,0 +1,706 @@
+"""The command ``xent-rs``: in this process through `main`, and as a process of its own."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import xent_rs
+from xent_rs import Evaluator
+from xent_rs.cli import _contenders, _reference, _timing, bench, demo, main
+
+COMMAND = [sys.executable, "-m", "xent_rs"]
+
+
+@pytest.fixture(autouse=True)
+def _same_configuration():
+    threads, level = xent_rs.get_num_threads(), xent_rs._xent_rs.simd_level()
+    yield
+    xent_rs.set_num_threads(threads)
+    assert xent_rs._xent_rs.simd_level() == level
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Logits and targets in every format, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    logits = (3 * random.standard_normal((40, 3, 11))).astype(np.float32)
+    targets = random.integers(11, size=(40, 3))
+    targets[3:5] = -100
+    np.save("logits.npy", logits)
+    np.save("targets.npy", targets)
+    np.savez("both.npz", logits=logits, targets=targets)
+    np.savez_compressed("small.npz", logits=logits, targets=targets)
+    write_safetensors("both.safetensors", logits=("F32", logits), targets=("I64", targets))
+    return logits, targets
+
+
+def write_safetensors(name, **tensors):
+    header, data = {}, b""
+    for key, (dtype, value) in tensors.items():
+        offsets = [len(data), len(data) + value.nbytes]
+        header[key] = {"dtype": dtype, "shape": value.shape, "data_offsets": offsets}
+        data += value.tobytes()
+    text = json.dumps(header).encode()
+    Path(name).write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def run(capsys, *arguments):
+    """Run in this process; return status, standard output and standard error."""
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def start(*arguments, **options):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=100, **options
+    )
+
+
+def on_terminal(*arguments, until=None, then=None):
+    """Run with standard error on a terminal; return status, standard output and what the terminal got.
+
+    Once the terminal has got a match of `until`, call `then` with the process.
+    """
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=inner,
+        text=True,
+        start_new_session=True,
+    )
+    os.close(inner)
+    seen = b""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if select.select([outer], [], [], 0.1)[0]:
+            try:
+                seen += os.read(outer, 65536)
+            except OSError:  # the other end is closed
+                break
+        if until is not None and re.search(until, seen):
+            until = None
+            then(process)
+    output = process.stdout.read()
+    process.stdout.close()
+    status = process.wait(timeout=10)
+    os.close(outer)
+    return status, output, seen.decode()
+
+
+def expected(logits, targets, **options):
+    evaluator = Evaluator(**options)
+    evaluator.update(logits, targets)
+    return evaluator.result()
+
+
+FORMATS = [
+    ("logits.npy", "targets.npy"),
+    ("both.npz:logits", "both.npz:targets"),
+    ("small.npz:logits", "small.npz:targets"),
+    ("both.safetensors:logits", "both.safetensors:targets"),
+    ("small.npz:logits", "targets.npy"),
+]
+
+
+@pytest.mark.parametrize("pair", FORMATS)
+def test_evaluate_prints_the_fields_of_evaluation(files, capsys, pair):
+    status, output, errors = run(capsys, "evaluate", *pair, "--json")
+    assert (status, errors) == (0, "")
+    found, result = json.loads(output), expected(*files)
+    assert list(found) == ["loss", "perplexity", "bits", "accuracy", "top_k", "entropy", "rows", "ignored"]
+    assert found["top_k"] == {"1": result.top_k[1], "5": result.top_k[5]}
+    for field in ("loss", "perplexity", "bits", "accuracy", "entropy", "rows", "ignored"):
+        assert found[field] == getattr(result, field)
+    assert (found["rows"], found["ignored"]) == (114, 6)
+
+
+def test_every_format_gives_the_same_bits_also_in_several_blocks(files, capsys, monkeypatch):
+    blocks = xent_rs.io.row_blocks
+    seen = []
+
+    def small(*arguments, **options):
+        for block in blocks(*arguments, **options, max_bytes=300):
+            seen.append(block[0])
+            yield block
+
+    monkeypatch.setattr(xent_rs.io, "row_blocks", small)
+    outputs = {run(capsys, "evaluate", *pair, "--json")[1] for pair in FORMATS}
+    assert len(outputs) == 1
+    assert len(seen) == 20 * len(FORMATS)
+    whole = expected(*files)
+    assert json.loads(outputs.pop())["loss"] == pytest.approx(whole.loss, rel=1e-12)
+
+
+def test_evaluate_prints_a_table(files, capsys):
+    status, output, errors = run(capsys, "evaluate", "logits.npy", "targets.npy", "--top-k", "1,2,3")
+    assert (status, errors) == (0, "")
+    result = expected(*files, top_k=(1, 2, 3))
+    title, *lines = output.splitlines()
+    assert title == "logits.npy: float32 logits of shape (40, 3, 11)"
+    assert [re.split(r" {2,}", line) for line in lines] == [
+        ["rows", "114"],
+        ["ignored", "6"],
+        ["loss (nats)", f"{result.loss:.6g}"],
+        ["bits", f"{result.bits:.6g}"],
+        ["perplexity", f"{result.perplexity:.6g}"],
+        ["entropy (nats)", f"{result.entropy:.6g}"],
+        ["accuracy", f"{result.accuracy:.2%}"],
+        ["among the top 2", f"{result.top_k[2]:.2%}"],
+        ["among the top 3", f"{result.top_k[3]:.2%}"],
+    ]
+    assert len(set(map(len, lines))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--temperature", "0.5"], {"temperature": 0.5}),
+        (["--top-k", "2,7"], {"top_k": (2, 7)}),
+        (["--ignore-index", "3"], {"ignore_index": 3}),
+        (["--threads", "1"], {}),
+        (["--dtype", "float32"], {}),
+    ],
+)
+def test_evaluate_options(files, capsys, arguments, options):
+    logits, targets = files
+    if "ignore_index" in options:
+        targets = np.where(targets == -100, 3, targets)
+        np.save("targets.npy", targets)
+    status, output, _ = run(capsys, "evaluate", "logits.npy", "targets.npy", *arguments, "--json")
+    assert status == 0
+    found, result = json.loads(output), expected(logits, targets, **options)
+    assert (found["loss"], found["ignored"]) == (result.loss, result.ignored)
+    assert found["top_k"] == {str(k): share for k, share in result.top_k.items()}
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((11,), 0), ((11, 6), 0), ((2, 11, 6), 1), ((2, 11, 6), -2)])
+def test_evaluate_any_axis_and_a_single_sample(tmp_path, capsys, monkeypatch, shape, axis):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    logits = random.standard_normal(shape)
+    targets = random.integers(11, size=[n for i, n in enumerate(shape) if i != axis % len(shape)])
+    np.savez_compressed("both.npz", logits=logits, targets=targets)
+    status, output, _ = run(
+        capsys, "evaluate", "both.npz:logits", "both.npz:targets", f"--axis={axis}", "--json"
+    )
+    assert status == 0
+    assert json.loads(output)["loss"] == expected(logits, targets, axis=axis).loss
+
+
+def test_evaluate_bfloat16(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    logits = np.random.default_rng(0).standard_normal((9, 7)).astype(ml_dtypes.bfloat16)
+    targets = np.arange(9) % 7
+    np.save("logits.npy", logits)
+    np.save("targets.npy", targets)
+    write_safetensors("both.safetensors", logits=("BF16", logits), targets=("I64", targets))
+    outputs = {
+        run(capsys, "evaluate", "logits.npy", "targets.npy", "--dtype", "bfloat16", "--json")[:2],
+        run(capsys, "evaluate", "both.safetensors:logits", "both.safetensors:targets", "--json")[:2],
+    }
+    ((status, output),) = outputs
+    assert status == 0
+    assert json.loads(output)["loss"] == expected(logits, targets).loss
+    status, _, errors = run(capsys, "evaluate", "logits.npy", "targets.npy")
+    assert status == 1
+    assert errors == (
+        "xent-rs: error: logits.npy: holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "
+        "if that is what they are, say dtype bfloat16\n"
+    )
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("logits.npy", np.array([[-np.inf, 0.0]]))
+    np.save("targets.npy", np.array([0]))
+    status, output, _ = run(capsys, "evaluate", "logits.npy", "targets.npy", "--json")
+    found = json.loads(output, parse_constant=pytest.fail)
+    assert (status, found["loss"], found["perplexity"], found["accuracy"]) == (0, None, None, 0.0)
+    np.save("targets.npy", np.array([-100]))
+    status, output, _ = run(capsys, "evaluate", "logits.npy", "targets.npy", "--json")
+    found = json.loads(output, parse_constant=pytest.fail)
+    assert (status, found["loss"], found["top_k"], found["rows"]) == (0, None, {"1": None, "5": None}, 0)
+
+
+def test_a_wrong_target_is_named_by_its_place_in_the_file(files, capsys, monkeypatch):
+    _, targets = files
+    targets[37, 2] = 11
+    np.save("targets.npy", targets)
+    blocks = xent_rs.io.row_blocks
+    monkeypatch.setattr(
+        xent_rs.io, "row_blocks", lambda *args, **options: blocks(*args, **options, max_bytes=100)
+    )
+    status, output, errors = run(capsys, "evaluate", "logits.npy", "targets.npy")
+    assert (status, output) == (1, "")
+    assert errors == "xent-rs: error: targets[37, 2] is 11; expected 0 to 10, or ignore_index -100\n"
+
+
+ERRORS = [
+    (["missing.npy", "targets.npy"], "missing.npy: No such file or directory"),
+    (["logits.npy", "missing.npz:a"], "missing.npz: No such file or directory"),
+    (["logits.txt", "targets.npy"], "logits.txt: unknown format; expected a .npy, .npz or .safetensors file"),
+    (["both.npz", "targets.npy"], "both.npz: holds 'logits', 'targets'; choose one with both.npz:KEY"),
+    (["both.npz:x", "targets.npy"], "both.npz: holds no array 'x'; it holds 'logits', 'targets'"),
+    (
+        ["targets.npy", "targets.npy"],
+        "targets have shape (40, 3); expected (40,), the shape of logits (40, 3) without axis -1",
+    ),
+    (["int.npy", "targets.npy"], "logits have dtype int64; expected float16, bfloat16, float32 or float64"),
+    (["logits.npy", "float.npy"], "targets have dtype float64; expected an integer dtype (class indices)"),
+    (
+        ["logits.npy", "targets.npy", "--axis", "3"],
+        "axis is 3; expected -3 to 2 for logits of shape (40, 3, 11)",
+    ),
+    (
+        ["logits.npy", "targets.npy", "--temperature", "0"],
+        "temperature is 0.0; expected a positive finite number",
+    ),
+    (["logits.npy", "targets.npy", "--top-k", "0"], "top_k contains 0; expected positive integers"),
+    (["logits.npy", "targets.npy", "--threads", "0"], "number of threads is 0; expected at least 1"),
+    (
+        ["logits.npy", "targets.npy", "--dtype", "float16"],
+        "logits.npy: holds float32; expected dtype float16",
+    ),
+    (["truncated.npy", "targets.npy"], "truncated.npy: truncated; 5280 bytes of data expected, 5279 found"),
+    (
+        ["objects.npy", "targets.npy"],
+        "objects.npy: holds Python objects, which are not read; expected numbers",
+    ),
+    (["text.npz", "targets.npy"], "text.npz: File is not a zip file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), ERRORS)
+def test_errors_are_one_line(files, capsys, arguments, message):
+    logits, _ = files
+    np.save("int.npy", np.zeros(logits.shape, np.int64))
+    np.save("float.npy", np.zeros((40, 3)))
+    np.save("objects.npy", np.array([None]), allow_pickle=True)
+    Path("truncated.npy").write_bytes(Path("logits.npy").read_bytes()[:-1])
+    Path("text.npz").write_text("hello")
+    assert run(capsys, "evaluate", *arguments) == (1, "", f"xent-rs: error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["evaluate"],
+        ["evaluate", "a.npy"],
+        ["evaluate", "a.npy", "b.npy", "--top-k", "one"],
+        ["evaluate", "a.npy", "b.npy", "--top-k", ""],
+        ["evaluate", "a.npy", "b.npy", "--dtype", "int8"],
+        ["evaluate", "a.npy", "b.npy", "--axis", "x"],
+        ["bench", "--shape", "10"],
+        ["bench", "--shape", "0x10"],
+        ["bench", "--shape", "4x1"],
+        ["bench", "--repeats", "0"],
+        ["bench", "--dtype", "float8"],
+        ["info", "extra"],
+    ],
+)
+def test_wrong_usage(capsys, arguments):
+    status, output, errors = run(capsys, *arguments)
+    assert (status, output) == (2, "")
+    assert errors.startswith("usage: xent-rs")
+    assert re.search(r"^xent-rs( \w+)?: error: ", errors.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *([["demo", "bench", "evaluate", "info"][i], "--help"] for i in range(4))],
+)
+def test_help(capsys, arguments):
+    status, output, errors = run(capsys, *arguments)
+    assert (status, errors) == (0, "")
+    assert output.startswith("usage: xent-rs" if "--help" in arguments else f"xent-rs {xent_rs.__version__}")
+    assert max(map(len, output.splitlines())) <= 120
+
+
+def test_info(capsys):
+    status, output, errors = run(capsys, "info", "--json")
+    assert (status, errors) == (0, "")
+    assert json.loads(output) == xent_rs._xent_rs.config()
+    status, output, errors = run(capsys, "info")
+    assert (status, errors) == (0, "")
+    xent_rs.show_config()
+    assert output == capsys.readouterr().out
+    assert xent_rs.__version__ in output
+
+
+def test_as_a_module_and_as_a_script(files):
+    script = Path(sys.executable).with_name("xent-rs")
+    commands = [COMMAND] + ([[str(script)]] if script.exists() else [])
+    for command in commands:
+        done = subprocess.run(
+            [*command, "evaluate", "logits.npy", "targets.npy", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["loss"] == expected(*files).loss
+        done = subprocess.run(
+            [*command, "evaluate", "no.npy", "no.npy"], capture_output=True, text=True, timeout=100
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "xent-rs: error: no.npy: No such file or directory\n"
+        assert subprocess.run(command, capture_output=True, timeout=100).returncode == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere RLIMIT_DATA does not count all of the heap")
+def test_a_file_larger_than_the_memory_it_may_use(tmp_path):
+    rows, classes = 1 << 11, 1 << 18
+    logits, targets = tmp_path / "logits.npy", tmp_path / "targets.npy"
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, classes)}
+    with logits.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + rows * classes * 4)  # 2 GiB of zeros that take no space
+    np.save(targets, np.arange(rows))
+    limit = 1 << 30
+    done = start(
+        "evaluate",
+        logits,
+        targets,
+        "--json",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["loss"] == pytest.approx(np.log(classes), rel=1e-7)
+
+
+def test_the_progress_bar_shows_on_a_terminal_only(files):
+    done = start("evaluate", "logits.npy", "targets.npy")
+    assert (done.returncode, done.stderr) == (0, "")
+    status, output, terminal = on_terminal("evaluate", "logits.npy", "targets.npy")
+    assert (status, output) == (0, done.stdout)
+    assert "evaluate:" in terminal
+    assert "%" in terminal
+    # The bar is gone at the end: the cursor is back at the start of an empty line.
+    assert terminal.endswith("\r")
+
+
+def test_ctrl_c_ends_quietly():
+    status, output, terminal = on_terminal(
+        "bench",
+        "--shape",
+        "4096x20000",
+        until=rb"bench:",
+        then=lambda process: process.send_signal(signal.SIGINT),
+    )
+    assert status == 130
+    assert output == ""
+    assert "Traceback" not in terminal
+    assert "Error" not in terminal
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen([*COMMAND, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=100), errors) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "info"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (1, "xent-rs: error: No space left on device\n")
+
+
+def test_without_standard_output():
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$@" >&-', "sh", *COMMAND, "info"], stderr=subprocess.PIPE, text=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_unforeseen_exception_is_one_line(capsys, monkeypatch):
+    def fail():
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(xent_rs._xent_rs, "config", fail)
+    status, output, errors = run(capsys, "info", "--json")
+    assert (status, output) == (1, "")
+    assert errors == "xent-rs: error: KeyError: 'a\\nb'\n"
+
+
+# demo
+
+
+def test_demo(capsys):
+    pytest.importorskip("sklearn")
+    status, output, errors = run(capsys, "demo", "--json")
+    assert (status, errors) == (0, "")
+    found = json.loads(output)
+    assert found["training_rows"] == 1437
+    assert len(found["training_losses"]) == 40
+    assert found["training_losses"][0] > 1.0 > 0.1 > found["training_losses"][-1]
+    evaluation, check = found["evaluation"], found["check"]
+    assert evaluation["rows"] == 360
+    assert evaluation["accuracy"] > 0.95
+    assert evaluation["top_k"]["5"] >= evaluation["accuracy"] == evaluation["top_k"]["1"]
+    assert 0 < check["largest_error"] < 1e-6
+    assert 0 < check["largest_share"] <= 1
+    assert check["mean_error"] <= check["mean_bound"]
+    assert [(row["job"], row["rows"], row["classes"]) for row in found["timings"]] == [
+        ("loss", 1797, 10),
+        ("loss + gradient", 1797, 10),
+        ("loss", 512, 32000),
+        ("loss + gradient", 512, 32000),
+    ]
+    assert all(row["xent_rs_seconds"] > 0 and row["numpy_seconds"] > 0 for row in found["timings"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_demo_for_people(encoding):
+    pytest.importorskip("sklearn")
+    done = start("demo", env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("█" in done.stdout) == (encoding == "utf-8")
+    for text in ("Trained on 1,437", "accuracy", "Checked against float64", "random logits (512 x 32000)"):
+        assert text in done.stdout
+
+
+def test_demo_fails_loudly_on_a_wrong_loss(capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(demo, "_EPOCHS", 2)
+    right = demo.cross_entropy
+
+    def wrong(*arguments, **options):
+        losses = np.array(right(*arguments, **options))
+        losses[17] += np.float32(2e-5)
+        return losses
+
+    monkeypatch.setattr(demo, "cross_entropy", wrong)
+    status, output, errors = run(capsys, "demo", "--json")
+    assert (status, output) == (1, "")
+    assert re.fullmatch(
+        r"xent-rs: error: the loss of row 17 is off by [\d.e-]+; at most [\d.e-]+ is promised\n", errors
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("sklearn", ["demo"], r"the demo needs scikit-learn \(.*\): pip install \"xent_rs\[demo\]\""),
+        (
+            "matplotlib",
+            ["bench", "--plot", "a.png"],
+            r"--plot needs matplotlib \(.*\): pip install \"xent_rs\[plot\]\"",
+        ),
+    ],
+)
+def test_a_missing_extra_is_named(tmp_path, module, arguments, message):
+    (tmp_path / f"{module}.py").write_text("raise ModuleNotFoundError('not here')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = start(*arguments, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(f"xent-rs: error: {message}\n", done.stderr)
+
+
+# bench
+
+NUMPY_ONLY = [contender for contender in _contenders.CONTENDERS if contender.package in ("xent_rs", "numpy")]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_bench(capsys, monkeypatch, dtype):
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    arguments = ["--shape", "33x70", "9x1001", "--dtype", dtype, "--repeats", "1", "--threads", "2"]
+    status, output, errors = run(capsys, "bench", *arguments, "--json")
+    assert (status, errors) == (0, "")
+    found = json.loads(output)
+    assert set(found) == {"environment", "results", "skipped"}
+    assert found["environment"]["num_threads"] == 2
+    assert found["environment"]["versions"] == {"xent_rs": xent_rs.__version__, "numpy": np.__version__}
+    assert {(result["rows"], result["classes"]) for result in found["results"]} == {(33, 70), (9, 1001)}
+    names = [
+        (result["job"], result["contender"]) for result in found["results"][: len(found["results"]) // 2]
+    ]
+    sixteen = dtype in ("float16", "bfloat16")
+    assert names == [(c.job, c.name) for c in NUMPY_ONLY if not (sixteen and c.name == "NumPy, out=")]
+    assert len(found["skipped"]) == (1 if sixteen else 0)
+    for result in found["results"]:
+        assert 0 < result["minimum"] <= result["median"]
+        assert result["of_roof"] == result["roof"] / result["median"]
+        assert 0 <= result["loss_error"] <= result["loss_tolerance"]
+        if result["job"] == "loss + gradient":
+            assert 0 <= result["gradient_error"] <= result["gradient_tolerance"] < 0.02
+
+
+def test_bench_for_people(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    status, output, errors = run(capsys, "bench", "--shape", "33x70", "--repeats", "1")
+    assert (status, errors) == (0, "")
+    for text in (
+        "loss, 33 x 70 float32; the roof is",
+        "xent_rs, new array",
+        "NumPy, out=",
+        f"numpy {np.__version__}",
+    ):
+        assert text in output
+
+
+def test_bench_at_every_level(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY[:2])
+    status, output, _ = run(capsys, "bench", "--shape", "33x70", "--repeats", "1", "--levels", "--json")
+    assert status == 0
+    names = [result["contender"] for result in json.loads(output)["results"]]
+    assert names == [*(f"xent_rs, {level}" for level in xent_rs._xent_rs.simd_levels()), "NumPy"]
+
+
+def test_bench_runs_each_level_at_that_level(monkeypatch):
+    levels = []
+    level_of = xent_rs._xent_rs.simd_level
+
+    def make(case):
+        return lambda: levels.append(level_of()) or case.loss
+
+    contender = _contenders.Contender("xent_rs", "loss", make, lambda case: (1.0, 1.0), "xent_rs")
+    bench.measure([(3, 4, "float32")], bench.with_levels([contender]), 1)
+    assert set(levels) == set(xent_rs._xent_rs.simd_levels())
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda loss, gradient: loss * (1 + 3e-7), "the loss is off by"),
+        (lambda loss, gradient: np.nan, "the loss is off by nan"),
+        (lambda loss, gradient: (loss, gradient * (1 + 2e-6)), "the gradient is off by"),
+        (
+            lambda loss, gradient: (
+                loss,
+                np.where(np.arange(gradient.size).reshape(gradient.shape) == 40, np.nan, gradient),
+            ),
+            "the gradient is off by nan",
+        ),
+        (lambda loss, gradient: (loss, 0 * gradient), "the gradient is off by 1;"),
+    ],
+)
+def test_bench_refuses_to_time_a_wrong_answer(answer, message):
+    def make(case):
+        gradient = case.reference.gradient(slice(0, case.rows)).astype(np.float32)
+        return lambda: answer(case.loss, gradient)
+
+    contender = _contenders.Contender("xent_rs", "loss", make, _contenders._promised, "xent_rs")
+    with pytest.raises(ArithmeticError, match=f"^xent_rs, 6 x 10 float32: {message}"):
+        bench.measure([(6, 10, "float32")], [contender], 1)
+
+
+def test_bench_lists_what_it_skips():
+    def refuse(case):
+        raise _contenders.NotApplicable("not today")
+
+    contenders = [
+        _contenders.Contender("A", "loss", refuse, lambda case: (1, 1), "numpy"),
+        _contenders.Contender("B", "loss", refuse, lambda case: (1, 1), "there-is-no-such-distribution"),
+    ]
+    report = bench.measure([(3, 4, "float32"), (4, 4, "float32")], contenders, 1)
+    assert report["results"] == []
+    assert report["skipped"] == [
+        {"contender": "there-is-no-such-distribution", "reason": "not installed"},
+        {"contender": "A", "reason": "not today"},
+    ]
+
+
+def test_bench_does_not_skip_a_fault_of_this_package():
+    def fail(case):
+        raise xent_rs.InternalError("internal error: what; please report it")
+
+    contender = _contenders.Contender("A", "loss", fail, lambda case: (1, 1), "xent_rs")
+    with pytest.raises(xent_rs.InternalError):
+        bench.measure([(3, 4, "float32")], [contender], 1)
+
+
+@pytest.mark.parametrize("package", ["scipy", "scikit-learn", "torch", "jax"])
+@pytest.mark.filterwarnings("default")
+def test_bench_with_peers(package):
+    contenders = [contender for contender in _contenders.CONTENDERS if contender.package == package]
+    if contenders[0].version() is None:
+        pytest.skip(f"{package} is not installed")
+    report = bench.measure([(33, 70, "float32"), (6, 300, "float64")], contenders, 1)
+    assert len(report["results"]) + len(report["skipped"]) == 2 * len(contenders)
+    assert len(report["results"]) > 0
+
+
+def test_bench_plot(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    file = tmp_path / "bench.png"
+    arguments = ["--shape", "33x70", "9x1001", "--repeats", "1", "--plot", file]
+    status, _, errors = run(capsys, "bench", *arguments)
+    assert (status, errors) == (0, "")
+    content = file.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", content[16:24])
+    assert width > 800
+    assert height > 300
+
+
+def test_bench_plot_into_a_missing_directory_is_one_line(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY[:1])
+    file = tmp_path / "missing" / "bench.png"
+    status, _, errors = run(capsys, "bench", "--shape", "33x70", "--repeats", "1", "--plot", file)
+    assert (status, errors) == (1, f"xent-rs: error: {file}: No such file or directory\n")
+
+
+# their parts
+
+
+def test_reference_and_numpy_agree():
+    random = np.random.default_rng(0)
+    logits, targets = random.standard_normal((50, 12)), random.integers(12, size=50)
+    reference = _reference.Reference(logits, targets)
+    loss, gradient = _reference.numpy_loss_and_gradient(logits, targets)
+    assert _reference.numpy_loss(logits, targets) == pytest.approx(reference.losses.mean(), rel=1e-14)
+    assert loss == pytest.approx(reference.losses.mean(), rel=1e-14)
+    np.testing.assert_allclose(gradient, reference.gradient(slice(0, 50)), rtol=1e-12, atol=1e-15)
+    # The derivative, by central differences.
+    step = 1e-6
+    for row, column in [(0, 0), (7, targets[7]), (49, 11)]:
+        up, down = logits.copy(), logits.copy()
+        up[row, column] += step
+        down[row, column] -= step
+        slope = (_reference.numpy_loss(up, targets) - _reference.numpy_loss(down, targets)) / (2 * step)
+        assert gradient[row, column] == pytest.approx(slope, abs=1e-9)
+    out = np.empty_like(logits)
+    assert _reference.numpy_loss_and_gradient(logits, targets, out=out)[1] is out
+    np.testing.assert_array_equal(out, gradient)
+
+
+def test_timing_takes_turns():
+    order = []
+    calls = {name: lambda name=name: (order.append(name), time.sleep(0.006)) for name in "abc"}
+    done = []
+    samples = _timing.interleaved(calls, 2, lambda: done.append(1))
+    # Each sample is one untimed and one timed call; before them one of each to see how long they take.
+    assert "".join(order) == "aabbcc" + "aabbcc" + "ccbbaa"
+    assert {name: len(seconds) for name, seconds in samples.items()} == {"a": 2, "b": 2, "c": 2}
+    assert all(second >= 0.006 for seconds in samples.values() for second in seconds)
+    assert len(done) == 6
+
+
+def test_timing_repeats_fast_calls():
+    (seconds,) = _timing.interleaved({"fast": lambda: None}, 1)["fast"]
+    assert 0 < seconds < 1e-5
