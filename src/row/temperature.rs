@@ -40,13 +40,13 @@ impl Temperature {
             (a, b, self.0)
         };
         let high = a - b;
-        let quotient = high / divisor;
+        let rounded_b = a - high;
+        let low = (a - (high + rounded_b)) + (rounded_b - b);
+        let quotient = if divisor == 1.0 { high } else { high / divisor };
         if !quotient.is_finite() {
             return [quotient, 0.0];
         }
-        let rounded_b = a - high;
-        let low = (a - (high + rounded_b)) + (rounded_b - b);
-        if self.is_one() {
+        if divisor == 1.0 {
             return [quotient, low];
         }
         [quotient, ((-quotient).mul_add(divisor, high) + low) / divisor]

@@ -69,10 +69,13 @@ impl<E: Element> Transposed<E> {
             values.fill(MaybeUninit::new(E::MASKED));
         }
         for lane in 0..count {
-            let row = view.row(first + lane);
-            for (class, values) in values.chunks_exact_mut(lanes).enumerate() {
-                values[lane].write(row.get(class));
-            }
+            let lane_values = &mut values[lane..];
+            view.row(first + lane).for_each(
+                #[inline(always)]
+                |class, value| {
+                    lane_values[class * lanes].write(value);
+                },
+            );
         }
         self.tile(classes)
     }
@@ -83,10 +86,13 @@ impl<E: Element> Transposed<E> {
     /// As for [`Row::set`]; the tile was written.
     #[inline(always)]
     pub unsafe fn store(&self, lane: usize, row: Row<E>) {
-        let values = &self.values[..row.classes() * E::Real::LANES];
-        for (class, values) in values.chunks_exact(E::Real::LANES).enumerate() {
-            // SAFETY: the tile was written, and the rest holds, by the caller's promise.
-            unsafe { row.set(class, values[lane].assume_init()) }
+        assert!(row.classes() <= MOST_CLASSES && lane < E::Real::LANES);
+        // SAFETY: the tile was written, and the rest holds, by the caller's promise.
+        unsafe {
+            row.set_each(
+                #[inline(always)]
+                |class| self.values[class * E::Real::LANES + lane].assume_init(),
+            );
         }
     }
 }
