@@ -45,15 +45,15 @@ def cross_entropy(
 ) -> float | NDArray[Any]:
     r"""Cross-entropy of ``softmax(logits / temperature)`` with the targets, in nats.
 
-    A row's loss is :math:`\log \sum_c e^{z_c} - z_y` with :math:`z = x / T` and target :math:`y`. The logits are
-    read once, in place; nothing of their size is allocated.
+    A row's loss is :math:`\log \sum_c e^{z_c} - z_y` with :math:`z = x / T` and target :math:`y`. The logits
+    are read once, in place; nothing of their size is allocated.
 
     Parameters
     ----------
     logits : array_like of float16, bfloat16 (``ml_dtypes``), float32 or float64
-        Unnormalised log-probabilities: any number of axes, the classes along `axis`. Any strides, alignment and byte
-        order. What is not an array is converted with `numpy.asarray`. 16-bit logits compute in float32.
-        ``-inf`` marks a class that is not there.
+        Unnormalised log-probabilities: any number of axes, the classes along `axis`. Any strides, alignment
+        and byte order. What is not an array is converted with `numpy.asarray`. 16-bit logits compute in
+        float32. ``-inf`` marks a class that is not there.
     targets : array_like of any integer dtype
         The class of each row: the shape of `logits` without `axis`.
     ignore_index : int, optional
@@ -70,8 +70,8 @@ def cross_entropy(
     Returns
     -------
     float or ndarray
-        For 'mean' and 'sum' a float, accumulated in float64: NaN if the mean has no rows. For 'none' an array of the
-        shape of `targets`, float32, or float64 for float64 logits.
+        For 'mean' and 'sum' a float, accumulated in float64: NaN if the mean has no rows. For 'none' an array
+        of the shape of `targets`, float32, or float64 for float64 logits.
 
     Raises
     ------
@@ -84,14 +84,15 @@ def cross_entropy(
 
     See Also
     --------
-    cross_entropy_with_grad : The loss and its gradient, for little more than the time of writing the gradient.
+    cross_entropy_with_grad : The loss and its gradient.
 
     Notes
     -----
-    The error of a row's loss is at most u·(ln C + 2) and half an ulp, with u = 2⁻²⁴ (2⁻⁵³ for float64) and C classes,
-    and relative accuracy is kept where the target leads, however small the loss. The result has the same bits for
-    any number of threads. A target on a ``-inf`` class costs infinity; a NaN or ``+inf`` makes its row NaN, and so
-    does a row of only ``-inf``.
+    The error of a row's loss is at most u·(ln C + 2) and half an ulp, with u = 2⁻²⁴ (2⁻⁵³ for float64) and C
+    classes, and relative accuracy is kept where the target leads, however small the loss. The result has the
+    same bits for any number of threads; another memory layout of the same numbers may change the last one. A
+    target on a ``-inf`` class costs infinity; a NaN or ``+inf`` makes its row NaN, and so does a row of only
+    ``-inf``.
 
     It is ``torch.nn.functional.cross_entropy``, with the classes last and any integer targets;
     ``optax.softmax_cross_entropy_with_integer_labels``; ``keras.losses.SparseCategoricalCrossentropy`` with
@@ -110,7 +111,10 @@ def cross_entropy(
     >>> round(xent_rs.cross_entropy(logits, [0, -100]), 6)
     0.41703
     """
-    return _xent_rs.cross_entropy(logits, targets, ignore_index, temperature, axis, reduction, denominator)  # type: ignore[no-any-return]
+    loss: float | NDArray[Any] = _xent_rs.cross_entropy(
+        logits, targets, ignore_index, temperature, axis, reduction, denominator
+    )
+    return loss
 
 
 @overload
@@ -153,8 +157,8 @@ def cross_entropy_with_grad(
 ) -> tuple[float | NDArray[Any], NDArray[Any]]:
     r"""`cross_entropy` and its gradient with respect to the logits.
 
-    The gradient of a row's loss is :math:`(\mathrm{softmax}(x / T)_c - [c = y]) / T`; that of the mean is divided by
-    what the mean divides by. Each row is read from memory once and its gradient written once.
+    The gradient of a row's loss is :math:`(\mathrm{softmax}(x / T)_c - [c = y]) / T`; that of the mean is
+    divided by what the mean divides by. Each row is read from memory once and its gradient written once.
 
     Parameters
     ----------
@@ -164,29 +168,29 @@ def cross_entropy_with_grad(
         Multiplies the gradient: the derivative of what follows with respect to the loss. A number, or, with
         ``reduction='none'``, one for each row.
     out : ndarray, optional
-        Where the gradient goes: an array of the logits' shape, in float32, float16 or bfloat16 for logits of these
-        types and in float64 for float64 logits. It may be the logits' array itself, which the gradient then
-        overwrites, and must share no memory with an input otherwise. A loop that passes the same `out` each time
-        saves the time that new memory costs, which is more than that of the gradient.
+        Where the gradient goes: an array of the logits' shape, in float32, float16 or bfloat16 for logits of
+        these types and in float64 for float64 logits. It may be the logits' array itself, which the gradient
+        then overwrites, and must share no memory with an input otherwise. A loop that passes the same `out`
+        each time saves the time that new memory costs, which is more than that of the gradient.
 
     Returns
     -------
     loss : float or ndarray
         As from `cross_entropy`, to the bit.
     grad : ndarray
-        `out`, or a new array of the logits' shape, dtype and memory layout. With ``reduction='none'`` row i is the
-        derivative of loss i. An ignored row and a ``-inf`` class have gradient 0.
+        `out`, or a new array of the logits' shape, dtype and memory layout. With ``reduction='none'`` row i
+        is the derivative of loss i. An ignored row and a ``-inf`` class have gradient 0.
 
     Raises
     ------
     TypeError, ValueError, IndexError
-        As `cross_entropy`; also ValueError for an `out` that is read-only, overlaps an input or itself, or has another
-        shape or dtype, and for a `grad_output` of another shape. Nothing is written then.
+        As `cross_entropy`; also ValueError for an `out` that is read-only, overlaps an input or itself, or
+        has another shape or dtype, and for a `grad_output` of another shape. Nothing is written then.
 
     Notes
     -----
-    With p = softmax(x / T), a gradient is within u·(|z - max z| + ln C + 4)·p of its value; the target's is minus the sum
-    of the others' p, not a difference. 16-bit gradients are rounded once from float32.
+    With p = softmax(x / T), a gradient is within u·(|z - max z| + ln C + 4)·p of its value; the target's is
+    minus the sum of the others' p, not a difference. 16-bit gradients are rounded once from float32.
 
     When interrupted (Ctrl-C), `out` holds some rows of the gradient and some of what it held before.
 
@@ -227,8 +231,8 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, keepdims: bool = False, temp
     Returns
     -------
     ndarray or scalar
-        Of the logits' shape without `axis`, float32, or float64 for float64 logits. A row of only ``-inf`` has
-        ``-inf``, a row with a NaN or ``+inf`` NaN.
+        Of the logits' shape without `axis`, float32, or float64 for float64 logits. A row of only ``-inf``
+        has ``-inf``, a row with a NaN or ``+inf`` NaN.
 
     Raises
     ------
@@ -237,8 +241,8 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, keepdims: bool = False, temp
 
     References
     ----------
-    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions",
-       IMA Journal of Numerical Analysis 41(4), 2021.
+    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax
+       functions", IMA Journal of Numerical Analysis 41(4), 2021.
 
     Examples
     --------
@@ -263,14 +267,14 @@ def softmax(
     temperature : float, optional
         Divides the logits; positive.
     out : ndarray, optional
-        Where the result goes, under the same conditions as for `cross_entropy_with_grad`; the logits' array itself is
-        fine.
+        Where the result goes, under the same conditions as for `cross_entropy_with_grad`; the logits' array
+        itself is fine.
 
     Returns
     -------
     ndarray
-        `out`, or a new array of the logits' shape, dtype and memory layout. A ``-inf`` class has 0; a row with a NaN or
-        ``+inf``, or of only ``-inf``, is NaN.
+        `out`, or a new array of the logits' shape, dtype and memory layout. A ``-inf`` class has 0; a row
+        with a NaN or ``+inf``, or of only ``-inf``, is NaN.
 
     Raises
     ------
@@ -304,8 +308,9 @@ def log_softmax(
     Returns
     -------
     ndarray
-        `out`, or a new array of the logits' shape, dtype and memory layout. A ``-inf`` class has ``-inf``; a row with a
-        NaN or ``+inf``, or of only ``-inf``, is NaN. The log-probability of a leading class keeps relative accuracy.
+        `out`, or a new array of the logits' shape, dtype and memory layout. A ``-inf`` class has ``-inf``; a
+        row with a NaN or ``+inf``, or of only ``-inf``, is NaN. The log-probability of a leading class keeps
+        relative accuracy.
 
     Raises
     ------
@@ -314,8 +319,8 @@ def log_softmax(
 
     References
     ----------
-    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions",
-       IMA Journal of Numerical Analysis 41(4), 2021.
+    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax
+       functions", IMA Journal of Numerical Analysis 41(4), 2021.
 
     Examples
     --------
@@ -332,8 +337,9 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. Without this call it is ``XENT_RS_NUM_THREADS``, or else ``OMP_NUM_THREADS``, or else the number of
-        CPUs that the process may use. Small problems stay on the caller's thread, and no result depends on it.
+        At least 1. Without this call it is ``XENT_RS_NUM_THREADS``, or else ``OMP_NUM_THREADS``, or else the
+        number of CPUs that the process may use. Small problems stay on the caller's thread, and no result
+        depends on it.
 
     Raises
     ------
@@ -353,7 +359,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of threads that calls use.
+    """Return the number of threads that calls use.
 
     Returns
     -------
@@ -364,7 +370,8 @@ def get_num_threads() -> int:
 
 
 def show_config() -> None:
-    """Print the version, the instruction set in use and those available, and the threads and where their number is from.
+    """Print the version, the instruction set in use and those available, and the threads and where their
+    number is from.
 
     It is what a report of a problem should quote.
     """
