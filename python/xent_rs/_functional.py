@@ -370,8 +370,7 @@ def get_num_threads() -> int:
 
 
 def show_config() -> None:
-    """Print the version, the instruction set in use and those available, and the threads and where their
-    number is from.
+    """Print the version, the instruction sets, and the threads and where their number is from.
 
     It is what a report of a problem should quote.
     """
