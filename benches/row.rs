@@ -6,7 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use fearless_simd::Simd;
 use half::{bf16, f16};
 use xent_rs::element::Element;
-use xent_rs::row::{Stores, Target, Temperature};
+use xent_rs::row::{ClassLoss, Stores, Temperature};
 use xent_rs::simd::{Kernel, Level};
 use xent_rs::view::{Axes, Row, View};
 
@@ -29,7 +29,7 @@ impl<E: Element> Kernel for Loss<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        Target::Class(1).loss(simd, self.0, Temperature::ONE).loss
+        ClassLoss::of_row(simd, self.0, 1, Temperature::ONE).loss
     }
 }
 
@@ -40,7 +40,7 @@ impl<E: Element> Kernel for LossAndGradient<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let loss = Target::Class(1).loss(simd, self.0, Temperature::ONE);
+        let loss = ClassLoss::of_row(simd, self.0, 1, Temperature::ONE);
         // SAFETY: the output is a vector of its own, used by this thread.
         unsafe { loss.gradient(simd, self.0, self.1, 1.0, Temperature::ONE, Stores::Cached) };
         loss.loss

@@ -21,9 +21,6 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::F32, Self::F64];
-
     /// The name in NumPy.
     pub fn name(self) -> &'static str {
         match self {
@@ -37,15 +34,6 @@ impl Dtype {
     /// Whether the type computes in f64.
     pub fn is_double(self) -> bool {
         self == Self::F64
-    }
-
-    /// Bytes of a value.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F16 | Self::Bf16 => 2,
-            Self::F32 => 4,
-            Self::F64 => 8,
-        }
     }
 }
 

@@ -6,10 +6,10 @@
 //! softmax family is `mass·lse − <t, z>` and its gradient `scale·(mass·softmax(z) − t)`. Three nouns carry it:
 //!
 //! * [`element::Element`]: what is stored (f16, bf16, f32, f64); it names the [`math::Real`] it computes in;
-//! * [`row::Target`]: what the row should be;
+//! * [`row::ClassLoss`]: what the row should be (a class, so far), its loss, and what its gradient needs;
 //! * a SIMD token: what the CPU can do ([`simd`]).
 //!
-//! A row knows two verbs: its loss, from one pass over the logits ([`row::log_sum_exp`], then [`row::Target`]),
+//! A row knows two verbs: its loss, from one pass over the logits ([`row::log_sum_exp`], then [`row::ClassLoss`]),
 //! and its gradient, a second pass while the row is still in cache ([`row::map`]).
 //!
 //! # The layers, top down; each imports only from those below it
@@ -28,11 +28,13 @@
 //!
 //! # Where something new goes
 //!
-//! * **a dtype**: an `impl Element` in [`element`] and its arm in [`element::Dtype`] and `with_element!`;
+//! * **a dtype**: an `impl Element` and an arm of [`element::Dtype`] and of the two `with_element` macros beside it;
+//!   how NumPy calls it is `storage_type` in `python/arrays.rs`;
 //! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a function in
-//!   `python/xent_rs/_functional.py`; a new kind of target is a variant in [`row::Target`];
-//! * **an instruction set**: a variant of [`simd::Level`], its arm in [`simd::Level::run`], and, where it has
-//!   better ones, its instructions in `simd/operations.rs`.
+//!   `python/xent_rs/_functional.py`; another kind of target for the softmax losses is a sibling of
+//!   [`row::ClassLoss`] in `row/target.rs`, used by the driver for rows and for tiles;
+//! * **an instruction set**: a variant of [`simd::Level`] with its arms there, and, where it has better ones, its
+//!   instructions in `simd/operations.rs`.
 
 #![deny(missing_docs)]
 

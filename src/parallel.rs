@@ -2,11 +2,10 @@
 //!
 //! What a chunk is depends on the problem's shape alone, and results come back in the order of the chunks, so no bit
 //! of a result depends on the number of threads. The caller works too; small jobs never leave its thread, since waking
-//! a pool costs 10 to 20 µs.
+//! a pool takes longer than they do.
 //!
 //! The pool belongs to a process: a child made by `fork` has none of its parent's threads. A handler counts forks, and
-//! a pool that an earlier process made is left where it is, neither used nor dropped (dropping it would wait for
-//! threads that do not exist). Long jobs run in slices of about 50 ms, between which the caller may stop them.
+//! a pool that an earlier process made is left where it is, neither used nor dropped: its threads do not exist. Long jobs run in slices of about 50 ms, between which the caller may stop them.
 
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -83,7 +82,7 @@ pub fn set_num_threads(threads: usize) -> Result<()> {
             CHOSEN.store(threads, Ordering::Relaxed);
             Ok(())
         }
-        _ => Err(Error::Value(format!("number of threads is {threads}; expected at most {MOST_THREADS}"))),
+        _ => Err(Error::Value(format!("number of threads is above {MOST_THREADS}; expected at most that"))),
     }
 }
 
@@ -172,8 +171,7 @@ fn run(chunks: usize, chunk_bytes: usize, check: &dyn Fn() -> Result<()>, work: 
         (0..chunks).for_each(work);
         return Ok(());
     }
-    let threads = num_threads().0.min(chunks);
-    let pool = if threads > 1 { workers(threads - 1) } else { None };
+    let threads = num_threads().0;
     let mut slice = (FIRST_SLICE_BYTES / chunk_bytes.max(1)).max(threads);
     let mut start = 0;
     while start < chunks {
@@ -190,9 +188,11 @@ fn run(chunks: usize, chunk_bytes: usize, check: &dyn Fn() -> Result<()>, work: 
                 work(chunk);
             }
         };
-        match &pool {
+        // Asked for each time: `check` may have run a signal handler, and that may have forked.
+        let pool = if threads.min(chunks) > 1 { workers(threads - 1) } else { None };
+        match pool {
             Some(pool) => pool.in_place_scope(|scope| {
-                for _ in 1..threads {
+                for _ in 1..threads.min(end - start) {
                     scope.spawn(|_| take());
                 }
                 take();

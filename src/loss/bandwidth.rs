@@ -30,8 +30,12 @@ pub fn read(array: &View<f32>, check: Check) -> Result<u32> {
 ///
 /// # Errors
 /// What `check` returned.
-pub fn copy(array: &View<f32>, out: &View<f32>, check: Check) -> Result<()> {
+///
+/// # Safety
+/// `out` was made for an output, apart from `array`, and nothing else accesses it during the call.
+pub unsafe fn copy(array: &View<f32>, out: &View<f32>, check: Check) -> Result<()> {
     assert_eq!(array.classes(), out.classes());
+    assert!(out.row(0).pointer(0).is_aligned());
     let chunks = Chunks { rows: array.classes(), rows_a_chunk: PIECE };
     let level = simd::level();
     map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::tile::{self, Tile, Transposed};
-use crate::row::{ClassLoss, Stores, Target, Temperature, fill, rounded};
+use crate::row::{ClassLoss, Stores, Temperature, fill, rounded};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
 
@@ -58,7 +58,11 @@ pub struct Gradient<O> {
 ///
 /// # Errors
 /// What `check` returned.
-pub fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
+///
+/// # Safety
+/// `gradient`'s view was made for an output: writeable, its rows the logits' rows themselves or apart from them, and
+/// nothing else accesses them during the call.
+pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
     logits: &View<E>,
     labels: &Labels,
     options: Options,
@@ -84,7 +88,7 @@ pub fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
     let sums = map_chunks(chunks.count(), chunks.bytes(logits.classes(), traffic), check, |chunk| {
         level.run(Rows { range: chunks.rows_of(chunk), logits, labels, options, divisor, losses, gradient, stores })
     })?;
-    Ok(sums.into_iter().sum::<f64>() / divisor)
+    Ok(sums.into_iter().fold(0.0, |total, sum| total + sum) / divisor)
 }
 
 /// The work on a chunk of rows.
@@ -148,7 +152,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     fn row<S: Simd>(&self, simd: S, index: usize) -> f64 {
         let row = self.logits.row(index);
         let temperature = self.options.temperature;
-        let loss = self.labels.class(index).map(|class| Target::Class(class).loss(simd, row, temperature));
+        let loss = self.labels.class(index).map(|class| ClassLoss::of_row(simd, row, class, temperature));
         self.write_row_gradient(simd, index, loss);
         let loss = loss.map_or(0.0, |loss| loss.loss);
         self.write_loss(index, loss);
@@ -161,8 +165,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         let Some(gradient) = self.gradient else { return };
         let (row, out) = (self.logits.row(index), gradient.out.row(index));
         let scale = self.scale(gradient, index);
-        // SAFETY: `out` is an output by its construction, its rows are the logits' rows or apart from them, and this
-        // chunk alone works on its rows.
+        // SAFETY: the promise made to `cross_entropy`, and this chunk alone works on its rows.
         unsafe {
             match loss {
                 Some(loss) => loss.gradient(simd, row, out, scale, self.options.temperature, self.stores),

@@ -18,7 +18,7 @@ pub struct Labels {
 }
 
 /// The integer types that targets come in.
-pub trait Integer: Copy + PartialEq + TryInto<usize> + TryFrom<i64> + Into<i128> {
+pub trait Integer: Copy + PartialEq + TryInto<usize> + TryFrom<i128> + Into<i128> {
     /// With the bytes in the other order.
     #[must_use]
     fn swap_bytes(self) -> Self;
@@ -75,7 +75,7 @@ impl Labels {
     /// # Errors
     /// [`Error::Index`] for a target that is neither in `0..classes` nor `ignore_index`; [`Error::Memory`] if there is
     /// no room for the copy; what `check` returned.
-    pub fn read<T: Integer>(targets: &Integers, classes: usize, ignore_index: i64, check: Check) -> Result<Self> {
+    pub fn read<T: Integer>(targets: &Integers, classes: usize, ignore_index: i128, check: Check) -> Result<Self> {
         let ignored = T::try_from(ignore_index).ok();
         let rows = targets.axes.count();
         let mut counted = 0;
@@ -119,7 +119,7 @@ impl Labels {
     }
 }
 
-fn out_of_range(mut index: usize, value: i128, shape: &[usize], classes: usize, ignore_index: i64) -> Error {
+fn out_of_range(mut index: usize, value: i128, shape: &[usize], classes: usize, ignore_index: i128) -> Error {
     let mut position = Vec::new();
     for length in shape.iter().rev() {
         position.push((index % length).to_string());

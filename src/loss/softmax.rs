@@ -23,7 +23,11 @@ pub fn log_sum_exps<E: Element>(logits: &View<E>, temperature: Temperature, out:
 ///
 /// # Errors
 /// What `check` returned.
-pub fn softmax<E: Element, O: Element<Real = E::Real>>(
+///
+/// # Safety
+/// `out` was made for an output: writeable, its rows the logits' rows themselves or apart from them, and nothing else
+/// accesses them during the call.
+pub unsafe fn softmax<E: Element, O: Element<Real = E::Real>>(
     logits: &View<E>,
     temperature: Temperature,
     log: bool,
@@ -86,8 +90,7 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
         let temperature = self.temperature;
         for index in self.range {
             let (row, out) = (self.logits.row(index), self.out.row(index));
-            // SAFETY: `out` is an output by its construction, its rows are the logits' rows or apart from them, and
-            // this chunk alone works on its rows.
+            // SAFETY: the promise made to `softmax`, and this chunk alone works on its rows.
             unsafe {
                 if self.log {
                     let (reference, log_sum) = normalizer(simd, row, temperature);
@@ -109,8 +112,9 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
 #[inline(always)]
 fn normalizer<S: Simd, E: Element>(simd: S, row: Row<E>, temperature: Temperature) -> (f64, f64) {
     let lse = log_sum_exp(simd, row, None, temperature);
-    // The reference is at most one below the largest logit: a leader with half of the mass has a sum below 2e.
-    if lse.sum > 6.0 || lse.sum == 0.0 {
+    // The largest logit is at most one above the reference, in units of T, or two, where adding one rounds up. A leader
+    // with half of the mass then has a sum of at most 2·e².
+    if lse.sum > 15.0 || lse.sum == 0.0 {
         return (lse.reference, lse.sum.ln());
     }
     let class = leader(simd, row);

@@ -4,6 +4,8 @@ use std::os::raw::c_int;
 
 use numpy::npyffi::{self, NPY_ORDER, PY_ARRAY_API, flags};
 use numpy::{PyArray1, PyArrayDescr, PyArrayDescrMethods, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::PyTypeInfo;
+use pyo3::exceptions::PyOverflowError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -33,19 +35,40 @@ fn numpy(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
     Ok(NUMPY.get_or_try_init(py, || py.import("numpy").map(Bound::unbind))?.bind(py))
 }
 
-/// `object` as an array: itself, or, for lists and other frameworks' tensors in CPU memory, what `numpy.asarray` makes
-/// of it.
-fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
+/// An array of ours on the memory of `array`.
+///
+/// Python code that runs later in the call, and other threads, can give the caller's object another dtype, shape or
+/// strides; nobody can do that to this one. It also keeps the caller's from being resized, and is a plain
+/// `numpy.ndarray` whatever the caller's class does.
+fn private_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let py = array.py();
+    // SAFETY: the array is live; no new dtype is asked for; the type object is NumPy's own. The call returns a new
+    // reference, or null with an exception set.
+    unsafe {
+        let plain = PyUntypedArray::type_object_raw(py);
+        let view = PY_ARRAY_API.PyArray_View(py, array.as_array_ptr(), std::ptr::null_mut(), plain);
+        Ok(Bound::from_owned_ptr_or_err(py, view)?.cast_into_unchecked())
+    }
+}
+
+fn is_masked(array: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
+    let py = array.py();
+    if array.is_exact_instance_of::<PyUntypedArray>() {
+        return Ok(false);
+    }
+    array.is_instance(&numpy(py)?.getattr(intern!(py, "ma"))?.getattr(intern!(py, "MaskedArray"))?)
+}
+
+/// `object` as an array: a view of it, or, for lists and other frameworks' tensors in CPU memory, what `numpy.asarray`
+/// makes of it.
+pub(super) fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
     let py = object.py();
     if let Ok(array) = object.cast::<PyUntypedArray>() {
-        if !array.is_exact_instance_of::<PyUntypedArray>() {
-            let masked = numpy(py)?.getattr(intern!(py, "ma"))?.getattr(intern!(py, "MaskedArray"))?;
-            if array.is_instance(&masked)? {
-                let text = format!("{name} are a masked array; expected a plain array (mark masked classes with -inf)");
-                return Err(Error::Type(text).into());
-            }
+        if is_masked(array)? {
+            let text = format!("{name} are a masked array; expected a plain array (mark masked classes with -inf)");
+            return Err(Error::Type(text).into());
         }
-        return Ok(array.clone());
+        return private_view(array);
     }
     if object.hasattr(intern!(py, "__dlpack_device__"))? {
         let device = object.call_method0(intern!(py, "__dlpack_device__"))?.get_item(0)?;
@@ -59,7 +82,7 @@ fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, 
     // What speaks DLPack alone is taken that way; the rest of the world knows `__array__`.
     let dlpack = object.hasattr(intern!(py, "__dlpack__"))? && !object.hasattr(intern!(py, "__array__"))?;
     let convert = if dlpack { intern!(py, "from_dlpack") } else { intern!(py, "asarray") };
-    Ok(numpy(py)?.call_method1(convert, (object,))?.cast_into()?)
+    private_view(numpy(py)?.call_method1(convert, (object,))?.cast()?)
 }
 
 /// The storage type that a dtype is, if it is one; in either byte order.
@@ -117,8 +140,7 @@ pub(super) struct Logits<'py> {
 }
 
 impl<'py> Logits<'py> {
-    pub(super) fn new(object: &Bound<'py, PyAny>, axis: isize) -> PyResult<Self> {
-        let array = as_array(object, "logits")?;
+    pub(super) fn new(array: Bound<'py, PyUntypedArray>, axis: &Bound<'py, PyAny>) -> PyResult<Self> {
         let descriptor = array.dtype();
         let Some(dtype) = storage_type(&descriptor) else {
             let names = "float16, bfloat16, float32 or float64";
@@ -130,16 +152,17 @@ impl<'py> Logits<'py> {
         };
         let swapped = is_swapped(&descriptor);
         let shape = array.shape();
-        let axes = shape.len() as isize;
+        let axes = shape.len() as i128;
         if axes == 0 {
             return Err(Error::Value("logits have shape (); expected at least one axis, the classes".into()).into());
         }
-        if !(-axes..axes).contains(&axis) {
+        let number = integer(axis)?;
+        if !(-axes..axes).contains(&number) {
             let text =
                 format!("axis is {axis}; expected {} to {} for logits of shape {}", -axes, axes - 1, shape_text(shape));
             return Err(Error::Value(text).into());
         }
-        let index = axis.rem_euclid(axes) as usize;
+        let index = number.rem_euclid(axes) as usize;
         if shape[index] == 0 {
             let text =
                 format!("logits have shape {}; expected at least one class along axis {axis}", shape_text(shape));
@@ -168,8 +191,7 @@ impl<'py> Logits<'py> {
 
     /// The array as rows of `E`, which is what it holds.
     ///
-    /// The view is good as long as `self` lives, which keeps the array alive, and NumPy refuses to resize an array
-    /// that something else refers to.
+    /// The view is good as long as `self` lives.
     pub(super) fn view<E: Element>(&self) -> View<E> {
         assert_eq!(E::DTYPE, self.dtype);
         rows(&self.array, self.axis, self.swapped)
@@ -200,26 +222,32 @@ impl<'py> Logits<'py> {
     pub(super) fn result(
         &self,
         out: Option<&Bound<'py, PyAny>>,
-        inputs: &[(&str, &Bound<'py, PyAny>)],
+        inputs: &[(&str, &Bound<'py, PyUntypedArray>)],
     ) -> PyResult<Output<'py>> {
-        let array = match out {
-            Some(out) => self.checked_out(out, inputs)?,
-            None => self.new_like()?,
+        let (result, array) = if let Some(out) = out {
+            (out.clone(), self.checked_out(out, inputs)?)
+        } else {
+            let array = self.new_like()?;
+            (array.clone().into_any(), array)
         };
         let dtype = storage_type(&array.dtype()).expect("checked, or the logits' own");
-        Ok(Output { array, dtype, axis: self.axis })
+        Ok(Output { result, array, dtype, axis: self.axis })
     }
 
     fn checked_out(
         &self,
         out: &Bound<'py, PyAny>,
-        inputs: &[(&str, &Bound<'py, PyAny>)],
+        inputs: &[(&str, &Bound<'py, PyUntypedArray>)],
     ) -> PyResult<Bound<'py, PyUntypedArray>> {
         let value_error = |text: String| -> PyErr { Error::Value(text).into() };
         let Ok(array) = out.cast::<PyUntypedArray>() else {
             let text = format!("out is a {}; expected a numpy.ndarray", out.get_type().name()?);
             return Err(Error::Type(text).into());
         };
+        if is_masked(array)? {
+            return Err(Error::Type("out is a masked array; expected a plain array".into()).into());
+        }
+        let array = private_view(array)?;
         let descriptor = array.dtype();
         let dtype = storage_type(&descriptor)
             .filter(|dtype| !is_swapped(&descriptor) && dtype.is_double() == self.dtype.is_double());
@@ -234,26 +262,24 @@ impl<'py> Logits<'py> {
             let (found, expected) = (shape_text(array.shape()), shape_text(self.array.shape()));
             return Err(value_error(format!("out has shape {found}; expected {expected}")));
         }
-        if !is_writeable(array) {
+        if !is_writeable(&array) {
             return Err(value_error("out is read-only; expected a writeable array".into()));
         }
-        if overlaps_itself(array) {
+        if overlaps_itself(&array) {
             return Err(value_error(
                 "out has elements that share memory; expected an array without internal overlap".into(),
             ));
         }
         let expected = "expected the logits array itself or memory that no input uses";
-        if !self.is_same_array(array) && overlap(array, &self.array)? {
+        if !self.is_same_array(&array) && overlap(&array, &self.array)? {
             return Err(value_error(format!("out overlaps logits; {expected}")));
         }
         for (name, input) in inputs {
-            if let Ok(input) = input.cast::<PyUntypedArray>()
-                && overlap(array, input)?
-            {
+            if overlap(&array, input)? {
                 return Err(value_error(format!("out overlaps {name}; {expected}")));
             }
         }
-        Ok(array.clone())
+        Ok(array)
     }
 
     /// Whether `array`, of the same shape, is the same elements in the same places.
@@ -268,7 +294,9 @@ impl<'py> Logits<'py> {
 
 /// An array to write to: new, or given and checked.
 pub(super) struct Output<'py> {
-    pub(super) array: Bound<'py, PyUntypedArray>,
+    /// What the caller gets: its own object, or the new array.
+    pub(super) result: Bound<'py, PyAny>,
+    array: Bound<'py, PyUntypedArray>,
     pub(super) dtype: Dtype,
     axis: usize,
 }
@@ -285,8 +313,9 @@ fn rows<E: Element>(array: &Bound<'_, PyUntypedArray>, axis: usize, swapped: boo
     let (shape, strides) = (array.shape(), array.strides());
     let axes = shape.iter().copied().zip(strides.iter().copied());
     let row_axes = Axes::new(axes.enumerate().filter(|(index, _)| *index != axis).map(|(_, axis)| axis));
-    // SAFETY: base, shape and strides are those of a live NumPy array of `E`, which the caller keeps alive; outputs
-    // are new or passed `Logits::checked_out`: writeable, without internal overlap.
+    // SAFETY: base, shape and strides are those of a NumPy array of `E` which nobody else can change (`private_view`),
+    // and which the caller keeps alive; outputs are new or passed `Logits::checked_out`: writeable, without internal
+    // overlap.
     unsafe { View::new(base(array), row_axes, shape[axis], strides[axis], swapped) }
 }
 
@@ -323,18 +352,25 @@ fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyRe
     }
 }
 
+/// Targets as an array: of integers, if they are an empty list, which `numpy.asarray` makes an array of floats.
+pub(super) fn target_array<'py>(targets: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let array = as_array(targets, "targets")?;
+    if array.is_empty() && !targets.is_instance_of::<PyUntypedArray>() {
+        let py = targets.py();
+        return Ok(array.call_method1(intern!(py, "astype"), (intern!(py, "int64"),))?.cast_into()?);
+    }
+    Ok(array)
+}
+
 /// The targets of `logits`, read and checked.
 pub(super) fn labels(
-    targets: &Bound<'_, PyAny>,
+    array: &Bound<'_, PyUntypedArray>,
     logits: &Logits<'_>,
-    axis: isize,
-    ignore_index: i64,
+    axis: &Bound<'_, PyAny>,
+    ignore_index: i128,
 ) -> PyResult<Labels> {
-    let array = as_array(targets, "targets")?;
     let descriptor = array.dtype();
-    // `numpy.asarray([])` is an array of floats.
-    let empty_list = array.is_empty() && !targets.is_instance_of::<PyUntypedArray>();
-    let kind = if empty_list { b'i' } else { descriptor.kind() };
+    let kind = descriptor.kind();
     if !matches!(kind, b'i' | b'u') {
         let text = format!("targets have dtype {descriptor}; expected an integer dtype (class indices)");
         return Err(Error::Type(text).into());
@@ -349,8 +385,9 @@ pub(super) fn labels(
         );
         return Err(Error::Value(text).into());
     }
-    // SAFETY: base, shape and strides are those of a live array of integers, which outlives the value.
-    let integers = unsafe { Integers::new(base(&array), array.shape(), array.strides(), is_swapped(&descriptor)) };
+    // SAFETY: base, shape and strides are those of an array of integers which nobody else can change
+    // (`private_view`) and which outlives the value.
+    let integers = unsafe { Integers::new(base(array), array.shape(), array.strides(), is_swapped(&descriptor)) };
     let (size, classes) = (descriptor.itemsize(), logits.classes());
     detached(array.py(), move |check| match (kind, size) {
         (b'i', 1) => Labels::read::<i8>(&integers, classes, ignore_index, check),
@@ -388,16 +425,19 @@ impl<'py> RowResult<'py> {
     }
 }
 
-/// The bytes of a contiguous, writeable array as one row of 4-byte values, for the roofs.
-pub(super) fn flat_view(object: &Bound<'_, PyAny>, name: &str) -> PyResult<View<f32>> {
-    let array = object.cast::<PyUntypedArray>()?;
+/// The bytes of a contiguous array of floats as one row of 4-byte values, for the roofs, and the array that keeps it.
+pub(super) fn flat_view<'py>(object: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyUntypedArray>, View<f32>)> {
+    let array = private_view(object.cast()?)?;
     let bytes = array.len() * array.dtype().itemsize();
-    if !array.is_c_contiguous() || !is_writeable(array) || bytes == 0 || !(base(array) as usize).is_multiple_of(4) {
-        let text = format!("{name} is not suitable; expected a contiguous, aligned, writeable array that is not empty");
-        return Err(Error::Value(text).into());
+    let aligned = (base(&array) as usize).is_multiple_of(4);
+    let floats = storage_type(&array.dtype()).is_some();
+    if !array.is_c_contiguous() || !is_writeable(&array) || bytes == 0 || !aligned || !floats {
+        let text = "expected a contiguous, aligned, writeable array of floats that is not empty";
+        return Err(Error::Value(text.into()).into());
     }
-    // SAFETY: the array's bytes lie side by side, are writeable, and the caller keeps the array alive.
-    Ok(unsafe { View::new(base(array), Axes::default(), bytes / 4, 4, false) })
+    // SAFETY: the array's bytes lie side by side, are writeable floats, and the caller keeps the array alive.
+    let view = unsafe { View::new(base(&array), Axes::default(), bytes / 4, 4, false) };
+    Ok((array, view))
 }
 
 /// A number that must be positive and finite.
@@ -413,16 +453,26 @@ pub(super) fn temperature(value: f64) -> PyResult<Temperature> {
     positive("temperature", value).map(Temperature::new)
 }
 
-/// `grad_output`, one number or one a row of `row_shape`, as f64.
-pub(super) fn grad_output_values(object: &Bound<'_, PyAny>) -> PyResult<(Vec<usize>, Vec<f64>)> {
-    let py = object.py();
-    let array = as_array(object, "grad_output")?;
+/// The numbers of `grad_output`, in C order, as f64.
+pub(super) fn grad_output_values(array: &Bound<'_, PyUntypedArray>) -> PyResult<Vec<f64>> {
+    let py = array.py();
     let descriptor = array.dtype();
     if !matches!(descriptor.kind(), b'f' | b'i' | b'u') && storage_type(&descriptor).is_none() {
         return Err(Error::Type(format!("grad_output has dtype {descriptor}; expected real numbers")).into());
     }
-    let shape = array.shape().to_vec();
     let array = array.call_method1(intern!(py, "astype"), (intern!(py, "float64"),))?;
     let flat = array.call_method0(intern!(py, "ravel"))?.cast_into::<PyArray1<f64>>()?;
-    Ok((shape, flat.try_readonly()?.as_slice()?.to_vec()))
+    Ok(flat.try_readonly()?.as_slice()?.to_vec())
+}
+
+/// An integer argument; if it is beyond 128 bits, the largest of those.
+pub(super) fn integer(object: &Bound<'_, PyAny>) -> PyResult<i128> {
+    let too_large = |error: &PyErr| error.is_instance_of::<PyOverflowError>(object.py());
+    match object.extract::<i64>() {
+        Err(error) if too_large(&error) => match object.extract::<i128>() {
+            Err(error) if too_large(&error) => Ok(i128::MAX),
+            found => found,
+        },
+        found => found.map(i128::from),
+    }
 }

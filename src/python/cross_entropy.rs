@@ -1,13 +1,15 @@
 //! `cross_entropy` and `cross_entropy_with_grad`.
 
+use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use super::arrays::{self, Logits, RowResult, grad_output_values, positive, shape_text};
+use super::arrays::{self, Logits, RowResult};
+use super::arrays::{as_array, grad_output_values, integer, positive, shape_text, target_array};
 use super::{detached, guard};
 use crate::element::{with_element, with_elements};
 use crate::error::Error;
 use crate::loss::cross_entropy::{self as driver, GradOutput, Gradient, Options, Reduction};
-use crate::loss::labels::Labels;
+use crate::loss::{Check, labels::Labels};
 
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the arguments of the Python function
@@ -15,9 +17,9 @@ pub(super) fn cross_entropy<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
-    ignore_index: i64,
+    ignore_index: &Bound<'py, PyAny>,
     temperature: f64,
-    axis: isize,
+    axis: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
     denominator: Option<f64>,
 ) -> PyResult<Bound<'py, PyAny>> {
@@ -28,7 +30,9 @@ pub(super) fn cross_entropy<'py>(
         let (labels, options) = (&call.labels, call.options);
         let loss = with_element!(call.logits.dtype, E => {
             let logits = call.logits.view::<E>();
-            detached(py, |check| driver::cross_entropy::<E, E>(&logits, labels, options, column, None, check))
+            // SAFETY: there is no gradient to write.
+            let run = |check: Check| unsafe { driver::cross_entropy::<E, E>(&logits, labels, options, column, None, check) };
+            detached(py, run)
         })?;
         finish(py, loss, losses)
     })
@@ -40,35 +44,39 @@ pub(super) fn cross_entropy_with_grad<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
-    ignore_index: i64,
+    ignore_index: &Bound<'py, PyAny>,
     temperature: f64,
-    axis: isize,
+    axis: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
     denominator: Option<f64>,
     grad_output: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
     guard(|| {
+        let grad_output = grad_output.map(|object| as_array(object, "grad_output")).transpose()?;
         let call = Call::new(logits, targets, ignore_index, temperature, axis, reduction, denominator)?;
-        let mut inputs = vec![("targets", targets)];
-        inputs.extend(grad_output.map(|input| ("grad_output", input)));
+        let mut inputs = vec![("targets", &call.targets)];
+        inputs.extend(grad_output.as_ref().map(|input| ("grad_output", input)));
         let output = call.logits.result(out, &inputs)?;
-        let grad_output = call.grad_output(grad_output)?;
+        let grad_output = call.grad_output(grad_output.as_ref())?;
         let losses = call.losses()?;
         let column = losses.as_ref().map(|losses| losses.column);
         let (labels, options) = (&call.labels, call.options);
         let loss = with_elements!(call.logits.dtype, output.dtype, E, O => {
             let logits = call.logits.view::<E>();
             let gradient = Gradient { out: output.view::<O>(), grad_output };
-            detached(py, |check| driver::cross_entropy(&logits, labels, options, column, Some(&gradient), check))
+            // SAFETY: `Logits::result` made or checked the output.
+            let run = |check: Check| unsafe { driver::cross_entropy(&logits, labels, options, column, Some(&gradient), check) };
+            detached(py, run)
         })?;
-        Ok((finish(py, loss, losses)?, output.array.into_any()))
+        Ok((finish(py, loss, losses)?, output.result))
     })
 }
 
 /// What the two functions have in common, checked.
 struct Call<'py> {
     logits: Logits<'py>,
+    targets: Bound<'py, PyUntypedArray>,
     labels: Labels,
     options: Options,
 }
@@ -77,12 +85,14 @@ impl<'py> Call<'py> {
     fn new(
         logits: &Bound<'py, PyAny>,
         targets: &Bound<'py, PyAny>,
-        ignore_index: i64,
+        ignore_index: &Bound<'py, PyAny>,
         temperature: f64,
-        axis: isize,
+        axis: &Bound<'py, PyAny>,
         reduction: &Bound<'py, PyAny>,
         denominator: Option<f64>,
     ) -> PyResult<Self> {
+        // What is not an array becomes one first: that runs the caller's code.
+        let (logits, targets) = (as_array(logits, "logits")?, target_array(targets)?);
         let temperature = arrays::temperature(temperature)?;
         let reduction = parse_reduction(reduction)?;
         if let Some(denominator) = denominator {
@@ -95,9 +105,10 @@ impl<'py> Call<'py> {
                 return Err(Error::Value(text).into());
             }
         }
+        let ignore_index = integer(ignore_index)?;
         let logits = Logits::new(logits, axis)?;
-        let labels = arrays::labels(targets, &logits, axis, ignore_index)?;
-        Ok(Self { logits, labels, options: Options { temperature, reduction, denominator } })
+        let labels = arrays::labels(&targets, &logits, axis, ignore_index)?;
+        Ok(Self { logits, targets, labels, options: Options { temperature, reduction, denominator } })
     }
 
     /// The array for the losses of the rows, if they are a result.
@@ -106,19 +117,18 @@ impl<'py> Call<'py> {
         (self.options.reduction == Reduction::None).then(make).transpose()
     }
 
-    fn grad_output(&self, grad_output: Option<&Bound<'py, PyAny>>) -> PyResult<GradOutput> {
-        let Some(object) = grad_output else { return Ok(GradOutput::Scalar(1.0)) };
-        let (shape, values) = grad_output_values(object)?;
+    fn grad_output(&self, array: Option<&Bound<'py, PyUntypedArray>>) -> PyResult<GradOutput> {
+        let Some(array) = array else { return Ok(GradOutput::Scalar(1.0)) };
+        let (shape, rows) = (array.shape(), self.logits.row_shape());
         if shape.is_empty() {
-            return Ok(GradOutput::Scalar(values[0]));
+            return Ok(GradOutput::Scalar(grad_output_values(array)?[0]));
         }
-        let rows = self.logits.row_shape();
         let expected = match self.options.reduction {
-            Reduction::None if shape == rows => return Ok(GradOutput::Rows(values)),
+            Reduction::None if shape == rows => return Ok(GradOutput::Rows(grad_output_values(array)?)),
             Reduction::None => format!("a scalar or shape {} for reduction 'none'", shape_text(&rows)),
             reduction => format!("a scalar for reduction '{}'", name(reduction)),
         };
-        Err(Error::Value(format!("grad_output has shape {}; expected {expected}", shape_text(&shape))).into())
+        Err(Error::Value(format!("grad_output has shape {}; expected {expected}", shape_text(shape))).into())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::{self, Logits};
+use super::arrays::{self, Logits, as_array, integer, target_array};
 use super::{detached, guard};
 use crate::element::with_element;
 use crate::error::Error;
@@ -17,15 +17,16 @@ pub(super) fn evaluate<'py>(
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
     top_k: Vec<i64>,
-    ignore_index: i64,
+    ignore_index: &Bound<'py, PyAny>,
     temperature: f64,
-    axis: isize,
+    axis: &Bound<'py, PyAny>,
 ) -> PyResult<Sums> {
     guard(|| {
         let temperature = arrays::temperature(temperature)?;
         let top_k: Vec<usize> = top_k.into_iter().map(positive).collect::<Result<_, _>>()?;
+        let (logits, targets) = (as_array(logits, "logits")?, target_array(targets)?);
         let logits = Logits::new(logits, axis)?;
-        let labels = arrays::labels(targets, &logits, axis, ignore_index)?;
+        let labels = arrays::labels(&targets, &logits, axis, integer(ignore_index)?)?;
         let tally = with_element!(logits.dtype, E => {
             let view = logits.view::<E>();
             detached(py, |check| tally(&view, &labels, temperature, &top_k, check))

@@ -3,17 +3,23 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::arrays::flat_view;
+use super::arrays::{flat_view, integer};
 use super::{detached, guard};
 use crate::error::Error;
 use crate::loss::bandwidth;
 use crate::{parallel, simd};
 
 #[pyfunction]
-pub(super) fn set_num_threads(n: i64) -> PyResult<()> {
-    let threads =
-        usize::try_from(n).map_err(|_| Error::Value(format!("number of threads is {n}; expected at least 1")))?;
-    Ok(parallel::set_num_threads(threads)?)
+pub(super) fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
+    guard(|| {
+        // What is negative or beyond all bounds is refused like 0 and like too many.
+        let threads = usize::try_from(integer(n)?.max(0)).unwrap_or(usize::MAX);
+        parallel::set_num_threads(threads).map_err(|error| match error {
+            Error::Value(_) if threads == 0 => Error::Value(format!("number of threads is {n}; expected at least 1")),
+            error => error,
+        })?;
+        Ok(())
+    })
 }
 
 #[pyfunction]
@@ -55,21 +61,22 @@ pub(super) fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 #[pyfunction]
 pub(super) fn memory_read(py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<u32> {
     guard(|| {
-        let view = flat_view(array, "array")?;
+        let (_array, view) = flat_view(array)?;
         detached(py, |check| bandwidth::read(&view, check))
     })
 }
 
-/// Write half of each value of a contiguous float32 array to another.
+/// Write half of each value of a contiguous array, taken as float32, to another.
 #[pyfunction]
 pub(super) fn memory_copy(py: Python<'_>, array: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
     guard(|| {
-        let (view, out) = (flat_view(array, "array")?, flat_view(out, "out")?);
+        let ((_array, view), (_out, out)) = (flat_view(array)?, flat_view(out)?);
         if view.classes() != out.classes() {
             let text = format!("out has {} values; expected {}", out.classes(), view.classes());
             return Err(Error::Value(text).into());
         }
-        detached(py, |check| bandwidth::copy(&view, &out, check))
+        // SAFETY: `flat_view` found both writeable; benchmarks pass two arrays of their own.
+        detached(py, |check| unsafe { bandwidth::copy(&view, &out, check) })
     })
 }
 

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::{self, Logits, RowResult};
+use super::arrays::{self, Logits, RowResult, as_array};
 use super::{detached, guard};
 use crate::element::{with_element, with_elements};
 use crate::loss::softmax as driver;
@@ -11,13 +11,13 @@ use crate::loss::softmax as driver;
 pub(super) fn logsumexp<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
-    axis: isize,
+    axis: &Bound<'py, PyAny>,
     keepdims: bool,
     temperature: f64,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
         let temperature = arrays::temperature(temperature)?;
-        let logits = Logits::new(logits, axis)?;
+        let logits = Logits::new(as_array(logits, "logits")?, axis)?;
         let shape = if keepdims { logits.shape_with_one_class() } else { logits.row_shape() };
         let result = RowResult::new(py, &shape, logits.dtype.is_double())?;
         let column = result.column;
@@ -33,7 +33,7 @@ pub(super) fn logsumexp<'py>(
 pub(super) fn softmax<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
-    axis: isize,
+    axis: &Bound<'py, PyAny>,
     temperature: f64,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
@@ -44,7 +44,7 @@ pub(super) fn softmax<'py>(
 pub(super) fn log_softmax<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
-    axis: isize,
+    axis: &Bound<'py, PyAny>,
     temperature: f64,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
@@ -54,19 +54,20 @@ pub(super) fn log_softmax<'py>(
 fn normalized<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
-    axis: isize,
+    axis: &Bound<'py, PyAny>,
     temperature: f64,
     log: bool,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
         let temperature = arrays::temperature(temperature)?;
-        let logits = Logits::new(logits, axis)?;
+        let logits = Logits::new(as_array(logits, "logits")?, axis)?;
         let output = logits.result(out, &[])?;
         with_elements!(logits.dtype, output.dtype, E, O => {
             let (logits, out) = (logits.view::<E>(), output.view::<O>());
-            detached(py, |check| driver::softmax(&logits, temperature, log, &out, check))
+            // SAFETY: `Logits::result` made or checked the output.
+            detached(py, |check| unsafe { driver::softmax(&logits, temperature, log, &out, check) })
         })?;
-        Ok(output.array.into_any())
+        Ok(output.result)
     })
 }

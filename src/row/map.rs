@@ -22,6 +22,14 @@ pub(super) fn can_boost<R: Real>(factor: f64) -> bool {
     factor.abs() >= R::SMALLEST_NORMAL * R::BOOST
 }
 
+/// The factor that takes the boost back. One that overflows becomes the largest number, lest 0 times it be NaN.
+#[inline(always)]
+pub(super) fn take_back<R: Real>(factor: f64, boost: Boost) -> f64 {
+    let taken = if boost == Boost::Full { factor / R::BOOST } else { factor };
+    let largest = -R::LOWEST.to_f64();
+    if factor.is_finite() { taken.clamp(-largest, largest) } else { taken }
+}
+
 /// Write `factor · exp((x − reference) / T)`.
 ///
 /// Each is within u·(|x − reference| / T + 4) of its value, u being half an ulp of one: the exponentials are boosted
@@ -39,8 +47,8 @@ pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     temperature: Temperature,
     stores: Stores,
 ) {
-    let (boost, factor) =
-        if can_boost::<E::Real>(factor) { (Boost::Full, factor / E::Real::BOOST) } else { (Boost::None, factor) };
+    let boost = if can_boost::<E::Real>(factor) { Boost::Full } else { Boost::None };
+    let factor = take_back::<E::Real>(factor, boost);
     simd.vectorize(
         #[inline(always)]
         || {
@@ -91,8 +99,9 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
     );
 }
 
+/// The number in all lanes.
 #[inline(always)]
-fn splat<S: Simd, R: Real>(simd: S, value: f64) -> R::Lanes<S> {
+pub(super) fn splat<S: Simd, R: Real>(simd: S, value: f64) -> R::Lanes<S> {
     R::Lanes::<S>::simd_from(simd, R::from_f64(value))
 }
 
@@ -156,51 +165,52 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
     f: &impl Function<S, E::Real>,
 ) {
     debug_assert_eq!(row.classes(), out.classes());
-    let streaming = stores == Stores::Streaming && out.is_contiguous();
-    // A first short block brings the streaming stores to the boundary that they need.
+    let lanes = E::Real::LANES;
+    // Four vectors, whole lines of the output, are read and written in place; what is left goes through scratches.
+    let group = 4 * lanes;
+    let in_place = row.is_contiguous() && out.is_contiguous();
+    let streaming = in_place && stores == Stores::Streaming;
+    // A first short piece brings the streaming stores to the boundary that they need, if there is one.
     let lead = if streaming { out.pointer(0).cast::<u8>().align_offset(64) / size_of::<O>() } else { 0 };
     let streaming = streaming && out.pointer(lead.min(out.classes())).cast::<u8>().align_offset(64) == 0;
     let (mut source, mut result) = (Scratch::new(), Scratch::<O>::new());
     let mut start = 0;
     while start < row.classes() {
-        let longest = if start < lead { lead } else { BLOCK };
-        let length = (row.classes() - start).min(longest);
-        let full = length == BLOCK;
-        let input = if full && row.is_contiguous() {
-            row.pointer(start).cast_const()
-        } else {
-            source.fill(row, start, length, length.next_multiple_of(E::Real::LANES)).as_ptr()
-        };
-        // SAFETY: the first `length` elements are in `source` (rounded up to vectors) or in the row. Results go to the row,
-        // writeable and exclusive by the caller's promise, or to `result`, which holds a block. Streamed results are
-        // full blocks on a 64-byte boundary, to which `lead` elements brought the row.
-        unsafe {
-            if full && out.is_contiguous() {
-                let output = out.pointer(start);
-                for vector in (0..BLOCK / E::Real::LANES).step_by(4) {
-                    let index = vector * E::Real::LANES;
+        let rest = row.classes() - start;
+        if in_place && start >= lead && rest >= group {
+            let length = rest / group * group;
+            let (input, output) = (row.pointer(start).cast_const(), out.pointer(start));
+            for index in (0..length).step_by(group) {
+                // SAFETY: the groups lie inside the row, and inside that of the output, writeable and exclusive by the
+                // caller's promise. Streamed groups begin on a 64-byte boundary: `lead` elements brought the first to
+                // it, and groups are whole lines.
+                unsafe {
                     let values = [
                         f.of(E::load(simd, input.add(index))),
-                        f.of(E::load(simd, input.add(index + E::Real::LANES))),
-                        f.of(E::load(simd, input.add(index + 2 * E::Real::LANES))),
-                        f.of(E::load(simd, input.add(index + 3 * E::Real::LANES))),
+                        f.of(E::load(simd, input.add(index + lanes))),
+                        f.of(E::load(simd, input.add(index + 2 * lanes))),
+                        f.of(E::load(simd, input.add(index + 3 * lanes))),
                     ];
                     if streaming {
                         O::stream(simd, output.add(index), values);
                     } else {
                         for (chain, values) in values.into_iter().enumerate() {
-                            O::store(simd, output.add(index + chain * E::Real::LANES), values);
+                            O::store(simd, output.add(index + chain * lanes), values);
                         }
                     }
                 }
-            } else {
-                for index in (0..length).step_by(E::Real::LANES) {
-                    let values = f.of(E::load(simd, input.add(index)));
-                    O::store(simd, result.pointer().add(index), values);
-                }
-                out.scatter(start, result.written(length));
             }
+            start += length;
+        } else {
+            let length = if start < lead { lead.min(rest) } else { BLOCK.min(rest) };
+            let input = source.fill(row, start, length, length.next_multiple_of(lanes));
+            for index in (0..length).step_by(lanes) {
+                // SAFETY: `input` holds whole vectors, and `result` a block of them.
+                unsafe { O::store(simd, result.pointer().add(index), f.of(E::load(simd, input.as_ptr().add(index)))) }
+            }
+            // SAFETY: the loop wrote `length` elements; the rest is the caller's promise.
+            unsafe { out.scatter(start, result.written(length)) }
+            start += length;
         }
-        start += length;
     }
 }

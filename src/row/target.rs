@@ -1,4 +1,4 @@
-//! What a row should be, the loss of not being it, and the gradient of that loss.
+//! What a row should be: its target, the loss of not being it, and the gradient of that loss.
 
 use fearless_simd::Simd;
 
@@ -6,24 +6,8 @@ use super::temperature::sum_of_three;
 use super::{LogSumExp, Stores, Temperature, log_sum_exp, map};
 use crate::element::Element;
 use crate::math::Real;
+use crate::simd::store_fence;
 use crate::view::Row;
-
-/// What a row should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// One class, with all the mass.
-    Class(usize),
-}
-
-impl Target {
-    /// The loss of a row and what its gradient needs: `−log softmax(x / T)` of the target.
-    #[inline(always)]
-    pub fn loss<S: Simd, E: Element>(self, simd: S, row: Row<E>, temperature: Temperature) -> ClassLoss {
-        let Self::Class(class) = self;
-        let rest = log_sum_exp(simd, row, Some(class), temperature);
-        ClassLoss::new(class, row.get(class).to_f64(), rest, temperature)
-    }
-}
 
 /// The loss of a row whose target is a class.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +26,13 @@ pub struct ClassLoss {
 }
 
 impl ClassLoss {
+    /// The loss of a row, `−log softmax(x / T)` of `class`, and what its gradient needs.
+    #[inline(always)]
+    pub fn of_row<S: Simd, E: Element>(simd: S, row: Row<E>, class: usize, temperature: Temperature) -> Self {
+        let rest = log_sum_exp(simd, row, Some(class), temperature);
+        Self::new(class, row.get(class).to_f64(), rest, temperature)
+    }
+
     /// From the target's logit and the log-sum-exp of the other classes.
     ///
     /// Where the target leads, the loss is `log1p(others)`: relative accuracy however confident the row. Elsewhere
@@ -121,6 +112,10 @@ impl ClassLoss {
         // SAFETY: the caller's promise.
         unsafe {
             map::probabilities(simd, row, out, reference, factor, temperature, stores);
+            if stores == Stores::Streaming {
+                // What was streamed may be written again only behind a fence.
+                store_fence();
+            }
             out.set(self.class, rounded::<O>(self.own_gradient(scale, temperature)));
         }
     }

@@ -94,7 +94,7 @@ impl<E: Element> Kernel for LossAndGradient<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let loss = Target::Class(self.class).loss(simd, self.row, self.temperature);
+        let loss = ClassLoss::of_row(simd, self.row, self.class, self.temperature);
         // SAFETY: the output is a mapping of its own, or the row itself.
         unsafe { loss.gradient(simd, self.row, self.out, 1.0, self.temperature, self.stores) };
         loss.loss

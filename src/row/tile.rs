@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 
 use fearless_simd::{Simd, prelude::*};
 
-use super::map::can_boost;
+use super::map::{can_boost, splat, take_back};
 use super::temperature::Scale;
 use super::{ClassLoss, LogSumExp, Temperature};
 use crate::element::Element;
@@ -237,13 +237,13 @@ unsafe fn inlined_gradients<S: Simd, E: Element, O: Element<Real = E::Real>, con
     }
     let boostable = |factor: &f64| *factor == 0.0 || factor.is_nan() || can_boost::<E::Real>(*factor);
     let boost = if factors.iter().all(boostable) {
-        factors = factors.map(|factor| factor / E::Real::BOOST);
         Boost::Full
     } else if factors.iter().any(|factor| can_boost::<E::Real>(*factor)) {
         return false;
     } else {
         Boost::None
     };
+    let factors = factors.map(|factor| take_back::<E::Real>(factor, boost));
     let reference = lanes::<S, E::Real>(simd, &references);
     let factor = lanes::<S, E::Real>(simd, &factors);
     let zero = splat::<S, E::Real>(simd, 0.0);
@@ -257,11 +257,6 @@ unsafe fn inlined_gradients<S: Simd, E: Element, O: Element<Real = E::Real>, con
         }
     }
     true
-}
-
-#[inline(always)]
-fn splat<S: Simd, R: Real>(simd: S, value: f64) -> R::Lanes<S> {
-    R::Lanes::<S>::simd_from(simd, R::from_f64(value))
 }
 
 /// The first numbers of `values` as lanes.

@@ -1,7 +1,7 @@
 //! Which instruction set runs.
 //!
 //! Kernels are generic over a token `S: fearless_simd::Simd`; holding a token proves that the CPU has the
-//! instructions, so kernels are safe code. One wheel holds every level, compiled side by side, and picks one at
+//! instructions, so what is `unsafe` in a kernel is the caller's memory, never an instruction. One wheel holds every level, compiled side by side, and picks one at
 //! run time. `XENT_RS_SIMD` or [`set_level`] forces a level, for tests and benchmarks.
 //!
 //! # Why `fearless_simd`, and not `std::arch` behind a trait of our own
@@ -16,7 +16,7 @@
 //! | loss + gradient with streaming stores, 512 × 128256 | 18.4 ms | 19.0 ms |
 //! | loss + gradient with streaming stores, 64 × 1024 | 18 µs | 20 µs |
 //!
-//! That is 0 to 4 % at the roof, for no `unsafe` in a kernel, a NEON level that others test, and operators that
+//! That is 0 to 4 % at the roof, for instructions that are safe to use, a NEON level that others test, and operators that
 //! read like the formula. AVX2 took 20 µs in L2 and the SSE2 baseline 47 µs. What it cost and what helped:
 //!
 //! * A rarely taken branch must stay inlined: moving the rescaling of [`crate::row::log_sum_exp`] into a
@@ -51,7 +51,7 @@ type Baseline = fearless_simd::x86::Sse2;
 #[cfg(target_arch = "aarch64")]
 type Baseline = fearless_simd::aarch64::Neon;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-type Baseline = fearless_simd::Fallback;
+compile_error!("xent_rs runs on x86-64 and AArch64: the maximum of other targets' vectors drops NaN, which must pass");
 
 /// An instruction set that this CPU has; the value is the proof.
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +89,6 @@ impl Level {
             }
             #[cfg(target_arch = "aarch64")]
             levels.extend(cpu.as_neon().map(Self::Portable));
-            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-            levels.push(Self::Portable(fearless_simd::Fallback::new()));
             levels
         })
     }

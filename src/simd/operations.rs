@@ -1,6 +1,8 @@
 //! The operations that the vector types of `fearless_simd` do not have: streaming stores, prefetches, and the
 //! conversion of half-precision floats. Each is a plain function with the best instructions per level inside.
 
+use std::mem::MaybeUninit;
+
 use fearless_simd::{Simd, f32x16, prelude::*};
 use half::f16;
 
@@ -13,38 +15,38 @@ pub(crate) struct Line([u8; 64]);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Line;
+    use super::{Line, MaybeUninit};
     use core::arch::x86_64 as arch;
 
     fearless_simd::kernel!(
         #[inline(always)]
-        pub(super) fn stream_avx512(avx512: Avx512, line: &mut Line, bytes: &[u8; 64]) {
+        pub(super) fn stream_avx512(avx512: Avx512, line: &mut MaybeUninit<Line>, bytes: &[u8; 64]) {
             // SAFETY: `line` and `bytes` are 64 bytes each, and `line` is aligned to 64.
             unsafe {
-                arch::_mm512_stream_si512(line.0.as_mut_ptr().cast(), arch::_mm512_loadu_si512(bytes.as_ptr().cast()));
+                arch::_mm512_stream_si512(line.as_mut_ptr().cast(), arch::_mm512_loadu_si512(bytes.as_ptr().cast()));
             }
         }
     );
     fearless_simd::kernel!(
         #[inline(always)]
-        pub(super) fn stream_avx2(avx2: Avx2, line: &mut Line, bytes: &[u8; 64]) {
+        pub(super) fn stream_avx2(avx2: Avx2, line: &mut MaybeUninit<Line>, bytes: &[u8; 64]) {
             for half in [0, 32] {
                 // SAFETY: both halves lie inside the 64 bytes, and `line` is aligned to 64.
                 unsafe {
                     let value = arch::_mm256_loadu_si256(bytes.as_ptr().add(half).cast());
-                    arch::_mm256_stream_si256(line.0.as_mut_ptr().add(half).cast(), value);
+                    arch::_mm256_stream_si256(line.as_mut_ptr().cast::<u8>().add(half).cast(), value);
                 }
             }
         }
     );
     fearless_simd::kernel!(
         #[inline(always)]
-        pub(super) fn stream_sse2(sse2: Sse2, line: &mut Line, bytes: &[u8; 64]) {
+        pub(super) fn stream_sse2(sse2: Sse2, line: &mut MaybeUninit<Line>, bytes: &[u8; 64]) {
             for quarter in [0, 16, 32, 48] {
                 // SAFETY: the quarters lie inside the 64 bytes, and `line` is aligned to 64.
                 unsafe {
                     let value = arch::_mm_loadu_si128(bytes.as_ptr().add(quarter).cast());
-                    arch::_mm_stream_si128(line.0.as_mut_ptr().add(quarter).cast(), value);
+                    arch::_mm_stream_si128(line.as_mut_ptr().cast::<u8>().add(quarter).cast(), value);
                 }
             }
         }
@@ -114,7 +116,7 @@ mod x86 {
 pub(crate) unsafe fn stream<S: Simd>(simd: S, destination: *mut u8, bytes: &[u8; 64]) {
     debug_assert_eq!(destination.align_offset(64), 0);
     // SAFETY: valid, aligned and exclusive by the caller's promise; `Line` is 64 plain bytes.
-    let line = unsafe { &mut *destination.cast::<Line>() };
+    let line = unsafe { &mut *destination.cast::<MaybeUninit<Line>>() };
     match simd.level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(simd) => x86::stream_avx512(simd, line, bytes),
@@ -122,7 +124,7 @@ pub(crate) unsafe fn stream<S: Simd>(simd: S, destination: *mut u8, bytes: &[u8;
         Level::Avx2(simd) => x86::stream_avx2(simd, line, bytes),
         #[cfg(target_arch = "x86_64")]
         Level::Sse2(simd) => x86::stream_sse2(simd, line, bytes),
-        _ => line.0 = *bytes,
+        _ => *line = MaybeUninit::new(Line(*bytes)),
     }
 }
 
