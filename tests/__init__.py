@@ -1,0 +1,1 @@
+"""The tests of xent_rs; helpers are imported relatively (`from .oracle import Softmax`)."""

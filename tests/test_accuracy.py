@@ -1,0 +1,206 @@
+"""Errors stay below the bounds that the package promises: every dtype, SIMD level, length and distribution.
+
+Threads are left out on purpose: `test_threads.py` proves that they do not change a bit.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import xent_rs
+from hypothesis import given, settings, target
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from .bounds import (
+    assert_within,
+    gradient_bound,
+    half_ulp,
+    log_probability_bound,
+    logsumexp_bound,
+    loss_bound,
+    mean_bound,
+    probability_bound,
+)
+from .cases import AROUND_BLOCKS, DTYPES, LONG, SHORT, batch, targets_of
+from .oracle import Softmax
+
+LENGTHS = {"short": SHORT, "around blocks": AROUND_BLOCKS, "long": LONG}
+SOME_LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 100, 127, 257, 513, 4097]
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+
+
+def losses(logits, softmax, dtype, **options):
+    for name, targets in targets_of(softmax).items():
+        got = xent_rs.cross_entropy(logits, targets, reduction="none", **options)
+        yield "loss", f"target {name}", got, softmax.losses(targets), loss_bound(softmax, targets, dtype)
+
+
+def gradients(logits, softmax, dtype, temperature, axis):
+    for name, targets in targets_of(softmax).items():
+        _, got = xent_rs.cross_entropy_with_grad(
+            logits, targets, reduction="sum", temperature=temperature, axis=axis
+        )
+        expected = softmax.gradients(targets) / softmax.dtype(temperature)
+        bound = gradient_bound(softmax, targets, dtype, 1 / temperature)
+        yield "gradient", f"target {name}", np.moveaxis(got, axis, -1), expected, bound
+
+
+def softmax_family(logits, softmax, dtype, temperature, axis):
+    options = {"temperature": temperature, "axis": axis}
+    got = xent_rs.logsumexp(logits, **options)
+    yield "logsumexp", "", got, softmax.logsumexp, logsumexp_bound(softmax, dtype)
+    got = np.moveaxis(xent_rs.softmax(logits, **options), axis, -1)
+    yield "softmax", "", got, softmax.probabilities, probability_bound(softmax, dtype)
+    got = np.moveaxis(xent_rs.log_softmax(logits, **options), axis, -1)
+    yield "log_softmax", "", got, softmax.log_probabilities, log_probability_bound(softmax, dtype)
+
+
+FUNCTIONS = {"loss": losses, "gradient": gradients, "softmax": softmax_family}
+functions = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+def check(function, logits, softmax, *, temperature=1.0, axis=-1, names=None):
+    """Compare what the function returns with the oracle (along axis 0: of the same rows, turned).
+
+    Returns the largest error as a fraction of the bound.
+    """
+    turned = logits if axis == -1 else np.ascontiguousarray(logits.T)
+    ratios = []
+    for quantity, about, got, expected, bound in function(
+        turned, softmax, logits.dtype, temperature=temperature, axis=axis
+    ):
+        quantity += "" if temperature == 1 else ", temperature"
+        context = f"of {logits.shape} {about}"
+        ratios.append(assert_within(quantity, got, expected, bound, logits.dtype, context, names))
+    return max(ratios)
+
+
+@functions
+@lengths
+@dtypes
+def test_within_the_promised_bound(level, dtype, lengths, function):
+    """A tail that is left out, a sum in float32, exp beyond an ulp, lse - z_y where digits cancel."""
+    for classes in lengths:
+        logits, softmax, names = batch(classes, dtype)
+        check(function, logits, softmax, names=names)
+
+
+@functions
+@dtypes
+def test_classes_along_the_first_axis(level, dtype, function):
+    """The kernel that walks down columns."""
+    for classes in SOME_LENGTHS:
+        logits, softmax, names = batch(classes, dtype)
+        check(function, logits, softmax, axis=0, names=names)
+
+
+@functions
+@dtypes
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 2.0, 3.0, 100.0])
+def test_temperature(level, dtype, temperature, function):
+    """The bound holds for z = x / temperature, not for a rounded quotient."""
+    for classes in SOME_LENGTHS:
+        logits, softmax, names = batch(classes, dtype, temperature)
+        check(function, logits, softmax, temperature=temperature, names=names)
+
+
+@dtypes
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-20, 1e20, 1e40, 1e300])
+def test_temperature_beyond_the_range_of_float32(level, dtype, temperature):
+    """1 / temperature may overflow, be subnormal or 0: 0 * inf must not make NaN of a row."""
+    logits = np.array([[1, 2, 3], [0, 0, 0], [-5, 17, 2.5], [0, -np.inf, 6e4]], dtype)
+    softmax = Softmax(logits, temperature)
+    check(losses, logits, softmax, temperature=temperature)
+    check(softmax_family, logits, softmax, temperature=temperature)
+
+
+@functions
+@dtypes
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_many_rows_of_few_classes(level, dtype, axis, function):
+    """The kernel whose lanes are rows, with its own logarithm; every number of leftover rows."""
+    random = np.random.default_rng(0)
+    for classes in (1, 2, 3, 4, 5, 8, 10, 16, 17, 32, 33):
+        for rows in (*range(1, 34), 1000):
+            logits = (random.choice([0.1, 1, 4, 10]) * random.standard_normal((rows, classes))).astype(dtype)
+            check(function, logits, Softmax(logits), axis=axis)
+
+
+@functions
+@dtypes
+@pytest.mark.parametrize("classes", [2, 3, 4, 8, 15, 17, 33])
+def test_random_scales(level, dtype, classes, function):
+    """Enough rows of every magnitude that roundings which add up once in ten thousand do so here."""
+    random = np.random.default_rng(classes)
+    scales = 10 ** random.uniform(-2, 2, (100_000 // classes, 1))
+    offsets = random.choice([0, 0, 1e3, 1e4], scales.shape)
+    logits = (scales * random.standard_normal((len(scales), classes)) + offsets).astype(dtype)
+    check(function, logits, Softmax(logits))
+
+
+# Found by search: the roundings of max - z_y, of the logarithm and of their sum all point the same way.
+UNLUCKY = [
+    ["0x1.0bfcb264c3cecp+1", "0x1.c3131dc2a3572p-3", "0x1.d3f424ae112f4p+0", "0x1.d79149af958f4p-1"],
+    [
+        *("0x1.a2a9c897a7d4dp+0", "0x1.61f78db4fea50p-4", "0x1.cbb13576e2194p+0", "0x1.d81e7b25bcc8fp+0"),
+        *("0x1.2d43c40008fabp+1", "0x1.e9b6183c70d28p-5"),
+    ],
+    [
+        *("0x1.5e084bf89038ap+1", "0x1.7456f1c220afap-2", "0x1.519fd957c887ep+1", "0x1.6ed206ad95386p+1"),
+        *("0x1.a2642632a28efp+0", "0x1.4036f019860c8p+0", "0x1.99484212eda48p+1", "0x1.7782ea513fa46p+1"),
+    ],
+    [
+        *("0x1.168d8d19b6420p+2", "0x1.9c5d61b3c2024p+1", "0x1.e7c30c7f16b29p+1", "0x1.25896caf569b3p+2"),
+        *("0x1.5661fd6652f76p+1", "0x1.d23ee76a979b9p-1", "0x1.987ebd12486b5p+1", "0x1.075674c1f15a6p+1"),
+    ],
+]
+
+
+@functions
+@pytest.mark.parametrize("row", UNLUCKY, ids=len)
+def test_roundings_that_add_up(level, row, function):
+    """One operation too many in float64 and the bound is missed, if only by such rows."""
+    logits = np.array([[float.fromhex(logit) for logit in row]])
+    check(function, logits, Softmax(logits))
+
+
+@dtypes
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_mean_and_sum(level, dtype, classes, random):
+    """Rows are added in float64: 100,000 of them in float32 would lose five digits."""
+    logits = (3 * random.standard_normal((1_000_000 // classes, classes))).astype(dtype)
+    targets = random.integers(0, classes, len(logits))
+    targets[::7] = -100
+    softmax, store = Softmax(logits), np.float64 if dtype == np.float64 else np.float32
+    losses, count = softmax.losses(targets), int((targets != -100).sum())
+    bounds = loss_bound(softmax, np.where(targets == -100, 0, targets), logits.dtype)[targets != -100]
+    for reduction, divisor in (("mean", count), ("sum", 1)):
+        got = xent_rs.cross_entropy(logits, targets, reduction=reduction)
+        expected, bound = losses.sum() / divisor, mean_bound(bounds, losses, divisor)
+        assert_within(reduction, got, expected, bound, dtype)
+        # The roundings of so many row losses cancel; those of a float32 sum would not.
+        rows = xent_rs.cross_entropy(logits, targets, reduction="none").astype(np.float64)
+        roundings = 6 * np.sqrt((half_ulp(rows, store) ** 2).sum()) + len(rows) * 2.0**-53 * rows.sum()
+        assert abs(got - math.fsum(rows) / divisor) <= roundings / divisor
+
+
+@settings(max_examples=300)
+@given(
+    data=st.data(),
+    dtype=st.sampled_from([np.dtype(np.float32), np.dtype(np.float64)]),
+    classes=st.integers(1, 70),
+    scale=st.sampled_from([1e-3, 1, 30, 1e4, 1e30]),
+    masked=st.booleans(),
+)
+def test_searched_for_the_worst_row(data, dtype, classes, scale, masked):
+    """Hypothesis climbs towards a larger error / bound."""
+    elements = st.floats(-1, 1, width=dtype.itemsize * 8)
+    row = data.draw(arrays(dtype, classes, elements=elements)) * dtype.type(scale)
+    if masked:
+        row[1:][:: data.draw(st.integers(1, 5))] = -np.inf
+    logits = row[None]
+    for name, function in FUNCTIONS.items():
+        target(check(function, logits, Softmax(logits)), label=name)

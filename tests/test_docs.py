@@ -1,0 +1,80 @@
+"""Every example is run: docstrings, README, pages."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import xent_rs
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(xent_rs.__path__, "xent_rs.")
+    if not module.name.endswith("__main__")
+)
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def run_examples(test):
+    said = []
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    runner.run(test, out=said.append)
+    assert runner.failures == 0, "".join(said)
+
+
+@pytest.mark.parametrize("name", ["xent_rs", *MODULES])
+def test_examples_in_docstrings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    for test in doctest.DocTestFinder().find(module):
+        run_examples(test)
+
+
+@pytest.mark.parametrize("name", sorted(xent_rs.__all__))
+def test_public_names_are_documented(name):
+    """numpydoc: a summary of one sentence; functions with parameters, results, an example and a reference."""
+    thing = getattr(xent_rs, name)
+    if name.startswith("__"):
+        return
+    text = inspect.getdoc(thing)
+    assert text, name
+    assert re.match(r"[A-Z`][^\n]*\.(\n\n|$)", text), f"{name}: {text.splitlines()[0]}"
+    if inspect.isfunction(thing) and inspect.signature(thing).parameters:
+        for section in ("Parameters", "Examples"):
+            assert re.search(rf"^{section}\n-{{{len(section)}}}$", text, re.MULTILINE), (
+                f"{name} lacks {section}"
+            )
+        for parameter in inspect.signature(thing).parameters:
+            assert re.search(rf"^(\w+, )*{parameter}(, \w+)*( : |$)", text, re.MULTILINE), (
+                f"{name} lacks {parameter}"
+            )
+        assert doctest.DocTestParser().get_examples(text), f"{name} lacks an example"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_on_pages(page, tmp_path, monkeypatch):
+    """The Python blocks of a page, from top to bottom, in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    names = {"__name__": "page"}
+    for block in re.finditer(r"^```(?:python|pycon)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        source, line = block[1], text[: block.start()].count("\n") + 1
+        if ">>>" in source:
+            # globs are copied by DocTest: hand the names on.
+            test = doctest.DocTestParser().get_doctest(source, names, page.name, str(page), line)
+            test.globs = names
+            runner = doctest.DocTestRunner(optionflags=FLAGS)
+            said = []
+            runner.run(test, out=said.append, clear_globs=False)
+            assert runner.failures == 0, "".join(said)
+        else:
+            exec(compile("\n" * line + source, str(page), "exec"), names)
+
+
+def test_readme_has_examples():
+    assert "```python" in PAGES[0].read_text(encoding="utf-8")

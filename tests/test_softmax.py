@@ -1,0 +1,108 @@
+"""logsumexp, softmax and log_softmax: shapes, dtypes, `out=`, axes. Digits: `test_accuracy.py`."""
+
+import itertools
+
+import numpy as np
+import pytest
+import xent_rs
+from ml_dtypes import bfloat16
+
+from .bounds import assert_within, log_probability_bound, probability_bound
+from .cases import DTYPES
+from .oracle import Softmax
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+functions = pytest.mark.parametrize("function", [xent_rs.softmax, xent_rs.log_softmax])
+NARROW = [np.dtype(dtype) for dtype in (np.float16, bfloat16, np.float32)]
+OUTS = [*itertools.product(NARROW, NARROW), (np.dtype(np.float64), np.dtype(np.float64))]
+
+
+def bits(array):
+    return np.ascontiguousarray(array).tobytes()
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7), (0, 7), (2, 0, 7), (3, 1)])
+def test_shapes_and_dtypes(dtype, shape):
+    logits = np.ones(shape, dtype)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    for axis in range(-len(shape), len(shape)):
+        if shape[axis] == 0:
+            continue
+        for function in (xent_rs.softmax, xent_rs.log_softmax):
+            result = function(logits, axis=axis)
+            assert (result.shape, result.dtype) == (shape, dtype)
+        lse = xent_rs.logsumexp(logits, axis=axis)
+        kept = xent_rs.logsumexp(logits, axis=axis, keepdims=True)
+        assert np.shape(lse) == tuple(np.delete(shape, axis))
+        assert np.shape(kept) == tuple(1 if i == axis % len(shape) else n for i, n in enumerate(shape))
+        assert np.asarray(lse).dtype == np.asarray(kept).dtype == wide
+        np.testing.assert_array_equal(np.squeeze(kept, axis), lse)
+
+
+@pytest.mark.parametrize(("dtype", "out_dtype"), OUTS, ids=lambda dtype: dtype.name)
+def test_out_of_every_allowed_dtype(level, dtype, out_dtype, random):
+    for classes in (1, 2, 7, 8, 15, 16, 17, 33, 64, 100, 257, 1000):
+        logits = (4 * random.standard_normal((5, classes))).astype(dtype)
+        softmax = Softmax(logits)
+        for function, expected, bound in (
+            (xent_rs.softmax, softmax.probabilities, probability_bound(softmax, dtype)),
+            (xent_rs.log_softmax, softmax.log_probabilities, log_probability_bound(softmax, dtype)),
+        ):
+            out = np.full_like(logits, 7, dtype=out_dtype)
+            assert function(logits, out=out) is out
+            assert_within(
+                function.__name__, out, expected, bound, dtype, f"{classes} classes into {out_dtype}"
+            )
+
+
+@functions
+@dtypes
+def test_fresh_out_and_in_place_are_the_same_bits(level, dtype, function, random):
+    for shape, axis in (
+        ((3, 5), -1),
+        ((3, 5), 0),
+        ((2, 3, 40), 1),
+        ((9, 1000), -1),
+        ((40, 32000), -1),
+        ((300, 70), 0),
+    ):
+        logits = (4 * random.standard_normal(shape)).astype(dtype)
+        fresh = function(logits, axis=axis)
+        out = np.full_like(logits, np.nan)
+        function(logits, axis=axis, out=out)
+        assert function(logits, axis=axis, out=logits) is logits
+        assert bits(fresh) == bits(out) == bits(logits)
+
+
+@dtypes
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_any_axis(dtype, axis, random):
+    logits = (4 * random.standard_normal((3, 4, 5))).astype(dtype)
+    last = np.ascontiguousarray(np.moveaxis(logits, axis, -1))
+    softmax = Softmax(last.reshape(-1, last.shape[-1]))
+    for function, expected, bound in (
+        (xent_rs.softmax, softmax.probabilities, probability_bound(softmax, dtype)),
+        (xent_rs.log_softmax, softmax.log_probabilities, log_probability_bound(softmax, dtype)),
+    ):
+        got = np.moveaxis(function(logits, axis=axis), axis, -1).reshape(expected.shape)
+        assert_within(function.__name__, got, expected, bound, dtype, f"axis {axis}")
+
+
+@dtypes
+def test_agree_with_the_loss(dtype, random):
+    """-log_softmax of a class is the loss of the row with that target: one definition, three functions."""
+    logits = (4 * random.standard_normal((6, 300))).astype(dtype)
+    out = np.empty(logits.shape, np.float64 if dtype == np.float64 else np.float32)
+    xent_rs.log_softmax(logits, out=out)
+    resolution = np.finfo(out.dtype).eps
+    for target in (0, 17, 299):
+        losses = xent_rs.cross_entropy(logits, np.full(6, target), reduction="none")
+        np.testing.assert_allclose(-out[:, target], losses, rtol=4 * resolution, atol=8 * resolution)
+
+
+def test_temperature_flattens(random):
+    logits = random.standard_normal((5, 40)).astype(np.float32)
+    for function in (xent_rs.softmax, xent_rs.log_softmax, xent_rs.logsumexp):
+        expected = function(logits / np.float32(4))
+        np.testing.assert_allclose(function(logits, temperature=4), expected, rtol=1e-6)
