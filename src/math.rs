@@ -89,9 +89,6 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn from_f64(value: f64) -> Self;
     /// As f64, exactly.
     fn to_f64(self) -> f64;
-    /// The next smaller value, for finite values.
-    #[must_use]
-    fn below(self) -> Self;
 }
 
 /// `exp` over lanes; the two types differ in their constants alone.
@@ -175,11 +172,6 @@ impl Real for f32 {
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
-
-    #[inline(always)]
-    fn below(self) -> Self {
-        self.next_down()
-    }
 }
 
 impl Real for f64 {
@@ -240,11 +232,6 @@ impl Real for f64 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         self
-    }
-
-    #[inline(always)]
-    fn below(self) -> Self {
-        self.next_down()
     }
 }
 

@@ -174,13 +174,13 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         }
     }
 
-    /// Whether `count` rows fill the lanes and lie lane by lane in memory, the gradient's too.
+    /// Whether `count` rows fill the lanes and lie lane by lane in memory. Where the gradient goes does not count, lest
+    /// the loss depend on it.
     #[inline(always)]
     fn are_neighbours(&self, index: usize, count: usize) -> bool {
         count == E::Real::LANES
             && self.logits.classes() <= tile::COUNTABLE_CLASSES
             && self.logits.neighbours(index, count).is_some()
-            && self.gradient.is_none_or(|gradient| gradient.out.neighbours(index, count).is_some())
     }
 
     /// The losses of `count` rows across lanes, and their gradients if they are asked for: the sum of the losses.
@@ -214,10 +214,12 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 *scale = self.scale(gradient, first + lane);
             }
             let in_place = full.then(|| Tile::in_place(&gradient.out, first)).flatten();
-            let out = in_place.unwrap_or_else(|| scratch.1.tile(tile.classes()));
+            let room = tile.classes() <= tile::MOST_CLASSES;
+            let out = in_place.or_else(|| room.then(|| scratch.1.tile(tile.classes())));
             // SAFETY: `out` is the scratch, or rows of an output that this chunk alone works on: the logits' rows
             // themselves or apart from them.
-            let written = unsafe { tile::gradients(simd, tile, out, &losses, &scales, temperature) };
+            let gradients = |out| unsafe { tile::gradients(simd, tile, out, &losses, &scales, temperature) };
+            let written = out.is_some_and(gradients);
             for lane in 0..count {
                 let index = first + lane;
                 if !written {

@@ -1,5 +1,7 @@
 //! What an evaluation reports of a model's logits, in one pass: loss, hits among the top k, entropy.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use fearless_simd::Simd;
 
 use super::{Check, Chunks, labels::Labels};
@@ -37,49 +39,48 @@ pub fn tally<E: Element>(
     assert_eq!(logits.rows(), labels.rows());
     let chunks = Chunks::new(logits.rows(), logits.classes());
     let level = simd::level();
-    let tallies = map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
-        level.run(Rows { range: chunks.rows_of(chunk), logits, labels, temperature, top_k })
+    // Counts may be added in any order; the sums come back in that of the chunks.
+    let hits: Vec<AtomicU64> = top_k.iter().map(|_| AtomicU64::new(0)).collect();
+    let hits = &hits[..];
+    let sums = map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
+        level.run(Rows { range: chunks.rows_of(chunk), logits, labels, temperature, top_k, hits })
     })?;
-    let mut total = Tally { loss: 0.0, entropy: 0.0, hits: vec![0; top_k.len()] };
-    for tally in tallies {
-        total.loss += tally.loss;
-        total.entropy += tally.entropy;
-        for (total, hits) in total.hits.iter_mut().zip(tally.hits) {
-            *total += hits;
-        }
-    }
-    Ok(total)
+    let [loss, entropy] = sums.into_iter().fold([0.0, 0.0], |total, sums| [total[0] + sums[0], total[1] + sums[1]]);
+    Ok(Tally { loss, entropy, hits: hits.iter().map(|hits| hits.load(Ordering::Relaxed)).collect() })
 }
 
-/// The work on a chunk of rows.
+/// The work on a chunk of rows: the sums of their losses and entropies.
 struct Rows<'a, E> {
     range: std::ops::Range<usize>,
     logits: &'a View<E>,
     labels: &'a Labels,
     temperature: Temperature,
     top_k: &'a [usize],
+    hits: &'a [AtomicU64],
 }
 
 impl<E: Element> Kernel for Rows<'_, E> {
-    type Output = Tally;
+    type Output = [f64; 2];
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> Tally {
-        let mut tally = Tally { loss: 0.0, entropy: 0.0, hits: vec![0; self.top_k.len()] };
+    fn run<S: Simd>(self, simd: S) -> [f64; 2] {
+        let mut sums = [0.0, 0.0];
         for index in self.range {
             let Some(class) = self.labels.class(index) else { continue };
             let row = self.logits.row(index);
             let logit = row.get(class).to_f64();
             let found = statistics(simd, row, Some(class), self.temperature);
             let row_loss = ClassLoss::new(class, logit, found.log_sum_exp, self.temperature);
-            tally.loss += row_loss.loss;
-            tally.entropy += row_loss.entropy(logit, found.log_sum_exp, found.weighted, self.temperature);
+            sums[0] += row_loss.loss;
+            sums[1] += row_loss.entropy(logit, found.log_sum_exp, found.weighted, self.temperature);
             if !row_loss.loss.is_nan() {
-                for (hits, &k) in tally.hits.iter_mut().zip(self.top_k) {
-                    *hits += u64::from(found.above < k as f64);
+                for (hits, &k) in self.hits.iter().zip(self.top_k) {
+                    if found.above < k as f64 {
+                        hits.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
             }
         }
-        tally
+        sums
     }
 }

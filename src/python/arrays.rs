@@ -5,7 +5,7 @@ use std::os::raw::c_int;
 use numpy::npyffi::{self, NPY_ORDER, PY_ARRAY_API, flags};
 use numpy::{PyArray1, PyArrayDescr, PyArrayDescrMethods, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::PyTypeInfo;
-use pyo3::exceptions::PyOverflowError;
+use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -65,8 +65,7 @@ pub(super) fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<
     let py = object.py();
     if let Ok(array) = object.cast::<PyUntypedArray>() {
         if is_masked(array)? {
-            let text = format!("{name} are a masked array; expected a plain array (mark masked classes with -inf)");
-            return Err(Error::Type(text).into());
+            return Err(masked_array(name));
         }
         return private_view(array);
     }
@@ -75,14 +74,28 @@ pub(super) fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<
         let device: i64 = device.call_method0(intern!(py, "__int__"))?.extract()?;
         // 1 is the CPU, 3 host memory that a GPU can reach.
         if device != 1 && device != 3 {
-            let text = format!("{name} are on device type {device}; expected CPU memory (device type 1)");
+            let text = format!("{name} {} on device type {device}; expected CPU memory (device type 1)", verb(name));
             return Err(Error::Type(text).into());
         }
     }
     // What speaks DLPack alone is taken that way; the rest of the world knows `__array__`.
     let dlpack = object.hasattr(intern!(py, "__dlpack__"))? && !object.hasattr(intern!(py, "__array__"))?;
     let convert = if dlpack { intern!(py, "from_dlpack") } else { intern!(py, "asarray") };
-    private_view(numpy(py)?.call_method1(convert, (object,))?.cast()?)
+    let array = numpy(py)?.call_method1(convert, (object,))?.cast_into()?;
+    if is_masked(&array)? {
+        return Err(masked_array(name));
+    }
+    private_view(&array)
+}
+
+/// `logits` and `targets` are many, `grad_output` is one.
+fn verb(name: &str) -> &'static str {
+    if name.ends_with('s') { "are" } else { "is" }
+}
+
+fn masked_array(name: &str) -> PyErr {
+    let hint = if name == "logits" { " (mark masked classes with -inf)" } else { "" };
+    Error::Type(format!("{name} {} a masked array; expected a plain array{hint}", verb(name))).into()
 }
 
 /// The storage type that a dtype is, if it is one; in either byte order.
@@ -156,7 +169,7 @@ impl<'py> Logits<'py> {
         if axes == 0 {
             return Err(Error::Value("logits have shape (); expected at least one axis, the classes".into()).into());
         }
-        let number = integer(axis)?;
+        let number = integer("axis", axis)?;
         if !(-axes..axes).contains(&number) {
             let text =
                 format!("axis is {axis}; expected {} to {} for logits of shape {}", -axes, axes - 1, shape_text(shape));
@@ -245,7 +258,7 @@ impl<'py> Logits<'py> {
             return Err(Error::Type(text).into());
         };
         if is_masked(array)? {
-            return Err(Error::Type("out is a masked array; expected a plain array".into()).into());
+            return Err(masked_array("out"));
         }
         let array = private_view(array)?;
         let descriptor = array.dtype();
@@ -441,16 +454,23 @@ pub(super) fn flat_view<'py>(object: &Bound<'py, PyAny>) -> PyResult<(Bound<'py,
 }
 
 /// A number that must be positive and finite.
-pub(super) fn positive(name: &str, value: f64) -> PyResult<f64> {
-    if value > 0.0 && value.is_finite() {
-        Ok(value)
-    } else {
-        Err(Error::Value(format!("{name} is {}; expected a positive finite number", number_text(value))).into())
+pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let expected = "expected a positive finite number";
+    match object.extract::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        Ok(value) => Err(Error::Value(format!("{name} is {}; {expected}", number_text(value))).into()),
+        Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
+            Err(Error::Value(format!("{name} is too large; {expected}")).into())
+        }
+        Err(error) if error.is_instance_of::<PyTypeError>(object.py()) => {
+            Err(Error::Type(format!("{name} is {}; {expected}", object.repr()?)).into())
+        }
+        Err(error) => Err(error),
     }
 }
 
-pub(super) fn temperature(value: f64) -> PyResult<Temperature> {
-    positive("temperature", value).map(Temperature::new)
+pub(super) fn temperature(object: &Bound<'_, PyAny>) -> PyResult<Temperature> {
+    positive("temperature", object).map(Temperature::new)
 }
 
 /// The numbers of `grad_output`, in C order, as f64.
@@ -462,17 +482,24 @@ pub(super) fn grad_output_values(array: &Bound<'_, PyUntypedArray>) -> PyResult<
     }
     let array = array.call_method1(intern!(py, "astype"), (intern!(py, "float64"),))?;
     let flat = array.call_method0(intern!(py, "ravel"))?.cast_into::<PyArray1<f64>>()?;
-    Ok(flat.try_readonly()?.as_slice()?.to_vec())
+    let flat = flat.try_readonly()?;
+    let mut values = Vec::new();
+    let refused = |_| Error::Memory(format!("no memory for a copy of {} numbers of grad_output", flat.len()));
+    values.try_reserve_exact(flat.len()).map_err(refused)?;
+    values.extend_from_slice(flat.as_slice()?);
+    Ok(values)
 }
 
 /// An integer argument; if it is beyond 128 bits, the largest of those.
-pub(super) fn integer(object: &Bound<'_, PyAny>) -> PyResult<i128> {
-    let too_large = |error: &PyErr| error.is_instance_of::<PyOverflowError>(object.py());
+pub(super) fn integer(name: &str, object: &Bound<'_, PyAny>) -> PyResult<i128> {
+    let py = object.py();
+    let wide = |error: PyErr| if error.is_instance_of::<PyOverflowError>(py) { Ok(i128::MAX) } else { Err(error) };
     match object.extract::<i64>() {
-        Err(error) if too_large(&error) => match object.extract::<i128>() {
-            Err(error) if too_large(&error) => Ok(i128::MAX),
-            found => found,
-        },
-        found => found.map(i128::from),
+        Ok(value) => Ok(i128::from(value)),
+        Err(error) if error.is_instance_of::<PyOverflowError>(py) => object.extract::<i128>().or_else(wide),
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => {
+            Err(Error::Type(format!("{name} is {}; expected an integer", object.repr()?)).into())
+        }
+        Err(error) => Err(error),
     }
 }

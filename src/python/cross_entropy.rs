@@ -18,10 +18,10 @@ pub(super) fn cross_entropy<'py>(
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
     ignore_index: &Bound<'py, PyAny>,
-    temperature: f64,
+    temperature: &Bound<'py, PyAny>,
     axis: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
-    denominator: Option<f64>,
+    denominator: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
         let call = Call::new(logits, targets, ignore_index, temperature, axis, reduction, denominator)?;
@@ -45,10 +45,10 @@ pub(super) fn cross_entropy_with_grad<'py>(
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
     ignore_index: &Bound<'py, PyAny>,
-    temperature: f64,
+    temperature: &Bound<'py, PyAny>,
     axis: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
-    denominator: Option<f64>,
+    denominator: Option<&Bound<'py, PyAny>>,
     grad_output: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
@@ -86,26 +86,24 @@ impl<'py> Call<'py> {
         logits: &Bound<'py, PyAny>,
         targets: &Bound<'py, PyAny>,
         ignore_index: &Bound<'py, PyAny>,
-        temperature: f64,
+        temperature: &Bound<'py, PyAny>,
         axis: &Bound<'py, PyAny>,
         reduction: &Bound<'py, PyAny>,
-        denominator: Option<f64>,
+        denominator: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Self> {
         // What is not an array becomes one first: that runs the caller's code.
         let (logits, targets) = (as_array(logits, "logits")?, target_array(targets)?);
         let temperature = arrays::temperature(temperature)?;
         let reduction = parse_reduction(reduction)?;
-        if let Some(denominator) = denominator {
-            positive("denominator", denominator)?;
-            if reduction != Reduction::Mean {
-                let text = format!(
-                    "denominator is given with reduction '{}'; expected reduction 'mean', whose divisor it replaces",
-                    name(reduction)
-                );
-                return Err(Error::Value(text).into());
-            }
+        let denominator = denominator.map(|object| positive("denominator", object)).transpose()?;
+        if denominator.is_some() && reduction != Reduction::Mean {
+            let text = format!(
+                "denominator is given with reduction '{}'; expected reduction 'mean', whose divisor it replaces",
+                name(reduction)
+            );
+            return Err(Error::Value(text).into());
         }
-        let ignore_index = integer(ignore_index)?;
+        let ignore_index = integer("ignore_index", ignore_index)?;
         let logits = Logits::new(logits, axis)?;
         let labels = arrays::labels(&targets, &logits, axis, ignore_index)?;
         Ok(Self { logits, targets, labels, options: Options { temperature, reduction, denominator } })

@@ -12,21 +12,22 @@ use crate::loss::evaluation::tally;
 type Sums = (f64, f64, Vec<u64>, usize, usize);
 
 #[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // Python's arguments come as values
 pub(super) fn evaluate<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
-    top_k: Vec<i64>,
+    top_k: Vec<Bound<'py, PyAny>>,
     ignore_index: &Bound<'py, PyAny>,
-    temperature: f64,
+    temperature: &Bound<'py, PyAny>,
     axis: &Bound<'py, PyAny>,
 ) -> PyResult<Sums> {
     guard(|| {
         let temperature = arrays::temperature(temperature)?;
-        let top_k: Vec<usize> = top_k.into_iter().map(positive).collect::<Result<_, _>>()?;
+        let top_k: Vec<usize> = top_k.iter().map(positive).collect::<PyResult<_>>()?;
         let (logits, targets) = (as_array(logits, "logits")?, target_array(targets)?);
         let logits = Logits::new(logits, axis)?;
-        let labels = arrays::labels(&targets, &logits, axis, integer(ignore_index)?)?;
+        let labels = arrays::labels(&targets, &logits, axis, integer("ignore_index", ignore_index)?)?;
         let tally = with_element!(logits.dtype, E => {
             let view = logits.view::<E>();
             detached(py, |check| tally(&view, &labels, temperature, &top_k, check))
@@ -35,9 +36,10 @@ pub(super) fn evaluate<'py>(
     })
 }
 
-fn positive(k: i64) -> Result<usize, Error> {
-    match usize::try_from(k) {
-        Ok(k @ 1..) => Ok(k),
-        _ => Err(Error::Value(format!("top_k contains {k}; expected positive integers"))),
+fn positive(k: &Bound<'_, PyAny>) -> PyResult<usize> {
+    match integer("a number of top_k", k)? {
+        // More than all classes is all of them.
+        found @ 1.. => Ok(usize::try_from(found).unwrap_or(usize::MAX)),
+        found => Err(Error::Value(format!("top_k contains {found}; expected positive integers")).into()),
     }
 }

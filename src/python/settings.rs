@@ -13,7 +13,7 @@ use crate::{parallel, simd};
 pub(super) fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
     guard(|| {
         // What is negative or beyond all bounds is refused like 0 and like too many.
-        let threads = usize::try_from(integer(n)?.max(0)).unwrap_or(usize::MAX);
+        let threads = usize::try_from(integer("n", n)?.max(0)).unwrap_or(usize::MAX);
         parallel::set_num_threads(threads).map_err(|error| match error {
             Error::Value(_) if threads == 0 => Error::Value(format!("number of threads is {n}; expected at least 1")),
             error => error,

@@ -12,13 +12,13 @@ pub(super) fn logsumexp<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     axis: &Bound<'py, PyAny>,
-    keepdims: bool,
-    temperature: f64,
+    keepdims: &Bound<'py, PyAny>,
+    temperature: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
         let temperature = arrays::temperature(temperature)?;
         let logits = Logits::new(as_array(logits, "logits")?, axis)?;
-        let shape = if keepdims { logits.shape_with_one_class() } else { logits.row_shape() };
+        let shape = if keepdims.is_truthy()? { logits.shape_with_one_class() } else { logits.row_shape() };
         let result = RowResult::new(py, &shape, logits.dtype.is_double())?;
         let column = result.column;
         with_element!(logits.dtype, E => {
@@ -34,7 +34,7 @@ pub(super) fn softmax<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     axis: &Bound<'py, PyAny>,
-    temperature: f64,
+    temperature: &Bound<'py, PyAny>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     normalized(py, logits, axis, temperature, false, out)
@@ -45,7 +45,7 @@ pub(super) fn log_softmax<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     axis: &Bound<'py, PyAny>,
-    temperature: f64,
+    temperature: &Bound<'py, PyAny>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     normalized(py, logits, axis, temperature, true, out)
@@ -55,7 +55,7 @@ fn normalized<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     axis: &Bound<'py, PyAny>,
-    temperature: f64,
+    temperature: &Bound<'py, PyAny>,
     log: bool,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {

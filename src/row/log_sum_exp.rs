@@ -103,19 +103,15 @@ fn inlined_pass<S: Simd, E: Element, const SCALED: bool, const STATISTICS: bool>
     let zero = Total::zero(simd);
     let mut sums = Sums { reference: E::Real::LOWEST, sum: zero, weighted: zero, above: zero };
     let scale = Scale::<S, E::Real>::new(simd, temperature);
-    let own = left_out.map(|class| E::Real::from_f64(row.get(class).to_f64()));
+    let rival = left_out.map_or(E::Real::LOWEST, |class| E::Real::from_f64(row.get(class).to_f64()));
     let mut scratch = Scratch::new();
     let mut start = 0;
     while start < row.classes() {
         let length = (row.classes() - start).min(BLOCK);
         let inside = left_out.filter(|class| (start..start + length).contains(class));
         // Before the left-out class an equal logit ranks above it, after it only a larger one does.
-        let rival = match (left_out, own) {
-            (Some(class), Some(own)) if start + length <= class => own.below(),
-            (_, Some(own)) => own,
-            (_, None) => E::Real::LOWEST,
-        };
-        let block = Block { temperature, scale, rival, ahead: row.pointer(start).cast_const().cast() };
+        let ties = left_out.is_some_and(|class| start + length <= class);
+        let block = Block { temperature, scale, rival, ties, ahead: row.pointer(start).cast_const().cast() };
         if length == BLOCK && inside.is_none() && row.is_contiguous() {
             // SAFETY: the block lies inside the row, whose elements are readable and side by side.
             unsafe { block.add::<E, SCALED, STATISTICS>(simd, row.pointer(start), BLOCK / E::Real::LANES, &mut sums) }
@@ -145,8 +141,9 @@ fn inlined_pass<S: Simd, E: Element, const SCALED: bool, const STATISTICS: bool>
 struct Block<S: Simd, R: Real> {
     temperature: Temperature,
     scale: Scale<S, R>,
-    /// Logits larger than this one are counted.
+    /// Logits larger than this one are counted, and those equal to it if `ties` says so.
     rival: R,
+    ties: bool,
     /// Where the block lies in the caller's memory.
     ahead: *const u8,
 }
@@ -206,7 +203,9 @@ impl<S: Simd, R: Real> Block<S, R> {
                 sum[chain] += exp;
                 if STATISTICS {
                     weighted[chain] += z * exp;
-                    above[chain] += x.simd_gt(splat(self.rival)).select(splat(R::from_f64(1.0)), zero);
+                    let rival = splat(self.rival);
+                    let ahead = if self.ties { x.simd_ge(rival) } else { x.simd_gt(rival) };
+                    above[chain] += ahead.select(splat(R::from_f64(1.0)), zero);
                 }
             }
         }

@@ -22,12 +22,12 @@ pub(super) fn can_boost<R: Real>(factor: f64) -> bool {
     factor.abs() >= R::SMALLEST_NORMAL * R::BOOST
 }
 
-/// The factor that takes the boost back. One that overflows becomes the largest number, lest 0 times it be NaN.
+/// The factor that takes the boost back. An infinite one becomes the largest number, lest 0 times it be NaN.
 #[inline(always)]
 pub(super) fn take_back<R: Real>(factor: f64, boost: Boost) -> f64 {
     let taken = if boost == Boost::Full { factor / R::BOOST } else { factor };
     let largest = -R::LOWEST.to_f64();
-    if factor.is_finite() { taken.clamp(-largest, largest) } else { taken }
+    taken.clamp(-largest, largest)
 }
 
 /// Write `factor · exp((x − reference) / T)`.
