@@ -339,3 +339,12 @@ def test_repr_names_options_and_counts():
 def test_examples():
     assert doctest.testmod(xent_rs._evaluation).failed == 0
     assert doctest.testmod(xent_rs._evaluation).attempted > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_masked_classes_before_a_masked_target_rank_above_it(dtype):
+    """Of equal logits the lower index ranks higher, for -inf as well, and across blocks."""
+    logits = np.full((1, 1024), -np.inf, dtype)
+    logits[0, 0] = 0
+    top_k = {1: 0.0, 257: 0.0, 514: 0.0, 1023: 0.0, 1024: 1.0}
+    assert xent_rs.evaluate(logits, [1023], top_k=tuple(top_k)).top_k == top_k

@@ -526,3 +526,97 @@ def test_panic_is_an_internal_error():
             with pytest.raises(xent_rs.InternalError, match=r"^internal error: .+; please report it$"):
                 _xent_rs.panic_for_test()
             assert xent_rs.cross_entropy(logits, np.zeros(3000, int)) == pytest.approx(np.log(1000))
+
+
+# --- Callers that change their arrays while they are looked at ---
+
+
+class Changes:
+    """An array-like that gives other arrays another dtype while it is converted."""
+
+    def __init__(self, value, *arrays):
+        self.value, self.arrays = value, arrays
+
+    def __array__(self, dtype=None, copy=None):
+        for array in self.arrays:
+            array.dtype = np.int8
+        return self.value
+
+
+def test_logits_that_change_while_the_targets_are_converted():
+    """What was float64 is not read as float64 when it has become bytes: that would be past the array."""
+    logits = np.zeros((8, 64))
+    try:
+        losses = xent_rs.cross_entropy(logits, Changes(np.zeros(8, int), logits), reduction="none")
+    except (TypeError, ValueError):
+        return
+    np.testing.assert_allclose(losses, np.log(64.0))
+
+
+def test_out_that_changes_while_grad_output_is_converted():
+    """`out` of int8 bytes is not written as if it were float32."""
+    logits, room = np.zeros((4, 16), np.float32), np.full((5, 16), 7, np.float32)
+    out = room[:4]
+    targets = np.zeros(4, int)
+    with pytest.raises((TypeError, ValueError)):
+        xent_rs.cross_entropy_with_grad(logits, targets, grad_output=Changes(np.array(1.0), out), out=out)
+    assert (room == 7).all()
+
+
+def test_another_thread_that_changes_the_dtype():
+    """A call sees its logits as they were when it looked, not part before and part after."""
+    logits, targets = np.zeros((300_000, 8), np.float32), np.zeros(300_000, int)
+    stop = threading.Event()
+
+    def toggle():
+        while not stop.is_set():
+            logits.dtype = np.int8
+            logits.dtype = np.float32
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    try:
+        for _ in range(20):
+            try:
+                loss = xent_rs.cross_entropy(logits, targets)
+            except (TypeError, ValueError):
+                continue
+            assert loss == pytest.approx(np.log(8.0))
+    finally:
+        stop.set()
+        thread.join()
+
+
+FORK_IN_A_HANDLER = """
+def fork(*_):
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    global child
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(40)  # A hang ends here.
+
+child = None
+row = np.broadcast_to(np.float32(0), (20_000, 50_000))
+signal.signal(signal.SIGALRM, fork)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+loss = xent_rs.cross_entropy(row, np.zeros(20_000, int))
+assert abs(loss - np.log(50_000)) < 1e-6
+if child == 0:
+    os._exit(0)
+assert child and os.waitpid(child, 0)[1] == 0
+"""
+
+
+@posix
+def test_fork_in_a_signal_handler_during_a_call(python):
+    """The child comes back into the call, whose threads it does not have."""
+    python(LARGE + FORK_IN_A_HANDLER)
+
+
+def test_targets_in_a_buffer_that_out_shares():
+    """Targets that are no array, but share the memory of `out`, are not destroyed."""
+    targets, logits = np.zeros((4, 6), np.int32), np.zeros((4, 6), np.float32)
+    with pytest.raises(ValueError, match="out overlaps targets"):
+        xent_rs.cross_entropy_with_grad(logits, memoryview(targets[:, 0]), out=targets.view(np.float32))
+    assert (targets == 0).all()

@@ -308,3 +308,24 @@ def test_results_kept_alive_are_not_overwritten(random):
     for factor in (2, 3, 4):
         xent_rs.cross_entropy_with_grad(factor * logits, targets)
     assert bits(view) == before[1]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_where_the_gradient_goes_does_not_change_the_loss(order, random):
+    """An inner class axis takes another kernel; the layout of `out` must not choose it."""
+    logits = random.standard_normal((100, 64)).astype(np.float32) * 5
+    targets = random.integers(0, 100, 64)
+    out = np.empty(logits.shape, np.float32, order)
+    loss, _ = xent_rs.cross_entropy_with_grad(logits, targets, axis=0, out=out)
+    assert loss == xent_rs.cross_entropy(logits, targets, axis=0)
+
+
+@pytest.mark.parametrize("scale", [1e60, np.inf])
+def test_a_masked_class_has_no_gradient_whatever_multiplies_it(scale):
+    logits = np.array([[1, 2, -np.inf]], np.float32)
+    for rows in (1, 100):
+        _, grad = xent_rs.cross_entropy_with_grad(
+            logits.repeat(rows, 0), np.zeros(rows, int), grad_output=scale, reduction="sum"
+        )
+        assert (grad[:, 2] == 0).all()
+        assert (grad[:, 1] == np.inf).all()

@@ -35,7 +35,7 @@ pub mod tile;
 pub use leader::leader;
 pub use log_sum_exp::{LogSumExp, Statistics, log_sum_exp, statistics};
 pub use map::{Stores, fill, log_probabilities, probabilities};
-pub use target::{ClassLoss, rounded};
+pub use target::{ClassLoss, per_mass, rounded};
 pub use temperature::Temperature;
 
 use temperature::Scale;

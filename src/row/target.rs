@@ -81,7 +81,7 @@ impl ClassLoss {
     /// The reference and the factor with which `factor · exp((x − reference) / T)` is `scale · softmax(x / T) / T`.
     #[inline(always)]
     pub fn softmax_factor(&self, scale: f64, temperature: Temperature) -> (f64, f64) {
-        (self.reference, scale / temperature.value() / self.total)
+        (self.reference, per_mass(scale / temperature.value(), self.total))
     }
 
     /// The gradient's entry for the target, `scale · (softmax(x / T) − 1) / T`.
@@ -119,6 +119,12 @@ impl ClassLoss {
             out.set(self.class, rounded::<O>(self.own_gradient(scale, temperature)));
         }
     }
+}
+
+/// `scale / total`, and NaN for a row without mass, all of whose classes are masked.
+#[inline(always)]
+pub fn per_mass(scale: f64, total: f64) -> f64 {
+    if total == 0.0 { f64::NAN } else { scale / total }
 }
 
 /// A number as the lanes round it: to the type computed in, then to the one stored.
