@@ -6,7 +6,9 @@ use super::{Check, Chunks, stores};
 use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
-use crate::row::{ClassLoss, Stores, Temperature, leader, log_probabilities, log_sum_exp, per_mass, probabilities};
+use crate::row::{
+    ClassLoss, Exponential, Stores, Temperature, leader, log_probabilities, log_sum_exp, per_mass, probabilities,
+};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, Row, View};
 
@@ -97,7 +99,8 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
                     log_probabilities(simd, row, out, reference, log_sum, temperature, self.stores);
                 } else {
                     let lse = log_sum_exp(simd, row, None, temperature);
-                    probabilities(simd, row, out, lse.reference, per_mass(1.0, lse.sum), temperature, self.stores);
+                    let softmax = Exponential { reference: lse.reference, factor: per_mass(1.0, lse.sum), temperature };
+                    probabilities(simd, row, out, softmax, self.stores, None);
                 }
             }
         }

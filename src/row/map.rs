@@ -5,6 +5,7 @@ use fearless_simd::{Simd, prelude::*};
 use super::{BLOCK, Scale, Scratch, Temperature};
 use crate::element::Element;
 use crate::math::{Boost, Real};
+use crate::simd;
 use crate::view::Row;
 
 /// How results go to memory.
@@ -14,6 +15,17 @@ pub enum Stores {
     Cached,
     /// Past the cache: for results larger than it, which would be read only to be overwritten.
     Streaming,
+}
+
+/// The function `factor · exp((x − reference) / temperature)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Exponential {
+    /// A logit that none exceeds by much.
+    pub reference: f64,
+    /// What the exponentials are multiplied by.
+    pub factor: f64,
+    /// The divisor of the logits.
+    pub temperature: Temperature,
 }
 
 /// Whether a factor can take the boost of [`Real::exp`] back and stay a normal number.
@@ -30,7 +42,7 @@ pub(super) fn take_back<R: Real>(factor: f64, boost: Boost) -> f64 {
     taken.clamp(-largest, largest)
 }
 
-/// Write `factor · exp((x − reference) / T)`.
+/// Write an [`Exponential`] of the logits of a row, but for the class that is an exception, which gets its own value.
 ///
 /// Each is within u·(|x − reference| / T + 4) of its value, u being half an ulp of one: the exponentials are boosted
 /// by a power of two that the factor takes back, so that a subnormal result is rounded once.
@@ -42,11 +54,11 @@ pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
     row: Row<E>,
     out: Row<O>,
-    reference: f64,
-    factor: f64,
-    temperature: Temperature,
+    of: Exponential,
     stores: Stores,
+    exception: Option<(usize, O)>,
 ) {
+    let Exponential { reference, factor, temperature } = of;
     let boost = if can_boost::<E::Real>(factor) { Boost::Full } else { Boost::None };
     let factor = take_back::<E::Real>(factor, boost);
     simd.vectorize(
@@ -58,10 +70,10 @@ pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
             unsafe {
                 if temperature.is_one() {
                     let f = Probability::<S, E::Real, false> { scale, boost, reference, factor };
-                    map(simd, row, out, stores, &f);
+                    map(simd, row, out, stores, &f, exception);
                 } else {
                     let f = Probability::<S, E::Real, true> { scale, boost, reference, factor };
-                    map(simd, row, out, stores, &f);
+                    map(simd, row, out, stores, &f, exception);
                 }
             }
         },
@@ -90,9 +102,11 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
             // SAFETY: the caller's promise.
             unsafe {
                 if temperature.is_one() {
-                    map(simd, row, out, stores, &LogProbability::<S, E::Real, false> { scale, reference, log_sum });
+                    let f = LogProbability::<S, E::Real, false> { scale, reference, log_sum };
+                    map(simd, row, out, stores, &f, None);
                 } else {
-                    map(simd, row, out, stores, &LogProbability::<S, E::Real, true> { scale, reference, log_sum });
+                    let f = LogProbability::<S, E::Real, true> { scale, reference, log_sum };
+                    map(simd, row, out, stores, &f, None);
                 }
             }
         },
@@ -152,7 +166,11 @@ pub unsafe fn fill<O: Element>(out: Row<O>, value: O) {
     }
 }
 
-/// Write `f` of the lanes of a row.
+/// Write `f` of the lanes of a row, but for the class that is an exception, which gets its own value.
+///
+/// The exception is written with its neighbours, not over them: a store to a line that was just streamed waits for
+/// memory, and all later stores wait for it. Loss and gradient of 16384 × 1000 float32 took 11.5 ms with such a store
+/// a row and take 9.0 ms without (6.3 and 4.7 ms with two threads).
 ///
 /// # Safety
 /// As for [`probabilities`].
@@ -163,6 +181,7 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
     out: Row<O>,
     stores: Stores,
     f: &impl Function<S, E::Real>,
+    exception: Option<(usize, O)>,
 ) {
     debug_assert_eq!(row.classes(), out.classes());
     let lanes = E::Real::LANES;
@@ -183,7 +202,7 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
             for index in (0..length).step_by(group) {
                 // SAFETY: the groups lie inside the row, and inside that of the output, writeable and exclusive by the
                 // caller's promise. Streamed groups begin on a 64-byte boundary: `lead` elements brought the first to
-                // it, and groups are whole lines.
+                // it, and groups are whole lines. `result` holds a block, which is more than a group.
                 unsafe {
                     let values = [
                         f.of(E::load(simd, input.add(index))),
@@ -191,11 +210,23 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
                         f.of(E::load(simd, input.add(index + 2 * lanes))),
                         f.of(E::load(simd, input.add(index + 3 * lanes))),
                     ];
-                    if streaming {
+                    let here = start + index..start + index + group;
+                    let exception = exception.filter(|(class, _)| here.contains(class));
+                    if streaming && exception.is_none() {
                         O::stream(simd, output.add(index), values);
-                    } else {
-                        for (chain, values) in values.into_iter().enumerate() {
-                            O::store(simd, output.add(index + chain * lanes), values);
+                        continue;
+                    }
+                    let cached = if streaming { result.pointer() } else { output.add(index) };
+                    for (chain, values) in values.into_iter().enumerate() {
+                        O::store(simd, cached.add(chain * lanes), values);
+                    }
+                    if let Some((class, value)) = exception {
+                        cached.add(class - here.start).write_unaligned(value);
+                    }
+                    if streaming {
+                        let lines = std::slice::from_raw_parts(cached.cast::<[u8; 64]>(), group * size_of::<O>() / 64);
+                        for (line, bytes) in lines.iter().enumerate() {
+                            simd::stream(simd, output.add(index).cast::<u8>().add(64 * line), bytes);
                         }
                     }
                 }
@@ -207,6 +238,10 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
             for index in (0..length).step_by(lanes) {
                 // SAFETY: `input` holds whole vectors, and `result` a block of them.
                 unsafe { O::store(simd, result.pointer().add(index), f.of(E::load(simd, input.as_ptr().add(index)))) }
+            }
+            if let Some((class, value)) = exception.filter(|(class, _)| (start..start + length).contains(class)) {
+                // SAFETY: the class is one of the `length` elements.
+                unsafe { result.pointer().add(class - start).write(value) }
             }
             // SAFETY: the loop wrote `length` elements; the rest is the caller's promise.
             unsafe { out.scatter(start, result.written(length)) }

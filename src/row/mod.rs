@@ -34,7 +34,7 @@ pub mod tile;
 
 pub use leader::leader;
 pub use log_sum_exp::{LogSumExp, Statistics, log_sum_exp, statistics};
-pub use map::{Stores, fill, log_probabilities, probabilities};
+pub use map::{Exponential, Stores, fill, log_probabilities, probabilities};
 pub use target::{ClassLoss, per_mass, rounded};
 pub use temperature::Temperature;
 

@@ -3,10 +3,9 @@
 use fearless_simd::Simd;
 
 use super::temperature::sum_of_three;
-use super::{LogSumExp, Stores, Temperature, log_sum_exp, map};
+use super::{Exponential, LogSumExp, Stores, Temperature, log_sum_exp, map};
 use crate::element::Element;
 use crate::math::Real;
-use crate::simd::store_fence;
 use crate::view::Row;
 
 /// The loss of a row whose target is a class.
@@ -78,10 +77,11 @@ impl ClassLoss {
         self.class
     }
 
-    /// The reference and the factor with which `factor · exp((x − reference) / T)` is `scale · softmax(x / T) / T`.
+    /// `scale · softmax(x / T) / T` as a function of the logits.
     #[inline(always)]
-    pub fn softmax_factor(&self, scale: f64, temperature: Temperature) -> (f64, f64) {
-        (self.reference, per_mass(scale / temperature.value(), self.total))
+    pub fn scaled_softmax(&self, scale: f64, temperature: Temperature) -> Exponential {
+        let factor = per_mass(scale / temperature.value(), self.total);
+        Exponential { reference: self.reference, factor, temperature }
     }
 
     /// The gradient's entry for the target, `scale · (softmax(x / T) − 1) / T`.
@@ -108,16 +108,10 @@ impl ClassLoss {
         temperature: Temperature,
         stores: Stores,
     ) {
-        let (reference, factor) = self.softmax_factor(scale, temperature);
+        let softmax = self.scaled_softmax(scale, temperature);
+        let own = (self.class, rounded::<O>(self.own_gradient(scale, temperature)));
         // SAFETY: the caller's promise.
-        unsafe {
-            map::probabilities(simd, row, out, reference, factor, temperature, stores);
-            if stores == Stores::Streaming {
-                // What was streamed may be written again only behind a fence.
-                store_fence();
-            }
-            out.set(self.class, rounded::<O>(self.own_gradient(scale, temperature)));
-        }
+        unsafe { map::probabilities(simd, row, out, softmax, stores, Some(own)) }
     }
 }
 

@@ -231,7 +231,8 @@ unsafe fn inlined_gradients<S: Simd, E: Element, O: Element<Real = E::Real>, con
     let (mut references, mut factors, mut counts) = ([0.0; MOST_LANES], [0.0; MOST_LANES], [0.0; MOST_LANES]);
     for (lane, loss) in losses.iter().enumerate() {
         if let Some(loss) = loss {
-            (references[lane], factors[lane]) = loss.softmax_factor(scales[lane], temperature);
+            let softmax = loss.scaled_softmax(scales[lane], temperature);
+            (references[lane], factors[lane]) = (softmax.reference, softmax.factor);
             counts[lane] = 1.0;
         }
     }
