@@ -434,6 +434,77 @@ def test_without_standard_output():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def without_standard_error(*arguments):
+    return subprocess.run(
+        ["/bin/sh", "-c", '"$@" 2>&-', "sh", *COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["evaluate", "missing.npy", "targets.npy", "--json"], 1),
+        (["evaluate", "logits.npy"], 2),
+        (["evaluate", "logits.npy", "targets.npy", "--nonsense"], 2),
+    ],
+)
+def test_without_standard_error_errors_go_nowhere(files, arguments, status):
+    done = without_standard_error(*arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+
+
+def test_without_standard_error_results_go_to_standard_output(files):
+    done = without_standard_error("evaluate", "logits.npy", "targets.npy", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["loss"] == expected(*files).loss
+
+
+def test_a_name_that_standard_output_cannot_encode(files):
+    os.rename("logits.npy", "größe.npy")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    done = start("evaluate", "größe.npy", "targets.npy", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    title, *figures = done.stdout.splitlines()
+    assert title == r"gr\xf6\xdfe.npy: float32 logits of shape (40, 3, 11)"
+    assert len(figures) == 8
+
+
+def test_control_characters_in_names_are_escaped(files, capsys):
+    name = "a\x1b[31m\n  \udcff.npy"
+    shown = r"a\x1b[31m\n  \udcff.npy"
+    os.rename("logits.npy", name)
+    status, output, errors = run(capsys, "evaluate", name, "targets.npy")
+    assert (status, errors) == (0, "")
+    assert output.splitlines()[0] == f"{shown}: float32 logits of shape (40, 3, 11)"
+    for arguments, message in [
+        ([name, "targets.npy", "--dtype", "float64"], f"{shown}: holds float32; expected dtype float64"),
+        ([f"x{name}", "targets.npy"], f"x{shown}: No such file or directory"),
+    ]:
+        assert run(capsys, "evaluate", *arguments) == (1, "", f"xent-rs: error: {message}\n")
+    status, output, errors = run(capsys, "evaluate", "x", "y", name)
+    assert (status, output) == (2, "")
+    assert errors.splitlines()[-1] == f"xent-rs: error: unrecognized arguments: {shown}"
+
+
+@pytest.mark.parametrize("module", ["ml_dtypes", "tqdm"])
+def test_ctrl_c_during_an_import_ends_quietly(files, module):
+    Path(f"{module}.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    done = start("evaluate", "logits.npy", "targets.npy", env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_while_an_error_is_reported_ends_quietly(files, capsys, monkeypatch):
+    def interrupt(error):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xent_rs.cli, "_one_line", interrupt)
+    assert run(capsys, "evaluate", "missing.npy", "targets.npy") == (130, "", "")
+
+
 def test_an_unforeseen_exception_is_one_line(capsys, monkeypatch):
     def fail():
         raise KeyError("a\nb")

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 
@@ -355,19 +356,35 @@ def descr(**changes):
 
 
 NPY = {
-    "empty": (b"", None),
-    "not npy": (b"hello, world", None),
+    "empty": (b"", "does not begin as a .npy file does (begins with b'')"),
+    "not npy": (b"hello, world", "does not begin as a .npy file does (begins with b'hello, w')"),
+    "magic alone": (npy(b"")[:8], "truncated in the .npy header"),
+    "half a header": (npy(descr())[:40], "truncated in the .npy header"),
     "version 3": (npy(descr(), bytes(24), (3, 0)), ".npy format 3.0; expected 1.0 or 2.0"),
     "version 9": (npy(descr(), bytes(24), (9, 9)), ".npy format 9.9; expected 1.0 or 2.0"),
     "header is no dict": (npy(b"[1, 2]"), None),
     "header is no literal": (npy(b"open('x')"), None),
     "header is open": (npy(b"{'descr': ("), None),
     "header is deep": (npy(b"(" * 5000), None),
-    "header is long": (npy(b" " * 60_000), None),
+    "header is long": (
+        npy(b" " * 60_000),
+        "says that its .npy header has 60001 bytes; expected at most 10000",
+    ),
+    "header is shown": (npy(b"{\x1b[31m"), "damaged .npy header b'{\\x1b[31m\\n'"),
+    "header is cut": (npy(b"(" * 9000), f"damaged .npy header b'{'(' * 178}..."),
     "mixed keys": (npy(b"{1: 2, 'a': 3}"), None),
     "dtype is no dtype": (npy(descr(descr="nonsense")), None),
     "dtype is a number": (npy(descr(descr=4)), None),
+    "dtype is a dict": (
+        npy(descr(descr={"names": [], "formats": []})),
+        "damaged .npy header b\"{'descr': {'names': [], 'formats': []}, "
+        "'fortran_order': False, 'shape': (2, 3)}\\n\"",
+    ),
     "shape is a list": (npy(descr(shape=[2, 3])), None),
+    "length is true": (
+        npy(descr(shape=(True, 6)), bytes(24)),
+        "damaged .npy header b\"{'descr': '<f4', 'fortran_order': False, 'shape': (True, 6)}\\n\"",
+    ),
     "negative shape": (npy(descr(shape=(-2, -3)), bytes(24)), "damaged; its shape is (-2, -3)"),
     "truncated": (npy(descr(), bytes(23)), "truncated; 24 bytes of data expected, 23 found"),
     "no data": (npy(descr()), "truncated; 24 bytes of data expected, 0 found"),
@@ -406,6 +423,28 @@ def test_damaged_npy(tmp_path, case, place):
     assert str(error.value).startswith(f"{file}: ")
     if message is not None:
         assert str(error.value) == f"{file}: {message}"
+
+
+@pytest.mark.parametrize("place", ["npy", "npz compressed"])
+def test_a_npy_header_that_says_it_is_long_is_not_read(tmp_path, place):
+    said, held = 1_500_000_000, 64 << 20
+    start = b"\x93NUMPY\2\0" + struct.pack("<I", said)
+    if place == "npy":
+        file = tmp_path / "a.npy"
+        file.write_bytes(start)
+        os.truncate(file, held)
+    else:
+        file = tmp_path / "a.npz"
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.npy", start + bytes(held))
+    tracemalloc.start()
+    try:
+        with pytest.raises(io.ArrayFileError) as error:
+            io.open_array(file)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert str(error.value) == f"{file}: says that its .npy header has {said} bytes; expected at most 10000"
 
 
 def test_npy_truncated_anywhere(tmp_path):
@@ -480,6 +519,70 @@ def test_a_compressed_member_that_is_shorter_than_it_says(tmp_path):
         list(io.row_blocks(stored, targets))
     with pytest.raises(io.ArrayFileError):
         stored.map()
+
+
+def test_a_stored_member_that_runs_past_the_end(tmp_path):
+    np.savez(tmp_path / "a.npz", a=array((2, 3)))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[28:30] = b"\xff\xff"  # the length of the extra field in the local header
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(io.ArrayFileError) as error:
+        io.open_array(tmp_path / "a.npz")
+    assert str(error.value) == f"{tmp_path / 'a.npz'}: truncated"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_an_npz_key_that_occurs_twice_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", npy(descr(), bytes(24)))
+        archive.writestr("a.npy", npy(descr(shape=(3, 2)), bytes(24)))
+    for name in ("a.npz", "a.npz:a"):
+        with pytest.raises(io.ArrayFileError, match=r": a key occurs twice$"):
+            io.open_array(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a\0b.npy", "a\0b.npz:key"])
+def test_a_null_character_in_a_file_name(name):
+    with pytest.raises(io.ArrayFileError) as error:
+        io.open_array(name)
+    assert str(error.value) == f"{name!r}: has a null character in the name of the file"
+
+
+def test_a_name_may_be_bytes(tmp_path):
+    expected = array((2, 3))
+    np.savez(tmp_path / "a.npz", a=expected)
+    stored = io.open_array(os.fsencode(tmp_path / "a.npz") + b":a")
+    assert stored.name == f"{tmp_path / 'a.npz'}:a"
+    same(stored.map(), expected)
+
+
+@pytest.mark.parametrize("axis", [1.0, "1", None])
+def test_an_axis_that_is_no_integer(tmp_path, axis):
+    np.save(tmp_path / "logits.npy", np.zeros((2, 3), np.float32))
+    np.save(tmp_path / "targets.npy", np.zeros(2, np.int64))
+    pair = [io.open_array(tmp_path / f"{name}.npy") for name in ("logits", "targets")]
+    with pytest.raises(TypeError, match=f"^axis is {axis!r}; expected an integer$"):
+        next(io.row_blocks(*pair, axis=axis))
+
+
+def test_long_names_in_damaged_files_are_cut(tmp_path):
+    file, long = tmp_path / "a.safetensors", "x" * 100_000
+    for header, data in [
+        ({long: 1}, b""),
+        ({long: entry(dtype=long)}, bytes(24)),
+        ({long: entry(shape=(2, 2))}, bytes(24)),
+        ({long: entry(), f"{long}y": entry(begin=24, end=48)}, bytes(48)),
+    ]:
+        write_safetensors(file, json.dumps(header).encode(), data)
+        with pytest.raises(io.ArrayFileError) as error:
+            io.open_array(file)
+        assert len(str(error.value)) < 1000
+
+
+def test_the_import_is_cheap():
+    code = "import sys, xent_rs.io; print([name for name in ('ml_dtypes', 'tqdm') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 ERRORS = [

@@ -5,6 +5,9 @@
 they are decompressed block by block, or, where the blocks are not in the order of the file, once into a
 temporary file.
 
+A file must not shrink while it is in use: as with every memory map, reading numbers that are no longer there
+ends the process (SIGBUS).
+
 Examples
 --------
 >>> import numpy as np
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -33,8 +37,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +48,12 @@ __all__ = ["ArrayFileError", "StoredArray", "open_array", "row_blocks"]
 
 Index = tuple[slice, ...]
 _Order = Literal["C", "F"]
+_T = TypeVar("_T")
 
 _MAX_AXES = 32  # NumPy 1.26; NumPy 2 allows 64
 
-# The safetensors library refuses longer headers, too.
+# NumPy and the safetensors library refuse longer headers, too.
+_MAX_NPY_HEADER = 10_000
 _MAX_SAFETENSORS_HEADER = 100_000_000
 _SAFETENSORS_DTYPES = {
     "BF16": "bfloat16",
@@ -65,6 +72,7 @@ _SAFETENSORS_DTYPES = {
 
 _LOCAL_ZIP_HEADER = struct.Struct("<4s22xHH")
 _COPY_BYTES = 1 << 20
+_MAX_EXCERPT = 200
 
 
 class ArrayFileError(ValueError):
@@ -188,12 +196,12 @@ class StoredArray:
         return place
 
 
-def open_array(file: str | os.PathLike[str], *, dtype: str | None = None) -> StoredArray:
+def open_array(file: str | bytes | os.PathLike[Any], *, dtype: str | None = None) -> StoredArray:
     """Open an array in a ``.npy``, ``.npz`` or ``.safetensors`` file.
 
     Parameters
     ----------
-    file : str or path
+    file : str, bytes or path
         The file, for the last two formats with the name of the array behind a colon: ``model.npz:logits``.
         The name may be left out if there is but one array.
     dtype : str, optional
@@ -217,8 +225,10 @@ def open_array(file: str | os.PathLike[str], *, dtype: str | None = None) -> Sto
     ``numpy.lib.format`` (.npy), APPNOTE.TXT of PKWARE (.npz is a zip file) and the format section of the
     safetensors documentation.
     """
-    name = os.fspath(file)
+    name = os.fsdecode(file)
     path, key = _split(name)
+    if "\0" in str(path):
+        raise ArrayFileError(f"{name!r}: has a null character in the name of the file")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ArrayFileError(f"{name}: unknown format; expected a .npy, .npz or .safetensors file")
@@ -260,9 +270,15 @@ def row_blocks(
 
     Raises
     ------
+    TypeError
+        If `axis` is not an integer.
     ValueError
         If the shapes do not match, or `axis` is out of range.
     """
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis is {axis!r}; expected an integer") from None
     shape = logits.shape
     if not shape:
         raise ValueError("logits have shape (); expected at least one axis, the classes")
@@ -324,14 +340,20 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except ArrayFileError:
         raise
-    except (ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ArrayFileError(f"{name}: {error}") from error
+    except EOFError as error:
+        raise ArrayFileError(f"{name}: truncated") from error
+    except (ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ArrayFileError(f"{name}: {_excerpt(str(error))}") from error
     except (struct.error, OverflowError) as error:
         raise ArrayFileError(f"{name}: damaged ({error})") from error
     except OSError as error:
         if error.filename is not None:
             raise
         raise ArrayFileError(f"{name}: {error.strerror or error}") from error
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= _MAX_EXCERPT else f"{text[:_MAX_EXCERPT]}..."
 
 
 def _split(name: str) -> tuple[Path, str | None]:
@@ -343,7 +365,7 @@ def _split(name: str) -> tuple[Path, str | None]:
 
 
 def _choose(path: Path, key: str | None, keys: list[str]) -> str:
-    shown = ", ".join(repr(other) for other in keys[:20]) + (
+    shown = ", ".join(_excerpt(repr(other)) for other in keys[:20]) + (
         f" and {len(keys) - 20} more" if len(keys) > 20 else ""
     )
     if key is None:
@@ -367,11 +389,13 @@ def _open_npy(name: str, path: Path, key: str | None) -> StoredArray:
 
 def _open_npz(name: str, path: Path, key: str | None) -> StoredArray:
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        members = {
-            info.filename.removesuffix(".npy"): info
-            for info in archive.infolist()
-            if info.filename.endswith(".npy")
-        }
+        members = _unique(
+            [
+                (info.filename.removesuffix(".npy"), info)
+                for info in archive.infolist()
+                if info.filename.endswith(".npy")
+            ]
+        )
         member = members[_choose(path, key, list(members))]
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ArrayFileError(
@@ -399,20 +423,33 @@ def _stored_member_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        read_header = np.lib.format.read_array_header_1_0
-    elif version == (2, 0):
-        read_header = np.lib.format.read_array_header_2_0
+    """Read a .npy header, and no more: NumPy reads as many bytes as a damaged one says that it has."""
+    start = file.read(8)
+    if len(start) < 8 or not start.startswith(b"\x93NUMPY"):
+        raise ValueError(f"does not begin as a .npy file does (begins with {start!r})")
+    major, minor = start[6:]
+    if (major, minor) == (1, 0):
+        size, read_header = 2, np.lib.format.read_array_header_1_0
+    elif (major, minor) == (2, 0):
+        size, read_header = 4, np.lib.format.read_array_header_2_0
     else:
         # Version 3.0 is for field names of records beyond latin-1.
-        raise ValueError(f".npy format {version[0]}.{version[1]}; expected 1.0 or 2.0")
+        raise ValueError(f".npy format {major}.{minor}; expected 1.0 or 2.0")
+    length = file.read(size)
+    header_bytes = int.from_bytes(length, "little")
+    if header_bytes > _MAX_NPY_HEADER:
+        raise ValueError(
+            f"says that its .npy header has {header_bytes} bytes; expected at most {_MAX_NPY_HEADER}"
+        )
+    text = file.read(header_bytes)
+    if len(length) < size or len(text) < header_bytes:
+        raise ValueError("truncated in the .npy header")
     try:
-        shape, fortran_order, dtype = read_header(file)
-    except (ValueError, EOFError):
-        raise
+        shape, fortran_order, dtype = read_header(BytesIO(length + text))
+        if any(type(axis) is bool for axis in shape):
+            raise TypeError("a length is a bool")
     except Exception as error:  # NumPy's parser lets TypeError, TokenError, RecursionError and others out
-        raise ValueError(f"damaged .npy header ({type(error).__name__})") from error
+        raise ValueError(f"damaged .npy header {text!r}") from error
     return tuple(shape), fortran_order, dtype
 
 
@@ -439,17 +476,18 @@ def _open_safetensors(name: str, path: Path, key: str | None) -> StoredArray:
     tensors = _safetensors_header(text, file_bytes - data_start)
 
     key = _choose(path, key, list(tensors))
-    tensor = tensors[key]
+    tensor, shown_key = tensors[key], _excerpt(repr(key))
     if tensor.dtype not in _SAFETENSORS_DTYPES:
         supported = ", ".join(_SAFETENSORS_DTYPES)
-        raise ArrayFileError(f"{name}: {key!r} has dtype {tensor.dtype!r}; supported are {supported}")
+        shown_dtype = _excerpt(repr(tensor.dtype))
+        raise ArrayFileError(f"{name}: {shown_key} has dtype {shown_dtype}; supported are {supported}")
     dtype = _dtype(_SAFETENSORS_DTYPES[tensor.dtype])
     found = tensor.end - tensor.begin
     stored = _checked(
         StoredArray(name, path, None, data_start + tensor.begin, tensor.shape, dtype, False), found
     )
     if stored.nbytes != found:
-        raise ArrayFileError(f"{name}: {key!r} has {found} bytes of data; expected {stored.nbytes}")
+        raise ArrayFileError(f"{name}: {shown_key} has {found} bytes of data; expected {stored.nbytes}")
     return stored
 
 
@@ -489,7 +527,7 @@ def _safetensors_header(text: bytes, data_bytes: int) -> dict[str, _Tensor]:
     return tensors
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, _T]]) -> dict[str, _T]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
         raise ValueError("a key occurs twice")
@@ -511,15 +549,15 @@ def _checked(stored: StoredArray, available: int) -> StoredArray:
     """Check what holds for every format before anything is mapped."""
     if stored.dtype.hasobject:
         raise ArrayFileError(f"{stored.name}: holds Python objects, which are not read; expected numbers")
-    if any(length < 0 for length in stored.shape):
-        raise ArrayFileError(f"{stored.name}: damaged; its shape is {stored.shape}")
     if len(stored.shape) > _MAX_AXES:
         raise ArrayFileError(
             f"{stored.name}: has {len(stored.shape)} axes; at most {_MAX_AXES} are supported"
         )
+    if any(length < 0 for length in stored.shape):
+        raise ArrayFileError(f"{stored.name}: damaged; its shape is {_excerpt(str(stored.shape))}")
     # Also for empty arrays: NumPy has no array with an axis of 2**63.
     if math.prod(max(1, length) for length in stored.shape) * max(1, stored.dtype.itemsize) >= 1 << 63:
-        raise ArrayFileError(f"{stored.name}: its shape {stored.shape} is too large")
+        raise ArrayFileError(f"{stored.name}: its shape {_excerpt(str(stored.shape))} is too large")
     if stored.nbytes > available:
         found = max(0, available)
         raise ArrayFileError(

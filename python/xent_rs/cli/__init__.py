@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .. import InternalError, __version__
-from . import bench, demo, evaluate, info
+from . import _terminal
 
 __all__ = ["main"]
 
@@ -19,6 +21,8 @@ _PLAIN = (ArithmeticError, ImportError, IndexError, InternalError, MemoryError, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
+
+    Characters that standard output cannot encode are escaped; what would go to a closed stream is dropped.
 
     Parameters
     ----------
@@ -32,11 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         141 if the reader of the output went away.
     """
     try:
+        # argparse writes to the other stream if one is None, which is how Python marks a closed one.
+        with (
+            contextlib.redirect_stdout(sys.stdout or io.StringIO()),
+            contextlib.redirect_stderr(sys.stderr or io.StringIO()),
+        ):
+            return _guarded(argv)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    """Run, and turn whatever is raised into an exit status."""
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         status = _run(argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk or a closed pipe shows here rather than at exit
+        sys.stdout.flush()  # a full disk or a closed pipe shows here rather than at exit
         return status
     except KeyboardInterrupt:
+        _discard_output()
         return 130
     except BrokenPipeError:
         _discard_output()
@@ -56,8 +75,15 @@ def _run(argv: Sequence[str] | None) -> int:
     return int(run(arguments))
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(_terminal.printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    from . import bench, demo, evaluate, info  # here, so that Ctrl-C is caught while they are imported
+
+    parser = _Parser(
         prog="xent-rs",
         description="Softmax cross-entropy and its gradient on the CPU, at the speed of the memory.",
     )
@@ -83,13 +109,13 @@ def _one_line(error: Exception) -> str:
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return _terminal.printable(text)
 
 
 def _discard_output() -> None:
     """Keep the interpreter from failing again when it flushes standard output at exit."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,9 +7,10 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--threads``."""
     parser.add_argument("--threads", type=int, metavar="N", help="number of threads")
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters, line breaks among them, as visible escape sequences."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def print_json(value: Any) -> None:
@@ -52,6 +61,8 @@ def print_table(rows: Sequence[Sequence[str]], indent: str = "") -> None:
 
 def progress(total: int, description: str, **options: Any) -> tqdm[Any]:
     """Return a progress bar, which shows only on a terminal (standard error) and goes away when done."""
+    from tqdm import tqdm
+
     return tqdm(total=total, desc=description, disable=None, leave=False, file=sys.stderr, **options)
 
 

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _terminal.print_json(asdict(evaluation))
     else:
-        print(f"{logits.name}: {logits.dtype.name} logits of shape {logits.shape}")
+        print(f"{_terminal.printable(logits.name)}: {logits.dtype.name} logits of shape {logits.shape}")
         _terminal.print_table(table(evaluation))
     return 0
 
