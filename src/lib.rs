@@ -10,7 +10,7 @@
 //! * a SIMD token: what the CPU can do ([`simd`]).
 //!
 //! A row knows two verbs: its loss, from one pass over the logits ([`row::log_sum_exp`], then [`row::ClassLoss`]),
-//! and its gradient, a second pass while the row is still in cache ([`row::map`]).
+//! and its gradient, a second pass while the row is still in cache ([`row::probabilities`]).
 //!
 //! # The layers, top down; each imports only from those below it
 //!

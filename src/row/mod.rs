@@ -20,7 +20,7 @@
 //!
 //! # A second pass for the gradient
 //!
-//! [`map`] reads the row again, from cache, and recomputes the exponentials: cheaper than keeping them. Outputs larger
+//! [`probabilities`] reads the row again, from cache, and recomputes the exponentials: cheaper than keeping them. Outputs larger
 //! than the cache are written with streaming stores.
 
 mod leader;
