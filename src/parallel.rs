@@ -5,7 +5,8 @@
 //! a pool takes longer than they do.
 //!
 //! The pool belongs to a process: a child made by `fork` has none of its parent's threads. A handler counts forks, and
-//! a pool that an earlier process made is left where it is, neither used nor dropped: its threads do not exist. Long jobs run in slices of about 50 ms, between which the caller may stop them.
+//! a pool that an earlier process made is left where it is, neither used nor dropped: its threads do not exist. Long
+//! jobs run in slices of about 50 ms, between which the caller may stop them.
 
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

@@ -7,7 +7,8 @@
 //! # Why `fearless_simd`, and not `std::arch` behind a trait of our own
 //!
 //! Measured on an AMD Zen 5 (EPYC 9005, 2 cores), float32, with the same algorithm written twice: AVX-512
-//! intrinsics against `fearless_simd` 1.2, medians of 25 interleaved runs, one thread.
+//! intrinsics against `fearless_simd` 1.2, medians of 25 interleaved runs, one thread, in a spike that was thrown away
+//! (`benches/row.rs` measures what came of it).
 //!
 //! | kernel | intrinsics | `fearless_simd` |
 //! |---|---|---|
