@@ -241,3 +241,66 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         sum
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::labels::Integers;
+    use crate::view::Axes;
+
+    /// A view of `rows` rows of `classes` classes, the classes side by side or the rows.
+    fn view(values: &mut [f64], rows: usize, classes: usize, across: bool) -> View<f64> {
+        let (row_step, class_step) = if across { (1, rows) } else { (classes, 1) };
+        let axes = Axes::new([(rows, 8 * row_step as isize)]);
+        // SAFETY: the axes describe `values`, which outlive the view and are this thread's.
+        unsafe { View::new(values.as_mut_ptr().cast(), axes, classes, 8 * class_step as isize, false) }
+    }
+
+    /// By rows, by tiles that are transposed, by tiles in place, with rows left over, in place and apart.
+    #[test]
+    fn rows_and_tiles_agree_with_the_formula() {
+        let rows = 37;
+        for (classes, across) in [(1, false), (2, false), (10, false), (64, true), (65, false), (65, true), (300, true)]
+        {
+            let logit = |row: usize, class: usize| ((row * 31 + class * 17) % 23) as f64 / 3.0 - 4.0;
+            let place = |row: usize, class: usize| if across { class * rows + row } else { row * classes + class };
+            let mut logits = vec![0.0; rows * classes];
+            for row in 0..rows {
+                for class in 0..classes {
+                    logits[place(row, class)] = logit(row, class);
+                }
+            }
+            let targets: Vec<i64> =
+                (0..rows).map(|row| if row % 7 == 3 { -100 } else { (row * 5 % classes) as i64 }).collect();
+            // SAFETY: one axis of i64, 8 bytes apart, which outlives the call.
+            let integers = unsafe { Integers::new(targets.as_ptr().cast(), &[rows], &[8], false) };
+            let labels = Labels::read::<i64>(&integers, classes, -100, &|| Ok(())).unwrap();
+            for in_place in [false, true] {
+                let (mut input, mut output) = (logits.clone(), vec![f64::NAN; rows * classes]);
+                let out = view(if in_place { &mut input } else { &mut output }, rows, classes, across);
+                let gradient = Gradient { out, grad_output: GradOutput::Scalar(3.0) };
+                let options =
+                    Options { temperature: Temperature::new(0.5), reduction: Reduction::Sum, denominator: None };
+                let source = view(&mut input, rows, classes, across);
+                // SAFETY: the gradient is written over the logits or to a vector of its own.
+                let loss =
+                    unsafe { cross_entropy(&source, &labels, options, None, Some(&gradient), &|| Ok(())) }.unwrap();
+                let found = if in_place { &input } else { &output };
+                let mut expected = 0.0;
+                for (row, &target) in targets.iter().enumerate() {
+                    let z: Vec<f64> = (0..classes).map(|class| logit(row, class) / 0.5).collect();
+                    let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+                    let class = usize::try_from(target).ok();
+                    expected += class.map_or(0.0, |class| log_sum - z[class]);
+                    for (other, z) in z.iter().enumerate() {
+                        let probability = (z - log_sum).exp() - f64::from(class == Some(other));
+                        let expected = if class.is_none() { 0.0 } else { 3.0 * probability / 0.5 };
+                        let found = found[place(row, other)];
+                        assert!((found - expected).abs() < 1e-13, "{classes} {across} row {row}: {found} {expected}");
+                    }
+                }
+                assert!((loss - expected).abs() < 1e-11, "{classes} {across}: {loss} {expected}");
+            }
+        }
+    }
+}
