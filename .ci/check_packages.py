@@ -1,0 +1,77 @@
+"""Check that an sdist and a wheel hold what they should: ``check_packages.py SDIST WHEEL``."""
+
+import re
+import sys
+import tarfile
+import zipfile
+from email.parser import BytesParser
+from pathlib import PurePosixPath
+
+SDIST_FILES = {
+    "Cargo.toml",
+    "Cargo.lock",
+    "pyproject.toml",
+    "PKG-INFO",
+    "README.md",
+    "LICENSE-MIT",
+    "LICENSE-APACHE",
+    "src/lib.rs",
+    "python/xent_rs/__init__.py",
+    "python/xent_rs/py.typed",
+    "python/xent_rs/_xent_rs.pyi",
+}
+SDIST_FOLDERS = {"src", "python", "tests", "benches"}
+WHEEL_FILES = {"xent_rs/__init__.py", "xent_rs/__main__.py", "xent_rs/py.typed", "xent_rs/_xent_rs.pyi"}
+COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3)?\.(so|pyd)")
+LARGEST_WHEEL = 4 * 2**20
+
+
+def sdist_faults(path: str) -> list[str]:
+    """Return what is wrong with the sdist."""
+    with tarfile.open(path) as archive:
+        names = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
+    faults = [f"sdist: {name} is missing" for name in sorted(SDIST_FILES - names)]
+    folders = {PurePosixPath(name).parts[0] for name in names if len(PurePosixPath(name).parts) > 1}
+    faults += [f"sdist: nothing from {folder}/" for folder in sorted(SDIST_FOLDERS - folders)]
+    return faults + [f"sdist: {name} does not belong" for name in sorted(names) if _is_build_product(name)]
+
+
+def wheel_faults(path: str) -> list[str]:
+    """Return what is wrong with the wheel."""
+    with zipfile.ZipFile(path) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
+        (info,) = {name.split("/")[0] for name in sizes if name.split("/")[0].endswith(".dist-info")}
+        metadata = BytesParser().parsebytes(archive.read(f"{info}/METADATA"))
+        entry_points = archive.read(f"{info}/entry_points.txt").decode()
+    expected = WHEEL_FILES | {f"{info}/licenses/LICENSE-MIT", f"{info}/licenses/LICENSE-APACHE"}
+    faults = [f"wheel: {name} is missing" for name in sorted(expected - set(sizes))]
+    compiled = [name for name in sizes if COMPILED.fullmatch(name)]
+    if len(compiled) != 1:
+        faults.append(f"wheel: compiled modules are {compiled}; expected one")
+    for name in sorted(sizes):
+        inside = name.startswith(("xent_rs/", f"{info}/"))
+        if not inside or (_is_build_product(name) and name not in compiled):
+            faults.append(f"wheel: {name} does not belong")
+    if sum(sizes.values()) > LARGEST_WHEEL:
+        faults.append(f"wheel: {sum(sizes.values())} bytes unpacked; expected at most {LARGEST_WHEEL}")
+    if "xent-rs=xent_rs.cli:main" not in entry_points.replace(" ", ""):
+        faults.append("wheel: no command xent-rs")
+    for field, pattern in [
+        ("License-Expression", "MIT OR Apache-2.0"),
+        ("Requires-Python", r">=3\.10"),
+        ("Summary", ".+"),
+        ("Description-Content-Type", "text/markdown.*"),
+    ]:
+        if not re.fullmatch(pattern, metadata.get(field) or ""):
+            faults.append(f"wheel: metadata {field} is {metadata.get(field)!r}; expected {pattern}")
+    return faults
+
+
+def _is_build_product(name: str) -> bool:
+    return name.endswith((".so", ".pyd", ".pyc", ".whl")) or name.startswith(("target/", ".venv"))
+
+
+if __name__ == "__main__":
+    found = sdist_faults(sys.argv[1]) + wheel_faults(sys.argv[2])
+    print("\n".join(found) or "sdist and wheel are complete")
+    sys.exit(1 if found else 0)
