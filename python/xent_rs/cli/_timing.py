@@ -12,6 +12,9 @@ Name = TypeVar("Name", bound=Hashable)
 # A sample of a fast call repeats it for about this long.
 _SAMPLE_SECONDS = 0.005
 
+# Threads of the call before, such as OpenMP's, go on spinning for a while when they have nothing to do.
+_SETTLE_SECONDS = 0.02
+
 
 def interleaved(
     calls: Mapping[Name, Callable[[], Any]], repeats: int, done: Callable[[], object] = lambda: None
@@ -19,8 +22,8 @@ def interleaved(
     """Return the seconds that each call takes, `repeats` samples of each.
 
     The calls take turns, in alternating order, so that whatever else the machine does meets all of them.
-    Before each sample the call runs once untimed: it finds the caches as in a loop, and threads of the call
-    before it asleep. Its last result is kept meanwhile, as in a loop such as ``loss, gradient = f(...)``.
+    Before each sample the machine settles and the call runs once untimed: it finds the caches as in a loop, and
+    threads of the call before it asleep. Its last result is kept meanwhile, as in a loop such as ``loss, gradient = f(...)``.
     """
     numbers = {name: _calls_a_sample(call) for name, call in calls.items()}
     samples: dict[Name, list[float]] = {name: [] for name in calls}
@@ -29,6 +32,7 @@ def interleaved(
     try:
         for repeat in range(repeats):
             for name in list(calls) if repeat % 2 == 0 else reversed(list(calls)):
+                time.sleep(_SETTLE_SECONDS)
                 samples[name].append(_seconds(calls[name], numbers[name]))
                 done()
     finally:
