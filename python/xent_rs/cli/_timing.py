@@ -22,8 +22,9 @@ def interleaved(
     """Return the seconds that each call takes, `repeats` samples of each.
 
     The calls take turns, in alternating order, so that whatever else the machine does meets all of them.
-    Before each sample the machine settles and the call runs once untimed: it finds the caches as in a loop, and
-    threads of the call before it asleep. Its last result is kept meanwhile, as in a loop such as ``loss, gradient = f(...)``.
+    Before each sample the machine settles and the call runs once untimed: it finds the caches as in a loop,
+    and threads of the call before it asleep. Its last result is kept meanwhile, as in a loop such as
+    ``loss, gradient = f(...)``.
     """
     numbers = {name: _calls_a_sample(call) for name, call in calls.items()}
     samples: dict[Name, list[float]] = {name: [] for name in calls}
