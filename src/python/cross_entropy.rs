@@ -31,7 +31,9 @@ pub(super) fn cross_entropy<'py>(
         let loss = with_element!(call.logits.dtype, E => {
             let logits = call.logits.view::<E>();
             // SAFETY: there is no gradient to write.
-            let run = |check: Check| unsafe { driver::cross_entropy::<E, E>(&logits, labels, options, column, None, check) };
+            let run = |check: Check| unsafe {
+                driver::cross_entropy::<E, E>(&logits, labels, options, column, None, check)
+            };
             detached(py, run)
         })?;
         finish(py, loss, losses)
@@ -66,7 +68,9 @@ pub(super) fn cross_entropy_with_grad<'py>(
             let logits = call.logits.view::<E>();
             let gradient = Gradient { out: output.view::<O>(), grad_output };
             // SAFETY: `Logits::result` made or checked the output.
-            let run = |check: Check| unsafe { driver::cross_entropy(&logits, labels, options, column, Some(&gradient), check) };
+            let run = |check: Check| unsafe {
+                driver::cross_entropy(&logits, labels, options, column, Some(&gradient), check)
+            };
             detached(py, run)
         })?;
         Ok((finish(py, loss, losses)?, output.result))

@@ -20,8 +20,8 @@
 //!
 //! # A second pass for the gradient
 //!
-//! [`probabilities`] reads the row again, from cache, and recomputes the exponentials: cheaper than keeping them. Outputs larger
-//! than the cache are written with streaming stores.
+//! [`probabilities`] reads the row again, from cache, and recomputes the exponentials: cheaper than keeping them.
+//! Outputs larger than the cache are written with streaming stores.
 
 mod leader;
 mod log_sum_exp;

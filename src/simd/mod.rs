@@ -1,8 +1,9 @@
 //! Which instruction set runs.
 //!
 //! Kernels are generic over a token `S: fearless_simd::Simd`; holding a token proves that the CPU has the
-//! instructions, so what is `unsafe` in a kernel is the caller's memory, never an instruction. One wheel holds every level, compiled side by side, and picks one at
-//! run time. `XENT_RS_SIMD` or [`set_level`] forces a level, for tests and benchmarks.
+//! instructions, so what is `unsafe` in a kernel is the caller's memory, never an instruction. One wheel holds every
+//! level, compiled side by side, and picks one at run time. `XENT_RS_SIMD` or [`set_level`] forces a level, for tests
+//! and benchmarks.
 //!
 //! # Why `fearless_simd`, and not `std::arch` behind a trait of our own
 //!
@@ -17,8 +18,8 @@
 //! | loss + gradient with streaming stores, 512 × 128256 | 18.4 ms | 19.0 ms |
 //! | loss + gradient with streaming stores, 64 × 1024 | 18 µs | 20 µs |
 //!
-//! That is 0 to 4 % at the roof, for instructions that are safe to use, a NEON level that others test, and operators that
-//! read like the formula. AVX2 took 20 µs in L2 and the SSE2 baseline 47 µs. What it cost and what helped:
+//! That is 1 to 3 % at the roof, and up to 11 % with rows in L2, for instructions that are safe to use, a NEON level
+//! that others test, and operators that read like the formula. AVX2 took 20 µs in L2 and the SSE2 baseline 47 µs. What it cost and what helped:
 //!
 //! * A rarely taken branch must stay inlined: moving the rescaling of [`crate::row::log_sum_exp`] into a
 //!   `#[cold]` function spilled the accumulators and took 17 µs instead of 12.
@@ -43,8 +44,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
-pub(crate) use operations::{f16_from_f32, f16_to_f32};
-pub(crate) use operations::{prefetch, store_fence, stream};
+pub(crate) use operations::{f16_from_f32, f16_to_f32, prefetch, store_fence, stream};
 
 /// The token of the instructions that every CPU of the target has.
 #[cfg(target_arch = "x86_64")]
