@@ -6,7 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use fearless_simd::Simd;
 use half::{bf16, f16};
 use xent_rs::element::Element;
-use xent_rs::row::{ClassLoss, Stores, Temperature};
+use xent_rs::row::{Stores, Target, Transform};
 use xent_rs::simd::{Kernel, Level};
 use xent_rs::view::{Axes, Row, View};
 
@@ -29,7 +29,7 @@ impl<E: Element> Kernel for Loss<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        ClassLoss::of_row(simd, self.0, 1, Temperature::ONE).loss
+        Target::class(1).loss(simd, self.0, Transform::NONE).loss
     }
 }
 
@@ -40,9 +40,10 @@ impl<E: Element> Kernel for LossAndGradient<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let loss = ClassLoss::of_row(simd, self.0, 1, Temperature::ONE);
+        let target = Target::class(1);
+        let loss = target.loss(simd, self.0, Transform::NONE);
         // SAFETY: the output is a vector of its own, used by this thread.
-        unsafe { loss.gradient(simd, self.0, self.1, 1.0, Temperature::ONE, Stores::Cached) };
+        unsafe { loss.gradient(simd, &target, self.0, self.1, 1.0, Transform::NONE, Stores::Cached) };
         loss.loss
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! # The one idea
 //!
-//! With `z = x / temperature`, `lse = log Σ exp z` and a target `t` over the classes of a row, every loss of the
-//! softmax family is `mass·lse − <t, z>` and its gradient `scale·(mass·softmax(z) − t)`. Three nouns carry it:
+//! With `z = softcap·tanh(x / softcap) / temperature`, `lse = log Σ exp z` and a target `t`, a weight for every class of
+//! a row, every loss of the softmax family is `Σ t·(lse − z) + z_loss·lse²` and its gradient
+//! `(Σt + 2·z_loss·lse)·softmax(z) − t`, times dz/dx. Four nouns carry it:
 //!
 //! * [`element::Element`]: what is stored (f16, bf16, f32, f64); it names the [`math::Real`] it computes in;
-//! * [`row::ClassLoss`]: what the row should be (a class, so far), its loss, and what its gradient needs;
+//! * [`row::Transform`]: what becomes of the logits before the softmax;
+//! * [`row::Target`]: what the row should be, a sum of at most three parts (all classes alike, each its own, one);
 //! * a SIMD token: what the CPU can do ([`simd`]).
 //!
-//! A row knows two verbs: its loss, from one pass over the logits ([`row::log_sum_exp`], then [`row::ClassLoss`]),
-//! and its gradient, a second pass while the row is still in cache ([`row::probabilities`]).
+//! A row knows two verbs: its loss, from one pass over the logits ([`row::Target::loss`]), and its gradient, a second
+//! pass while the row is still in cache ([`row::RowLoss::gradient`]).
 //!
 //! # The layers, top down; each imports only from those below it
 //!
@@ -20,6 +22,7 @@
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: chunks of rows, the pool, fork, interruption |
 //! | [`row`] | the kernels on one row |
+//! | [`numbers`] | weights and probabilities in foreign memory, of any dtype |
 //! | [`view`] | an n-dimensional array in foreign memory, seen as rows of classes |
 //! | [`element`] | storage types: load and store as lanes |
 //! | [`math`] | the two compute types: exp over lanes, sums that keep their accuracy |
@@ -28,11 +31,14 @@
 //!
 //! # Where something new goes
 //!
-//! * **a dtype**: an `impl Element` and an arm of [`element::Dtype`] and of the two `with_element` macros beside it;
-//!   how NumPy calls it is `storage_type` in `python/arrays.rs`;
-//! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a function in
-//!   `python/xent_rs/_functional.py`; another kind of target for the softmax losses is a sibling of
-//!   [`row::ClassLoss`] in `row/target.rs`, used by the driver for rows and for tiles;
+//! * **a dtype**: an `impl Element`, an arm of [`element::Dtype`] and of the two `with_element` macros beside it, and
+//!   one of each enum over storage types ([`row::AnyRow`] names them); how NumPy calls it is `storage_type` in
+//!   `python/arrays.rs`;
+//! * **an option of the softmax losses**: a part of [`row::Target`] or of [`row::Transform`], filled in
+//!   [`loss::targets`]; no kernel;
+//! * **a source of targets**: a [`row::Source`], which writes its weights block by block;
+//! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a file in `python/xent_rs/`;
+//! * **something else to know of a row**: a companion of its pass in `row/companion.rs`;
 //! * **an instruction set**: a variant of [`simd::Level`] with its arms there, and, where it has better ones, its
 //!   instructions in `simd/operations.rs`.
 
@@ -42,6 +48,7 @@ pub mod element;
 pub mod error;
 pub mod loss;
 pub mod math;
+pub mod numbers;
 pub mod parallel;
 #[cfg(feature = "python")]
 pub mod python;

@@ -23,7 +23,7 @@
 //! twice the precision: two f64 vectors that widen the f32 lanes, or that hold the f64 lanes and what they lost.
 //! Plain f32 lanes over a row of 262144 would be wrong by 3e-5.
 
-use fearless_simd::{Simd, SimdFloat, SimdFloatElement, f32x16, f64x8, prelude::*};
+use fearless_simd::{Simd, SimdFloat, SimdFloatElement, f32x16, f64x8, prelude::*, u32x16, u64x8};
 
 /// A sum over lanes in twice the precision of the lanes; what the two parts mean is [`Real`]'s business.
 #[derive(Clone, Copy)]
@@ -75,11 +75,38 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     const SMALLEST_NORMAL: f64;
     /// The power of two of [`Boost::Full`].
     const BOOST: f64;
+    /// log₂ e.
+    const LOG2_E: Self;
+    /// ln 2 in two parts: the first has so few bits that its product with an exponent is exact.
+    const LN_2: [Self; 2];
+    /// q of `exp r = 1 + r·(1 + r·q(r))`, highest power first.
+    const EXP: &'static [Self];
+    /// c of `exp r − 1 = r + r²/2 + r³·c(r)`, highest power first.
+    const EXP_MINUS_ONE: &'static [Self];
+    /// P of `log1p y = 2s·(1 + s²·P(s²))` with `s = y / (2 + y)`, highest power first.
+    const LOG_1P: &'static [Self];
 
-    /// `exp(x)`, times [`Self::BOOST`] if asked. `x` is at most 2.
-    fn exp<S: Simd>(simd: S, x: Self::Lanes<S>, boost: Boost) -> Self::Lanes<S>;
+    /// x, `n = round(x / ln 2)`, and 2ⁿ, times [`Self::BOOST`] if asked: x is clamped to where that is 0, too small for
+    /// an exponent field.
+    fn exponent<S: Simd>(simd: S, x: Self::Lanes<S>, boost: Boost) -> [Self::Lanes<S>; 3];
     /// Add a vector to a total.
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
+    /// Add `weight·(value − reference + low)` of each lane to a total, where the weights are [`Self::LANES`] numbers.
+    /// A weight of 0 counts 0, whatever it weighs.
+    fn add_weighted<S: Simd>(
+        simd: S,
+        total: &mut Total<S>,
+        weights: &[f64],
+        value: Self::Lanes<S>,
+        reference: Self::Lanes<S>,
+        low: Option<Self::Lanes<S>>,
+    );
+    /// The lanes as f64, the first [`Self::LANES`] of `numbers`.
+    fn widen<S: Simd>(lanes: Self::Lanes<S>, numbers: &mut [f64; 16]);
+    /// The numbers from 0 on.
+    fn numbers<S: Simd>(simd: S) -> Self::Lanes<S>;
+    /// Add [`Self::LANES`] numbers to a total.
+    fn add_numbers<S: Simd>(simd: S, total: &mut Total<S>, numbers: &[f64]);
     /// Multiply a total by `factor`.
     fn scale<S: Simd>(total: &mut Total<S>, factor: f64);
     /// The sum of each lane.
@@ -90,34 +117,77 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn from_f64(value: f64) -> Self;
     /// As f64, exactly.
     fn to_f64(self) -> f64;
+
+    /// The number in all lanes.
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, value: f64) -> Self::Lanes<S> {
+        Self::Lanes::<S>::simd_from(simd, Self::from_f64(value))
+    }
+
+    /// `exp(x)`, times [`Self::BOOST`] if asked. `x` is at most 2.
+    #[inline(always)]
+    fn exp<S: Simd>(simd: S, x: Self::Lanes<S>, boost: Boost) -> Self::Lanes<S> {
+        let lanes = |value| Self::Lanes::<S>::simd_from(simd, value);
+        let [x, n, power] = Self::exponent(simd, x, boost);
+        let r = n.mul_add(-lanes(Self::LN_2[0]), x);
+        let r = n.mul_add(-lanes(Self::LN_2[1]), r);
+        let one = Self::splat(simd, 1.0);
+        polynomial::<S, Self>(simd, Self::EXP, r).mul_add(r, one).mul_add(r, one) * power
+    }
+
+    /// `exp(x) − 1` as a sum of two, with a relative error of u/16, for `x = high + low` from 0 to
+    /// [`-UNDERFLOW · 0.62`](Self::UNDERFLOW).
+    #[inline(always)]
+    fn exp_minus_one<S: Simd>(simd: S, [high, low]: [Self::Lanes<S>; 2]) -> [Self::Lanes<S>; 2] {
+        let lanes = |value| Self::Lanes::<S>::simd_from(simd, value);
+        let (half, one) = (Self::splat(simd, 0.5), Self::splat(simd, 1.0));
+        let [high, n, power] = Self::exponent(simd, high, Boost::None);
+        let first = n.mul_add(-lanes(Self::LN_2[0]), high);
+        let [r, lost] = quick_sum(first, n.mul_add(-lanes(Self::LN_2[1]), low));
+        // exp(r + lost) − 1 = (r + r²/2) + (lost + r·lost + r³·c(r)).
+        let square = r * r;
+        let cubic = polynomial::<S, Self>(simd, Self::EXP_MINUS_ONE, r);
+        let tail = (square * r).mul_add(cubic, r.mul_add(lost, lost));
+        let tail = half.mul_add(r.mul_sub_precise(r, square), tail);
+        let [exp, rest] = quick_sum(r, half * square);
+        let [sum, lost] = two_sum(power - one, power * exp);
+        quick_sum(sum, power.mul_add(rest + tail, lost))
+    }
+
+    /// `log(1 + y)` for y from 0 to 1, within 2 ulp.
+    #[inline(always)]
+    fn log_1p<S: Simd>(simd: S, y: Self::Lanes<S>) -> Self::Lanes<S> {
+        let s = y / (y + Self::splat(simd, 2.0));
+        let square = s * s;
+        let double = s + s;
+        (polynomial::<S, Self>(simd, Self::LOG_1P, square) * square).mul_add(double, double)
+    }
 }
 
-/// `exp` over lanes; the two types differ in their constants alone.
-macro_rules! exp {
-    ($simd:ident, $x:ident, $boost:ident, $lanes:ident, $bits:ident, log2_e: $log2_e:expr, ln2: [$high:expr, $low:expr],
-     magic: $magic:expr, offset: $offset:expr, mantissa: $mantissa:expr, boost_exponent: $exponent:expr,
-     lowest: [$lowest:expr, $lowest_boosted:expr], polynomial: [$($coefficient:expr),+]) => {{
-        let (magic, lowest) = match $boost {
-            Boost::None => ($magic + $offset, $lowest),
-            Boost::Full => ($magic + $offset + $exponent, $lowest_boosted),
-        };
-        // The order matters: on x86 `a.max(b)` is b when either is NaN, so NaN passes.
-        let x = $lanes::splat($simd, lowest).max($x);
-        let shifted = x.mul_add($lanes::splat($simd, $log2_e), $lanes::splat($simd, magic));
-        let n = shifted - $lanes::splat($simd, magic);
-        let r = n.mul_add($lanes::splat($simd, -$high), x);
-        let r = n.mul_add($lanes::splat($simd, -$low), r);
-        let mut exp = $lanes::splat($simd, 0.0);
-        let mut first = true;
-        for coefficient in [$($coefficient),+, 1.0, 1.0] {
-            let coefficient = $lanes::splat($simd, coefficient);
-            exp = if first { coefficient } else { exp.mul_add(r, coefficient) };
-            first = false;
-        }
-        let bits: $bits<S> = shifted.bitcast();
-        let power: $lanes<S> = (bits << $mantissa).bitcast();
-        exp * power
-    }};
+/// A polynomial by Horner's rule, highest power first.
+#[inline(always)]
+fn polynomial<S: Simd, R: Real>(simd: S, coefficients: &[R], x: R::Lanes<S>) -> R::Lanes<S> {
+    let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
+    let mut sum = lanes(coefficients[0]);
+    for &coefficient in &coefficients[1..] {
+        sum = sum.mul_add(x, lanes(coefficient));
+    }
+    sum
+}
+
+/// `a + b`, and what the rounding lost.
+#[inline(always)]
+pub fn two_sum<L: Copy + std::ops::Add<Output = L> + std::ops::Sub<Output = L>>(a: L, b: L) -> [L; 2] {
+    let sum = a + b;
+    let of_b = sum - a;
+    [sum, (a - (sum - of_b)) + (b - of_b)]
+}
+
+/// `a + b`, and what the rounding lost, for a `b` that is no larger than `a`.
+#[inline(always)]
+pub fn quick_sum<L: Copy + std::ops::Add<Output = L> + std::ops::Sub<Output = L>>(a: L, b: L) -> [L; 2] {
+    let sum = a + b;
+    [sum, b - (sum - a)]
 }
 
 impl Real for f32 {
@@ -127,16 +197,25 @@ impl Real for f32 {
     const UNDERFLOW: f64 = -140.0;
     const SMALLEST_NORMAL: f64 = f32::MIN_POSITIVE as f64;
     const BOOST: f64 = 18_446_744_073_709_551_616.0;
+    const LOG2_E: Self = std::f32::consts::LOG2_E;
+    const LN_2: [Self; 2] = [0.693_145_75, 1.428_606_8e-6];
+    const EXP: &'static [Self] = &[0.001_390_502, 0.008_366_278, 0.041_666_863, 0.166_665_45, 0.5];
+    const EXP_MINUS_ONE: &'static [Self] = &[0.000_198_829_4, 0.001_392_64, 0.008_333_321, 0.041_666_552, 0.166_666_67];
+    const LOG_1P: &'static [Self] = &[0.116_121_65, 0.108_532_876, 0.142_961_79, 0.199_998_53, 0.333_333_34];
 
     #[inline(always)]
-    fn exp<S: Simd>(simd: S, x: f32x16<S>, boost: Boost) -> f32x16<S> {
-        use fearless_simd::u32x16;
-        exp!(simd, x, boost, f32x16, u32x16, log2_e: std::f32::consts::LOG2_E,
-            ln2: [0.693_145_75_f32, 1.428_606_8e-6_f32],
-            magic: 12_582_912.0_f32, offset: 127.0, mantissa: 23, boost_exponent: 64.0,
-            // Where n is −127 (−127 − 64): the exponent field, and with it the power of two, is zero.
-            lowest: [-88.0, -132.3],
-            polynomial: [0.001_390_502_f32, 0.008_366_278, 0.041_666_863, 0.166_665_45, 0.5])
+    fn exponent<S: Simd>(simd: S, x: f32x16<S>, boost: Boost) -> [f32x16<S>; 3] {
+        // Where n is −127 (−127 − 64): the exponent field, and with it the power of two, is zero.
+        let (offset, lowest) = match boost {
+            Boost::None => (127.0, -88.0),
+            Boost::Full => (127.0 + 64.0, -132.3),
+        };
+        let magic = f32x16::splat(simd, 12_582_912.0 + offset);
+        // The order matters: on x86 `a.max(b)` is b when either is NaN, so NaN passes.
+        let x = f32x16::splat(simd, lowest).max(x);
+        let shifted = x.mul_add(f32x16::splat(simd, Self::LOG2_E), magic);
+        let bits: u32x16<S> = shifted.bitcast();
+        [x, shifted - magic, (bits << 23).bitcast()]
     }
 
     #[inline(always)]
@@ -144,6 +223,45 @@ impl Real for f32 {
         let (low, high) = lanes.widen();
         total.parts[0] += low;
         total.parts[1] += high;
+    }
+
+    /// The products of 24-bit numbers are exact in f64.
+    #[inline(always)]
+    fn add_weighted<S: Simd>(
+        simd: S,
+        total: &mut Total<S>,
+        weights: &[f64],
+        value: f32x16<S>,
+        reference: f32x16<S>,
+        low: Option<f32x16<S>>,
+    ) {
+        let (value, reference, low) = (value.widen(), reference.widen(), low.map(|low| low.widen()));
+        let difference = [value.0 - reference.0, value.1 - reference.1];
+        let difference = low.map_or(difference, |low| [difference[0] + low.0, difference[1] + low.1]);
+        let zero = f64x8::splat(simd, 0.0);
+        for half in 0..2 {
+            let weights = f64x8::from_slice(simd, &weights[8 * half..8 * half + 8]);
+            let difference = weights.simd_eq(zero).select(zero, difference[half]);
+            total.parts[half] = weights.mul_add(difference, total.parts[half]);
+        }
+    }
+
+    #[inline(always)]
+    fn widen<S: Simd>(lanes: f32x16<S>, numbers: &mut [f64; 16]) {
+        let (low, high) = lanes.widen();
+        numbers[..8].copy_from_slice(low.as_slice());
+        numbers[8..].copy_from_slice(high.as_slice());
+    }
+
+    #[inline(always)]
+    fn numbers<S: Simd>(simd: S) -> f32x16<S> {
+        std::array::from_fn::<f32, 16, _>(|lane| lane as f32).simd_into(simd)
+    }
+
+    #[inline(always)]
+    fn add_numbers<S: Simd>(simd: S, total: &mut Total<S>, numbers: &[f64]) {
+        total.parts[0] += f64x8::from_slice(simd, &numbers[..8]);
+        total.parts[1] += f64x8::from_slice(simd, &numbers[8..16]);
     }
 
     #[inline(always)]
@@ -182,28 +300,102 @@ impl Real for f64 {
     const UNDERFLOW: f64 = -1100.0;
     const SMALLEST_NORMAL: f64 = f64::MIN_POSITIVE;
     const BOOST: f64 = 1.340_780_792_994_259_7e154;
+    const LOG2_E: Self = std::f64::consts::LOG2_E;
+    const LN_2: [Self; 2] = [0.693_147_180_485_539_1, 7.440_617_110_012_397e-11];
+    const EXP: &'static [Self] = &[
+        2.510_042_415_700_506_7e-8,
+        2.762_013_871_973_399_4e-7,
+        2.755_726_837_868_419_2e-6,
+        2.480_152_119_021_773e-5,
+        0.000_198_412_698_631_059_68,
+        0.001_388_888_891_728_179_4,
+        0.008_333_333_333_330_051,
+        0.041_666_666_666_623_99,
+        0.166_666_666_666_666_69,
+        0.5,
+    ];
+    const EXP_MINUS_ONE: &'static [Self] = &[
+        2.091_143_704_598_424_6e-9,
+        2.510_066_614_291_837_4e-8,
+        2.755_728_254_697_946e-7,
+        2.755_726_786_826_200_7e-6,
+        2.480_158_731_741_724_6e-5,
+        0.000_198_412_698_634_355_5,
+        0.001_388_888_888_888_649_8,
+        0.008_333_333_333_329_985,
+        0.041_666_666_666_666_664,
+        0.166_666_666_666_666_69,
+    ];
+    const LOG_1P: &'static [Self] = &[
+        0.078_152_889_004_614_26,
+        0.037_460_718_977_753_83,
+        0.054_225_891_974_400_07,
+        0.058_671_395_306_515_99,
+        0.066_675_893_157_246_29,
+        0.076_922_719_824_302_75,
+        0.090_909_099_489_813_57,
+        0.111_111_110_991_183_86,
+        0.142_857_142_858_000_5,
+        0.199_999_999_999_997_62,
+        0.333_333_333_333_333_3,
+    ];
 
     #[inline(always)]
-    fn exp<S: Simd>(simd: S, x: f64x8<S>, boost: Boost) -> f64x8<S> {
-        use fearless_simd::u64x8;
-        exp!(simd, x, boost, f64x8, u64x8, log2_e: std::f64::consts::LOG2_E,
-            ln2: [0.693_147_180_485_539_1_f64, 7.440_617_110_012_397e-11_f64],
-            magic: 6_755_399_441_055_744.0_f64, offset: 1023.0, mantissa: 52, boost_exponent: 512.0,
-            // Where n is −1023 (−1023 − 512): the exponent field is zero.
-            lowest: [-709.0, -1063.9],
-            polynomial: [2.510_042_415_700_506_7e-8_f64, 2.762_013_871_973_399_4e-7, 2.755_726_837_868_419_2e-6,
-                2.480_152_119_021_773e-5, 0.000_198_412_698_631_059_68, 0.001_388_888_891_728_179_4,
-                0.008_333_333_333_330_051, 0.041_666_666_666_623_99, 0.166_666_666_666_666_69, 0.5])
+    fn exponent<S: Simd>(simd: S, x: f64x8<S>, boost: Boost) -> [f64x8<S>; 3] {
+        // Where n is −1023 (−1023 − 512): the exponent field is zero.
+        let (offset, lowest) = match boost {
+            Boost::None => (1023.0, -709.0),
+            Boost::Full => (1023.0 + 512.0, -1063.9),
+        };
+        let magic = f64x8::splat(simd, 6_755_399_441_055_744.0 + offset);
+        // NaN passes, as in f32.
+        let x = f64x8::splat(simd, lowest).max(x);
+        let shifted = x.mul_add(f64x8::splat(simd, Self::LOG2_E), magic);
+        let bits: u64x8<S> = shifted.bitcast();
+        [x, shifted - magic, (bits << 52).bitcast()]
     }
 
-    /// Two-sum: the second part collects what the first one's rounding loses.
+    /// Two-sum: the second part collects what the first one's rounding loses, which is NaN for an infinity.
     #[inline(always)]
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: f64x8<S>) {
-        let sum = total.parts[0] + lanes;
-        let of_lanes = sum - total.parts[0];
-        let lost = (total.parts[0] - (sum - of_lanes)) + (lanes - of_lanes);
+        let [sum, lost] = two_sum(total.parts[0], lanes);
         total.parts[0] = sum;
-        total.parts[1] += lost;
+        total.parts[1] += sum.is_finite().select(lost, f64x8::splat(sum.token(), 0.0));
+    }
+
+    #[inline(always)]
+    fn add_weighted<S: Simd>(
+        simd: S,
+        total: &mut Total<S>,
+        weights: &[f64],
+        value: f64x8<S>,
+        reference: f64x8<S>,
+        low: Option<f64x8<S>>,
+    ) {
+        let zero = f64x8::splat(simd, 0.0);
+        let weights = f64x8::from_slice(simd, weights);
+        let [difference, lost] = two_sum(value, -reference);
+        let lost = low.map_or(lost, |low| lost + low);
+        let [difference, lost] = [difference, lost].map(|part| weights.simd_eq(zero).select(zero, part));
+        let product = weights * difference;
+        let rest = weights.mul_sub_precise(difference, product) + weights * lost;
+        Self::add_to(total, product);
+        total.parts[1] += product.is_finite().select(rest, zero);
+    }
+
+    #[inline(always)]
+    fn widen<S: Simd>(lanes: f64x8<S>, numbers: &mut [f64; 16]) {
+        numbers[..8].copy_from_slice(lanes.as_slice());
+    }
+
+    #[inline(always)]
+    fn numbers<S: Simd>(simd: S) -> f64x8<S> {
+        std::array::from_fn::<f64, 8, _>(|lane| lane as f64).simd_into(simd)
+    }
+
+    #[inline(always)]
+    fn add_numbers<S: Simd>(simd: S, total: &mut Total<S>, numbers: &[f64]) {
+        Self::add_to(total, f64x8::from_slice(simd, numbers));
     }
 
     #[inline(always)]

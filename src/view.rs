@@ -6,7 +6,10 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use fearless_simd::{Simd, prelude::*};
+
 use crate::element::Element;
+use crate::math::Real;
 
 /// The lengths and byte strides of some axes, in C order, with neighbours that form one axis merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +54,19 @@ impl Axes {
 }
 
 impl Axes {
+    /// Call `f` with (how many index tuples came before, how many these are, their first offset, their step) for each
+    /// run of equal steps among the `count` index tuples from number `first` on.
+    #[inline(always)]
+    pub fn for_each_run(&self, first: usize, count: usize, mut f: impl FnMut(usize, usize, isize, isize)) {
+        let (length, step) = self.axes.last().copied().unwrap_or((1, 0));
+        let mut done = 0;
+        while done < count {
+            let run = (length - (first + done) % length).min(count - done);
+            f(done, run, self.offset(first + done), step);
+            done += run;
+        }
+    }
+
     /// Whether the `count` index tuples from number `first` on lie `step` bytes apart.
     #[inline]
     fn are_neighbours(&self, first: usize, count: usize, step: isize) -> bool {
@@ -148,6 +164,12 @@ impl<E: Element> Row<E> {
     #[inline(always)]
     pub fn is_contiguous(&self) -> bool {
         self.stride == size_of::<E>() as isize && !self.swapped
+    }
+
+    /// Whether this row begins where another does: outputs are the logits' rows themselves or apart from them.
+    #[inline(always)]
+    pub fn is_at<O: Copy>(&self, other: Row<O>) -> bool {
+        self.base == other.base
     }
 
     /// Where element `index` lies; in bounds for `index` up to the number of classes.
@@ -256,12 +278,80 @@ impl<E: Element> Row<E> {
     }
 }
 
-/// An output of one number a row, side by side, as f32 or as f64.
+/// An output of any shape, written in C order.
+#[derive(Clone, Debug)]
+pub struct Elements<O> {
+    base: *mut u8,
+    axes: Axes,
+    count: usize,
+    element: PhantomData<O>,
+}
+
+// SAFETY: `Elements::new`'s caller promises memory that stays valid, and each element is written by one thread.
+unsafe impl<O: Element> Send for Elements<O> {}
+// SAFETY: as above.
+unsafe impl<O: Element> Sync for Elements<O> {}
+
+impl<O: Element> Elements<O> {
+    /// The elements at `base` that `axes` describe.
+    ///
+    /// # Safety
+    /// As long as the value lives, they are writeable and apart from each other.
+    pub unsafe fn new(base: *mut u8, axes: Axes) -> Self {
+        let count = axes.count();
+        Self { base, axes, count, element: PhantomData }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Write the elements from number `first` on, each rounded once.
+    ///
+    /// # Safety
+    /// This thread alone works on them.
+    ///
+    /// # Panics
+    /// If there are no such elements.
+    #[inline(always)]
+    pub unsafe fn write<S: Simd>(&self, simd: S, first: usize, values: &[O::Real]) {
+        const MOST: usize = 16;
+        assert!(first + values.len() <= self.count, "elements {first} to {} of {}", first + values.len(), self.count);
+        let lanes = <O::Real as Real>::LANES;
+        let (mut vector, mut stored) = ([<O::Real>::default(); MOST], [MaybeUninit::<O>::uninit(); MOST]);
+        for (index, part) in values.chunks(lanes).enumerate() {
+            vector[..part.len()].copy_from_slice(part);
+            let values = <O::Real as Real>::Lanes::<S>::from_slice(simd, &vector[..lanes]);
+            // SAFETY: there is room for the lanes of any type.
+            unsafe { O::store(simd, stored.as_mut_ptr().cast(), values) };
+            self.axes.for_each_run(first + index * lanes, part.len(), |done, count, offset, step| {
+                for (index, value) in stored[done..done + count].iter().enumerate() {
+                    let place = self.base.wrapping_offset(offset + index as isize * step);
+                    // SAFETY: the run's elements are writeable by the promise made to `Elements::new`, and this
+                    // thread's by the caller's; the store wrote whole vectors.
+                    unsafe { place.cast::<O>().write_unaligned(value.assume_init()) };
+                }
+            });
+        }
+    }
+}
+
+/// How the numbers of a [`Column`] are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // their names say it
+pub enum Stored {
+    F32,
+    F64,
+    I64,
+}
+
+/// An output of one number a row, side by side.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     base: *mut u8,
     rows: usize,
-    double: bool,
+    stored: Stored,
 }
 
 // SAFETY: `Column::new`'s caller promises memory that stays valid, and each number is written by one thread.
@@ -270,12 +360,27 @@ unsafe impl Send for Column {}
 unsafe impl Sync for Column {}
 
 impl Column {
-    /// The `rows` numbers at `base`, f64 if `double`.
+    /// The `rows` numbers at `base`.
     ///
     /// # Safety
     /// As long as the column lives, they are writeable, and nothing else accesses them.
-    pub unsafe fn new(base: *mut u8, rows: usize, double: bool) -> Self {
-        Self { base, rows, double }
+    pub unsafe fn new(base: *mut u8, rows: usize, stored: Stored) -> Self {
+        Self { base, rows, stored }
+    }
+
+    /// Write the numbers of the rows from `first` on.
+    ///
+    /// # Safety
+    /// This thread alone works on the rows.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[inline(always)]
+    pub unsafe fn set_all(&self, first: usize, values: &[f64]) {
+        for (index, value) in values.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { self.set(first + index, *value) }
+        }
     }
 
     /// Write the number of row `index`.
@@ -290,10 +395,10 @@ impl Column {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         // SAFETY: the number is writeable by the promise made to `Column::new`, and this thread's by the caller's.
         unsafe {
-            if self.double {
-                self.base.cast::<f64>().add(index).write_unaligned(value);
-            } else {
-                self.base.cast::<f32>().add(index).write_unaligned(value as f32);
+            match self.stored {
+                Stored::F32 => self.base.cast::<f32>().add(index).write_unaligned(value as f32),
+                Stored::F64 => self.base.cast::<f64>().add(index).write_unaligned(value),
+                Stored::I64 => self.base.cast::<i64>().add(index).write_unaligned(value as i64),
             }
         }
     }

@@ -1,105 +1,77 @@
-//! Cross-entropy of softmax(logits) with class-index targets, and its gradient.
+//! The softmax losses, cross-entropy and divergence, and their gradients.
 
 use fearless_simd::Simd;
 
-use super::{Check, Chunks, labels::Labels, stores};
+use super::targets::Problem;
+use super::{Check, Chunks, GradOutput, Reduction, mean, stores};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::map_chunks;
-use crate::row::tile::{self, Tile, Transposed};
-use crate::row::{ClassLoss, Stores, Temperature, fill, rounded};
+use crate::row::tile::{self, PerLane, Tile, Transposed};
+use crate::row::{RowLoss, Stores, Target, fill, product, rounded};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
 
-/// What becomes of the losses of the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduction {
-    /// Each row's loss is a result.
-    None,
-    /// Their sum over the number of rows that are not ignored.
-    Mean,
-    /// Their sum.
-    Sum,
-}
-
-/// The options of the loss.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// The divisor of the logits.
-    pub temperature: Temperature,
-    /// What becomes of the losses of the rows.
-    pub reduction: Reduction,
-    /// Replaces the divisor of the mean.
-    pub denominator: Option<f64>,
-}
-
-/// By what the gradient is multiplied.
+/// Where the derivatives go: outputs of the logits' shape, each the logits themselves or apart from them and from each
+/// other.
 #[derive(Clone, Debug)]
-pub enum GradOutput {
-    /// One number for all rows.
-    Scalar(f64),
-    /// One number a row.
-    Rows(Vec<f64>),
-}
-
-/// Where the gradient goes.
-#[derive(Clone, Debug)]
-pub struct Gradient<O> {
-    /// An output of the logits' shape: the logits themselves or apart from them.
-    pub out: View<O>,
-    /// By what it is multiplied.
+pub struct Derivatives<O> {
+    /// The gradient.
+    pub gradient: View<O>,
+    /// The diagonal of the Hessian, if it is wanted.
+    pub hessian: Option<View<O>>,
+    /// By what they are multiplied.
     pub grad_output: GradOutput,
 }
 
-/// The reduced loss (the sum, if there is no reduction), with each row's loss and the gradient written where asked.
+/// The reduced loss (the sum, if there is no reduction), with each row's loss and the derivatives written where asked.
 ///
-/// An ignored row has loss 0 and gradient 0 and is not read.
+/// An ignored row has loss 0 and derivatives 0 and is not read. `denominator` replaces the divisor of the mean.
 ///
 /// # Errors
 /// What `check` returned.
 ///
 /// # Safety
-/// `gradient`'s view was made for an output: writeable, its rows the logits' rows themselves or apart from them, and
-/// nothing else accesses them during the call.
+/// The views of `derivatives` were made for outputs: writeable, their rows the logits' rows themselves or apart from
+/// them, and nothing else accesses them during the call.
 pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
     logits: &View<E>,
-    labels: &Labels,
-    options: Options,
+    problem: &Problem,
+    reduction: Reduction,
+    denominator: Option<f64>,
     losses: Option<Column>,
-    gradient: Option<&Gradient<O>>,
+    derivatives: Option<&Derivatives<O>>,
     check: Check,
 ) -> Result<f64> {
-    assert_eq!(logits.rows(), labels.rows());
-    let divisor = match options.reduction {
-        Reduction::Mean => options.denominator.unwrap_or(labels.counted() as f64),
-        Reduction::None | Reduction::Sum => 1.0,
-    };
-    if let Some(gradient) = gradient {
-        assert_eq!((logits.rows(), logits.classes()), (gradient.out.rows(), gradient.out.classes()));
-        if let GradOutput::Rows(rows) = &gradient.grad_output {
-            assert_eq!(logits.rows(), rows.len());
+    let (rows, classes) = (logits.rows(), logits.classes());
+    problem.assert_fits(rows, classes);
+    let divisor = reduction.divisor(denominator, || problem.weight_sum(rows));
+    if let Some(derivatives) = derivatives {
+        for out in [Some(&derivatives.gradient), derivatives.hessian.as_ref()].into_iter().flatten() {
+            assert_eq!((rows, classes), (out.rows(), out.classes()));
         }
+        derivatives.grad_output.assert_fits(rows);
     }
-    let chunks = Chunks::new(logits.rows(), logits.classes());
-    let traffic = size_of::<E>() + gradient.map_or(0, |_| 2 * size_of::<O>());
-    let stores = gradient.map_or(Stores::Cached, |gradient| stores(logits, &gradient.out));
+    let chunks = Chunks::new(rows, classes);
+    let outputs = derivatives.map_or(0, |derivatives| 1 + usize::from(derivatives.hessian.is_some()));
+    let traffic = size_of::<E>() + outputs * 2 * size_of::<O>();
+    let stores = derivatives.map_or(Stores::Cached, |derivatives| stores(logits, &derivatives.gradient));
     let level = simd::level();
-    let sums = map_chunks(chunks.count(), chunks.bytes(logits.classes(), traffic), check, |chunk| {
-        level.run(Rows { range: chunks.rows_of(chunk), logits, labels, options, divisor, losses, gradient, stores })
+    let sums = map_chunks(chunks.count(), chunks.bytes(classes, traffic), check, |chunk| {
+        level.run(Rows { range: chunks.rows_of(chunk), logits, problem, divisor, losses, derivatives, stores })
     })?;
-    Ok(sums.into_iter().fold(0.0, |total, sum| total + sum) / divisor)
+    Ok(mean(sums, divisor))
 }
 
 /// The work on a chunk of rows.
 struct Rows<'a, E, O> {
     range: std::ops::Range<usize>,
     logits: &'a View<E>,
-    labels: &'a Labels,
-    options: Options,
+    problem: &'a Problem,
     divisor: f64,
     losses: Option<Column>,
-    gradient: Option<&'a Gradient<O>>,
+    derivatives: Option<&'a Derivatives<O>>,
     stores: Stores,
 }
 
@@ -129,47 +101,68 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
 }
 
 impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
-    /// By what the gradient of a row is multiplied.
+    /// By what the derivatives of a row are multiplied.
     #[inline(always)]
-    fn scale(&self, gradient: &Gradient<O>, index: usize) -> f64 {
-        let grad_output = match &gradient.grad_output {
-            GradOutput::Scalar(scale) => *scale,
-            GradOutput::Rows(rows) => rows[index],
-        };
-        grad_output / self.divisor
+    fn scale<S: Simd>(&self, simd: S, derivatives: &Derivatives<O>, index: usize) -> f64 {
+        let mut scale = [1.0];
+        derivatives.grad_output.read(simd, index, &mut scale);
+        scale[0] * self.problem.sample_weight(index) / self.divisor
     }
 
+    /// The loss of a row, weighted and written.
     #[inline(always)]
-    fn write_loss(&self, index: usize, loss: f64) {
+    fn finish_loss(&self, index: usize, loss: Option<f64>) -> f64 {
+        let loss = loss.map_or(0.0, |loss| product(self.problem.sample_weight(index), loss));
         if let Some(losses) = self.losses {
             // SAFETY: this chunk alone works on its rows.
             unsafe { losses.set(index, loss) }
         }
-    }
-
-    /// The loss of one row, its classes across lanes, and its gradient if that is asked for.
-    #[inline(always)]
-    fn row<S: Simd>(&self, simd: S, index: usize) -> f64 {
-        let row = self.logits.row(index);
-        let temperature = self.options.temperature;
-        let loss = self.labels.class(index).map(|class| ClassLoss::of_row(simd, row, class, temperature));
-        self.write_row_gradient(simd, index, loss);
-        let loss = loss.map_or(0.0, |loss| loss.loss);
-        self.write_loss(index, loss);
         loss
     }
 
-    /// Write the gradient of a row with this loss, zeros if it is ignored.
+    /// The loss of one row, its classes across lanes, and its derivatives if they are asked for.
     #[inline(always)]
-    fn write_row_gradient<S: Simd>(&self, simd: S, index: usize, loss: Option<ClassLoss>) {
-        let Some(gradient) = self.gradient else { return };
-        let (row, out) = (self.logits.row(index), gradient.out.row(index));
-        let scale = self.scale(gradient, index);
-        // SAFETY: the promise made to `cross_entropy`, and this chunk alone works on its rows.
+    fn row<S: Simd>(&self, simd: S, index: usize) -> f64 {
+        let row = self.logits.row(index);
+        let dense = self.problem.dense(simd, index, self.logits);
+        let target = self.problem.target(index, row.classes(), dense.as_ref());
+        let loss = target.map(|target| (target, target.loss(simd, row, self.problem.transform)));
+        self.write_row(simd, index, loss);
+        self.finish_loss(index, loss.map(|(_, loss)| loss.loss))
+    }
+
+    /// Write the derivatives of a row with this loss, zeros if it is ignored.
+    #[inline(always)]
+    fn write_row<S: Simd>(&self, simd: S, index: usize, loss: Option<(Target, RowLoss)>) {
+        let Some(derivatives) = self.derivatives else { return };
+        let (row, out) = (self.logits.row(index), derivatives.gradient.row(index));
+        let hessian = derivatives.hessian.as_ref().map(|hessian| hessian.row(index));
+        let scale = self.scale(simd, derivatives, index);
+        let transform = self.problem.transform;
+        // SAFETY: the promise made to `cross_entropy`, and this chunk alone works on its rows. What overwrites the row
+        // is written last.
         unsafe {
+            let write_hessian = |loss: RowLoss| {
+                if let Some(hessian) = hessian {
+                    loss.hessian(simd, row, hessian, scale, transform, self.stores);
+                }
+            };
             match loss {
-                Some(loss) => loss.gradient(simd, row, out, scale, self.options.temperature, self.stores),
-                None => fill(out, O::from_f64(0.0)),
+                Some((target, loss)) => {
+                    let last = row.is_at(out);
+                    if last {
+                        write_hessian(loss);
+                    }
+                    loss.gradient(simd, &target, row, out, scale, transform, self.stores);
+                    if !last {
+                        write_hessian(loss);
+                    }
+                }
+                None => {
+                    for out in [Some(out), hessian].into_iter().flatten() {
+                        fill(out, O::from_f64(0.0));
+                    }
+                }
             }
         }
     }
@@ -183,69 +176,123 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             && self.logits.neighbours(index, count).is_some()
     }
 
-    /// The losses of `count` rows across lanes, and their gradients if they are asked for: the sum of the losses.
+    /// The losses of `count` rows across lanes, and their derivatives if they are asked for: the sum of the losses.
     #[inline(always)]
     fn tile<S: Simd>(&self, simd: S, first: usize, count: usize, scratch: &mut (Transposed<E>, Transposed<O>)) -> f64 {
-        let temperature = self.options.temperature;
+        let transform = self.problem.transform;
         let full = count == E::Real::LANES;
         let tile = full.then(|| Tile::in_place(self.logits, first)).flatten();
         let tile = tile.unwrap_or_else(|| scratch.0.load(self.logits, first, count));
-        let mut left_out = [-1.0; tile::MOST_LANES];
-        for (lane, left_out) in left_out[..count].iter_mut().enumerate() {
-            *left_out = self.labels.class(first + lane).map_or(-1.0, |class| class as f64);
+        let mut targets = [None; tile::MOST_LANES];
+        let mut logits = [0.0; tile::MOST_LANES];
+        let mut dense = [None; tile::MOST_LANES];
+        if self.problem.is_dense() {
+            for (lane, dense) in dense[..count].iter_mut().enumerate() {
+                *dense = self.problem.dense(simd, first + lane, self.logits);
+            }
+        }
+        for lane in 0..count {
+            targets[lane] = self.problem.target(first + lane, tile.classes(), dense[lane].as_ref());
+            if let Some(Target { point: Some((class, _)), .. }) = targets[lane] {
+                logits[lane] = self.logits.row(first + lane).get(class).to_f64();
+            }
         }
         // SAFETY: the tile's values are the view's, or were loaded into the scratch.
-        let rest = unsafe { tile::log_sum_exps(simd, tile, &left_out, temperature) };
-        let mut losses = [None; tile::MOST_LANES];
+        let found = unsafe { tile::losses(simd, tile, &targets, &logits, transform) };
         let mut sum = 0.0;
-        for lane in 0..count {
-            let index = first + lane;
-            losses[lane] = self.labels.class(index).map(|class| {
-                let logit = self.logits.row(index).get(class).to_f64();
-                ClassLoss::new(class, logit, rest[lane], temperature)
-            });
-            let loss = losses[lane].map_or(0.0, |loss: ClassLoss| loss.loss);
-            self.write_loss(index, loss);
-            sum += loss;
+        for (lane, loss) in found[..count].iter().enumerate() {
+            sum += self.finish_loss(first + lane, loss.map(|loss| loss.loss));
         }
-        if let Some(gradient) = self.gradient {
+        if let Some(derivatives) = self.derivatives {
             let mut scales = [0.0; tile::MOST_LANES];
             for (lane, scale) in scales[..count].iter_mut().enumerate() {
-                *scale = self.scale(gradient, first + lane);
+                *scale = self.scale(simd, derivatives, first + lane);
             }
-            let in_place = full.then(|| Tile::in_place(&gradient.out, first)).flatten();
-            let room = tile.classes() <= tile::MOST_CLASSES;
-            let out = in_place.or_else(|| room.then(|| scratch.1.tile(tile.classes())));
-            // SAFETY: `out` is the scratch, or rows of an output that this chunk alone works on: the logits' rows
-            // themselves or apart from them.
-            let gradients = |out| unsafe { tile::gradients(simd, tile, out, &losses, &scales, temperature) };
-            let written = out.is_some_and(gradients);
-            for lane in 0..count {
-                let index = first + lane;
-                if !written {
-                    self.write_row_gradient(simd, index, losses[lane]);
-                    continue;
-                }
-                let row = gradient.out.row(index);
-                // SAFETY: the scratch was written if it was used, and this chunk alone works on its rows.
-                unsafe {
-                    if in_place.is_none() {
-                        scratch.1.store(lane, row);
-                    }
-                    if let Some(loss) = losses[lane] {
-                        row.set(loss.class(), rounded(loss.own_gradient(scales[lane], temperature)));
-                    }
-                }
+            let in_place = self.logits.row(first).is_at(derivatives.gradient.row(first));
+            // What overwrites the tile is written last.
+            for gradient in [!in_place, in_place] {
+                self.write_tile(simd, tile, first, count, &targets, &found, &scales, gradient, scratch);
             }
         }
         sum
+    }
+
+    /// Write the gradients of a tile of rows, or the diagonals of their Hessians.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // what `tile` has found
+    fn write_tile<S: Simd>(
+        &self,
+        simd: S,
+        tile: Tile<E>,
+        first: usize,
+        count: usize,
+        targets: &PerLane<Option<Target>>,
+        losses: &PerLane<Option<RowLoss>>,
+        scales: &PerLane<f64>,
+        gradient: bool,
+        scratch: &mut (Transposed<E>, Transposed<O>),
+    ) {
+        let Some(derivatives) = self.derivatives else { return };
+        let view = if gradient { Some(&derivatives.gradient) } else { derivatives.hessian.as_ref() };
+        let Some(view) = view else { return };
+        let transform = self.problem.transform;
+        let in_place = (count == E::Real::LANES).then(|| Tile::in_place(view, first)).flatten();
+        let room = tile.classes() <= tile::MOST_CLASSES;
+        let out = in_place.or_else(|| room.then(|| scratch.1.tile(tile.classes())));
+        // SAFETY: `out` is the scratch, or rows of an output that this chunk alone works on: the logits' rows
+        // themselves or apart from them.
+        let written = out.is_some_and(|out| unsafe {
+            if gradient {
+                tile::gradients(simd, tile, out, targets, losses, scales, transform)
+            } else {
+                tile::variances(simd, tile, out, losses, scales, transform)
+            }
+        });
+        for lane in 0..count {
+            let (row, index) = (view.row(first + lane), first + lane);
+            // SAFETY: as above; the scratch was written if it was used.
+            unsafe {
+                if written && in_place.is_none() {
+                    scratch.1.store(lane, row);
+                }
+                let own = match targets[lane].zip(losses[lane]) {
+                    Some((target, loss)) if written => {
+                        if !gradient {
+                            loss.own_variance(scales[lane], transform)
+                        } else if loss.has_own_gradient(&target) {
+                            loss.own_gradient(simd, &target, scales[lane], transform)
+                        } else {
+                            None
+                        }
+                    }
+                    None if written => None,
+                    Some((target, loss)) if gradient => {
+                        loss.gradient(simd, &target, self.logits.row(index), row, scales[lane], transform, self.stores);
+                        None
+                    }
+                    Some((_, loss)) => {
+                        loss.hessian(simd, self.logits.row(index), row, scales[lane], transform, self.stores);
+                        None
+                    }
+                    None => {
+                        fill(row, O::from_f64(0.0));
+                        None
+                    }
+                };
+                if let Some((class, own)) = own {
+                    row.set(class, rounded(own));
+                }
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::labels::Integers;
+    use crate::loss::labels::{Integers, Labels};
+    use crate::loss::targets::Targets;
+    use crate::row::Transform;
     use crate::view::Axes;
 
     /// A view of `rows` rows of `classes` classes, the classes side by side or the rows.
@@ -274,17 +321,18 @@ mod tests {
                 (0..rows).map(|row| if row % 7 == 3 { -100 } else { (row * 5 % classes) as i64 }).collect();
             // SAFETY: one axis of i64, 8 bytes apart, which outlives the call.
             let integers = unsafe { Integers::new(targets.as_ptr().cast(), &[rows], &[8], false) };
-            let labels = Labels::read::<i64>(&integers, classes, -100, &|| Ok(())).unwrap();
+            let labels = Labels::read::<i64>("targets", &integers, classes, Some(-100), &|| Ok(())).unwrap();
+            let problem = Problem { transform: Transform::divided_by(0.5), ..Problem::new(Targets::Classes(labels)) };
             for in_place in [false, true] {
                 let (mut input, mut output) = (logits.clone(), vec![f64::NAN; rows * classes]);
                 let out = view(if in_place { &mut input } else { &mut output }, rows, classes, across);
-                let gradient = Gradient { out, grad_output: GradOutput::Scalar(3.0) };
-                let options =
-                    Options { temperature: Temperature::new(0.5), reduction: Reduction::Sum, denominator: None };
+                let derivatives = Derivatives { gradient: out, hessian: None, grad_output: GradOutput::Scalar(3.0) };
                 let source = view(&mut input, rows, classes, across);
                 // SAFETY: the gradient is written over the logits or to a vector of its own.
-                let loss =
-                    unsafe { cross_entropy(&source, &labels, options, None, Some(&gradient), &|| Ok(())) }.unwrap();
+                let loss = unsafe {
+                    cross_entropy(&source, &problem, Reduction::Sum, None, None, Some(&derivatives), &|| Ok(()))
+                }
+                .unwrap();
                 let found = if in_place { &input } else { &output };
                 let mut expected = 0.0;
                 for (row, &target) in targets.iter().enumerate() {

@@ -73,16 +73,20 @@ impl Labels {
     /// Read and check targets of type `T`, in C order.
     ///
     /// # Errors
-    /// [`Error::Index`] for a target that is neither in `0..classes` nor `ignore_index`; [`Error::Memory`] if there is
-    /// no room for the copy; what `check` returned.
-    pub fn read<T: Integer>(targets: &Integers, classes: usize, ignore_index: i128, check: Check) -> Result<Self> {
-        let ignored = T::try_from(ignore_index).ok();
+    /// [`Error::Index`] for a target that is neither in `0..classes` nor `ignore_index`, which calls the targets `name`;
+    /// [`Error::Memory`] if there is no room for the copy; what `check` returned.
+    pub fn read<T: Integer>(
+        name: &str,
+        targets: &Integers,
+        classes: usize,
+        ignore_index: Option<i128>,
+        check: Check,
+    ) -> Result<Self> {
+        let ignored = ignore_index.and_then(|index| T::try_from(index).ok());
         let rows = targets.axes.count();
         let mut counted = 0;
         let mut checked = Vec::new();
-        checked
-            .try_reserve_exact(rows)
-            .map_err(|_| Error::Memory(format!("no memory for a copy of {rows} targets")))?;
+        checked.try_reserve_exact(rows).map_err(|_| Error::Memory(format!("no memory for a copy of {rows} {name}")))?;
         for start in (0..rows).step_by(BATCH) {
             if start > 0 {
                 check()?;
@@ -95,7 +99,7 @@ impl Labels {
                 }
                 match value.try_into() {
                     Ok(class) if class < classes => checked.push(class),
-                    _ => return Err(out_of_range(index, value.into(), &targets.shape, classes, ignore_index)),
+                    _ => return Err(out_of_range(name, index, value.into(), &targets.shape, classes, ignore_index)),
                 }
                 counted += 1;
             }
@@ -119,7 +123,14 @@ impl Labels {
     }
 }
 
-fn out_of_range(mut index: usize, value: i128, shape: &[usize], classes: usize, ignore_index: i128) -> Error {
+fn out_of_range(
+    name: &str,
+    mut index: usize,
+    value: i128,
+    shape: &[usize],
+    classes: usize,
+    ignore_index: Option<i128>,
+) -> Error {
     let mut position = Vec::new();
     for length in shape.iter().rev() {
         position.push((index % length).to_string());
@@ -127,7 +138,8 @@ fn out_of_range(mut index: usize, value: i128, shape: &[usize], classes: usize, 
     }
     position.reverse();
     let position = if position.is_empty() { String::new() } else { format!("[{}]", position.join(", ")) };
-    Error::Index(format!("targets{position} is {value}; expected 0 to {}, or ignore_index {ignore_index}", classes - 1))
+    let ignored = ignore_index.map_or_else(String::new, |index| format!(", or ignore_index {index}"));
+    Error::Index(format!("{name}{position} is {value}; expected 0 to {}{ignored}", classes - 1))
 }
 
 #[cfg(test)]
@@ -141,7 +153,7 @@ mod tests {
         }
         // SAFETY: shape and strides describe `values`.
         let targets = unsafe { Integers::new(values.as_ptr().cast(), shape, &strides, false) };
-        Labels::read::<T>(&targets, classes, -100, &|| Ok(()))
+        Labels::read::<T>("targets", &targets, classes, Some(-100), &|| Ok(()))
     }
 
     #[test]

@@ -1,17 +1,88 @@
 //! One driver a loss: it hands out chunks of rows, knows the targets, and decides what is written where.
 
 pub mod bandwidth;
+pub mod binary;
 pub mod cross_entropy;
 pub mod evaluation;
 pub mod labels;
 pub mod softmax;
+pub mod statistics;
+pub mod targets;
+
+use fearless_simd::Simd;
 
 use crate::element::Element;
+use crate::numbers::Numbers;
 use crate::row::Stores;
 use crate::view::View;
 
 /// Asked from time to time whether to go on; see [`crate::parallel::map_chunks`].
 pub type Check<'a> = &'a dyn Fn() -> crate::error::Result<()>;
+
+/// What becomes of the losses of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// Each row's loss is a result.
+    None,
+    /// Their sum over the sum of their weights.
+    Mean,
+    /// Their sum.
+    Sum,
+}
+
+impl Reduction {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Mean, Self::Sum, Self::None];
+
+    /// The name under which users ask for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Mean => "mean",
+            Self::Sum => "sum",
+        }
+    }
+
+    /// What the sum of the losses is divided by.
+    fn divisor(self, denominator: Option<f64>, weight_sum: impl FnOnce() -> f64) -> f64 {
+        match self {
+            Self::Mean => denominator.unwrap_or_else(weight_sum),
+            Self::None | Self::Sum => 1.0,
+        }
+    }
+}
+
+/// The sum of all sums over the divisor: NaN if that is 0, as the mean of nothing.
+fn mean(sums: Vec<f64>, divisor: f64) -> f64 {
+    let sum = sums.into_iter().fold(0.0, |total, sum| total + sum);
+    if divisor == 0.0 { f64::NAN } else { sum / divisor }
+}
+
+/// By what the gradient is multiplied.
+#[derive(Clone, Debug)]
+pub enum GradOutput {
+    /// One number for all losses.
+    Scalar(f64),
+    /// One number a loss, in the order of the losses.
+    Each(Numbers),
+}
+
+impl GradOutput {
+    /// Write those of the losses from number `first` on.
+    #[inline(always)]
+    fn read<S: Simd>(&self, simd: S, first: usize, scales: &mut [f64]) {
+        match self {
+            Self::Scalar(scale) => scales.fill(*scale),
+            Self::Each(numbers) => numbers.read(simd, first, scales),
+        }
+    }
+
+    fn assert_fits(&self, losses: usize) {
+        if let Self::Each(numbers) = self {
+            assert_eq!(numbers.count(), losses);
+        }
+    }
+}
 
 /// Elements of a chunk of rows: enough to make handing it out cheap, and few enough to share the work evenly.
 const CHUNK_ELEMENTS: usize = 1 << 16;
@@ -48,6 +119,6 @@ impl Chunks {
 
 /// How to store results of `out`'s size made from `logits`: streaming if they are large and do not overwrite them.
 fn stores<E: Element, O: Element>(logits: &View<E>, out: &View<O>) -> Stores {
-    let in_place = logits.rows() > 0 && logits.row(0).pointer(0).cast::<u8>() == out.row(0).pointer(0).cast::<u8>();
+    let in_place = logits.rows() > 0 && logits.row(0).is_at(out.row(0));
     if in_place || out.bytes() < STREAMING_BYTES { Stores::Cached } else { Stores::Streaming }
 }

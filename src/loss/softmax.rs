@@ -1,23 +1,21 @@
-//! Log-sum-exp, softmax and log-softmax of rows.
+//! Log-sum-exp, softmax and log-softmax of rows, all of it or of some classes.
 
 use fearless_simd::Simd;
 
-use super::{Check, Chunks, stores};
+use super::{Check, Chunks, labels::Labels, stores};
 use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
-use crate::row::{
-    ClassLoss, Exponential, Stores, Temperature, leader, log_probabilities, log_sum_exp, per_mass, probabilities,
-};
+use crate::row::{Exponential, Stores, Transform, log_probabilities, log_sum_exp, per_mass, probabilities};
 use crate::simd::{self, Kernel};
-use crate::view::{Column, Row, View};
+use crate::view::{Column, View};
 
 /// Write `log Σ exp(x / T)` of each row.
 ///
 /// # Errors
 /// What `check` returned.
-pub fn log_sum_exps<E: Element>(logits: &View<E>, temperature: Temperature, out: Column, check: Check) -> Result<()> {
-    let work = |range| LogSumExps { range, logits, temperature, out };
+pub fn log_sum_exps<E: Element>(logits: &View<E>, transform: Transform, out: Column, check: Check) -> Result<()> {
+    let work = |range| LogSumExps { range, logits, transform, out };
     run(logits, size_of::<E>(), check, work)
 }
 
@@ -31,15 +29,34 @@ pub fn log_sum_exps<E: Element>(logits: &View<E>, temperature: Temperature, out:
 /// accesses them during the call.
 pub unsafe fn softmax<E: Element, O: Element<Real = E::Real>>(
     logits: &View<E>,
-    temperature: Temperature,
+    transform: Transform,
     log: bool,
     out: &View<O>,
     check: Check,
 ) -> Result<()> {
     assert_eq!((logits.rows(), logits.classes()), (out.rows(), out.classes()));
     let stores = stores(logits, out);
-    let work = |range| Softmax { range, logits, temperature, log, out, stores };
+    let work = |range| Softmax { range, logits, transform, log, out, stores };
     run(logits, size_of::<E>() + 2 * size_of::<O>(), check, work)
+}
+
+/// Write the log-softmax of the classes that `index` names, the same number for each row.
+///
+/// # Errors
+/// What `check` returned.
+pub fn selected_log_softmax<E: Element>(
+    logits: &View<E>,
+    transform: Transform,
+    index: &Labels,
+    out: Column,
+    check: Check,
+) -> Result<()> {
+    assert!(index.rows() == 0 || index.rows().is_multiple_of(logits.rows()));
+    if index.rows() == 0 {
+        return Ok(());
+    }
+    let work = |range| Selected { range, logits, transform, index, out };
+    run(logits, size_of::<E>(), check, work)
 }
 
 /// Run the work on every chunk of rows.
@@ -58,7 +75,7 @@ fn run<E: Element, K: Kernel<Output = ()>>(
 struct LogSumExps<'a, E> {
     range: std::ops::Range<usize>,
     logits: &'a View<E>,
-    temperature: Temperature,
+    transform: Transform,
     out: Column,
 }
 
@@ -68,7 +85,7 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         for index in self.range {
-            let value = log_sum_exp(simd, self.logits.row(index), None, self.temperature).value(self.temperature);
+            let value = log_sum_exp(simd, self.logits.row(index), self.transform).value(simd, self.transform);
             // SAFETY: this chunk alone works on its rows.
             unsafe { self.out.set(index, value) }
         }
@@ -78,7 +95,7 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
 struct Softmax<'a, E, O> {
     range: std::ops::Range<usize>,
     logits: &'a View<E>,
-    temperature: Temperature,
+    transform: Transform,
     log: bool,
     out: &'a View<O>,
     stores: Stores,
@@ -89,17 +106,17 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let temperature = self.temperature;
+        let transform = self.transform;
         for index in self.range {
             let (row, out) = (self.logits.row(index), self.out.row(index));
             // SAFETY: the promise made to `softmax`, and this chunk alone works on its rows.
             unsafe {
+                let found = log_sum_exp(simd, row, transform);
+                let reference = found.reference;
                 if self.log {
-                    let (reference, log_sum) = normalizer(simd, row, temperature);
-                    log_probabilities(simd, row, out, reference, log_sum, temperature, self.stores);
+                    log_probabilities(simd, row, out, reference, found.log_total(), transform, self.stores);
                 } else {
-                    let lse = log_sum_exp(simd, row, None, temperature);
-                    let softmax = Exponential { reference: lse.reference, factor: per_mass(1.0, lse.sum), temperature };
+                    let softmax = Exponential { reference, factor: per_mass(1.0, found.total()), transform };
                     probabilities(simd, row, out, softmax, self.stores, None);
                 }
             }
@@ -110,18 +127,29 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
     }
 }
 
-/// The log-sum-exp of a row as a logit and the rest. Where one class leads the rest is `log1p` of the others' share,
-/// so that its log-probability keeps relative accuracy.
-#[inline(always)]
-fn normalizer<S: Simd, E: Element>(simd: S, row: Row<E>, temperature: Temperature) -> (f64, f64) {
-    let lse = log_sum_exp(simd, row, None, temperature);
-    // The largest logit is at most one above the reference, in units of T, or two, where adding one rounds up. A leader
-    // with half of the mass then has a sum of at most 2·e².
-    if lse.sum > 15.0 || lse.sum == 0.0 {
-        return (lse.reference, lse.sum.ln());
+struct Selected<'a, E> {
+    range: std::ops::Range<usize>,
+    logits: &'a View<E>,
+    transform: Transform,
+    index: &'a Labels,
+    out: Column,
+}
+
+impl<E: Element> Kernel for Selected<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let chosen = self.index.rows() / self.logits.rows();
+        for index in self.range {
+            let row = self.logits.row(index);
+            let found = log_sum_exp(simd, row, self.transform);
+            for number in index * chosen..(index + 1) * chosen {
+                let class = self.index.class(number).expect("no index is ignored");
+                let missed = found.above(simd, row.get(class).to_f64(), self.transform);
+                // SAFETY: this chunk alone works on its rows.
+                unsafe { self.out.set(number, 0.0 - missed) }
+            }
+        }
     }
-    let class = leader(simd, row);
-    let logit = row.get(class).to_f64();
-    let others = log_sum_exp(simd, row, Some(class), temperature);
-    (logit, ClassLoss::new(class, logit, others, temperature).loss)
 }

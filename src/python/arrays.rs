@@ -3,7 +3,7 @@
 use std::os::raw::c_int;
 
 use numpy::npyffi::{self, NPY_ORDER, PY_ARRAY_API, flags};
-use numpy::{PyArray1, PyArrayDescr, PyArrayDescrMethods, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::PyTypeInfo;
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::intern;
@@ -14,8 +14,11 @@ use super::detached;
 use crate::element::{Dtype, Element};
 use crate::error::Error;
 use crate::loss::labels::{Integers, Labels};
-use crate::row::Temperature;
-use crate::view::{Axes, Column, View};
+use crate::loss::targets::AnyView;
+use crate::loss::{GradOutput, Reduction};
+use crate::numbers::{Kind, Numbers};
+use crate::row::Transform;
+use crate::view::{Axes, Column, Elements, Stored, View};
 
 /// A shape, as Python writes it.
 pub(super) fn shape_text(shape: &[usize]) -> String {
@@ -152,18 +155,23 @@ pub(super) struct Logits<'py> {
     swapped: bool,
 }
 
+/// The storage type of logits.
+fn logits_type(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Dtype> {
+    let descriptor = array.dtype();
+    storage_type(&descriptor).ok_or_else(|| {
+        let names = "float16, bfloat16, float32 or float64";
+        let mut text = format!("{name} have dtype {descriptor}; expected {names}");
+        if descriptor.kind() == b'V' && descriptor.itemsize() == 2 {
+            text.push_str(" (if these are bfloat16, view them as ml_dtypes.bfloat16)");
+        }
+        Error::Type(text).into()
+    })
+}
+
 impl<'py> Logits<'py> {
     pub(super) fn new(array: Bound<'py, PyUntypedArray>, axis: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let descriptor = array.dtype();
-        let Some(dtype) = storage_type(&descriptor) else {
-            let names = "float16, bfloat16, float32 or float64";
-            let mut text = format!("logits have dtype {descriptor}; expected {names}");
-            if descriptor.kind() == b'V' && descriptor.itemsize() == 2 {
-                text.push_str(" (if these are bfloat16, view them as ml_dtypes.bfloat16)");
-            }
-            return Err(Error::Type(text).into());
-        };
-        let swapped = is_swapped(&descriptor);
+        let dtype = logits_type(&array, "logits")?;
+        let swapped = is_swapped(&array.dtype());
         let shape = array.shape();
         let axes = shape.len() as i128;
         if axes == 0 {
@@ -184,8 +192,58 @@ impl<'py> Logits<'py> {
         Ok(Self { array, dtype, axis: index, swapped })
     }
 
+    /// Logits without a class axis.
+    pub(super) fn elementwise(array: Bound<'py, PyUntypedArray>) -> PyResult<Self> {
+        let dtype = logits_type(&array, "logits")?;
+        let swapped = is_swapped(&array.dtype());
+        Ok(Self { array, dtype, axis: 0, swapped })
+    }
+
+    /// Other logits that belong to these: of the same shape, with the same class axis.
+    pub(super) fn teacher(&self, array: Bound<'py, PyUntypedArray>, name: &str) -> PyResult<Self> {
+        let dtype = logits_type(&array, name)?;
+        if array.shape() != self.array.shape() {
+            return Err(self.shape_error(&array, name).into());
+        }
+        let swapped = is_swapped(&array.dtype());
+        Ok(Self { array, dtype, axis: self.axis, swapped })
+    }
+
+    pub(super) fn shape_error(&self, array: &Bound<'py, PyUntypedArray>, name: &str) -> Error {
+        let (found, expected) = (shape_text(array.shape()), shape_text(self.array.shape()));
+        let verb = if name.ends_with('s') { "have" } else { "has" };
+        Error::Value(format!("{name} {verb} shape {found}; expected {expected}, the shape of logits"))
+    }
+
     pub(super) fn classes(&self) -> usize {
         self.array.shape()[self.axis]
+    }
+
+    /// The array's elements in C order.
+    pub(super) fn numbers(&self) -> Numbers {
+        numbers(&self.array, "logits").expect("the dtype was checked")
+    }
+
+    /// An array of the logits' shape as numbers in C order with the classes last.
+    pub(super) fn numbers_by_row(&self, array: &Bound<'py, PyUntypedArray>, kind: Kind) -> Numbers {
+        assert_eq!(array.shape(), self.array.shape());
+        let axes = array.shape().iter().copied().zip(array.strides().iter().copied());
+        let mut axes: Vec<_> = axes.collect();
+        let classes = axes.remove(self.axis);
+        axes.push(classes);
+        // SAFETY: base, shape and strides are those of an array which nobody else can change (`private_view`) and which
+        // the caller keeps alive.
+        unsafe { Numbers::new(base(array), Axes::new(axes), kind, is_swapped(&array.dtype())) }
+    }
+
+    /// The array as rows of whatever it holds.
+    pub(super) fn any_view(&self) -> AnyView {
+        match self.dtype {
+            Dtype::F16 => AnyView::F16(self.view()),
+            Dtype::Bf16 => AnyView::Bf16(self.view()),
+            Dtype::F32 => AnyView::F32(self.view()),
+            Dtype::F64 => AnyView::F64(self.view()),
+        }
     }
 
     /// The shape without the classes.
@@ -210,11 +268,10 @@ impl<'py> Logits<'py> {
         rows(&self.array, self.axis, self.swapped)
     }
 
-    /// An array of the logits' shape, layout and dtype, in native byte order, not initialised.
-    pub(super) fn new_like(&self) -> PyResult<Bound<'py, PyUntypedArray>> {
+    /// An array of the logits' shape and layout, in native byte order, not initialised.
+    fn new_like(&self, mut descriptor: Bound<'py, PyArrayDescr>) -> PyResult<Bound<'py, PyUntypedArray>> {
         let py = self.array.py();
-        let mut descriptor = self.array.dtype();
-        if self.swapped {
+        if is_swapped(&descriptor) {
             descriptor = descriptor.call_method1(intern!(py, "newbyteorder"), ("=",))?.cast_into()?;
         }
         // SAFETY: the prototype is a live array; the call takes over the reference to the descriptor that `into_ptr`
@@ -231,34 +288,74 @@ impl<'py> Logits<'py> {
         }
     }
 
-    /// The result array `out`, checked, or a new one.
+    /// The result array `out`, checked, or a new one of the logits' dtype.
     pub(super) fn result(
         &self,
         out: Option<&Bound<'py, PyAny>>,
         inputs: &[(&str, &Bound<'py, PyUntypedArray>)],
     ) -> PyResult<Output<'py>> {
-        let (result, array) = if let Some(out) = out {
-            (out.clone(), self.checked_out(out, inputs)?)
-        } else {
-            let array = self.new_like()?;
-            (array.clone().into_any(), array)
-        };
+        match out {
+            Some(out) => self.given("out", out, inputs),
+            None => self.fresh(self.array.dtype()),
+        }
+    }
+
+    /// Two result arrays of the same dtype, each checked or new.
+    pub(super) fn two_results(
+        &self,
+        [out, hess_out]: [Option<&Bound<'py, PyAny>>; 2],
+        inputs: &[(&str, &Bound<'py, PyUntypedArray>)],
+    ) -> PyResult<[Output<'py>; 2]> {
+        let given = |name, out: Option<&Bound<'py, PyAny>>| out.map(|out| self.given(name, out, inputs)).transpose();
+        let results = [given("out", out)?, given("hess_out", hess_out)?];
+        if let [Some(out), Some(hess_out)] = &results {
+            if out.dtype != hess_out.dtype {
+                let (found, expected) = (hess_out.dtype.name(), out.dtype.name());
+                let text = format!("hess_out has dtype {found}; expected {expected}, the dtype of out");
+                return Err(Error::Value(text).into());
+            }
+            if overlap(&hess_out.array, &out.array)? {
+                return Err(Error::Value(format!("hess_out overlaps out; {NO_OVERLAP}")).into());
+            }
+        }
+        let descriptor =
+            results.iter().flatten().next().map_or_else(|| self.array.dtype(), |output| output.array.dtype());
+        let [out, hess_out] = results.map(|output| output.map_or_else(|| self.fresh(descriptor.clone()), Ok));
+        Ok([out?, hess_out?])
+    }
+
+    fn given(
+        &self,
+        name: &str,
+        out: &Bound<'py, PyAny>,
+        inputs: &[(&str, &Bound<'py, PyUntypedArray>)],
+    ) -> PyResult<Output<'py>> {
+        Ok(self.output(out.clone(), self.checked_out(name, out, inputs)?))
+    }
+
+    fn fresh(&self, descriptor: Bound<'py, PyArrayDescr>) -> PyResult<Output<'py>> {
+        let array = self.new_like(descriptor)?;
+        Ok(self.output(array.clone().into_any(), array))
+    }
+
+    fn output(&self, result: Bound<'py, PyAny>, array: Bound<'py, PyUntypedArray>) -> Output<'py> {
         let dtype = storage_type(&array.dtype()).expect("checked, or the logits' own");
-        Ok(Output { result, array, dtype, axis: self.axis })
+        Output { result, array, dtype, axis: self.axis }
     }
 
     fn checked_out(
         &self,
+        name: &str,
         out: &Bound<'py, PyAny>,
         inputs: &[(&str, &Bound<'py, PyUntypedArray>)],
     ) -> PyResult<Bound<'py, PyUntypedArray>> {
         let value_error = |text: String| -> PyErr { Error::Value(text).into() };
         let Ok(array) = out.cast::<PyUntypedArray>() else {
-            let text = format!("out is a {}; expected a numpy.ndarray", out.get_type().name()?);
+            let text = format!("{name} is a {}; expected a numpy.ndarray", out.get_type().name()?);
             return Err(Error::Type(text).into());
         };
         if is_masked(array)? {
-            return Err(masked_array("out"));
+            return Err(masked_array(name));
         }
         let array = private_view(array)?;
         let descriptor = array.dtype();
@@ -267,29 +364,27 @@ impl<'py> Logits<'py> {
         if dtype.is_none() {
             let expected = if self.dtype.is_double() { "float64" } else { "float32, float16 or bfloat16" };
             return Err(value_error(format!(
-                "out has dtype {descriptor}; expected {expected} for {} logits",
+                "{name} has dtype {descriptor}; expected {expected} for {} logits",
                 self.dtype.name()
             )));
         }
         if array.shape() != self.array.shape() {
             let (found, expected) = (shape_text(array.shape()), shape_text(self.array.shape()));
-            return Err(value_error(format!("out has shape {found}; expected {expected}")));
+            return Err(value_error(format!("{name} has shape {found}; expected {expected}")));
         }
         if !is_writeable(&array) {
-            return Err(value_error("out is read-only; expected a writeable array".into()));
+            return Err(value_error(format!("{name} is read-only; expected a writeable array")));
         }
         if overlaps_itself(&array) {
-            return Err(value_error(
-                "out has elements that share memory; expected an array without internal overlap".into(),
-            ));
+            let text = format!("{name} has elements that share memory; expected an array without internal overlap");
+            return Err(value_error(text));
         }
-        let expected = "expected the logits array itself or memory that no input uses";
         if !self.is_same_array(&array) && overlap(&array, &self.array)? {
-            return Err(value_error(format!("out overlaps logits; {expected}")));
+            return Err(value_error(format!("{name} overlaps logits; {NO_OVERLAP}")));
         }
-        for (name, input) in inputs {
+        for (input_name, input) in inputs {
             if overlap(&array, input)? {
-                return Err(value_error(format!("out overlaps {name}; {expected}")));
+                return Err(value_error(format!("{name} overlaps {input_name}; {NO_OVERLAP}")));
             }
         }
         Ok(array)
@@ -305,6 +400,9 @@ impl<'py> Logits<'py> {
     }
 }
 
+/// What is expected of an output that overlaps.
+const NO_OVERLAP: &str = "expected the logits array itself or memory that no input uses";
+
 /// An array to write to: new, or given and checked.
 pub(super) struct Output<'py> {
     /// What the caller gets: its own object, or the new array.
@@ -319,6 +417,14 @@ impl Output<'_> {
     pub(super) fn view<O: Element>(&self) -> View<O> {
         assert_eq!(O::DTYPE, self.dtype);
         rows(&self.array, self.axis, false)
+    }
+
+    /// The array's elements in C order, good as long as `self` lives.
+    pub(super) fn elements<O: Element>(&self) -> Elements<O> {
+        assert_eq!(O::DTYPE, self.dtype);
+        let axes = self.array.shape().iter().copied().zip(self.array.strides().iter().copied());
+        // SAFETY: base, shape and strides are those of an array of `O` which is new or passed `Logits::checked_out`.
+        unsafe { Elements::new(base(&self.array), Axes::new(axes)) }
     }
 }
 
@@ -365,17 +471,22 @@ fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyRe
     }
 }
 
-/// Targets as an array: of integers, if they are an empty list, which `numpy.asarray` makes an array of floats.
+/// Targets as an array.
 pub(super) fn target_array<'py>(targets: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
-    let array = as_array(targets, "targets")?;
-    if array.is_empty() && !targets.is_instance_of::<PyUntypedArray>() {
-        let py = targets.py();
+    integer_array(targets, "targets")
+}
+
+/// `object` as an array: of integers, if it is an empty list, which `numpy.asarray` makes an array of floats.
+pub(super) fn integer_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let array = as_array(object, name)?;
+    if array.is_empty() && !object.is_instance_of::<PyUntypedArray>() {
+        let py = object.py();
         return Ok(array.call_method1(intern!(py, "astype"), (intern!(py, "int64"),))?.cast_into()?);
     }
     Ok(array)
 }
 
-/// The targets of `logits`, read and checked.
+/// The targets of `logits` as classes, read and checked.
 pub(super) fn labels(
     array: &Bound<'_, PyUntypedArray>,
     logits: &Logits<'_>,
@@ -383,35 +494,143 @@ pub(super) fn labels(
     ignore_index: i128,
 ) -> PyResult<Labels> {
     let descriptor = array.dtype();
-    let kind = descriptor.kind();
-    if !matches!(kind, b'i' | b'u') {
+    if !matches!(descriptor.kind(), b'i' | b'u') {
         let text = format!("targets have dtype {descriptor}; expected an integer dtype (class indices)");
         return Err(Error::Type(text).into());
     }
     let expected = logits.row_shape();
     if array.shape() != expected {
+        let one_hot = " (one-hot targets are probabilities: give them a floating dtype)";
         let text = format!(
-            "targets have shape {}; expected {}, the shape of logits {} without axis {axis}",
+            "targets have shape {}; expected {}, the shape of logits {} without axis {axis}{}",
             shape_text(array.shape()),
             shape_text(&expected),
+            shape_text(logits.array.shape()),
+            if array.shape() == logits.array.shape() { one_hot } else { "" }
+        );
+        return Err(Error::Value(text).into());
+    }
+    read_labels("targets", array, logits.classes(), Some(ignore_index))
+}
+
+/// The classes that `index` names, the same number for each row.
+pub(super) fn chosen_classes(
+    array: &Bound<'_, PyUntypedArray>,
+    logits: &Logits<'_>,
+    axis: &Bound<'_, PyAny>,
+) -> PyResult<Labels> {
+    let descriptor = array.dtype();
+    if !matches!(descriptor.kind(), b'i' | b'u') {
+        let text = format!("index has dtype {descriptor}; expected an integer dtype (class indices)");
+        return Err(Error::Type(text).into());
+    }
+    let rows = logits.row_shape();
+    if array.ndim() != rows.len() + 1 || array.shape()[..rows.len()] != rows {
+        let mut expected: Vec<_> = rows.iter().map(usize::to_string).collect();
+        expected.push(if rows.is_empty() { "K,".into() } else { "K".into() });
+        let text = format!(
+            "index has shape {}; expected ({}), the shape of logits {} without axis {axis} and one axis more",
+            shape_text(array.shape()),
+            expected.join(", "),
             shape_text(logits.array.shape())
         );
         return Err(Error::Value(text).into());
     }
+    read_labels("index", array, logits.classes(), None)
+}
+
+fn read_labels(
+    name: &'static str,
+    array: &Bound<'_, PyUntypedArray>,
+    classes: usize,
+    ignore_index: Option<i128>,
+) -> PyResult<Labels> {
+    let descriptor = array.dtype();
+    let (kind, size) = (descriptor.kind(), descriptor.itemsize());
     // SAFETY: base, shape and strides are those of an array of integers which nobody else can change
     // (`private_view`) and which outlives the value.
     let integers = unsafe { Integers::new(base(array), array.shape(), array.strides(), is_swapped(&descriptor)) };
-    let (size, classes) = (descriptor.itemsize(), logits.classes());
     detached(array.py(), move |check| match (kind, size) {
-        (b'i', 1) => Labels::read::<i8>(&integers, classes, ignore_index, check),
-        (b'i', 2) => Labels::read::<i16>(&integers, classes, ignore_index, check),
-        (b'i', 4) => Labels::read::<i32>(&integers, classes, ignore_index, check),
-        (b'i', _) => Labels::read::<i64>(&integers, classes, ignore_index, check),
-        (_, 1) => Labels::read::<u8>(&integers, classes, ignore_index, check),
-        (_, 2) => Labels::read::<u16>(&integers, classes, ignore_index, check),
-        (_, 4) => Labels::read::<u32>(&integers, classes, ignore_index, check),
-        _ => Labels::read::<u64>(&integers, classes, ignore_index, check),
+        (b'i', 1) => Labels::read::<i8>(name, &integers, classes, ignore_index, check),
+        (b'i', 2) => Labels::read::<i16>(name, &integers, classes, ignore_index, check),
+        (b'i', 4) => Labels::read::<i32>(name, &integers, classes, ignore_index, check),
+        (b'i', _) => Labels::read::<i64>(name, &integers, classes, ignore_index, check),
+        (_, 1) => Labels::read::<u8>(name, &integers, classes, ignore_index, check),
+        (_, 2) => Labels::read::<u16>(name, &integers, classes, ignore_index, check),
+        (_, 4) => Labels::read::<u32>(name, &integers, classes, ignore_index, check),
+        _ => Labels::read::<u64>(name, &integers, classes, ignore_index, check),
     })
+}
+
+/// What the numbers of a dtype are, if they are real numbers that we read.
+pub(super) fn number_kind(descriptor: &Bound<'_, PyArrayDescr>) -> Option<Kind> {
+    match (descriptor.kind(), descriptor.itemsize()) {
+        (b'b', _) => Some(Kind::Bool),
+        (b'i', 1) => Some(Kind::I8),
+        (b'i', 2) => Some(Kind::I16),
+        (b'i', 4) => Some(Kind::I32),
+        (b'i', 8) => Some(Kind::I64),
+        (b'u', 1) => Some(Kind::U8),
+        (b'u', 2) => Some(Kind::U16),
+        (b'u', 4) => Some(Kind::U32),
+        (b'u', 8) => Some(Kind::U64),
+        _ => storage_type(descriptor).map(|dtype| match dtype {
+            Dtype::F16 => Kind::F16,
+            Dtype::Bf16 => Kind::Bf16,
+            Dtype::F32 => Kind::F32,
+            Dtype::F64 => Kind::F64,
+        }),
+    }
+}
+
+/// An array's elements in C order, good as long as the array lives.
+pub(super) fn numbers(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Numbers> {
+    let descriptor = array.dtype();
+    let Some(kind) = number_kind(&descriptor) else {
+        return Err(Error::Type(format!("{name} has dtype {descriptor}; expected real numbers")).into());
+    };
+    let axes = Axes::new(array.shape().iter().copied().zip(array.strides().iter().copied()));
+    // SAFETY: base, shape and strides are those of an array which nobody else can change (`private_view`) and which the
+    // caller keeps alive.
+    Ok(unsafe { Numbers::new(base(array), axes, kind, is_swapped(&descriptor)) })
+}
+
+/// A copy of weights that must have the shape `expected`, which `of` describes.
+pub(super) fn weights(
+    array: &Bound<'_, PyUntypedArray>,
+    name: &str,
+    expected: &[usize],
+    of: &str,
+) -> PyResult<Vec<f64>> {
+    let numbers = numbers(array, name)?;
+    if array.shape() != expected {
+        let (found, expected) = (shape_text(array.shape()), shape_text(expected));
+        return Err(Error::Value(format!("{name} has shape {found}; expected {expected}, one number a {of}")).into());
+    }
+    Ok(numbers.copy(name)?)
+}
+
+/// `array` with the shape of `logits`, without a copy.
+pub(super) fn broadcast<'py>(
+    array: &Bound<'py, PyUntypedArray>,
+    name: &str,
+    logits: &Logits<'py>,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let py = array.py();
+    let shape = logits.array.shape();
+    let broadcasts = array.ndim() <= shape.len()
+        && array
+            .shape()
+            .iter()
+            .rev()
+            .zip(shape.iter().rev())
+            .all(|(&length, &expected)| length == expected || length == 1);
+    if !broadcasts {
+        let (found, expected) = (shape_text(array.shape()), shape_text(shape));
+        let text = format!("{name} has shape {found}; expected a shape that broadcasts to {expected}");
+        return Err(Error::Value(text).into());
+    }
+    private_view(numpy(py)?.call_method1(intern!(py, "broadcast_to"), (array, shape))?.cast()?)
 }
 
 /// A number a row, in an array of f32 or f64, and the column to write it through.
@@ -423,11 +642,20 @@ pub(super) struct RowResult<'py> {
 impl<'py> RowResult<'py> {
     /// A new array of `shape`.
     pub(super) fn new(py: Python<'py>, shape: &[usize], double: bool) -> PyResult<Self> {
-        let dtype = if double { intern!(py, "float64") } else { intern!(py, "float32") };
+        Self::stored(py, shape, if double { Stored::F64 } else { Stored::F32 })
+    }
+
+    /// A new array of `shape`, of this dtype.
+    pub(super) fn stored(py: Python<'py>, shape: &[usize], stored: Stored) -> PyResult<Self> {
+        let dtype = match stored {
+            Stored::F32 => intern!(py, "float32"),
+            Stored::F64 => intern!(py, "float64"),
+            Stored::I64 => intern!(py, "int64"),
+        };
         let array = numpy(py)?.call_method1(intern!(py, "empty"), (shape, dtype))?;
         let numbers = array.cast::<PyUntypedArray>()?;
         // SAFETY: the array is new, nobody else has it, and it lives in `self` beside the column.
-        let column = unsafe { Column::new(base(numbers), numbers.len(), double) };
+        let column = unsafe { Column::new(base(numbers), numbers.len(), stored) };
         Ok(Self { array, column })
     }
 
@@ -435,6 +663,14 @@ impl<'py> RowResult<'py> {
     pub(super) fn finish(self) -> PyResult<Bound<'py, PyAny>> {
         let scalar = self.array.cast::<PyUntypedArray>()?.ndim() == 0;
         if scalar { self.array.get_item(()) } else { Ok(self.array) }
+    }
+}
+
+/// A loss as Python gets it: those of the rows if they are a result, else their reduction.
+pub(super) fn finish<'py>(py: Python<'py>, loss: f64, losses: Option<RowResult<'py>>) -> PyResult<Bound<'py, PyAny>> {
+    match losses {
+        Some(losses) => losses.finish(),
+        None => Ok(loss.into_pyobject(py)?.into_any()),
     }
 }
 
@@ -453,11 +689,15 @@ pub(super) fn flat_view<'py>(object: &Bound<'py, PyAny>) -> PyResult<(Bound<'py,
     Ok((array, view))
 }
 
-/// A number that must be positive and finite.
-pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
-    let expected = "expected a positive finite number";
+/// A number for which `is_fine` holds.
+pub(super) fn number(
+    name: &str,
+    object: &Bound<'_, PyAny>,
+    expected: &str,
+    is_fine: impl Fn(f64) -> bool,
+) -> PyResult<f64> {
     match object.extract::<f64>() {
-        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        Ok(value) if is_fine(value) => Ok(value),
         Ok(value) => Err(Error::Value(format!("{name} is {}; {expected}", number_text(value))).into()),
         Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
             Err(Error::Value(format!("{name} is too large; {expected}")).into())
@@ -469,25 +709,56 @@ pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
     }
 }
 
-pub(super) fn temperature(object: &Bound<'_, PyAny>) -> PyResult<Temperature> {
-    positive("temperature", object).map(Temperature::new)
+/// A number that must be positive and finite.
+pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number(name, object, "expected a positive finite number", |value| value > 0.0 && value.is_finite())
 }
 
-/// The numbers of `grad_output`, in C order, as f64.
-pub(super) fn grad_output_values(array: &Bound<'_, PyUntypedArray>) -> PyResult<Vec<f64>> {
-    let py = array.py();
-    let descriptor = array.dtype();
-    if !matches!(descriptor.kind(), b'f' | b'i' | b'u') && storage_type(&descriptor).is_none() {
-        return Err(Error::Type(format!("grad_output has dtype {descriptor}; expected real numbers")).into());
+pub(super) fn transform(temperature: &Bound<'_, PyAny>, softcap: Option<&Bound<'_, PyAny>>) -> PyResult<Transform> {
+    let temperature = positive("temperature", temperature)?;
+    Ok(Transform::new(temperature, softcap.map(|softcap| positive("softcap", softcap)).transpose()?))
+}
+
+pub(super) fn label_smoothing(object: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number("label_smoothing", object, "expected a number from 0 to 1", |value| (0.0..=1.0).contains(&value))
+}
+
+/// What multiplies the gradient: a scalar, or, if there is a loss for each, an array of `shape`.
+pub(super) fn grad_output(
+    array: Option<&Bound<'_, PyUntypedArray>>,
+    shape: &[usize],
+    reduction: Reduction,
+) -> PyResult<GradOutput> {
+    let Some(array) = array else { return Ok(GradOutput::Scalar(1.0)) };
+    let numbers = numbers(array, "grad_output")?;
+    let expected = match reduction {
+        _ if array.ndim() == 0 => return Ok(GradOutput::Scalar(numbers.copy("grad_output")?[0])),
+        Reduction::None if array.shape() == shape => return Ok(GradOutput::Each(numbers)),
+        Reduction::None => format!("a scalar or shape {} for reduction 'none'", shape_text(shape)),
+        reduction => format!("a scalar for reduction '{}'", reduction.name()),
+    };
+    Err(Error::Value(format!("grad_output has shape {}; expected {expected}", shape_text(array.shape()))).into())
+}
+
+/// How losses are reduced, and what replaces the divisor of the mean.
+pub(super) fn reduction(
+    reduction: &Bound<'_, PyAny>,
+    denominator: Option<&Bound<'_, PyAny>>,
+) -> PyResult<(Reduction, Option<f64>)> {
+    let text = reduction.extract::<&str>().unwrap_or_default();
+    let Some(found) = Reduction::ALL.into_iter().find(|reduction| reduction.name() == text) else {
+        let text = format!("reduction is {}; expected 'mean', 'sum' or 'none'", reduction.repr()?);
+        return Err(Error::Value(text).into());
+    };
+    let denominator = denominator.map(|object| positive("denominator", object)).transpose()?;
+    if denominator.is_some() && found != Reduction::Mean {
+        let text = format!(
+            "denominator is given with reduction '{}'; expected reduction 'mean', whose divisor it replaces",
+            found.name()
+        );
+        return Err(Error::Value(text).into());
     }
-    let array = array.call_method1(intern!(py, "astype"), (intern!(py, "float64"),))?;
-    let flat = array.call_method0(intern!(py, "ravel"))?.cast_into::<PyArray1<f64>>()?;
-    let flat = flat.try_readonly()?;
-    let mut values = Vec::new();
-    let refused = |_| Error::Memory(format!("no memory for a copy of {} numbers of grad_output", flat.len()));
-    values.try_reserve_exact(flat.len()).map_err(refused)?;
-    values.extend_from_slice(flat.as_slice()?);
-    Ok(values)
+    Ok((found, denominator))
 }
 
 /// An integer argument; if it is beyond 128 bits, the largest of those.

@@ -2,37 +2,44 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::{self, Logits, as_array, integer, target_array};
+use super::arrays::integer;
+use super::cross_entropy::{Checked, Options};
 use super::{detached, guard};
 use crate::element::with_element;
 use crate::error::Error;
 use crate::loss::evaluation::tally;
+use crate::loss::targets::Targets;
 
-/// (loss sum, entropy sum, hits for each k, rows, ignored rows).
-type Sums = (f64, f64, Vec<u64>, usize, usize);
+/// (loss sum, weight sum, entropy sum, hits for each k, rows, ignored rows).
+type Sums = (f64, f64, f64, Vec<u64>, usize, usize);
 
 #[pyfunction]
-#[allow(clippy::needless_pass_by_value)] // Python's arguments come as values
+#[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // Python's arguments come as values
 pub(super) fn evaluate<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
     top_k: Vec<Bound<'py, PyAny>>,
+    weight: Option<&Bound<'py, PyAny>>,
+    sample_weight: Option<&Bound<'py, PyAny>>,
     ignore_index: &Bound<'py, PyAny>,
+    label_smoothing: &Bound<'py, PyAny>,
+    z_loss: &Bound<'py, PyAny>,
+    softcap: Option<&Bound<'py, PyAny>>,
     temperature: &Bound<'py, PyAny>,
     axis: &Bound<'py, PyAny>,
 ) -> PyResult<Sums> {
     guard(|| {
-        let temperature = arrays::temperature(temperature)?;
         let top_k: Vec<usize> = top_k.iter().map(positive).collect::<PyResult<_>>()?;
-        let (logits, targets) = (as_array(logits, "logits")?, target_array(targets)?);
-        let logits = Logits::new(logits, axis)?;
-        let labels = arrays::labels(&targets, &logits, axis, integer("ignore_index", ignore_index)?)?;
-        let tally = with_element!(logits.dtype, E => {
-            let view = logits.view::<E>();
-            detached(py, |check| tally(&view, &labels, temperature, &top_k, check))
+        let options = Options { weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, temperature };
+        let call = Checked::new(logits, targets, options, axis, false)?;
+        let Targets::Classes(labels) = &call.problem.targets else { unreachable!("classes were asked for") };
+        let (rows, counted) = (labels.rows(), labels.counted());
+        let tally = with_element!(call.logits.dtype, E => {
+            let view = call.logits.view::<E>();
+            detached(py, |check| tally(&view, &call.problem, &top_k, check))
         })?;
-        Ok((tally.loss, tally.entropy, tally.hits, labels.counted(), labels.rows() - labels.counted()))
+        Ok((tally.loss, call.problem.weight_sum(rows), tally.entropy, tally.hits, counted, rows - counted))
     })
 }
 

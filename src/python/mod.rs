@@ -2,10 +2,12 @@
 //! calls a driver, and wraps what comes back. Whatever panics below becomes `InternalError` here.
 
 mod arrays;
+mod binary;
 mod cross_entropy;
 mod evaluation;
 mod settings;
 mod softmax;
+mod statistics;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, OnceLock};
@@ -24,7 +26,11 @@ mod _xent_rs {
     #[pymodule_export]
     use super::InternalError;
     #[pymodule_export]
-    use super::cross_entropy::{cross_entropy, cross_entropy_with_grad};
+    use super::binary::{binary_cross_entropy, binary_cross_entropy_with_grad};
+    #[pymodule_export]
+    use super::cross_entropy::{
+        cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess, kl_divergence, kl_divergence_with_grad,
+    };
     #[pymodule_export]
     use super::evaluation::evaluate;
     #[pymodule_export]
@@ -33,7 +39,9 @@ mod _xent_rs {
         simd_levels,
     };
     #[pymodule_export]
-    use super::softmax::{log_softmax, logsumexp, softmax};
+    use super::softmax::{log_softmax, logsumexp, selective_log_softmax, softmax};
+    #[pymodule_export]
+    use super::statistics::row_statistics;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)] // Python's name

@@ -1,9 +1,10 @@
-//! The first verb: one pass over a row's logits, for the loss and for what else can be known of the row.
+//! The first verb: one pass over a row's logits, for its log-sum-exp and for what else is summed on the way.
 
 use fearless_simd::{Simd, prelude::*};
 
-use super::temperature::sum_of_three;
-use super::{BLOCK, Scale, Scratch, Temperature};
+use super::companion::{Companion, Nothing, Raise, Term};
+use super::transform::{CAPPED, Capped, PLAIN, SCALED, Scale, Value, sum_of_three, with_mode};
+use super::{AnyRow, BLOCK, Scratch, Transform};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total};
 use crate::simd::prefetch;
@@ -12,207 +13,329 @@ use crate::view::Row;
 /// How far ahead of the block in work the next ones are asked for, in bytes (see [`crate::simd`] for the figures).
 const PREFETCH: usize = 8192;
 
-/// `log Σ exp(x / T)` in two parts: it is `reference / T + ln sum`.
+/// `log Σ exp z` in parts: it is `z(reference) + ln(own + others)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LogSumExp {
-    /// A logit: that of a class, or the lowest finite number.
+    /// A logit: that of a class, or the lowest finite number if all are masked.
     pub reference: f64,
-    /// `Σ exp((x − reference) / T)`.
-    pub sum: f64,
+    /// `Σ exp(z − z(reference))` over the classes but the one, or one of those, whose logit the reference is.
+    pub others: f64,
+    /// Whether every class is masked.
+    pub masked: bool,
 }
 
 impl LogSumExp {
+    /// From the largest logit that served as the reference, −∞ if there was none.
+    #[inline(always)]
+    pub(super) fn new<R: Real>(reference: R, others: f64) -> Self {
+        let reference = reference.to_f64();
+        Self { reference: reference.max(R::LOWEST.to_f64()), others, masked: reference == f64::NEG_INFINITY }
+    }
+
+    /// The sum's own term: 1, nothing if all classes are masked, and NaN for a logit of +∞.
+    pub fn own(self) -> f64 {
+        match self {
+            Self { masked: true, .. } => 0.0,
+            Self { reference, .. } if reference.is_finite() => 1.0,
+            _ => f64::NAN,
+        }
+    }
+
+    /// `Σ exp(z − z(reference))` over all classes.
+    pub fn total(self) -> f64 {
+        self.own() + self.others
+    }
+
+    /// Its logarithm, in which others that are far fewer keep their digits.
+    pub fn log_total(self) -> f64 {
+        if self.own() == 1.0 && self.others < 0.5 { self.others.ln_1p() } else { self.total().ln() }
+    }
+
+    /// `z(reference) − z(x) + ln total`: minus the log-probability of a class with logit x.
+    #[inline]
+    pub fn above<S: Simd>(self, simd: S, x: f64, transform: Transform) -> f64 {
+        let [high, low] = transform.difference(simd, self.reference, x);
+        sum_of_three(high, self.log_total(), low)
+    }
+
     /// The log-sum-exp; −∞ for a row of only −∞.
-    pub fn value(self, temperature: Temperature) -> f64 {
-        let [high, low] = temperature.difference(self.reference, 0.0);
-        sum_of_three(high, self.sum.ln(), low)
+    #[inline(always)]
+    pub fn value<S: Simd>(self, simd: S, transform: Transform) -> f64 {
+        self.above(simd, 0.0, transform)
     }
 }
 
-/// What one pass can tell of a row beside its log-sum-exp.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Statistics {
-    /// The log-sum-exp.
-    pub log_sum_exp: LogSumExp,
-    /// `Σ z·exp z` with `z = (x − reference) / T`; a masked class counts 0.
-    pub weighted: f64,
-    /// How many classes rank above the left-out one: a larger logit, or the same one at a lower index.
-    pub above: f64,
+/// `log Σ exp z` over the classes of a row.
+#[inline(always)]
+pub fn log_sum_exp<S: Simd, E: Element>(simd: S, row: Row<E>, transform: Transform) -> LogSumExp {
+    pass(simd, row, transform, Nothing).0
 }
 
-/// `log Σ exp(x / T)` over the classes of a row, less the class `left_out`.
+/// [`log_sum_exp`], and what a companion saw on the way: in place where logits are not capped.
 #[inline(always)]
-pub fn log_sum_exp<S: Simd, E: Element>(
+pub(super) fn pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
     simd: S,
     row: Row<E>,
-    left_out: Option<usize>,
-    temperature: Temperature,
-) -> LogSumExp {
-    let statistics = if temperature.is_one() {
-        pass::<S, E, false, false>(simd, row, left_out, temperature)
-    } else {
-        pass::<S, E, true, false>(simd, row, left_out, temperature)
-    };
-    statistics.log_sum_exp
-}
-
-/// [`log_sum_exp`] with [`Statistics`].
-#[inline(always)]
-pub fn statistics<S: Simd, E: Element>(
-    simd: S,
-    row: Row<E>,
-    left_out: Option<usize>,
-    temperature: Temperature,
-) -> Statistics {
-    if temperature.is_one() {
-        pass::<S, E, false, true>(simd, row, left_out, temperature)
-    } else {
-        pass::<S, E, true, true>(simd, row, left_out, temperature)
+    transform: Transform,
+    companion: C,
+) -> (LogSumExp, C) {
+    match transform.mode() {
+        PLAIN => pass_in_place::<S, E, C, PLAIN>(simd, row, transform, companion),
+        SCALED => pass_in_place::<S, E, C, SCALED>(simd, row, transform, companion),
+        _ => pass_by_blocks::<S, E::Real, C, CAPPED>(simd, AnyRow::of(row), transform, companion),
     }
 }
 
-/// What the pass carries from block to block.
-struct Sums<S: Simd, R> {
+/// [`pass`] by blocks, for companions that are worth no kernel for each storage type.
+#[inline(always)]
+pub(super) fn any_pass<S: Simd, R: Real, C: Companion<S, R>>(
+    simd: S,
+    row: AnyRow,
+    transform: Transform,
+    companion: C,
+) -> (LogSumExp, C) {
+    with_mode!(transform, MODE => pass_by_blocks::<S, R, C, MODE>(simd, row, transform, companion))
+}
+
+/// What the pass carries from block to block. Exponentials are boosted, so that a leader's distant followers count.
+struct Sums<S: Simd, R: Real> {
+    /// −∞ as long as there are only masked classes.
     reference: R,
+    /// The reference's own class does not count.
     sum: Total<S>,
-    weighted: Total<S>,
-    above: Total<S>,
 }
 
-/// The pass as a function of its own, so that each is compiled once and not into every driver.
+impl<S: Simd, R: Real> Sums<S, R> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        Self { reference: R::from_f64(f64::NEG_INFINITY), sum: Total::zero(simd) }
+    }
+
+    #[inline(always)]
+    fn finish(self) -> LogSumExp {
+        LogSumExp::new(self.reference, self.sum.value() / R::BOOST)
+    }
+}
+
+/// The pass over the caller's memory: a function of its own, so that it is compiled once and not into every driver.
 #[inline(never)]
-fn pass<S: Simd, E: Element, const SCALED: bool, const STATISTICS: bool>(
+fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
     simd: S,
     row: Row<E>,
-    left_out: Option<usize>,
-    temperature: Temperature,
-) -> Statistics {
+    transform: Transform,
+    mut companion: C,
+) -> (LogSumExp, C) {
     simd.vectorize(
         #[inline(always)]
-        || inlined_pass::<S, E, SCALED, STATISTICS>(simd, row, left_out, temperature),
+        || {
+            let mut sums = Sums::new(simd);
+            let scale = Scale::new(simd, transform);
+            let mut scratch = Scratch::new();
+            for start in (0..row.classes()).step_by(BLOCK) {
+                let length = (row.classes() - start).min(BLOCK);
+                let ahead = row.pointer(start).cast_const().cast::<u8>();
+                for line in 0..BLOCK * size_of::<E>() / 64 {
+                    prefetch(ahead.wrapping_add(PREFETCH + 64 * line));
+                }
+                let block = Block { transform, scale, start, length };
+                let logits = if length == BLOCK && row.is_contiguous() {
+                    InPlace(row.pointer(start).cast_const())
+                } else {
+                    InPlace(scratch.fill(row, start, length, block.vectors() * E::Real::LANES).as_ptr())
+                };
+                companion.begin(simd, start, length);
+                // In most blocks every element counts alike.
+                let raised = block.raise(simd, &logits, &mut sums, &mut companion);
+                if raised || length < BLOCK {
+                    block.add::<_, C, MODE, true>(simd, &logits, raised, &mut sums, &mut companion);
+                } else {
+                    block.add::<_, C, MODE, false>(simd, &logits, raised, &mut sums, &mut companion);
+                }
+            }
+            (sums.finish(), companion)
+        },
     )
 }
 
-#[inline(always)]
-fn inlined_pass<S: Simd, E: Element, const SCALED: bool, const STATISTICS: bool>(
+/// The pass over blocks that were read, and capped, before.
+#[inline(never)]
+fn pass_by_blocks<S: Simd, R: Real, C: Companion<S, R>, const MODE: u8>(
     simd: S,
-    row: Row<E>,
-    left_out: Option<usize>,
-    temperature: Temperature,
-) -> Statistics {
-    let zero = Total::zero(simd);
-    let mut sums = Sums { reference: E::Real::LOWEST, sum: zero, weighted: zero, above: zero };
-    let scale = Scale::<S, E::Real>::new(simd, temperature);
-    let rival = left_out.map_or(E::Real::LOWEST, |class| E::Real::from_f64(row.get(class).to_f64()));
-    let mut scratch = Scratch::new();
-    let mut start = 0;
-    while start < row.classes() {
-        let length = (row.classes() - start).min(BLOCK);
-        let inside = left_out.filter(|class| (start..start + length).contains(class));
-        // Before the left-out class an equal logit ranks above it, after it only a larger one does.
-        let ties = left_out.is_some_and(|class| start + length <= class);
-        let block = Block { temperature, scale, rival, ties, ahead: row.pointer(start).cast_const().cast() };
-        if length == BLOCK && inside.is_none() && row.is_contiguous() {
-            // SAFETY: the block lies inside the row, whose elements are readable and side by side.
-            unsafe { block.add::<E, SCALED, STATISTICS>(simd, row.pointer(start), BLOCK / E::Real::LANES, &mut sums) }
-        } else {
-            let vectors = length.div_ceil(4 * E::Real::LANES) * 4;
-            let scratch = scratch.fill(row, start, length, vectors * E::Real::LANES);
-            if let Some(class) = inside {
-                if STATISTICS {
-                    let ties = scratch[..class - start].iter().filter(|x| x.to_f64() == rival.to_f64()).count();
-                    sums.above.add_scalar(ties as f64);
+    row: AnyRow,
+    transform: Transform,
+    mut companion: C,
+) -> (LogSumExp, C) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut sums = Sums::new(simd);
+            let scale = Scale::new(simd, transform);
+            let mut logits = Copied { logits: [R::default(); BLOCK], capped: Capped::default() };
+            for start in (0..row.classes()).step_by(BLOCK) {
+                let length = (row.classes() - start).min(BLOCK);
+                let block = Block { transform, scale, start, length };
+                row.read(simd, start, length, &mut logits.logits);
+                if MODE == CAPPED {
+                    transform.cap(simd, &logits.logits[..block.vectors() * R::LANES], &mut logits.capped);
                 }
-                scratch[class - start] = E::MASKED;
+                companion.begin(simd, start, length);
+                let raised = block.raise(simd, &logits, &mut sums, &mut companion);
+                block.add::<_, C, MODE, true>(simd, &logits, raised, &mut sums, &mut companion);
             }
-            // SAFETY: `scratch` holds `vectors` vectors.
-            unsafe { block.add::<E, SCALED, STATISTICS>(simd, scratch.as_ptr(), vectors, &mut sums) }
-        }
-        start += length;
+            (sums.finish(), companion)
+        },
+    )
+}
+
+/// Where the vectors of a block are.
+trait Logits<S: Simd, R: Real> {
+    /// A vector of the logits as they came.
+    fn load(&self, simd: S, vector: usize) -> R::Lanes<S>;
+
+    /// The same, capped if they are.
+    fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, R>;
+}
+
+/// In memory: its maker saw to it that the vectors of the block are readable, the last of them padded with masked classes.
+struct InPlace<E>(*const E);
+
+impl<S: Simd, E: Element> Logits<S, E::Real> for InPlace<E> {
+    #[inline(always)]
+    fn load(&self, simd: S, vector: usize) -> <E::Real as Real>::Lanes<S> {
+        // SAFETY: `vector` stays below the block's vectors, which are readable by the maker's promise.
+        unsafe { E::load(simd, self.0.add(vector * E::Real::LANES)) }
     }
-    Statistics {
-        log_sum_exp: LogSumExp { reference: sums.reference.to_f64(), sum: sums.sum.value() },
-        weighted: sums.weighted.value(),
-        above: sums.above.value(),
+
+    #[inline(always)]
+    fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, E::Real> {
+        Value::plain(self.load(simd, vector))
+    }
+}
+
+/// In a copy.
+struct Copied<R> {
+    logits: [R; BLOCK],
+    capped: Capped<R, BLOCK>,
+}
+
+impl<S: Simd, R: Real> Logits<S, R> for Copied<R> {
+    #[inline(always)]
+    fn load(&self, simd: S, vector: usize) -> R::Lanes<S> {
+        R::Lanes::<S>::from_slice(simd, &self.logits[vector * R::LANES..(vector + 1) * R::LANES])
+    }
+
+    #[inline(always)]
+    fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, R> {
+        if MODE == CAPPED {
+            Value::capped(simd, &self.capped, vector * R::LANES)
+        } else {
+            Value::plain(self.load(simd, vector))
+        }
     }
 }
 
 /// What a block needs to know.
 struct Block<S: Simd, R: Real> {
-    temperature: Temperature,
+    transform: Transform,
     scale: Scale<S, R>,
-    /// Logits larger than this one are counted, and those equal to it if `ties` says so.
-    rival: R,
-    ties: bool,
-    /// Where the block lies in the caller's memory.
-    ahead: *const u8,
+    start: usize,
+    length: usize,
 }
 
 impl<S: Simd, R: Real> Block<S, R> {
-    /// Add `vectors` vectors, a multiple of four, to the sums.
-    ///
-    /// # Safety
-    /// They are readable at `source`.
+    /// The vectors of the block, padded to a multiple of four.
     #[inline(always)]
-    unsafe fn add<E: Element<Real = R>, const SCALED: bool, const STATISTICS: bool>(
+    fn vectors(&self) -> usize {
+        self.length.div_ceil(4 * R::LANES) * 4
+    }
+
+    /// Raise the reference, if the block needs that; whether it did.
+    #[inline(always)]
+    fn raise<L: Logits<S, R>, C: Companion<S, R>>(
         &self,
         simd: S,
-        source: *const E,
-        vectors: usize,
+        logits: &L,
         sums: &mut Sums<S, R>,
-    ) {
-        for line in 0..BLOCK * size_of::<E>() / 64 {
-            prefetch(self.ahead.wrapping_add(PREFETCH + 64 * line));
-        }
-        // SAFETY: `vector` stays below `vectors`, which are readable by the caller's promise.
-        let load = |vector: usize| unsafe { E::load(simd, source.add(vector * R::LANES)) };
+        companion: &mut C,
+    ) -> bool {
         let splat = |value| R::Lanes::<S>::simd_from(simd, value);
-
+        let load = |vector| logits.load(simd, vector);
         let mut largest = [load(0), load(1), load(2), load(3)];
-        for vector in (4..vectors).step_by(4) {
+        for vector in (4..self.vectors()).step_by(4) {
             for (chain, largest) in largest.iter_mut().enumerate() {
                 *largest = largest.max(load(vector + chain));
             }
         }
         let largest = largest[0].max(largest[1]).max(largest[2].max(largest[3]));
-        // The slack of one, in units of x.
-        let limit = R::from_f64(sums.reference.to_f64() + self.temperature.value());
-        if largest.simd_gt(splat(limit)).any_true() {
-            let raised = R::largest(largest);
-            // The lowest number is the reference of no more than masked classes: there is nothing to rescale.
-            if sums.reference > R::LOWEST {
-                let [high, low] = self.temperature.difference(sums.reference.to_f64(), raised.to_f64());
-                let (moved, factor) = (high + low, (high + low).exp());
-                R::scale(&mut sums.sum, factor);
-                if STATISTICS {
-                    // Σ (z + δ)·e^(z + δ) = e^δ·(Σ z·e^z + δ·Σ e^z), and 0 for a δ of −∞.
-                    R::scale(&mut sums.weighted, factor);
-                    sums.weighted.add_scalar(if factor == 0.0 { 0.0 } else { moved * sums.sum.value() });
-                }
-            }
-            sums.reference = raised;
+        companion.largest(simd, largest, self.start);
+        // The slack of one, in units of x: a cap only brings logits closer. The first logit that is not masked is a
+        // reference at once.
+        let limit = R::from_f64(sums.reference.to_f64() + self.transform.temperature());
+        if !largest.simd_gt(splat(limit)).any_true() {
+            return false;
         }
+        let raised = R::largest(largest);
+        // Before the first there is nothing to rescale.
+        if sums.reference.to_f64() > f64::NEG_INFINITY {
+            let [high, low] = self.transform.difference(simd, sums.reference.to_f64(), raised.to_f64());
+            let (moved, factor) = (high + low, (high + low).exp());
+            sums.sum.add_scalar(R::BOOST);
+            companion.raise(|| {
+                let [from, to] = [sums.reference, raised].map(|x| self.transform.capped(simd, x.to_f64()));
+                Raise { from, to, moved, factor, sum: sums.sum.value() }
+            });
+            R::scale(&mut sums.sum, factor);
+        }
+        sums.reference = raised;
+        true
+    }
 
-        let reference = splat(sums.reference);
-        let zero = splat(R::default());
-        let (mut sum, mut weighted, mut above) = ([zero; 4], [zero; 4], [zero; 4]);
+    /// Add the exponentials. In a block that is only a `PART` the vectors are padded, or the reference was raised: then
+    /// its own term, and that of every logit equal to it, is counted apart.
+    #[inline(always)]
+    fn add<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const PART: bool>(
+        &self,
+        simd: S,
+        logits: &L,
+        raised: bool,
+        sums: &mut Sums<S, R>,
+        companion: &mut C,
+    ) {
+        let found = sums.reference.to_f64();
+        let reference = self.scale.reference::<MODE>(self.transform, found.max(R::LOWEST.to_f64()));
+        let (zero, one) = (R::splat(simd, 0.0), R::splat(simd, 1.0));
+        // Nothing equals NaN.
+        let own = R::splat(simd, if raised { found } else { f64::NAN });
+        let length = R::splat(simd, self.length as f64);
+        let mut number = R::numbers(simd);
+        let (mut sum, mut equal) = ([zero; 4], zero);
+        companion.begin_sums(simd);
+        let vectors = if PART { self.vectors() } else { BLOCK / R::LANES };
         for vector in (0..vectors).step_by(4) {
-            for chain in 0..4 {
-                let x = load(vector + chain);
-                let (exp, z) = self.scale.exp::<SCALED>(x, reference, Boost::None);
-                sum[chain] += exp;
-                if STATISTICS {
-                    weighted[chain] += z * exp;
-                    let rival = splat(self.rival);
-                    let ahead = if self.ties { x.simd_ge(rival) } else { x.simd_gt(rival) };
-                    above[chain] += ahead.select(splat(R::from_f64(1.0)), zero);
+            for (chain, sum) in sum.iter_mut().enumerate() {
+                let (x, mut value) = (logits.load(simd, vector + chain), logits.value::<MODE>(simd, vector + chain));
+                if MODE == CAPPED {
+                    value = value.same_as(reference, x.simd_eq(R::splat(simd, found)));
                 }
+                let (exp, z) = self.scale.exp::<MODE>(value, reference, Boost::Full);
+                let mut term = Term { x, value, reference, exp, z, counts: None };
+                if PART {
+                    let is_own = x.simd_eq(own);
+                    equal += is_own.select(one, zero);
+                    term.exp = is_own.select(zero, exp);
+                    term.counts = Some(number.simd_lt(length));
+                    number += R::splat(simd, R::LANES as f64);
+                }
+                *sum += term.exp;
+                companion.add(simd, vector + chain, chain, term);
             }
         }
         R::add_to(&mut sums.sum, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-        if STATISTICS {
-            R::add_to(&mut sums.weighted, (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]));
-            R::add_to(&mut sums.above, (above[0] + above[1]) + (above[2] + above[3]));
+        if PART && raised {
+            let mut count = Total::zero(simd);
+            R::add_to(&mut count, equal);
+            sums.sum.add_scalar((count.value() - 1.0) * R::BOOST);
         }
+        companion.end_sums();
     }
 }

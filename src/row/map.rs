@@ -2,7 +2,8 @@
 
 use fearless_simd::{Simd, prelude::*};
 
-use super::{BLOCK, Scale, Scratch, Temperature};
+use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
+use super::{AnyRow, BLOCK, Dense, Scratch, Transform, rounded};
 use crate::element::Element;
 use crate::math::{Boost, Real};
 use crate::simd;
@@ -17,15 +18,32 @@ pub enum Stores {
     Streaming,
 }
 
-/// The function `factor · exp((x − reference) / temperature)`.
+/// The function `factor · exp(z − z(reference))`.
 #[derive(Clone, Copy, Debug)]
 pub struct Exponential {
     /// A logit that none exceeds by much.
     pub reference: f64,
     /// What the exponentials are multiplied by.
     pub factor: f64,
-    /// The divisor of the logits.
-    pub temperature: Temperature,
+    /// What becomes of the logits first.
+    pub transform: Transform,
+}
+
+impl Exponential {
+    /// The boost of the exponentials, and the factor that takes it back.
+    #[inline(always)]
+    pub(super) fn boosted<R: Real>(&self) -> (Boost, f64) {
+        let boost = if can_boost::<R>(self.factor) { Boost::Full } else { Boost::None };
+        (boost, take_back::<R>(self.factor, boost))
+    }
+}
+
+/// What is subtracted: `scale` times the uniform or the dense part of a target.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offset<'a> {
+    pub(super) scale: f64,
+    pub(super) uniform: f64,
+    pub(super) dense: Option<&'a Dense<'a>>,
 }
 
 /// Whether a factor can take the boost of [`Real::exp`] back and stay a normal number.
@@ -44,7 +62,7 @@ pub(super) fn take_back<R: Real>(factor: f64, boost: Boost) -> f64 {
 
 /// Write an [`Exponential`] of the logits of a row, but for the class that is an exception, which gets its own value.
 ///
-/// Each is within u·(|x − reference| / T + 4) of its value, u being half an ulp of one: the exponentials are boosted
+/// Each is within u·(|z − z(reference)| + 4) of its value, u being half an ulp of one: the exponentials are boosted
 /// by a power of two that the factor takes back, so that a subnormal result is rounded once.
 ///
 /// # Safety
@@ -58,29 +76,205 @@ pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     stores: Stores,
     exception: Option<(usize, O)>,
 ) {
-    let Exponential { reference, factor, temperature } = of;
-    let boost = if can_boost::<E::Real>(factor) { Boost::Full } else { Boost::None };
-    let factor = take_back::<E::Real>(factor, boost);
     simd.vectorize(
         #[inline(always)]
         || {
-            let scale = Scale::new(simd, temperature);
-            let (reference, factor) = (splat::<S, E::Real>(simd, reference), splat::<S, E::Real>(simd, factor));
             // SAFETY: the caller's promise.
             unsafe {
-                if temperature.is_one() {
-                    let f = Probability::<S, E::Real, false> { scale, boost, reference, factor };
+                with_uncapped_mode!(of.transform, MODE => {
+                    let f = Probability(Terms::<S, E::Real, MODE>::new(simd, of));
                     map(simd, row, out, stores, &f, exception);
-                } else {
-                    let f = Probability::<S, E::Real, true> { scale, boost, reference, factor };
-                    map(simd, row, out, stores, &f, exception);
-                }
+                });
             }
         },
     );
 }
 
-/// Write `(x − reference) / T − log_sum`.
+/// Write `(exponential − offset)·dz/dx·T`, and 0 for masked classes, but for the class that is an exception.
+///
+/// # Safety
+/// As for [`probabilities`].
+#[inline(always)]
+pub(super) unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    simd: S,
+    row: Row<E>,
+    out: Row<O>,
+    of: Exponential,
+    offset: Offset,
+    stores: Stores,
+    exception: Option<(usize, f64)>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if offset.dense.is_none() && offset.uniform == 0.0 && of.transform.mode() != CAPPED {
+            let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
+            probabilities(simd, row, out, of, stores, exception);
+        } else {
+            let (row, out) = (AnyRow::of(row), AnyRow::of(out));
+            with_mode!(of.transform, MODE => {
+                difference::<S, E::Real, MODE>(simd, row, out, of, offset, stores, exception);
+            });
+        }
+    }
+}
+
+/// [`gradient`] by blocks.
+///
+/// # Safety
+/// As for [`probabilities`].
+#[inline(never)]
+unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
+    simd: S,
+    row: AnyRow,
+    out: AnyRow,
+    of: Exponential,
+    offset: Offset,
+    stores: Stores,
+    exception: Option<(usize, f64)>,
+) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let terms = Terms::<S, R, MODE>::new(simd, of);
+            let mut capped = Capped::<R, BLOCK>::default();
+            let mut numbers = [0.0; BLOCK];
+            let mut offsets = [R::from_f64(offset.scale * offset.uniform); BLOCK];
+            // SAFETY: the caller's promise.
+            unsafe {
+                map_blocks(
+                    simd,
+                    row,
+                    out,
+                    stores,
+                    exception,
+                    #[inline(always)]
+                    |start: usize, length: usize, block: &mut [R; BLOCK]| {
+                        if let Some(dense) = offset.dense {
+                            dense.fill(simd, start, length, &mut numbers);
+                            for (value, number) in offsets.iter_mut().zip(&numbers) {
+                                *value = R::from_f64(offset.scale * number);
+                            }
+                        }
+                        let padded = length.next_multiple_of(R::LANES);
+                        if MODE == CAPPED {
+                            of.transform.cap(simd, &block[..padded], &mut capped);
+                        }
+                        for index in (0..padded).step_by(R::LANES) {
+                            let here = index..index + R::LANES;
+                            let x = R::Lanes::<S>::from_slice(simd, &block[here.clone()]);
+                            let offset = R::Lanes::<S>::from_slice(simd, &offsets[here.clone()]);
+                            let value =
+                                if MODE == CAPPED { Value::capped(simd, &capped, index) } else { Value::plain(x) };
+                            let gradient = difference_of::<S, R>(x, terms.exp(value), terms.factor, offset);
+                            let gradient = if MODE == CAPPED {
+                                // A masked class has no slope, and a gradient of 0, or NaN.
+                                let slope = R::Lanes::<S>::from_slice(simd, &capped.slope[here.clone()]);
+                                gradient * slope
+                            } else {
+                                gradient
+                            };
+                            gradient.store_slice(&mut block[here]);
+                        }
+                    },
+                );
+            }
+        },
+    );
+}
+
+/// `exp·factor − offset`, 0 for a masked class, or NaN in a row that is.
+#[inline(always)]
+pub(super) fn difference_of<S: Simd, R: Real>(
+    x: R::Lanes<S>,
+    exp: R::Lanes<S>,
+    factor: R::Lanes<S>,
+    offset: R::Lanes<S>,
+) -> R::Lanes<S> {
+    let simd = x.token();
+    let masked = x.simd_eq(R::splat(simd, f64::NEG_INFINITY));
+    exp.mul_sub(factor, masked.select(R::splat(simd, 0.0), offset))
+}
+
+/// Write `scale·p·(1 − p)`, p being the exponential, but for the class that is an exception.
+///
+/// # Safety
+/// As for [`probabilities`].
+#[inline(never)]
+pub(super) unsafe fn variance<S: Simd, R: Real>(
+    simd: S,
+    row: AnyRow,
+    out: AnyRow,
+    of: Exponential,
+    scale: f64,
+    stores: Stores,
+    exception: Option<(usize, f64)>,
+) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            with_uncapped_mode!(of.transform, MODE => {
+                let terms = Terms::<S, R, MODE>::new(simd, of);
+                // SAFETY: the caller's promise.
+                unsafe {
+                    map_blocks(
+                        simd,
+                        row,
+                        out,
+                        stores,
+                        exception,
+                        #[inline(always)]
+                        |_, length: usize, block: &mut [R; BLOCK]| {
+                    for part in block[..length.next_multiple_of(R::LANES)].chunks_exact_mut(R::LANES) {
+                        let x = R::Lanes::<S>::from_slice(simd, part);
+                        let p = terms.exp(Value::plain(x)) * terms.factor;
+                        variance_of::<S, R>(p, R::splat(simd, scale)).store_slice(part);
+                    }
+                },
+                    );
+                }
+            });
+        },
+    );
+}
+
+/// `scale·p·(1 − p)`.
+#[inline(always)]
+pub(super) fn variance_of<S: Simd, R: Real>(p: R::Lanes<S>, scale: R::Lanes<S>) -> R::Lanes<S> {
+    p * (R::splat(p.token(), 1.0) - p) * scale
+}
+
+/// Write what `f` makes of each block of a row: it gets where the block starts, how long it is, and its logits.
+///
+/// # Safety
+/// As for [`probabilities`].
+#[inline(always)]
+unsafe fn map_blocks<S: Simd, R: Real>(
+    simd: S,
+    row: AnyRow,
+    out: AnyRow,
+    stores: Stores,
+    exception: Option<(usize, f64)>,
+    mut f: impl FnMut(usize, usize, &mut [R; BLOCK]),
+) {
+    let mut block = [R::default(); BLOCK];
+    // A first short block brings the streaming stores to the boundary that they need, if there is one.
+    let lead = out.lead(stores);
+    let mut start = 0;
+    while start < row.classes() {
+        let most = if start == 0 { lead.filter(|lead| *lead > 0).unwrap_or(BLOCK) } else { BLOCK };
+        let length = most.min(row.classes() - start);
+        row.read(simd, start, length, &mut block);
+        f(start, length, &mut block);
+        if let Some((class, value)) = exception.filter(|(class, _)| (start..start + length).contains(class)) {
+            block[class - start] = R::from_f64(value);
+        }
+        // SAFETY: the caller's promise; blocks after the lead begin on a boundary.
+        unsafe { out.write(simd, start, length, &block, lead.is_some_and(|lead| start >= lead)) }
+        start += length;
+    }
+}
+
+/// Write `z − z(reference) − log_sum`.
 ///
 /// # Safety
 /// As for [`probabilities`].
@@ -91,64 +285,77 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
     out: Row<O>,
     reference: f64,
     log_sum: f64,
-    temperature: Temperature,
+    transform: Transform,
     stores: Stores,
 ) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let scale = Scale::new(simd, temperature);
-            let (reference, log_sum) = (splat::<S, E::Real>(simd, reference), splat::<S, E::Real>(simd, log_sum));
+            let log_sum = E::Real::splat(simd, log_sum);
             // SAFETY: the caller's promise.
             unsafe {
-                if temperature.is_one() {
-                    let f = LogProbability::<S, E::Real, false> { scale, reference, log_sum };
+                with_uncapped_mode!(transform, MODE => {
+                    let of = Exponential { reference, factor: 1.0, transform };
+                    let f = LogProbability { terms: Terms::<S, E::Real, MODE>::new(simd, of), log_sum };
                     map(simd, row, out, stores, &f, None);
-                } else {
-                    let f = LogProbability::<S, E::Real, true> { scale, reference, log_sum };
-                    map(simd, row, out, stores, &f, None);
-                }
+                });
             }
         },
     );
 }
 
-/// The number in all lanes.
-#[inline(always)]
-pub(super) fn splat<S: Simd, R: Real>(simd: S, value: f64) -> R::Lanes<S> {
-    R::Lanes::<S>::simd_from(simd, R::from_f64(value))
-}
-
 /// A function of lanes. A trait and not a closure, since a closure that the compiler does not inline runs without the
 /// level's instructions: the gradient took 30 times as long.
 trait Function<S: Simd, R: Real> {
+    /// The function of logits.
     fn of(&self, x: R::Lanes<S>) -> R::Lanes<S>;
 }
 
-struct Probability<S: Simd, R: Real, const SCALED: bool> {
+/// The exponentials of logits.
+struct Terms<S: Simd, R: Real, const MODE: u8> {
     scale: Scale<S, R>,
     boost: Boost,
-    reference: R::Lanes<S>,
+    reference: Value<S, R>,
     factor: R::Lanes<S>,
 }
 
-impl<S: Simd, R: Real, const SCALED: bool> Function<S, R> for Probability<S, R, SCALED> {
+impl<S: Simd, R: Real, const MODE: u8> Terms<S, R, MODE> {
     #[inline(always)]
-    fn of(&self, x: R::Lanes<S>) -> R::Lanes<S> {
-        self.scale.exp::<SCALED>(x, self.reference, self.boost).0 * self.factor
+    fn new(simd: S, of: Exponential) -> Self {
+        let scale = Scale::new(simd, of.transform);
+        let (boost, factor) = of.boosted::<R>();
+        Self {
+            scale,
+            boost,
+            reference: scale.reference::<MODE>(of.transform, of.reference),
+            factor: R::splat(simd, factor),
+        }
+    }
+
+    #[inline(always)]
+    fn exp(&self, value: Value<S, R>) -> R::Lanes<S> {
+        self.scale.exp::<MODE>(value, self.reference, self.boost).0
     }
 }
 
-struct LogProbability<S: Simd, R: Real, const SCALED: bool> {
-    scale: Scale<S, R>,
-    reference: R::Lanes<S>,
+struct Probability<S: Simd, R: Real, const MODE: u8>(Terms<S, R, MODE>);
+
+impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for Probability<S, R, MODE> {
+    #[inline(always)]
+    fn of(&self, x: R::Lanes<S>) -> R::Lanes<S> {
+        self.0.exp(Value::plain(x)) * self.0.factor
+    }
+}
+
+struct LogProbability<S: Simd, R: Real, const MODE: u8> {
+    terms: Terms<S, R, MODE>,
     log_sum: R::Lanes<S>,
 }
 
-impl<S: Simd, R: Real, const SCALED: bool> Function<S, R> for LogProbability<S, R, SCALED> {
+impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for LogProbability<S, R, MODE> {
     #[inline(always)]
     fn of(&self, x: R::Lanes<S>) -> R::Lanes<S> {
-        self.scale.log::<SCALED>(x, self.reference, self.log_sum)
+        self.terms.scale.log::<MODE>(Value::plain(x), self.terms.reference, self.log_sum)
     }
 }
 
@@ -175,12 +382,12 @@ pub unsafe fn fill<O: Element>(out: Row<O>, value: O) {
 /// # Safety
 /// As for [`probabilities`].
 #[inline(always)]
-unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
+unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E::Real>>(
     simd: S,
     row: Row<E>,
     out: Row<O>,
     stores: Stores,
-    f: &impl Function<S, E::Real>,
+    f: &F,
     exception: Option<(usize, O)>,
 ) {
     debug_assert_eq!(row.classes(), out.classes());
@@ -237,7 +444,10 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>>(
             let input = source.fill(row, start, length, length.next_multiple_of(lanes));
             for index in (0..length).step_by(lanes) {
                 // SAFETY: `input` holds whole vectors, and `result` a block of them.
-                unsafe { O::store(simd, result.pointer().add(index), f.of(E::load(simd, input.as_ptr().add(index)))) }
+                unsafe {
+                    let values = f.of(E::load(simd, input.as_ptr().add(index)));
+                    O::store(simd, result.pointer().add(index), values);
+                }
             }
             if let Some((class, value)) = exception.filter(|(class, _)| (start..start + length).contains(class)) {
                 // SAFETY: the class is one of the `length` elements.

@@ -3,42 +3,50 @@
 //! # How a row is read
 //!
 //! A row is walked in blocks of [`BLOCK`] elements. A full block that lies in memory as it is computed with is read in
-//! place; any other (the tail, a strided or byte-swapped row, the block that holds the target) is copied to a block
-//! on the stack first, where the classes that do not count are masked. So there is one loop and no masked load.
+//! place; any other (the tail, a strided or byte-swapped row) is copied to a block on the stack first and padded with
+//! masked classes. So there is one loop and no masked load.
 //!
 //! # One pass for the loss
 //!
-//! [`log_sum_exp`] keeps a reference, close to the largest logit seen, and sums `exp((x − reference) / T)`. Only when a
+//! [`log_sum_exp`] keeps a reference, close to the largest logit seen, and sums `exp(z − z(reference))`. Only when a
 //! block's maximum exceeds the reference by more than T does it raise the reference and rescale the sums: for logits
 //! in random order about ln(blocks) times a row, so the branch is predicted and the pass costs its exponentials.
 //! A slack of one, not the 30 that float32 would bear: the rounding of `x − reference` grows with it, and the promise
 //! on accuracy with it would break.
 //!
-//! The target's class is left out of the sum and added at the end in f64. That keeps the loss of confident rows
-//! (`log1p` of the others' share, however small) and the target's entry of the gradient (minus the others' share)
-//! free of cancellation, and costs one copied block a row.
+//! The reference is the logit of a class, whose own term is 1: it is left out of the sum and added at the end in f64.
+//! That keeps what a confident row has beside its leader (`log1p` of the others' share, however small, for the loss;
+//! minus that share for the gradient) free of cancellation, whatever the target. It costs a second copy of the loop, for
+//! the blocks in which the reference rises.
+//!
+//! What the target needs beside the log-sum-exp, a companion sums on the way (`companion.rs`); what becomes of the
+//! logits first is a `Transform`.
 //!
 //! # A second pass for the gradient
 //!
-//! [`probabilities`] reads the row again, from cache, and recomputes the exponentials: cheaper than keeping them.
+//! `map.rs` reads the row again, from cache, and recomputes the exponentials: cheaper than keeping them.
 //! Outputs larger than the cache are written with streaming stores.
 
-mod leader;
+mod any;
+pub mod binary;
+mod companion;
+mod dense;
 mod log_sum_exp;
 mod map;
+mod statistics;
 mod target;
-mod temperature;
 #[cfg(test)]
 mod tests;
 pub mod tile;
+mod transform;
 
-pub use leader::leader;
-pub use log_sum_exp::{LogSumExp, Statistics, log_sum_exp, statistics};
+pub use any::AnyRow;
+pub use dense::{Dense, Source, Teacher};
+pub use log_sum_exp::{LogSumExp, log_sum_exp};
 pub use map::{Exponential, Stores, fill, log_probabilities, probabilities};
-pub use target::{ClassLoss, per_mass, rounded};
-pub use temperature::Temperature;
-
-use temperature::Scale;
+pub use statistics::{Statistics, statistics};
+pub use target::{RowLoss, Target, per_mass, product, rounded};
+pub use transform::Transform;
 
 use std::mem::MaybeUninit;
 

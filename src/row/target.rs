@@ -1,118 +1,307 @@
 //! What a row should be: its target, the loss of not being it, and the gradient of that loss.
+//!
+//! A target is a weight for every class, the sum of three parts: one for all classes (`uniform`), one for each (`dense`)
+//! and one for a single class (`point`). With `mass` the sum of all weights t,
+//!
+//! ```text
+//! loss = Σ t·(lse − z) + z_loss·lse²        gradient = (mass + 2·z_loss·lse)·softmax(z) − t, times dz/dx
+//! ```
+//!
+//! | target | uniform | dense | point |
+//! |---|---|---|---|
+//! | class y | | | (y, 1) |
+//! | with label smoothing ε | ε/C | | (y, 1 − ε) |
+//! | and class weights w | | (ε/C)·w | (y, (1 − ε)·w_y) |
+//! | probabilities p, smoothed and weighted | | w·((1 − ε)·p + ε/C) | |
+//! | a teacher's softmax | | p | |
 
 use fearless_simd::Simd;
 
-use super::temperature::sum_of_three;
-use super::{Exponential, LogSumExp, Stores, Temperature, log_sum_exp, map};
+use super::companion::{Nothing, Uniform, Weighted};
+use super::dense::RowWeights;
+use super::log_sum_exp::{any_pass, pass};
+use super::map::{self, Exponential, Offset, Stores};
+use super::{AnyRow, BLOCK, Dense, LogSumExp, Transform};
 use crate::element::Element;
 use crate::math::Real;
 use crate::view::Row;
 
-/// The loss of a row whose target is a class.
+/// What a row should be.
 #[derive(Clone, Copy, Debug)]
-pub struct ClassLoss {
-    /// The loss, in nats.
-    pub loss: f64,
-    class: usize,
-    /// The larger of the target's logit and the others' reference.
-    reference: f64,
-    /// `Σ exp((x − reference) / T)` over the other classes.
-    others: f64,
-    /// The same over all classes.
-    total: f64,
-    /// Whether the target is a class that is not there.
-    masked: bool,
+pub struct Target<'a> {
+    /// The weight of every class.
+    pub uniform: f64,
+    /// The weights of each class.
+    pub dense: Option<&'a Dense<'a>>,
+    /// A class and its own weight.
+    pub point: Option<(usize, f64)>,
+    /// The factor of lse².
+    pub z_loss: f64,
 }
 
-impl ClassLoss {
-    /// The loss of a row, `−log softmax(x / T)` of `class`, and what its gradient needs.
+/// What a pass summed for the uniform or the dense part of a target.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spread {
+    /// `Σ t`.
+    pub(super) mass: f64,
+    /// `Σ t·(v − v(reference))`, v being the logits, capped if they are.
+    pub(super) sum: f64,
+    /// The same over a teacher's own logits.
+    pub(super) teacher_sum: f64,
+}
+
+/// The loss of a row, and what its gradient needs.
+#[derive(Clone, Copy, Debug)]
+pub struct RowLoss {
+    /// The loss, in nats.
+    pub loss: f64,
+    /// The log-sum-exp of the row.
+    pub log_sum_exp: LogSumExp,
+    /// The point's logit.
+    logit: f64,
+    /// The class whose logit the reference is, where that is known.
+    leader: Option<usize>,
+    /// The weight of the point, and of all the rest.
+    point: f64,
+    spread: f64,
+    /// `2·z_loss·lse`.
+    pull: f64,
+}
+
+impl<'a> Target<'a> {
+    /// A class, for all of its weight.
+    pub fn class(class: usize) -> Self {
+        Self { uniform: 0.0, dense: None, point: Some((class, 1.0)), z_loss: 0.0 }
+    }
+
+    /// The loss of a row.
     #[inline(always)]
-    pub fn of_row<S: Simd, E: Element>(simd: S, row: Row<E>, class: usize, temperature: Temperature) -> Self {
-        let rest = log_sum_exp(simd, row, Some(class), temperature);
-        Self::new(class, row.get(class).to_f64(), rest, temperature)
-    }
-
-    /// From the target's logit and the log-sum-exp of the other classes.
-    ///
-    /// Where the target leads, the loss is `log1p(others)`: relative accuracy however confident the row. Elsewhere
-    /// it is `(reference − logit) / T + ln total`, the difference taken in twice the precision, rounded once.
-    pub fn new(class: usize, logit: f64, rest: LogSumExp, temperature: Temperature) -> Self {
-        let [high, low] = temperature.difference(rest.reference, logit);
-        let masked = logit == f64::NEG_INFINITY;
-        if high <= 0.0 {
-            let others = rest.sum * (high + low).exp();
-            // 1, or NaN for a logit of +∞.
-            let own = if logit < f64::INFINITY { 1.0 } else { f64::NAN };
-            return Self { loss: others.ln_1p() * own, class, reference: logit, others, total: others + own, masked };
-        }
-        let total = rest.sum + (-(high + low)).exp();
-        Self {
-            loss: sum_of_three(high, total.ln(), low),
-            class,
-            reference: rest.reference,
-            others: rest.sum,
-            total,
-            masked,
-        }
-    }
-
-    /// `Σ softmax·log softmax` and with it the entropy follow from `weighted`, `Σ z·exp z` over the other classes
-    /// relative to `rest`: the entropy of the softmax, in nats.
-    pub fn entropy(&self, logit: f64, rest: LogSumExp, weighted: f64, temperature: Temperature) -> f64 {
-        let moved = |x: f64| {
-            let [high, low] = temperature.difference(x, self.reference);
-            high + low
+    pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row<E>, transform: Transform) -> RowLoss {
+        let (log_sum_exp, spread) = if let Some(&dense) = self.dense {
+            let mut block = [0.0; BLOCK];
+            let weights = RowWeights { dense, sum: 0.0 };
+            let weighted = Weighted::new(simd, weights, &mut block);
+            let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyRow::of(row), transform, weighted);
+            let (mass, sum) = (weighted.mass.value(), weighted.sum.value());
+            (found, Spread { mass, sum, teacher_sum: weighted.weights.sum })
+        } else if self.uniform != 0.0 {
+            let (found, uniform) = pass(simd, row, transform, Uniform::new(simd));
+            (found, self.uniform_spread(uniform.halves.value(), row.classes()))
+        } else {
+            (pass(simd, row, transform, Nothing).0, Spread::default())
         };
-        let shift = moved(rest.reference);
-        let own = moved(logit);
-        let product = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a * b };
-        let weighted = product(weighted, shift.exp()) + product(shift, self.others) + product(own, own.exp());
-        let others = self.others;
-        let log_total = if self.reference == logit { others.ln_1p() } else { self.total.ln() };
-        log_total - weighted / self.total
+        let logit = self.point.map_or(0.0, |(class, _)| row.get(class).to_f64());
+        self.loss_of(simd, logit, log_sum_exp, spread, transform)
     }
 
-    /// The target.
-    pub fn class(&self) -> usize {
-        self.class
-    }
-
-    /// `scale · softmax(x / T) / T` as a function of the logits.
+    /// The loss of a row whose log-sum-exp is known: a second pass only if more has to be summed.
     #[inline(always)]
-    pub fn scaled_softmax(&self, scale: f64, temperature: Temperature) -> Exponential {
-        let factor = per_mass(scale / temperature.value(), self.total);
-        Exponential { reference: self.reference, factor, temperature }
+    pub fn loss_after<S: Simd, E: Element>(
+        &self,
+        simd: S,
+        row: Row<E>,
+        log_sum_exp: LogSumExp,
+        transform: Transform,
+    ) -> RowLoss {
+        if self.dense.is_some() || self.uniform != 0.0 {
+            return self.loss(simd, row, transform);
+        }
+        let logit = self.point.map_or(0.0, |(class, _)| row.get(class).to_f64());
+        self.loss_of(simd, logit, log_sum_exp, Spread::default(), transform)
     }
 
-    /// The gradient's entry for the target, `scale · (softmax(x / T) − 1) / T`.
+    /// The sums of a uniform part, from the halves of `Σ v − v(reference)`.
+    #[inline(always)]
+    pub(super) fn uniform_spread(&self, halves: f64, classes: usize) -> Spread {
+        let (mass, sum) = (self.uniform * classes as f64, 2.0 * (self.uniform * halves));
+        Spread { mass, sum, teacher_sum: 0.0 }
+    }
+
+    /// The loss from the sums of a pass and the point's logit.
     ///
-    /// It is minus the others' share, never a difference. A masked class has 0, the target too.
-    #[inline(always)]
-    pub fn own_gradient(&self, scale: f64, temperature: Temperature) -> f64 {
-        // A row without mass, or with a NaN, is NaN throughout; a factor that overflowed is not multiplied by 0.
-        let share = self.others / self.total;
-        if share == 0.0 || (self.masked && share == 1.0) { 0.0 } else { -(scale / temperature.value()) * share }
+    /// Where the point leads, its loss is `log1p(others)`: relative accuracy however confident the row. Elsewhere it is
+    /// `(z(reference) − z) + ln total`, the difference taken in twice the precision, rounded once.
+    #[inline(never)]
+    pub(super) fn loss_of<S: Simd>(
+        &self,
+        simd: S,
+        logit: f64,
+        log_sum_exp: LogSumExp,
+        spread: Spread,
+        transform: Transform,
+    ) -> RowLoss {
+        let mut loss = 0.0;
+        let mut weight = 0.0;
+        if let Some((_, own)) = self.point {
+            let missed = log_sum_exp.above(simd, logit, transform);
+            (loss, weight) = (product(own, missed), own);
+        }
+        if let Some(dense) = self.dense {
+            let distance = (spread.sum - spread.teacher_sum) / transform.temperature();
+            let divergence = spread.mass * (log_sum_exp.log_total() - dense.log_total()) - distance;
+            // What rounding leaves of no divergence.
+            loss += if dense.is_softmax() && divergence < 0.0 { 0.0 } else { divergence };
+        } else if self.uniform != 0.0 {
+            loss += spread.mass * log_sum_exp.log_total() - spread.sum / transform.temperature();
+        }
+        let mut pull = 0.0;
+        if self.z_loss != 0.0 {
+            let lse = log_sum_exp.value(simd, transform);
+            loss += self.z_loss * lse * lse;
+            pull = 2.0 * self.z_loss * lse;
+        }
+        RowLoss { loss, log_sum_exp, logit, leader: None, point: weight, spread: spread.mass, pull }
     }
 
-    /// Write `scale · (softmax(x / T) − target) / T` to `out`, reading the logits again.
+    /// What is subtracted from the softmax of every class.
+    pub(super) fn offset(&self, scale: f64) -> Offset<'a> {
+        Offset { scale, uniform: self.uniform, dense: self.dense }
+    }
+}
+
+/// A weight times what it weighs: 0 if a weight of 0 weighs an infinity.
+pub fn product(weight: f64, loss: f64) -> f64 {
+    if weight == 0.0 && loss.is_infinite() { 0.0 } else { weight * loss }
+}
+
+impl RowLoss {
+    /// `scale · (mass + 2·z_loss·lse)·softmax(z) / T` as a function of the logits.
+    #[inline(always)]
+    pub(super) fn scaled_softmax(&self, scale: f64, transform: Transform) -> Exponential {
+        let mass = (self.point + self.spread) + self.pull;
+        let factor = per_mass(scale / transform.temperature() * mass, self.log_sum_exp.total());
+        Exponential { reference: self.log_sum_exp.reference, factor, transform }
+    }
+
+    /// The probability of a logit and what is missing to one, neither a difference where it is small.
+    #[inline]
+    fn probability<S: Simd>(&self, simd: S, logit: f64, transform: Transform) -> [f64; 2] {
+        let found = self.log_sum_exp;
+        let total = found.total();
+        if logit == found.reference && !found.masked {
+            return [found.own() / total, found.others / total];
+        }
+        let [high, low] = transform.difference(simd, logit, found.reference);
+        let exp = (high + low).exp();
+        [exp / total, (total - exp) / total]
+    }
+
+    /// With the class whose logit the reference is, if it may hold so much of the mass that lanes cannot tell the rest.
+    #[inline(always)]
+    pub(super) fn with_leader(self, find: impl FnOnce(f64) -> Option<usize>) -> Self {
+        let found = self.log_sum_exp;
+        Self { leader: if found.others < 0.5 && !found.masked { find(found.reference) } else { None }, ..self }
+    }
+
+    /// Whether a tile's lanes cannot get the gradient of one class right: the leader, if it is what the target names.
+    pub fn has_own_gradient(&self, target: &Target) -> bool {
+        self.leader.is_some_and(|leader| target.point.is_none_or(|(class, _)| class == leader))
+    }
+
+    /// The class whose gradient the lanes cannot get right, and that gradient, times `scale`: the point, or the class
+    /// that may hold all of the mass.
+    ///
+    /// It is made of the others' share, never a difference from one. A masked class has 0, the target too.
+    #[inline(never)]
+    pub fn own_gradient<S: Simd>(
+        &self,
+        simd: S,
+        target: &Target,
+        scale: f64,
+        transform: Transform,
+    ) -> Option<(usize, f64)> {
+        let (class, logit) = match target.point {
+            Some((class, _)) => (class, self.logit),
+            None => (self.leader?, self.log_sum_exp.reference),
+        };
+        let [own, others] = self.probability(simd, logit, transform);
+        if logit == f64::NEG_INFINITY {
+            // A row without mass, or with a NaN, is NaN throughout.
+            return Some((class, 0.0 * others));
+        }
+        let here = target.dense.map_or(target.uniform, |dense| dense.at(simd, class));
+        let pull = if self.pull == 0.0 { 0.0 } else { self.pull * own };
+        let spread = if own > 0.5 { (self.spread - here) - self.spread * others } else { self.spread * own - here };
+        let gradient = spread - self.point * others + pull;
+        let gradient = gradient * transform.slope(simd, logit);
+        // A factor that overflowed is not multiplied by 0.
+        Some((class, if gradient == 0.0 { 0.0 } else { scale / transform.temperature() * gradient }))
+    }
+
+    /// The reference's class, and its entry of the Hessian's diagonal, times `scale`: of the others' share too.
+    #[inline(always)]
+    pub fn own_variance(&self, scale: f64, transform: Transform) -> Option<(usize, f64)> {
+        let found = self.log_sum_exp;
+        let variance = found.own() / found.total() * (found.others / found.total());
+        Some((self.leader?, self.variance_scale(scale, transform) * variance))
+    }
+
+    /// The Hessian's factor of `p·(1 − p)`.
+    #[inline(always)]
+    pub(super) fn variance_scale(&self, scale: f64, transform: Transform) -> f64 {
+        scale / transform.temperature() / transform.temperature() * (self.point + self.spread)
+    }
+
+    /// The softmax as a function of the logits.
+    #[inline(always)]
+    pub(super) fn softmax(&self, transform: Transform) -> Exponential {
+        let factor = per_mass(1.0, self.log_sum_exp.total());
+        Exponential { reference: self.log_sum_exp.reference, factor, transform }
+    }
+
+    /// Write `scale` times the gradient to `out`, reading the logits again.
     ///
     /// # Safety
     /// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // a row, its target, and what is wanted of them
     pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+        &self,
+        simd: S,
+        target: &Target,
+        row: Row<E>,
+        out: Row<O>,
+        scale: f64,
+        transform: Transform,
+        stores: Stores,
+    ) {
+        let softmax = self.scaled_softmax(scale, transform);
+        let loss = if target.point.is_some() { *self } else { self.with_leader(|logit| leader(simd, row, logit)) };
+        let own = loss.own_gradient(simd, target, scale, transform);
+        let offset = target.offset(scale / transform.temperature());
+        // SAFETY: the caller's promise.
+        unsafe { map::gradient(simd, row, out, softmax, offset, stores, own) }
+    }
+
+    /// Write `scale` times the diagonal of the Hessian, `mass·p·(1 − p) / T²`, to `out`.
+    ///
+    /// # Safety
+    /// As for [`Self::gradient`].
+    #[inline(always)]
+    pub unsafe fn hessian<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &self,
         simd: S,
         row: Row<E>,
         out: Row<O>,
         scale: f64,
-        temperature: Temperature,
+        transform: Transform,
         stores: Stores,
     ) {
-        let softmax = self.scaled_softmax(scale, temperature);
-        let own = (self.class, rounded::<O>(self.own_gradient(scale, temperature)));
+        let own = self.with_leader(|logit| leader(simd, row, logit)).own_variance(scale, transform);
+        let (row, out) = (AnyRow::of(row), AnyRow::of(out));
+        let scale = self.variance_scale(scale, transform);
         // SAFETY: the caller's promise.
-        unsafe { map::probabilities(simd, row, out, softmax, stores, Some(own)) }
+        unsafe { map::variance::<S, E::Real>(simd, row, out, self.softmax(transform), scale, stores, own) }
     }
+}
+
+/// The first class with this logit.
+#[inline(never)]
+fn leader<S: Simd, E: Element>(simd: S, row: Row<E>, logit: f64) -> Option<usize> {
+    simd.vectorize(
+        #[inline(always)]
+        || (0..row.classes()).find(|&class| row.get(class).to_f64() == logit),
+    )
 }
 
 /// `scale / total`, and NaN for a row without mass, all of whose classes are masked.

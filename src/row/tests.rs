@@ -6,6 +6,7 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::element::{Dtype, Element};
+use crate::numbers::{Kind, Numbers};
 use crate::simd::{Kernel, Level};
 use crate::view::{Axes, View};
 
@@ -84,7 +85,7 @@ impl<E> Drop for Guarded<E> {
 struct LossAndGradient<E> {
     row: Row<E>,
     class: usize,
-    temperature: Temperature,
+    transform: Transform,
     stores: Stores,
     out: Row<E>,
 }
@@ -94,9 +95,10 @@ impl<E: Element> Kernel for LossAndGradient<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let loss = ClassLoss::of_row(simd, self.row, self.class, self.temperature);
+        let target = Target::class(self.class);
+        let loss = target.loss(simd, self.row, self.transform);
         // SAFETY: the output is a mapping of its own, or the row itself.
-        unsafe { loss.gradient(simd, self.row, self.out, 1.0, self.temperature, self.stores) };
+        unsafe { loss.gradient(simd, &target, self.row, self.out, 1.0, self.transform, self.stores) };
         loss.loss
     }
 }
@@ -156,7 +158,7 @@ fn agree_with_the_oracle<E: Element>() {
                     let loss = level.run(LossAndGradient {
                         row: row.row(),
                         class,
-                        temperature: Temperature::new(temperature),
+                        transform: Transform::divided_by(temperature),
                         stores,
                         out: out.row(),
                     });
@@ -219,8 +221,8 @@ fn in_place_is_the_same_as_apart() {
         for &level in Level::available() {
             let (apart, own) = (Guarded::new(&logits), Guarded::new(&logits));
             let run = |row, out| {
-                let temperature = Temperature::new(1.3);
-                level.run(LossAndGradient { row, class: length / 2, temperature, stores: Stores::Cached, out })
+                let transform = Transform::divided_by(1.3);
+                level.run(LossAndGradient { row, class: length / 2, transform, stores: Stores::Cached, out })
             };
             let source = Guarded::new(&logits);
             assert_eq!(run(source.row(), apart.row()), run(own.row(), own.row()));
@@ -232,16 +234,11 @@ fn in_place_is_the_same_as_apart() {
 struct Ranks<'a, E>(&'a View<E>, usize);
 
 impl<E: Element> Kernel for Ranks<'_, E> {
-    type Output = (f64, f64, usize);
+    type Output = Statistics;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> (f64, f64, usize) {
-        let (row, class) = (self.0.row(0), self.1);
-        let temperature = Temperature::new(0.9);
-        let found = statistics(simd, row, Some(class), temperature);
-        let logit = row.get(class).to_f64();
-        let loss = ClassLoss::new(class, logit, found.log_sum_exp, temperature);
-        (found.above, loss.entropy(logit, found.log_sum_exp, found.weighted, temperature), leader(simd, row))
+    fn run<S: Simd>(self, simd: S) -> Statistics {
+        statistics(simd, self.0.row(0), Some(self.1), Transform::divided_by(0.9))
     }
 }
 
@@ -264,9 +261,82 @@ fn ranks_entropy_and_leader_of_rows_with_ties_and_masked_classes() {
             let rank = (0..length).filter(ahead).count();
             for &level in Level::available() {
                 let found = level.run(Ranks(&guarded.view, class));
-                assert_eq!(found.0, rank as f64, "{} C={length} class {class}", level.name());
-                assert!((found.1 - entropy).abs() < 2e-6 * (1.0 + entropy), "{} {entropy}", found.1);
-                assert_eq!(found.2, first, "{} C={length}", level.name());
+                assert_eq!(found.above, rank as f64, "{} C={length} class {class}", level.name());
+                assert!((found.entropy - entropy).abs() < 2e-6 * (1.0 + entropy), "{} {entropy}", found.entropy);
+                assert_eq!(found.leader, first, "{} C={length}", level.name());
+            }
+        }
+    }
+}
+
+struct OfTarget<'a, E>(Row<E>, Row<E>, Target<'a>, Transform);
+
+impl<E: Element> Kernel for OfTarget<'_, E> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f64 {
+        let Self(row, out, target, transform) = self;
+        let loss = target.loss(simd, row, transform);
+        // SAFETY: the output is a mapping of its own.
+        unsafe { loss.gradient(simd, &target, row, out, 1.0, transform, Stores::Cached) };
+        loss.loss
+    }
+}
+
+/// Logits at the bottom of their range are masks that some models write: they are classes, if poor ones.
+#[test]
+fn the_lowest_number_is_a_logit() {
+    for length in [257, 513, 600, 1000] {
+        let mut logits = vec![f32::MIN; length];
+        logits[length - 1] = 1.0;
+        logits[length - 2] = 1.0;
+        let (row, out) = (Guarded::new(&logits), Guarded::new(&logits));
+        for &level in Level::available() {
+            let target = Target::class(length - 1);
+            let loss = level.run(OfTarget(row.row(), out.row(), target, Transform::NONE));
+            assert!((loss - 2f64.ln()).abs() < 1e-7, "{} C={length}: {loss}", level.name());
+        }
+    }
+}
+
+/// All parts of a target at once, divided and capped, against the formula.
+#[test]
+fn every_part_of_a_target_counts() {
+    for length in lengths() {
+        let logits: Vec<f32> = numbers(length, 8, 9.0).into_iter().map(|x| x as f32).collect();
+        let shares: Vec<f64> = numbers(length, 2, 1.0).into_iter().map(f64::abs).collect();
+        // SAFETY: one axis of numbers side by side, which outlive the call.
+        let numbers = unsafe { Numbers::new(shares.as_ptr().cast(), Axes::new([(length, 8)]), Kind::F64, false) };
+        let dense = Dense { source: Source::Numbers(&numbers, 0), keep: 0.9, uniform: 0.01, weight: Some(&shares) };
+        let point = Some((length / 2, 0.7));
+        for (softcap, temperature) in [(None, 1.0), (None, 1.7), (Some(6.0), 1.0), (Some(20.0), 0.8)] {
+            let transform = Transform::new(temperature, softcap);
+            let capped = |x: f64| softcap.map_or(x, |cap: f64| cap * (x / cap).tanh());
+            let slope = |x: f64| softcap.map_or(1.0, |cap: f64| 1.0 - (x / cap).tanh().powi(2)) / temperature;
+            let z: Vec<f64> = logits.iter().map(|&x| capped(f64::from(x)) / temperature).collect();
+            let lse = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+            for (uniform, dense) in [(0.0, Some(&dense)), (0.02, None)] {
+                let target = Target { uniform, dense, point, z_loss: 0.01 };
+                let weight = |class: usize| {
+                    let own = if class == length / 2 { 0.7 } else { 0.0 };
+                    own + uniform + dense.map_or(0.0, |_| shares[class] * (0.9 * shares[class] + 0.01))
+                };
+                let mass: f64 = (0..length).map(weight).sum();
+                let missed: f64 = z.iter().enumerate().map(|(class, z)| weight(class) * (lse - z)).sum();
+                let expected = missed + 0.01 * lse * lse;
+                for &level in Level::available() {
+                    let (row, out) = (Guarded::new(&logits), Guarded::new(&logits));
+                    let loss = level.run(OfTarget(row.row(), out.row(), target, transform));
+                    let bound = 1e-6 * (1.0 + mass) * (1.0 + lse.abs());
+                    assert!((loss - expected).abs() < bound, "{} C={length}: {loss} {expected}", level.name());
+                    for (class, found) in out.values().into_iter().enumerate() {
+                        let p = (z[class] - lse).exp();
+                        let gradient = ((mass + 0.02 * lse) * p - weight(class)) * slope(f64::from(logits[class]));
+                        let bound = 2e-6 * (mass + 0.02 * lse.abs() + 1.0) / temperature;
+                        assert!((found - gradient).abs() < bound, "{} C={length}: {found} {gradient}", level.name());
+                    }
+                }
             }
         }
     }

@@ -1,0 +1,247 @@
+//! What else is summed while a row, or a tile of rows, is read for its log-sum-exp.
+//!
+//! The target's share of the loss is `Σ t·(lse − z) = mass·ln total − Σ t·(z − z(reference))`, so a pass that knows the
+//! targets sums the second part on its way. Sums are kept in units of the (capped) logits, before any division by T.
+
+use fearless_simd::{Simd, prelude::*};
+
+use super::transform::Value;
+use super::{AnyRow, BLOCK};
+use crate::math::{Real, Total};
+
+/// A vector of the pass.
+pub(super) struct Term<S: Simd, R: Real> {
+    /// The logits.
+    pub(super) x: R::Lanes<S>,
+    pub(super) value: Value<S, R>,
+    pub(super) reference: Value<S, R>,
+    /// `exp(z − z(reference))`, boosted; 0 for the reference's own class.
+    pub(super) exp: R::Lanes<S>,
+    /// `z − z(reference)`, clamped to where its exponential is 0.
+    pub(super) z: R::Lanes<S>,
+    /// The lanes that count, if not all do.
+    pub(super) counts: Option<<R::Lanes<S> as SimdBase<S>>::Mask>,
+}
+
+/// The pass changes its reference.
+pub(super) struct Raise {
+    /// The capped logits, each a sum of two.
+    pub(super) from: [f64; 2],
+    pub(super) to: [f64; 2],
+    /// `z(from) − z(to)`.
+    pub(super) moved: f64,
+    /// Its exponential.
+    pub(super) factor: f64,
+    /// The sum of boosted exponentials so far, all classes counted.
+    pub(super) sum: f64,
+}
+
+impl Raise {
+    /// Half of what is to be added to `value − reference`; it never overflows.
+    fn half_step(&self) -> f64 {
+        (self.from[0] / 2.0 - self.to[0] / 2.0) + (self.from[1] - self.to[1]) / 2.0
+    }
+}
+
+/// Somebody who sums along.
+pub(super) trait Companion<S: Simd, R: Real> {
+    /// A block of `length` classes from `start` on comes.
+    #[inline(always)]
+    fn begin(&mut self, _simd: S, _start: usize, _length: usize) {}
+    /// The largest logits, lane by lane, of the block from `start` on.
+    #[inline(always)]
+    fn largest(&mut self, _simd: S, _largest: R::Lanes<S>, _start: usize) {}
+    /// The reference changes.
+    #[inline(always)]
+    fn raise(&mut self, _raise: impl FnOnce() -> Raise) {}
+    /// Sums of a block begin.
+    #[inline(always)]
+    fn begin_sums(&mut self, _simd: S) {}
+    /// Vector number `vector` of the block, in one of four chains.
+    #[inline(always)]
+    fn add(&mut self, _simd: S, _vector: usize, _chain: usize, _term: Term<S, R>) {}
+    /// Sums of the block end.
+    #[inline(always)]
+    fn end_sums(&mut self) {}
+}
+
+/// Nobody.
+pub(super) struct Nothing;
+
+impl<S: Simd, R: Real> Companion<S, R> for Nothing {}
+
+/// `Σ value − reference` over all classes.
+pub(super) struct Uniform<S: Simd, R: Real> {
+    /// Halves of the sums.
+    pub(super) halves: Total<S>,
+    block: [R::Lanes<S>; 4],
+    before: usize,
+}
+
+impl<S: Simd, R: Real> Uniform<S, R> {
+    #[inline(always)]
+    pub(super) fn new(simd: S) -> Self {
+        Self { halves: Total::zero(simd), block: [R::splat(simd, 0.0); 4], before: 0 }
+    }
+}
+
+impl<S: Simd, R: Real> Companion<S, R> for Uniform<S, R> {
+    #[inline(always)]
+    fn begin(&mut self, _simd: S, start: usize, _length: usize) {
+        self.before = start;
+    }
+
+    #[inline(always)]
+    fn raise(&mut self, raise: impl FnOnce() -> Raise) {
+        let raise = raise();
+        self.halves.add_scalar(self.before as f64 * raise.half_step());
+    }
+
+    #[inline(always)]
+    fn begin_sums(&mut self, simd: S) {
+        self.block = [R::splat(simd, 0.0); 4];
+    }
+
+    #[inline(always)]
+    fn add(&mut self, simd: S, _vector: usize, chain: usize, term: Term<S, R>) {
+        let half = R::splat(simd, 0.5);
+        let difference = term.value.high.mul_sub(half, term.reference.high * half);
+        let low = term.value.low_difference(term.reference);
+        let difference = low.map_or(difference, |low| low.mul_add(half, difference));
+        self.block[chain] += term.counts.map_or(difference, |counts| counts.select(difference, R::splat(simd, 0.0)));
+    }
+
+    #[inline(always)]
+    fn end_sums(&mut self) {
+        let [a, b, c, d] = self.block;
+        R::add_to(&mut self.halves, (a + b) + (c + d));
+    }
+}
+
+/// Where weights of classes come from.
+pub(super) trait Weights<S: Simd> {
+    /// Write the weights of the classes of a block, and 0 behind them.
+    fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]);
+}
+
+/// `Σ weight·(value − reference)` and `Σ weight`.
+pub(super) struct Weighted<'a, S: Simd, W> {
+    pub(super) weights: W,
+    block: &'a mut [f64; BLOCK],
+    pub(super) sum: Total<S>,
+    pub(super) mass: Total<S>,
+}
+
+impl<'a, S: Simd, W> Weighted<'a, S, W> {
+    #[inline(always)]
+    pub(super) fn new(simd: S, weights: W, block: &'a mut [f64; BLOCK]) -> Self {
+        Self { weights, block, sum: Total::zero(simd), mass: Total::zero(simd) }
+    }
+}
+
+impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
+    #[inline(always)]
+    fn begin(&mut self, simd: S, start: usize, length: usize) {
+        self.weights.fill(simd, start, length, self.block);
+    }
+
+    #[inline(always)]
+    fn raise(&mut self, raise: impl FnOnce() -> Raise) {
+        let raise = raise();
+        let mass = self.mass.value();
+        if mass != 0.0 {
+            self.sum.add_scalar(2.0 * (mass * raise.half_step()));
+        }
+    }
+
+    #[inline(always)]
+    fn add(&mut self, simd: S, vector: usize, _chain: usize, term: Term<S, R>) {
+        let weights = &self.block[vector * R::LANES..(vector + 1) * R::LANES];
+        let low = term.value.low_difference(term.reference);
+        R::add_weighted(simd, &mut self.sum, weights, term.value.high, term.reference.high, low);
+        R::add_numbers(simd, &mut self.mass, weights);
+    }
+}
+
+/// What can be told of a row beside its log-sum-exp.
+pub(super) struct Shape<S: Simd, R: Real> {
+    row: AnyRow,
+    /// The class that is ranked, if one is, and its logit.
+    rival: Option<usize>,
+    logit: R,
+    /// Whether an equal logit ranks above: it does at a lower index.
+    ties: bool,
+    /// `Σ z·exp z`, boosted, with `z` relative to the reference; a masked class counts 0.
+    pub(super) weighted: Total<S>,
+    /// How many classes rank above the rival.
+    pub(super) above: Total<S>,
+    /// The largest logit, and where the first block that has it starts.
+    pub(super) top: (R, usize),
+    block: [[R::Lanes<S>; 4]; 2],
+}
+
+impl<S: Simd, R: Real> Shape<S, R> {
+    #[inline(always)]
+    pub(super) fn new(simd: S, row: AnyRow, rival: Option<usize>) -> Self {
+        let logit = rival.map_or(f64::INFINITY, |class| row.get(class));
+        Self {
+            row,
+            rival,
+            logit: R::from_f64(logit),
+            ties: false,
+            weighted: Total::zero(simd),
+            above: Total::zero(simd),
+            top: (R::from_f64(f64::NEG_INFINITY), 0),
+            block: [[R::splat(simd, 0.0); 4]; 2],
+        }
+    }
+}
+
+impl<S: Simd, R: Real> Companion<S, R> for Shape<S, R> {
+    #[inline(always)]
+    fn begin(&mut self, _simd: S, start: usize, length: usize) {
+        let Some(class) = self.rival else { return };
+        self.ties = start + length <= class;
+        if (start..start + length).contains(&class) {
+            let logit = Real::to_f64(self.logit);
+            let ties = (start..class).filter(|&other| self.row.get(other) == logit).count();
+            self.above.add_scalar(ties as f64);
+        }
+    }
+
+    #[inline(always)]
+    fn largest(&mut self, simd: S, largest: R::Lanes<S>, start: usize) {
+        if largest.simd_gt(R::Lanes::<S>::simd_from(simd, self.top.0)).any_true() {
+            self.top = (R::largest(largest), start);
+        }
+    }
+
+    /// `Σ (z + δ)·e^(z + δ) = e^δ·(Σ z·e^z + δ·Σ e^z)`, and 0 for a δ of −∞.
+    #[inline(always)]
+    fn raise(&mut self, raise: impl FnOnce() -> Raise) {
+        let Raise { moved, factor, sum, .. } = raise();
+        R::scale(&mut self.weighted, factor);
+        self.weighted.add_scalar(if factor == 0.0 { 0.0 } else { factor * moved * sum });
+    }
+
+    #[inline(always)]
+    fn begin_sums(&mut self, simd: S) {
+        self.block = [[R::splat(simd, 0.0); 4]; 2];
+    }
+
+    #[inline(always)]
+    fn add(&mut self, simd: S, _vector: usize, chain: usize, term: Term<S, R>) {
+        let [weighted, above] = &mut self.block;
+        weighted[chain] += term.z * term.exp;
+        let logit = R::Lanes::<S>::simd_from(simd, self.logit);
+        let ahead = if self.ties { term.x.simd_ge(logit) } else { term.x.simd_gt(logit) };
+        above[chain] += ahead.select(R::splat(simd, 1.0), R::splat(simd, 0.0));
+    }
+
+    #[inline(always)]
+    fn end_sums(&mut self) {
+        let [weighted, above] = self.block.map(|[a, b, c, d]| (a + b) + (c + d));
+        R::add_to(&mut self.weighted, weighted);
+        R::add_to(&mut self.above, above);
+    }
+}

@@ -1,0 +1,167 @@
+//! Targets that give every class of a row its own weight: probabilities, smoothed or weighted, or the softmax of a
+//! teacher's logits. Kernels know no more of them than a block of weights in f64, written where they ask for it.
+
+use fearless_simd::{Simd, prelude::*};
+
+use super::companion::{Nothing, Weights};
+use super::log_sum_exp::any_pass;
+use super::transform::{Scale, Value, with_uncapped_mode};
+use super::{AnyRow, BLOCK, LogSumExp, Transform};
+use crate::math::{Boost, Real, Total};
+use crate::numbers::Numbers;
+
+/// `weight·(keep·p + uniform)` for every class of a row, p being the source's.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense<'a> {
+    /// The probabilities p.
+    pub source: Source<'a>,
+    /// What is left of them.
+    pub keep: f64,
+    /// What every class gets instead.
+    pub uniform: f64,
+    /// A weight for every class.
+    pub weight: Option<&'a [f64]>,
+}
+
+/// Where the probabilities of a row come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// There are none.
+    Nothing,
+    /// Numbers, from this one on.
+    Numbers(&'a Numbers, usize),
+    /// The softmax of logits.
+    Softmax(Teacher),
+}
+
+/// A row of logits whose softmax is the target.
+#[derive(Clone, Copy, Debug)]
+pub struct Teacher {
+    row: AnyRow,
+    log_sum_exp: LogSumExp,
+    transform: Transform,
+    /// Whether it computes in f64.
+    double: bool,
+}
+
+impl Teacher {
+    /// The softmax of a row of logits, computed in f64 if they or those of its pupil are.
+    #[inline]
+    pub fn new<S: Simd>(simd: S, row: AnyRow, transform: Transform, double: bool) -> Self {
+        let double = double || row.is_double();
+        let log_sum_exp = if double {
+            any_pass::<S, f64, _>(simd, row, transform, Nothing).0
+        } else {
+            any_pass::<S, f32, _>(simd, row, transform, Nothing).0
+        };
+        Self { row, log_sum_exp, transform, double }
+    }
+
+    /// `ln Σ exp(z − z(reference))` of the teacher.
+    pub fn log_total(&self) -> f64 {
+        self.log_sum_exp.log_total()
+    }
+}
+
+impl Dense<'_> {
+    /// Write the weights of `length` classes from `start` on and 0 behind them: returns `Σ p·(x − reference)` over a
+    /// teacher's logits, 0 for other sources.
+    #[inline(never)]
+    pub(super) fn fill<S: Simd>(&self, simd: S, start: usize, length: usize, block: &mut [f64]) -> f64 {
+        simd.vectorize(
+            #[inline(always)]
+            || self.inlined_fill(simd, start, length, block),
+        )
+    }
+
+    #[inline(always)]
+    fn inlined_fill<S: Simd>(&self, simd: S, start: usize, length: usize, block: &mut [f64]) -> f64 {
+        let (block, rest) = block.split_at_mut(length);
+        rest.fill(0.0);
+        let mut sum = 0.0;
+        match self.source {
+            Source::Nothing => block.fill(self.uniform),
+            Source::Numbers(numbers, first) => {
+                numbers.read(simd, first + start, block);
+                if self.keep != 1.0 || self.uniform != 0.0 {
+                    for weight in &mut *block {
+                        *weight = self.keep * *weight + self.uniform;
+                    }
+                }
+            }
+            Source::Softmax(teacher) if teacher.double => sum = softmax::<S, f64>(simd, &teacher, start, block),
+            Source::Softmax(teacher) => sum = softmax::<S, f32>(simd, &teacher, start, block),
+        }
+        if let Some(weights) = self.weight {
+            for (weight, factor) in block.iter_mut().zip(&weights[start..]) {
+                *weight *= factor;
+            }
+        }
+        sum
+    }
+
+    /// The weight of one class.
+    #[inline(always)]
+    pub(super) fn at<S: Simd>(&self, simd: S, class: usize) -> f64 {
+        let mut weight = [0.0];
+        self.fill(simd, class, 1, &mut weight);
+        weight[0]
+    }
+
+    /// `ln Σ exp` of the teacher, 0 for other sources: with [`Self::fill`]'s sums, minus the entropy of the target.
+    pub(super) fn log_total(&self) -> f64 {
+        if let Source::Softmax(teacher) = self.source { teacher.log_total() } else { 0.0 }
+    }
+
+    /// Whether the loss is a divergence, which is never negative.
+    pub(super) fn is_softmax(&self) -> bool {
+        matches!(self.source, Source::Softmax(_))
+    }
+}
+
+/// The softmax of some classes of a teacher's row; returns `Σ p·(x − reference)`.
+#[inline(never)]
+fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, start: usize, block: &mut [f64]) -> f64 {
+    let Teacher { row, log_sum_exp, transform, .. } = *teacher;
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let scale = Scale::<S, R>::new(simd, transform);
+            let share = super::per_mass(1.0, log_sum_exp.total()) / R::BOOST;
+            let mut logits = [R::default(); BLOCK];
+            row.read(simd, start, block.len(), &mut logits);
+            let reference = Value::plain(R::splat(simd, log_sum_exp.reference));
+            let mut sum = Total::zero(simd);
+            let mut weights = [0.0; 16];
+            for (part, logits) in block.chunks_mut(R::LANES).zip(logits.chunks_exact(R::LANES)) {
+                let value = Value::plain(R::Lanes::<S>::from_slice(simd, logits));
+                let exp = with_uncapped_mode!(transform, MODE => scale.exp::<MODE>(value, reference, Boost::Full).0);
+                R::widen(exp, &mut weights);
+                for (weight, logit) in weights[..R::LANES].iter_mut().zip(logits) {
+                    *weight *= share;
+                    // Too small for the lanes, but not nothing: it is infinitely far from a masked class.
+                    if *weight == 0.0 && logit.to_f64() > f64::NEG_INFINITY {
+                        *weight = f64::from_bits(1);
+                    }
+                }
+                R::add_weighted(simd, &mut sum, &weights[..R::LANES], value.high, reference.high, None);
+                part.copy_from_slice(&weights[..part.len()]);
+            }
+            sum.value()
+        },
+    )
+}
+
+/// The weights of a row as its pass asks for them.
+pub(super) struct RowWeights<'a> {
+    pub(super) dense: Dense<'a>,
+    /// Sum of what [`Dense::fill`] returned.
+    pub(super) sum: f64,
+}
+
+impl<S: Simd> Weights<S> for RowWeights<'_> {
+    #[inline(always)]
+    fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
+        self.sum += self.dense.fill(simd, start, length, block);
+    }
+}
