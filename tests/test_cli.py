@@ -174,6 +174,27 @@ def test_evaluate_prints_a_table(files, capsys):
         (["--temperature", "0.5"], {"temperature": 0.5}),
         (["--top-k", "2,7"], {"top_k": (2, 7)}),
         (["--ignore-index", "3"], {"ignore_index": 3}),
+        (["--label-smoothing", "0.1"], {"label_smoothing": 0.1}),
+        (["--z-loss", "1e-3"], {"z_loss": 1e-3}),
+        (["--softcap", "2.5"], {"softcap": 2.5}),
+        (["--weight", "weight.npy"], {"weight": np.arange(11) / 4}),
+        (
+            [
+                "--weight",
+                "weight.npy",
+                "--label-smoothing=.2",
+                "--z-loss=1",
+                "--softcap=9",
+                "--temperature=2",
+            ],
+            {
+                "weight": np.arange(11) / 4,
+                "label_smoothing": 0.2,
+                "z_loss": 1,
+                "softcap": 9,
+                "temperature": 2,
+            },
+        ),
         (["--threads", "1"], {}),
         (["--dtype", "float32"], {}),
     ],
@@ -183,10 +204,12 @@ def test_evaluate_options(files, capsys, arguments, options):
     if "ignore_index" in options:
         targets = np.where(targets == -100, 3, targets)
         np.save("targets.npy", targets)
+    np.save("weight.npy", np.arange(11) / 4)
     status, output, _ = run(capsys, "evaluate", "logits.npy", "targets.npy", *arguments, "--json")
     assert status == 0
     found, result = json.loads(output), expected(logits, targets, **options)
     assert (found["loss"], found["ignored"]) == (result.loss, result.ignored)
+    assert found["entropy"] == result.entropy
     assert found["top_k"] == {str(k): share for k, share in result.top_k.items()}
 
 
@@ -272,6 +295,17 @@ ERRORS = [
         ["logits.npy", "targets.npy", "--temperature", "0"],
         "temperature is 0.0; expected a positive finite number",
     ),
+    (
+        ["logits.npy", "targets.npy", "--label-smoothing", "2"],
+        "label_smoothing is 2.0; expected a number from 0 to 1",
+    ),
+    (["logits.npy", "targets.npy", "--z-loss=-1"], "z_loss is -1.0; expected a finite number, at least 0"),
+    (["logits.npy", "targets.npy", "--softcap=0"], "softcap is 0.0; expected a positive finite number"),
+    (["logits.npy", "targets.npy", "--weight", "missing.npy"], "missing.npy: No such file or directory"),
+    (
+        ["logits.npy", "targets.npy", "--weight", "three.npy"],
+        "weight has shape (3,); expected (11,), one number a class",
+    ),
     (["logits.npy", "targets.npy", "--top-k", "0"], "top_k contains 0; expected positive integers"),
     (["logits.npy", "targets.npy", "--threads", "0"], "number of threads is 0; expected at least 1"),
     (
@@ -292,6 +326,7 @@ def test_errors_are_one_line(files, capsys, arguments, message):
     logits, _ = files
     np.save("int.npy", np.zeros(logits.shape, np.int64))
     np.save("float.npy", np.zeros((40, 3)))
+    np.save("three.npy", np.ones(3))
     np.save("objects.npy", np.array([None]), allow_pickle=True)
     Path("truncated.npy").write_bytes(Path("logits.npy").read_bytes()[:-1])
     Path("text.npz").write_text("hello")
@@ -309,6 +344,8 @@ def test_errors_are_one_line(files, capsys, arguments, message):
         ["evaluate", "a.npy", "b.npy", "--top-k", ""],
         ["evaluate", "a.npy", "b.npy", "--dtype", "int8"],
         ["evaluate", "a.npy", "b.npy", "--axis", "x"],
+        ["evaluate", "a.npy", "b.npy", "--label-smoothing", "x"],
+        ["evaluate", "a.npy", "b.npy", "--weight"],
         ["bench", "--shape", "10"],
         ["bench", "--shape", "0x10"],
         ["bench", "--shape", "4x1"],

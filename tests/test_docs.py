@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import operator
 import pkgutil
 import re
 from pathlib import Path
@@ -17,6 +18,12 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(xent_rs.__path__, "xent_rs.")
     if not module.name.endswith("__main__")
 )
+PUBLIC = sorted({*xent_rs.__all__} - {"__version__"}) + [
+    f"probability.{name}" for name in xent_rs.probability.__all__
+]
+FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(operator.attrgetter(name)(xent_rs))]
+# Nobody else has a function for what these do.
+OWN = {"get_num_threads", "set_num_threads", "show_config"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -35,12 +42,10 @@ def test_examples_in_docstrings(name, tmp_path, monkeypatch):
         run_examples(test)
 
 
-@pytest.mark.parametrize("name", sorted(xent_rs.__all__))
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_documented(name):
     """numpydoc: a summary of one sentence; functions with parameters, results, an example and a reference."""
-    thing = getattr(xent_rs, name)
-    if name.startswith("__"):
-        return
+    thing = operator.attrgetter(name)(xent_rs)
     text = inspect.getdoc(thing)
     assert text, name
     assert re.match(r"[A-Z`][^\n]*\.(\n\n|$)", text), f"{name}: {text.splitlines()[0]}"
@@ -54,6 +59,17 @@ def test_public_names_are_documented(name):
                 f"{name} lacks {parameter}"
             )
         assert doctest.DocTestParser().get_examples(text), f"{name} lacks an example"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_say_where_they_come_from_and_what_they_are_called_elsewhere(name):
+    if name in OWN:
+        return
+    text = inspect.getdoc(operator.attrgetter(name)(xent_rs)).lower()
+    for section in ("returns", "raises", "references"):
+        assert re.search(rf"^{section}\n-{{{len(section)}}}$", text, re.MULTILINE), f"{name} lacks {section}"
+    for elsewhere in ("torch", "keras", "optax", "scikit-learn|sklearn"):
+        assert re.search(elsewhere, text), f"{name} says nothing of {elsewhere}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -76,5 +92,15 @@ def test_examples_on_pages(page, tmp_path, monkeypatch):
             exec(compile("\n" * line + source, str(page), "exec"), names)
 
 
-def test_readme_has_examples():
-    assert "```python" in PAGES[0].read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_have_examples(page):
+    assert "```python" in page.read_text(encoding="utf-8")
+
+
+def test_every_public_function_is_in_the_tables_of_names():
+    readme, names = (
+        (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", Path("docs", "names.md"))
+    )
+    for name in FUNCTIONS:
+        assert re.search(rf"`(\w+\.)?{name.rpartition('.')[2]}[(`]", readme), f"README lacks {name}"
+        assert re.search(rf"`{name}[(`]", names) or name in OWN, f"docs/names.md lacks {name}"

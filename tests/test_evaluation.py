@@ -12,6 +12,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+import xent_rs
 import xent_rs._evaluation
 from xent_rs import Evaluation, Evaluator, evaluate
 
@@ -83,6 +84,105 @@ def test_agrees_with_the_oracle(dtype, temperature, shape, axis):
     options = {"temperature": temperature, "axis": axis, "top_k": (1, 2, 5)}
     found = evaluate(logits, targets, **options)
     assert_close(found, oracle(logits, targets, **options), TOLERANCE.get(dtype, 1e-6))
+
+
+WEIGHT = np.array([0.5, 2, 0, 1, 3, 0.25, 1])
+OPTIONS = [
+    {"weight": WEIGHT},
+    {"label_smoothing": 0.1},
+    {"z_loss": 0.01},
+    {"softcap": 2.5, "temperature": 0.7},
+    {"sample_weight": True},
+    {
+        "weight": WEIGHT,
+        "label_smoothing": 0.2,
+        "z_loss": 0.1,
+        "softcap": 4.0,
+        "temperature": 2.0,
+        "sample_weight": True,
+    },
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+def test_the_loss_is_that_of_cross_entropy_and_the_rest_counts_rows(random, dtype, options):
+    logits = (3 * random.standard_normal((4, 5, 7))).astype(dtype)
+    targets = random.integers(7, size=(4, 5))
+    targets[1, :2] = -100
+    if "sample_weight" in options:
+        options = {**options, "sample_weight": random.uniform(0, 2, (4, 5))}
+    found = evaluate(logits, targets, **options)
+    expected = xent_rs.cross_entropy(logits, targets, **options)
+    assert found.loss == pytest.approx(expected, rel=TOLERANCE.get(dtype, 1e-6))
+    assert found.perplexity == math.exp(found.loss)
+    assert found.bits == found.loss / math.log(2)
+    plain = evaluate(
+        logits, targets, **{name: options[name] for name in ("softcap", "temperature") if name in options}
+    )
+    for name in ("accuracy", "top_k", "entropy", "rows", "ignored"):
+        assert getattr(found, name) == getattr(plain, name)
+
+
+def test_softcap_and_temperature_change_the_entropy():
+    logits = np.array([[9.0, 0.0, 0.0]])
+    assert evaluate(logits, [0], softcap=1).entropy > evaluate(logits, [0]).entropy
+    assert evaluate(logits, [0], temperature=5).entropy > evaluate(logits, [0]).entropy
+
+
+def test_weighted_batches_have_the_mean_of_all_rows(random):
+    """The mean of means is another number; the sums are exact, so that the order does not matter."""
+    logits, targets = random.standard_normal((30, 7)), random.integers(7, size=30)
+    weights = random.uniform(0, 5, 30)
+    results = set()
+    for order in itertools.permutations([slice(0, 4), slice(4, 5), slice(5, 30)]):
+        evaluator, others = Evaluator(weight=WEIGHT), Evaluator(weight=WEIGHT)
+        for i, rows in enumerate(order):
+            (evaluator, others)[i % 2].update(logits[rows], targets[rows], sample_weight=weights[rows])
+        evaluator.merge(others)
+        results.add(repr(evaluator.result()))
+    assert len(results) == 1
+    expected = xent_rs.cross_entropy(logits, targets, weight=WEIGHT, sample_weight=weights)
+    assert evaluator.result().loss == pytest.approx(expected, rel=1e-13)
+
+
+def test_the_weighted_mean_is_the_rounded_exact_mean():
+    evaluator, total, weight_sum = Evaluator(), Fraction(0), Fraction(0)
+    random = np.random.default_rng(3)
+    for logits, targets in batches(100):
+        weight = float(random.uniform(0, 1) * 10.0 ** random.integers(-8, 8))
+        loss = xent_rs.cross_entropy(logits[:1], targets[:1], sample_weight=[weight], reduction="sum")
+        evaluator.update(logits[:1], targets[:1], sample_weight=[weight])
+        total += Fraction(loss)
+        weight_sum += Fraction(weight)
+    assert evaluator.result().loss == float(total / weight_sum)
+
+
+@pytest.mark.parametrize(
+    ("weights", "loss"),
+    [
+        ([0.0, 0.0], math.nan),
+        ([1.0, -1.0], math.nan),
+        ([math.nan, 1.0], math.nan),
+        ([math.inf, 1.0], math.nan),
+        ([2.0, -1.0], math.log(2)),
+        ([1e-308, 1e-308], math.log(2)),
+    ],
+)
+def test_weights_that_sum_to_nothing_or_to_something_odd(weights, loss):
+    for parts in [weights], [weights[:1], weights[1:]]:
+        evaluator = Evaluator()
+        for part in parts:
+            evaluator.update([[0.0, 0.0]] * len(part), [0] * len(part), sample_weight=part)
+        assert evaluator.result().loss == pytest.approx(loss, rel=1e-12, nan_ok=True)
+        assert evaluator.result().rows == 2
+
+
+def test_a_mean_beyond_float64_is_infinite():
+    evaluator = Evaluator()
+    evaluator.update(np.array([[0.0, 1e308]]), [0], sample_weight=[1.0])
+    evaluator.update(np.array([[0.0, 0.0]]), [0], sample_weight=[-1 + 2**-53])
+    assert evaluator.result().loss == math.inf
 
 
 def test_types_of_the_fields():
@@ -220,12 +320,13 @@ def test_merging_leaves_the_other_alone_and_works_with_itself():
 )
 def test_a_copy_goes_on_where_the_original_was(clone):
     first = next(batches(1))
-    evaluator = Evaluator(top_k=(2,), ignore_index=3, temperature=0.5)
+    options = {"top_k": (2,), "ignore_index": 3, "temperature": 0.5, "weight": np.arange(7) / 4}
+    evaluator = Evaluator(**options)
     evaluator.update(*first)
     other = clone(evaluator)
     assert repr(other) == repr(evaluator)
     other.merge(evaluator)
-    expected = Evaluator(top_k=(2,), ignore_index=3, temperature=0.5)
+    expected = Evaluator(**options)
     for batch in (first, first):
         expected.update(*batch)
     assert other.result() == expected.result()
@@ -239,6 +340,10 @@ def test_a_copy_goes_on_where_the_original_was(clone):
         ({"ignore_index": 0}, "other has ignore_index 0; expected -100"),
         ({"temperature": 2}, "other has temperature 2.0; expected 1.0"),
         ({"axis": 1}, "other has axis 1; expected -1"),
+        ({"label_smoothing": 1}, "other has label_smoothing 1.0; expected 0.0"),
+        ({"z_loss": 0.5}, "other has z_loss 0.5; expected 0.0"),
+        ({"softcap": 30}, "other has softcap 30.0; expected None"),
+        ({"weight": [1, 2]}, "other has weight [1., 2.]; expected None"),
     ],
 )
 def test_merge_refuses_other_options(options, message):
@@ -246,9 +351,33 @@ def test_merge_refuses_other_options(options, message):
         Evaluator().merge(Evaluator(**options))
 
 
+def test_merge_refuses_other_weights():
+    evaluator = Evaluator(weight=np.arange(9))
+    expected = re.escape("[0., 1., 2., ..., 6., 7., 8.]")
+    for other in (np.arange(1, 10), np.arange(8)):
+        with pytest.raises(ValueError, match=rf"^other has weight \[.*\]; expected {expected}$"):
+            evaluator.merge(Evaluator(weight=other))
+    with pytest.raises(ValueError, match=r"^other has weight None; expected \["):
+        evaluator.merge(Evaluator())
+
+
 def test_merge_takes_the_same_options_spelled_differently():
-    evaluator = Evaluator(top_k=[5, 1, 1], temperature=2)
-    evaluator.merge(Evaluator(top_k=(np.int64(1), 5), temperature=np.float32(2.0)))
+    evaluator = Evaluator(top_k=[5, 1, 1], temperature=2, softcap=3, weight=[1, np.nan, 0.5])
+    evaluator.merge(
+        Evaluator(
+            top_k=(np.int64(1), 5),
+            temperature=np.float32(2.0),
+            softcap=np.float64(3),
+            weight=np.array([1, np.nan, 0.5], np.float16),
+        )
+    )
+
+
+def test_weights_are_copied():
+    weight = np.ones(3)
+    evaluator = Evaluator(weight=weight)
+    weight[:] = 7
+    evaluator.merge(Evaluator(weight=np.ones(3)))
 
 
 def test_merge_refuses_what_is_no_evaluator():
@@ -271,6 +400,14 @@ def test_merge_refuses_what_is_no_evaluator():
         ({"temperature": -1.0}, ValueError, "temperature is -1.0; expected a positive finite number"),
         ({"temperature": math.inf}, ValueError, "temperature is inf; expected a positive finite number"),
         ({"temperature": math.nan}, ValueError, "temperature is nan; expected a positive finite number"),
+        ({"label_smoothing": 1.5}, ValueError, "label_smoothing is 1.5; expected a number from 0 to 1"),
+        ({"label_smoothing": "a"}, TypeError, "label_smoothing is 'a'; expected a number from 0 to 1"),
+        ({"z_loss": -1.0}, ValueError, "z_loss is -1.0; expected a finite number, at least 0"),
+        ({"softcap": 0.0}, ValueError, "softcap is 0.0; expected a positive finite number"),
+        ({"weight": ["a", "b"]}, TypeError, "weight has dtype <U1; expected real numbers"),
+        ({"weight": [1j, 2]}, TypeError, "weight has dtype complex128; expected real numbers"),
+        ({"weight": [[1, 2]]}, ValueError, "weight has shape (1, 2); expected (2,), one number a class"),
+        ({"weight": 1.0}, ValueError, "weight has shape (); expected (1,), one number a class"),
     ],
 )
 def test_wrong_options_are_refused_at_once(options, exception, message):
@@ -325,6 +462,24 @@ def test_a_refused_batch_changes_nothing(logits, targets, exception, message):
     assert evaluator.result() == before
 
 
+@pytest.mark.parametrize(
+    ("options", "exception", "message"),
+    [
+        ({"weight": np.ones(4)}, ValueError, "weight has shape (4,); expected (3,), one number a class"),
+        (
+            {"sample_weight": np.ones(3)},
+            ValueError,
+            "sample_weight has shape (3,); expected (2,), one number a row",
+        ),
+        ({"sample_weight": ["a", "b"]}, TypeError, "sample_weight has dtype <U1; expected real numbers"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(options, exception, message):
+    with pytest.raises(exception) as error:
+        evaluate(np.zeros((2, 3), np.float32), [0, 1], **options)
+    assert str(error.value) == message
+
+
 def test_lists_are_taken():
     assert evaluate([[0.0, 1.0], [2.0, 0.0]], [1, 0]) == evaluate(np.array([[0.0, 1.0], [2.0, 0.0]]), [1, 0])
 
@@ -332,8 +487,12 @@ def test_lists_are_taken():
 def test_repr_names_options_and_counts():
     evaluator = Evaluator(top_k=(3,))
     evaluator.update(np.zeros((3, 4), np.float32), [0, 1, -100])
-    expected = "<Evaluator(top_k=(3,), ignore_index=-100, temperature=1.0, axis=-1): 2 rows, 1 ignored>"
+    expected = (
+        "<Evaluator(top_k=(3,), weight=None, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, "
+        "softcap=None, temperature=1.0, axis=-1): 2 rows, 1 ignored>"
+    )
     assert repr(evaluator) == expected
+    assert "weight=[0., 1., 2., ..., 6., 7., 8.], " in repr(Evaluator(weight=np.arange(9)))
 
 
 def test_examples():

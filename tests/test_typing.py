@@ -1,30 +1,58 @@
 """Signatures and types, as callers and type checkers see them."""
 
 import inspect
+import math
+import operator
 import subprocess
 import sys
 
 import pytest
 import xent_rs
 
-LOSS = "logits, targets, *, ignore_index=-100, temperature=1.0, axis=-1, reduction='mean', denominator=None"
-EVALUATION = "top_k=(1, 5), ignore_index=-100, temperature=1.0, axis=-1"
+REDUCTION = "reduction='mean', denominator=None"
+SMOOTHED = "weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0"
+OPTIONS = f"{SMOOTHED}, z_loss=0.0, softcap=None, temperature=1.0, axis=-1"
+LOSS = f"logits, targets, *, {OPTIONS}, {REDUCTION}"
+BINARY = (
+    "logits, targets, *, weight=None, pos_weight=None, ignore_index=None, label_smoothing=0.0, " + REDUCTION
+)
+KL = (
+    "logits, target_logits, *, temperature=1.0, axis=-1, reduction='mean', "
+    "sample_weight=None, denominator=None"
+)
+GRADIENT = "grad_output=None, out=None"
+EVALUATION = f"top_k=(1, 5), {OPTIONS}"
 SIGNATURES = {
     "cross_entropy": LOSS,
-    "cross_entropy_with_grad": f"{LOSS}, grad_output=None, out=None",
+    "cross_entropy_with_grad": f"{LOSS}, {GRADIENT}",
+    "cross_entropy_with_grad_hess": (
+        f"logits, targets, *, {SMOOTHED}, temperature=1.0, axis=-1, {REDUCTION}, out=None, hess_out=None"
+    ),
+    "binary_cross_entropy": BINARY,
+    "binary_cross_entropy_with_grad": f"{BINARY}, {GRADIENT}",
+    "kl_divergence": KL,
+    "kl_divergence_with_grad": f"{KL}, {GRADIENT}",
+    "selective_log_softmax": "logits, index, *, axis=-1, temperature=1.0",
+    "row_statistics": ("logits, targets=None, *, axis=-1, softcap=None, temperature=1.0, ignore_index=-100"),
     "logsumexp": "logits, *, axis=-1, keepdims=False, temperature=1.0",
     "softmax": "logits, *, axis=-1, temperature=1.0, out=None",
     "log_softmax": "logits, *, axis=-1, temperature=1.0, out=None",
     "evaluate": f"logits, targets, *, {EVALUATION}",
-    "Evaluator": f"*, {EVALUATION}",
+    "Evaluator": f"*, {EVALUATION.replace('sample_weight=None, ', '')}",
+    "Evaluator.update": "self, logits, targets, *, sample_weight=None",
     "get_num_threads": "",
     "show_config": "",
+    "probability.self_information": f"p, *, base={math.e}",
+    "probability.entropy": f"p, *, axis=-1, base={math.e}",
+    "probability.cross_entropy": f"p, q, *, axis=-1, base={math.e}",
+    "probability.kl_divergence": f"p, q, *, axis=-1, base={math.e}",
+    "probability.binary_cross_entropy": f"p, targets, *, reduction='mean', base={math.e}",
 }
 
 
 @pytest.mark.parametrize(("name", "expected"), SIGNATURES.items(), ids=SIGNATURES)
 def test_signature(name, expected):
-    signature = inspect.signature(getattr(xent_rs, name))
+    signature = inspect.signature(operator.attrgetter(name)(xent_rs))
     bare = [
         parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()
     ]
@@ -32,8 +60,10 @@ def test_signature(name, expected):
 
 
 def test_public_names():
-    others = {"Evaluation", "InternalError", "set_num_threads", "__version__"}
-    assert {*SIGNATURES, *others} <= {*xent_rs.__all__, "__version__"}
+    others = {"Evaluation", "InternalError", "RowStatistics", "probability", "set_num_threads", "__version__"}
+    assert {name for name in SIGNATURES if "." not in name} | others == set(xent_rs.__all__)
+    probability = {f"probability.{name}" for name in xent_rs.probability.__all__}
+    assert probability == {name for name in SIGNATURES if name.startswith("probability.")}
     assert all(hasattr(xent_rs, name) for name in xent_rs.__all__)
 
 
@@ -82,10 +112,31 @@ loss, grad = xent_rs.cross_entropy_with_grad(logits, targets, grad_output=2.0, o
 assert_type(loss, float)
 kept: NDArray[Any] = grad
 losses, grad = xent_rs.cross_entropy_with_grad(logits, targets, reduction="none", grad_output=np.ones(4))
+options = xent_rs.cross_entropy(
+    logits, logits, weight=[1.0] * 10, sample_weight=np.ones(4), label_smoothing=0.1, z_loss=1e-4, softcap=30
+)
+assert_type(options, float)
+loss, grad, hess = xent_rs.cross_entropy_with_grad_hess(logits, targets, label_smoothing=0.1, hess_out=kept)
+assert_type(loss, float)
+losses, grad, hess = xent_rs.cross_entropy_with_grad_hess(logits, targets, reduction="none")
+assert_type(xent_rs.binary_cross_entropy(logits, logits > 0, pos_weight=3, ignore_index=None), float)
+losses = xent_rs.binary_cross_entropy(logits, logits > 0, reduction="none", weight=np.ones(10))
+loss, grad = xent_rs.binary_cross_entropy_with_grad(logits, logits > 0, out=kept)
+assert_type(loss, float)
+assert_type(xent_rs.kl_divergence(logits, logits, temperature=2), float)
+losses = xent_rs.kl_divergence(logits, logits, reduction="none", sample_weight=[1] * 4)
+loss, grad = xent_rs.kl_divergence_with_grad(logits, logits, grad_output=4.0, denominator=7)
+assert_type(loss, float)
+chosen: NDArray[Any] = xent_rs.selective_log_softmax(logits, [[0, 1]] * 4)
+statistics = xent_rs.row_statistics(logits, targets, softcap=30.0)
+assert_type(statistics, xent_rs.RowStatistics)
+assert_type(xent_rs.probability.binary_cross_entropy([0.5], [1]), float)
+information: NDArray[Any] = xent_rs.probability.entropy([[0.5, 0.5]], axis=(0, 1), base=2)
 probabilities: NDArray[Any] = xent_rs.softmax(logits, axis=0)
 logs: NDArray[Any] = xent_rs.log_softmax(logits, out=np.empty_like(logits))
 lse: NDArray[Any] = xent_rs.logsumexp(logits, keepdims=True)
-evaluation = xent_rs.evaluate(logits, targets, top_k=(1, 3))
+evaluation = xent_rs.evaluate(logits, targets, top_k=(1, 3), sample_weight=np.ones(4), z_loss=0.1)
+xent_rs.Evaluator(weight=[1.0] * 10, softcap=30).update(logits, targets, sample_weight=[1] * 4)
 assert_type(evaluation.loss, float)
 xent_rs.set_num_threads(2)
 assert_type(xent_rs.get_num_threads(), int)
@@ -94,6 +145,10 @@ error: RuntimeError = xent_rs.InternalError("x")
 xent_rs.cross_entropy(logits, targets, reduction="avg")  # type: ignore[call-overload]
 xent_rs.cross_entropy(logits, targets, -100)  # type: ignore[call-overload]
 xent_rs.cross_entropy(logits)  # type: ignore[call-overload]
+xent_rs.cross_entropy(logits, targets, smoothing=0.1)  # type: ignore[call-overload]
+xent_rs.cross_entropy(logits, targets, reduction="none", denominator=2)  # type: ignore[call-overload]
+xent_rs.cross_entropy_with_grad_hess(logits, targets, z_loss=0.1)  # type: ignore[call-overload]
+xent_rs.kl_divergence(logits, logits, label_smoothing=0.1)  # type: ignore[call-overload]
 xent_rs.softmax(logits, out=[0.0])  # type: ignore[arg-type]
 xent_rs.set_num_threads("2")  # type: ignore[arg-type]
 """

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _xent_rs
@@ -21,7 +22,8 @@ class Evaluation:
     Attributes
     ----------
     loss : float
-        Mean cross-entropy in nats, ``mean(logsumexp(z) - z[target])``.
+        Mean cross-entropy in nats, ``mean(logsumexp(z) - z[target])``, with the options and the mean of
+        `cross_entropy`.
     perplexity : float
         ``exp(loss)``; infinity where that exceeds float64.
     bits : float
@@ -53,9 +55,9 @@ class Evaluator:
     """Evaluate logits that come in batches, in any order and in any number of processes.
 
     With ``z = logits / temperature`` and ``p = softmax(z)`` each row has the loss ``logsumexp(z) -
-    z[target]`` and the entropy ``-sum(p * ln(p))``. The sums over batches are exact (integers, in units of
-    2**-1074), so that neither the order of the updates nor the way evaluators are merged changes a bit of the
-    result.
+    z[target]``, or that of `cross_entropy` with the same options, and the entropy ``-sum(p * ln(p))``. The
+    sums over batches are exact (integers, in units of 2**-1074), so that neither the order of the updates nor
+    the way evaluators are merged changes a bit of the result.
 
     An evaluator can be pickled. It is not meant to be updated by several threads at once: give each its own
     and merge them.
@@ -64,19 +66,25 @@ class Evaluator:
     ----------
     top_k : iterable of int, default (1, 5)
         The ``k`` for which the result holds the share of rows whose target is among the ``k`` largest logits.
+    weight : array_like of C real numbers, optional
+        A weight for each class in the loss; it is copied. Accuracy, `top_k` and entropy count rows alike.
     ignore_index : int, default -100
         Rows with this target do not count.
+    label_smoothing, z_loss : float, default 0.0
+        As for `cross_entropy`; they change the loss, and with it perplexity and bits.
+    softcap : float, optional
+        Bounds the logits, smoothly, to ±softcap.
     temperature : float, default 1.0
-        The logits are divided by it.
+        The logits are divided by it, after the softcap.
     axis : int, default -1
         The axis of the classes.
 
     Raises
     ------
     TypeError
-        If `top_k` is not an iterable of integers, or `ignore_index` or `axis` is not an integer.
+        If `top_k` is not an iterable of integers, or another option is not of the type described.
     ValueError
-        If `top_k` contains a number below 1, or `temperature` is not a positive finite number.
+        If `top_k` contains a number below 1, or another option is out of its range.
 
     References
     ----------
@@ -99,7 +107,11 @@ class Evaluator:
         self,
         *,
         top_k: Iterable[int] = (1, 5),
+        weight: ArrayLike | None = None,
         ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
         temperature: float = 1.0,
         axis: int = -1,
     ) -> None:
@@ -109,19 +121,30 @@ class Evaluator:
         if self._top_k and self._top_k[0] < 1:
             raise ValueError(f"top_k contains {self._top_k[0]}; expected positive integers")
         self._ignore_index = _integer(ignore_index, "ignore_index is")
-        self._temperature = float(temperature)
-        if not 0.0 < self._temperature < math.inf:
-            raise ValueError(f"temperature is {self._temperature}; expected a positive finite number")
         self._axis = _integer(axis, "axis is")
+        # The other options are checked where they are used: by a batch without rows.
+        classes = 1 if weight is None else (np.shape(weight) or (1,))[-1]
+        nothing = np.zeros((0, max(1, classes)), np.float32), np.zeros(0, np.int64)
+        _xent_rs.evaluate(
+            *nothing, (), weight, None, self._ignore_index, label_smoothing, z_loss, softcap, temperature, -1
+        )
+        self._weight = None if weight is None else np.array(weight, np.float64)
+        self._label_smoothing = float(label_smoothing)
+        self._z_loss = float(z_loss)
+        self._softcap = None if softcap is None else float(softcap)
+        self._temperature = float(temperature)
 
         self._loss = _ExactSum()
+        self._weight_sum = _ExactSum()
         self._entropy = _ExactSum()
         # The accuracy is the share of hits for k = 1, asked for or not.
         self._hits = dict.fromkeys(sorted({1, *self._top_k}), 0)
         self._rows = 0
         self._ignored = 0
 
-    def update(self, logits: ArrayLike, targets: ArrayLike) -> None:
+    def update(
+        self, logits: ArrayLike, targets: ArrayLike, *, sample_weight: ArrayLike | None = None
+    ) -> None:
         """Add a batch.
 
         Parameters
@@ -131,6 +154,9 @@ class Evaluator:
             none.
         targets : array_like of integers
             The classes, in the shape of `logits` without `axis`.
+        sample_weight : array_like of real numbers, optional
+            A weight for each row in the loss, in the shape of `targets`; by default 1. Accuracy, `top_k` and
+            entropy count rows alike.
 
         Raises
         ------
@@ -139,10 +165,20 @@ class Evaluator:
         IndexError
             If a target is neither a class nor `ignore_index`. The evaluator is then as it was before.
         """
-        loss_sum, entropy_sum, hits, rows, ignored = _xent_rs.evaluate(
-            logits, targets, tuple(self._hits), self._ignore_index, self._temperature, self._axis
+        loss, weight, entropy, hits, rows, ignored = _xent_rs.evaluate(
+            logits,
+            targets,
+            tuple(self._hits),
+            self._weight,
+            sample_weight,
+            self._ignore_index,
+            self._label_smoothing,
+            self._z_loss,
+            self._softcap,
+            self._temperature,
+            self._axis,
         )
-        self._add(_ExactSum.of(loss_sum), _ExactSum.of(entropy_sum), hits, rows, ignored)
+        self._add(_ExactSum.of(loss), _ExactSum.of(weight), _ExactSum.of(entropy), hits, rows, ignored)
 
     def merge(self, other: Evaluator) -> None:
         """Add everything that another evaluator has seen.
@@ -163,9 +199,11 @@ class Evaluator:
             raise TypeError(f"other is a {type(other).__name__}; expected an Evaluator")
         for name, expected in self._options().items():
             found = other._options()[name]
-            if found != expected:
-                raise ValueError(f"other has {name} {found}; expected {expected}")
-        self._add(other._loss, other._entropy, other._hits.values(), other._rows, other._ignored)
+            if not _equal(found, expected):
+                raise ValueError(f"other has {name} {_text(found)}; expected {_text(expected)}")
+        self._add(
+            other._loss, other._weight_sum, other._entropy, other._hits.values(), other._rows, other._ignored
+        )
 
     def result(self) -> Evaluation:
         """Return the means over everything seen so far.
@@ -175,7 +213,7 @@ class Evaluator:
         Evaluation
             The means; NaN where no row counts.
         """
-        loss = self._loss.mean(self._rows)
+        loss = self._loss.over(self._weight_sum)
         shares = {k: count / self._rows if self._rows else math.nan for k, count in self._hits.items()}
         return Evaluation(
             loss=loss,
@@ -183,27 +221,40 @@ class Evaluator:
             bits=loss / math.log(2.0),
             accuracy=shares[1],
             top_k={k: shares[k] for k in self._top_k},
-            entropy=self._entropy.mean(self._rows),
+            entropy=self._entropy.over(_ExactSum(self._rows * _ONE)),
             rows=self._rows,
             ignored=self._ignored,
         )
 
-    def _add(self, loss: _ExactSum, entropy: _ExactSum, hits: Iterable[int], rows: int, ignored: int) -> None:
+    def _add(
+        self,
+        loss: _ExactSum,
+        weight: _ExactSum,
+        entropy: _ExactSum,
+        hits: Iterable[int],
+        rows: int,
+        ignored: int,
+    ) -> None:
         # Nothing is changed in place, so that a shallow copy is a copy.
         self._loss += loss
+        self._weight_sum += weight
         self._entropy += entropy
         self._hits = {k: before + more for (k, before), more in zip(self._hits.items(), hits, strict=True)}
         self._rows += rows
         self._ignored += ignored
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        options = ", ".join(f"{name}={_text(value)}" for name, value in self._options().items())
         return f"<Evaluator({options}): {self._rows} rows, {self._ignored} ignored>"
 
     def _options(self) -> dict[str, object]:
         return {
             "top_k": self._top_k,
+            "weight": self._weight,
             "ignore_index": self._ignore_index,
+            "label_smoothing": self._label_smoothing,
+            "z_loss": self._z_loss,
+            "softcap": self._softcap,
             "temperature": self._temperature,
             "axis": self._axis,
         }
@@ -214,14 +265,20 @@ def evaluate(
     targets: ArrayLike,
     *,
     top_k: Iterable[int] = (1, 5),
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
     temperature: float = 1.0,
     axis: int = -1,
 ) -> Evaluation:
     """Evaluate logits: mean loss, perplexity, accuracy and entropy, in one pass over the memory.
 
     With ``z = logits / temperature`` and ``p = softmax(z)``: the loss is ``mean(logsumexp(z) - z[target])``,
-    the perplexity ``exp(loss)`` and the entropy ``mean(-sum(p * ln(p)))``.
+    the perplexity ``exp(loss)`` and the entropy ``mean(-sum(p * ln(p)))``. The options are those of
+    `cross_entropy`.
 
     Parameters
     ----------
@@ -229,14 +286,11 @@ def evaluate(
         One row of logits for each target, the classes along `axis`; any number of other axes, including none.
     targets : array_like of integers
         The classes, in the shape of `logits` without `axis`.
-    top_k : iterable of int, default (1, 5)
-        The ``k`` for which the result holds the share of rows whose target is among the ``k`` largest logits.
-    ignore_index : int, default -100
-        Rows with this target do not count.
-    temperature : float, default 1.0
-        The logits are divided by it.
-    axis : int, default -1
-        The axis of the classes.
+    top_k, weight, ignore_index, label_smoothing, z_loss, softcap, temperature, axis
+        As for `Evaluator`.
+    sample_weight : array_like of real numbers, optional
+        A weight for each row in the loss, in the shape of `targets`; by default 1. Accuracy, `top_k` and
+        entropy count rows alike.
 
     Returns
     -------
@@ -255,6 +309,14 @@ def evaluate(
     See Also
     --------
     Evaluator : The same for logits that come in batches.
+    row_statistics : The figures of each row rather than their means.
+
+    Notes
+    -----
+    The loss is that of ``torch.nn.functional.cross_entropy`` and the mean of
+    ``optax.softmax_cross_entropy_with_integer_labels``; the perplexity is ``torchmetrics.text.Perplexity``.
+    The accuracies are ``sklearn.metrics.top_k_accuracy_score`` and, but for ties,
+    ``keras.metrics.SparseTopKCategoricalAccuracy``.
 
     References
     ----------
@@ -270,8 +332,17 @@ def evaluate(
     >>> round(result.bits, 6), round(result.perplexity, 6), result.accuracy, result.top_k
     (1.5, 2.828427, 0.5, {1: 0.5, 2: 1.0})
     """
-    evaluator = Evaluator(top_k=top_k, ignore_index=ignore_index, temperature=temperature, axis=axis)
-    evaluator.update(logits, targets)
+    evaluator = Evaluator(
+        top_k=top_k,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        temperature=temperature,
+        axis=axis,
+    )
+    evaluator.update(logits, targets, sample_weight=sample_weight)
     return evaluator.result()
 
 
@@ -293,12 +364,20 @@ class _ExactSum:
     def __add__(self, other: _ExactSum) -> _ExactSum:
         return _ExactSum(self.units + other.units, self.not_finite + other.not_finite)
 
-    def mean(self, count: int) -> float:
-        if count == 0:
+    def over(self, divisor: _ExactSum) -> float:
+        """Divide, with one rounding; NaN if the divisor is 0."""
+        if divisor == _ExactSum():
             return math.nan
-        if self.not_finite != 0.0:
-            return self.not_finite
-        return self.units / (count * _ONE)
+        if self.not_finite != 0.0 or divisor.not_finite != 0.0:
+            return self._limit() / divisor._limit()
+        try:
+            return self.units / divisor.units
+        except OverflowError:
+            return self._limit() * divisor._limit() * math.inf
+
+    def _limit(self) -> float:
+        """Return what is not finite, or else the sign."""
+        return self.not_finite or float((self.units > 0) - (self.units < 0))
 
 
 _ONE = 1 << 1074
@@ -316,3 +395,15 @@ def _integer(value: object, what: str) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{what} {value!r}; expected an integer") from None
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return np.array_equal(a, b, equal_nan=True)
+    return type(a) is type(b) and a == b
+
+
+def _text(option: object) -> str:
+    if isinstance(option, np.ndarray):
+        return np.array2string(option, max_line_width=10**6, threshold=6, edgeitems=3, separator=", ")
+    return repr(option)

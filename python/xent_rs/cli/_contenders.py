@@ -311,7 +311,8 @@ def _compile(torch: Any) -> Any:
 def _jax_case(case: Case) -> tuple[Any, Any, Any, Callable[[Any, Any], Any]]:
     import jax
 
-    jax.config.update("jax_enable_x64", True)
+    config: Any = jax.config  # not typed
+    config.update("jax_enable_x64", True)
 
     def loss(logits: Any, targets: Any) -> Any:
         picked = jax.numpy.take_along_axis(logits, targets[:, None], axis=1)[:, 0]

@@ -31,6 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (default: 1)")
     parser.add_argument(
+        "--softcap", type=float, metavar="CAP", help="bounds the logits, before the temperature, to +-CAP"
+    )
+    parser.add_argument(
+        "--weight", metavar="FILE", help="file of a weight for each class in the loss (default: 1 for all)"
+    )
+    parser.add_argument(
+        "--label-smoothing",
+        type=float,
+        default=0.0,
+        metavar="E",
+        help="the loss spreads this share of the target over all classes (default: 0)",
+    )
+    parser.add_argument(
+        "--z-loss",
+        type=float,
+        default=0.0,
+        metavar="FACTOR",
+        help="the loss has this times the square of the log-sum-exp more (default: 0)",
+    )
+    parser.add_argument(
         "--top-k",
         type=_integers,
         default=(1, 5),
@@ -54,7 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     targets = io.open_array(arguments.targets)
     evaluator = Evaluator(
         top_k=arguments.top_k,
+        weight=None if arguments.weight is None else io.open_array(arguments.weight).map(),
         ignore_index=arguments.ignore_index,
+        label_smoothing=arguments.label_smoothing,
+        z_loss=arguments.z_loss,
+        softcap=arguments.softcap,
         temperature=arguments.temperature,
         axis=arguments.axis,
     )

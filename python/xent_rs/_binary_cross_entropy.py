@@ -1,0 +1,229 @@
+"""Binary cross-entropy: of yes-or-no questions, each with a logit of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+from numpy.typing import ArrayLike, NDArray
+
+from . import _xent_rs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._cross_entropy import Reduction
+
+
+class _Options(TypedDict, total=False):
+    weight: ArrayLike | None
+    pos_weight: ArrayLike | None
+    ignore_index: int | None
+    label_smoothing: float
+
+
+@overload
+def binary_cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = ...,
+    denominator: float | None = ...,
+    **options: Unpack[_Options],
+) -> float: ...
+@overload
+def binary_cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    denominator: None = ...,
+    **options: Unpack[_Options],
+) -> NDArray[Any]: ...
+def binary_cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    denominator: float | None = None,
+) -> float | NDArray[Any]:
+    """Cross-entropy of the sigmoid of each logit with its target, for n-hot and multi-label targets, in nats.
+
+    Element by element, with logit x, target t, weight w, positive weight P and label smoothing ε, it is
+    ::
+
+        w·[(1 - t')·x + (1 + (P - 1)·t')·softplus(-x)],    t' = (1 - ε)·t + ε/2,
+
+    which is ``-w·[P·t'·log(sigmoid(x)) + (1 - t')·log(1 - sigmoid(x))]`` without its overflows, for
+    softplus(x) is ``log(1 + exp x)``.
+
+    Parameters
+    ----------
+    logits : array_like of float16, bfloat16 (``ml_dtypes``), float32 or float64
+        The logits of yes: any shape, strides, alignment and byte order. 16-bit logits compute in float32.
+    targets : array_like of bool, of any integer dtype or of any dtype that logits can have
+        The shape of `logits`; 0 is no, 1 is yes, and between them are probabilities.
+    weight : array_like of real numbers, optional
+        A weight for each element: any shape that broadcasts to that of `logits`.
+    pos_weight : array_like of real numbers, optional
+        A factor of the loss where the target is yes, against rare positives; broadcasts likewise, so that
+        C numbers are one for each of C labels in the last axis.
+    ignore_index : int, optional
+        Elements with this target have loss 0, whatever their logit is, and do not count. By default all
+        elements count.
+    label_smoothing : float, optional
+        The share ε, 0 to 1, of the target that is spread evenly over yes and no.
+    reduction : {'mean', 'sum', 'none'}, optional
+        The mean over the elements that are not ignored, whatever their weights, their sum, or each
+        element's loss.
+    denominator : float, optional
+        Replaces the divisor of the mean; the number of rows, say, for the mean of sums over labels.
+
+    Returns
+    -------
+    float or ndarray
+        For 'mean' and 'sum' a float, accumulated in float64: NaN if the mean has no elements. For 'none' an
+        array of the shape of `logits`, float32, or float64 for float64 logits.
+
+    Raises
+    ------
+    TypeError
+        For another dtype of logits, targets or weights, for masked arrays, and for tensors that are not in
+        CPU memory.
+    ValueError
+        For targets of another shape, weights that do not broadcast, or an option out of its range.
+
+    See Also
+    --------
+    binary_cross_entropy_with_grad : The loss and its gradient.
+    cross_entropy : For classes that exclude each other.
+    xent_rs.probability.binary_cross_entropy : The same of probabilities rather than logits.
+
+    Notes
+    -----
+    Infinite logits are exact: no costs 0 at ``-inf`` and yes costs infinity. A NaN stays in its element.
+
+    It is ``torch.nn.functional.binary_cross_entropy_with_logits``, whose mean counts ignored elements because
+    it knows of none; ``keras.losses.BinaryCrossentropy(from_logits=True)``;
+    ``optax.sigmoid_binary_cross_entropy``, which is each element's loss; and, on probabilities and without
+    logits, ``sklearn.metrics.log_loss`` [1]_.
+
+    References
+    ----------
+    .. [1] C. M. Bishop, "Pattern Recognition and Machine Learning", Springer, 2006, equation 4.90.
+
+    Examples
+    --------
+    Two images with three labels each:
+
+    >>> import numpy as np, xent_rs
+    >>> logits = np.array([[2.0, -1.0, 0.0], [-3.0, 4.0, 1.0]])
+    >>> targets = [[1, 0, 1], [0, 1, 1]]
+    >>> xent_rs.binary_cross_entropy(logits, targets, reduction="none").round(4)
+    array([[0.1269, 0.3133, 0.6931],
+           [0.0486, 0.0181, 0.3133]])
+    >>> round(xent_rs.binary_cross_entropy(logits, targets, pos_weight=[1, 1, 3]), 6)
+    0.587692
+    """
+    loss: float | NDArray[Any] = _xent_rs.binary_cross_entropy(
+        logits, targets, weight, pos_weight, ignore_index, label_smoothing, reduction, denominator
+    )
+    return loss
+
+
+@overload
+def binary_cross_entropy_with_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = ...,
+    denominator: float | None = ...,
+    grad_output: ArrayLike | None = ...,
+    out: NDArray[Any] | None = ...,
+    **options: Unpack[_Options],
+) -> tuple[float, NDArray[Any]]: ...
+@overload
+def binary_cross_entropy_with_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    denominator: None = ...,
+    grad_output: ArrayLike | None = ...,
+    out: NDArray[Any] | None = ...,
+    **options: Unpack[_Options],
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def binary_cross_entropy_with_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    denominator: float | None = None,
+    grad_output: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[float | NDArray[Any], NDArray[Any]]:
+    """`binary_cross_entropy` and its gradient with respect to the logits.
+
+    The gradient of an element's loss is ``w·[(1 + (P - 1)·t')·sigmoid(x) - P·t']``, which without options is
+    ``sigmoid(x) - t``; that of the mean is divided by what the mean divides by.
+
+    Parameters
+    ----------
+    logits, targets : array_like
+        As for `binary_cross_entropy`.
+    weight, pos_weight, ignore_index, label_smoothing, reduction, denominator
+        As for `binary_cross_entropy`.
+    grad_output : float or array_like, optional
+        Multiplies the gradient: the derivative of what follows with respect to the loss. A number, or, with
+        ``reduction='none'``, an array of the logits' shape.
+    out : ndarray, optional
+        Where the gradient goes, as for `cross_entropy_with_grad`; the logits' array itself is fine.
+
+    Returns
+    -------
+    loss : float or ndarray
+        As from `binary_cross_entropy`, to the bit.
+    grad : ndarray
+        `out`, or a new array of the logits' shape, dtype and memory layout. An ignored element has 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy`; for `out` and `grad_output` as `cross_entropy_with_grad`.
+
+    Notes
+    -----
+    Elsewhere the gradient comes from automatic differentiation: ``loss.backward()`` in PyTorch,
+    ``jax.value_and_grad`` for optax, ``tf.GradientTape`` for Keras. ``HalfBinomialLoss`` in scikit-learn has
+    ``loss_gradient``.
+
+    References
+    ----------
+    .. [1] C. M. Bishop, "Pattern Recognition and Machine Learning", Springer, 2006, equation 4.91.
+
+    Examples
+    --------
+    >>> import numpy as np, xent_rs
+    >>> loss, grad = xent_rs.binary_cross_entropy_with_grad(np.array([2.0, -1.0]), [1, 0], reduction="sum")
+    >>> round(loss, 6), grad.round(4)
+    (0.44019, array([-0.1192,  0.2689]))
+    """
+    return _xent_rs.binary_cross_entropy_with_grad(
+        logits,
+        targets,
+        weight,
+        pos_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        denominator,
+        grad_output,
+        out,
+    )

@@ -1,0 +1,213 @@
+"""Kullback-Leibler divergence of a model from a teacher, both as logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+from numpy.typing import ArrayLike, NDArray
+
+from . import _xent_rs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._cross_entropy import Reduction
+
+
+class _Options(TypedDict, total=False):
+    temperature: float
+    axis: int
+    sample_weight: ArrayLike | None
+
+
+@overload
+def kl_divergence(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = ...,
+    denominator: float | None = ...,
+    **options: Unpack[_Options],
+) -> float: ...
+@overload
+def kl_divergence(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    denominator: None = ...,
+    **options: Unpack[_Options],
+) -> NDArray[Any]: ...
+def kl_divergence(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    axis: int = -1,
+    reduction: Reduction = "mean",
+    sample_weight: ArrayLike | None = None,
+    denominator: float | None = None,
+) -> float | NDArray[Any]:
+    r"""Kullback-Leibler divergence KL(teacher || model) of the softmax of two arrays of logits, in nats.
+
+    A row's loss is :math:`\sum_c t_c (\log t_c - \log p_c)` with the model's
+    :math:`p = \mathrm{softmax}(x / T)` and the teacher's :math:`t = \mathrm{softmax}(x^t / T)`. It is the
+    cross-entropy with the teacher's probabilities minus their entropy, which is what distillation minimises.
+    There is no factor T²: multiply by ``temperature**2`` for gradients that do not shrink as T grows.
+
+    Parameters
+    ----------
+    logits : array_like of float16, bfloat16 (``ml_dtypes``), float32 or float64
+        Those of the model; see `cross_entropy`.
+    target_logits : array_like of float16, bfloat16, float32 or float64
+        Those of the teacher: the shape of `logits`, in a dtype of their own.
+    temperature : float, optional
+        Divides both; positive.
+    axis : int, optional
+        The axis of the classes; the last by default.
+    reduction : {'mean', 'sum', 'none'}, optional
+        The mean over rows, which divides by the sum of `sample_weight`, their sum, or each row's divergence.
+    sample_weight : array_like of real numbers, optional
+        A weight for each row: the shape of `logits` without `axis`.
+    denominator : float, optional
+        Replaces the divisor of the mean.
+
+    Returns
+    -------
+    float or ndarray
+        For 'mean' and 'sum' a float, accumulated in float64: NaN if the divisor of the mean is 0. For 'none'
+        an array of the shape of `logits` without `axis`, float32, or float64 for float64 logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy`.
+
+    See Also
+    --------
+    kl_divergence_with_grad : The divergence and its gradient.
+    xent_rs.probability.kl_divergence : The same of probabilities rather than logits.
+
+    Notes
+    -----
+    A class at ``-inf`` in the teacher costs nothing; at ``-inf`` in the model alone it costs infinity.
+
+    With ``lp`` and ``lt`` the log-softmax of the two, it is ``torch.nn.functional.kl_div(lp, lt,
+    log_target=True, reduction="batchmean")`` for logits with one axis of rows: PyTorch's own "mean" divides
+    by the number of elements. In optax it is the mean of ``kl_divergence_with_log_targets(lp, lt)``, and on
+    probabilities, which it clips, ``keras.losses.KLDivergence``. scikit-learn has none; SciPy has
+    ``scipy.stats.entropy(t, p)`` and ``scipy.special.rel_entr``. The divergence is from [1]_, distillation
+    from [2]_.
+
+    References
+    ----------
+    .. [1] S. Kullback, R. A. Leibler, "On information and sufficiency", Annals of Mathematical Statistics
+       22(1), 1951.
+    .. [2] G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531,
+       2015.
+
+    Examples
+    --------
+    >>> import math, numpy as np, xent_rs
+    >>> model, teacher = np.log([[0.5, 0.25, 0.25]]), np.log([[0.25, 0.25, 0.5]])
+    >>> round(xent_rs.kl_divergence(model, teacher) / math.log(2), 6)     # in bits
+    0.25
+    """
+    loss: float | NDArray[Any] = _xent_rs.kl_divergence(
+        logits, target_logits, temperature, axis, reduction, sample_weight, denominator
+    )
+    return loss
+
+
+@overload
+def kl_divergence_with_grad(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = ...,
+    denominator: float | None = ...,
+    grad_output: ArrayLike | None = ...,
+    out: NDArray[Any] | None = ...,
+    **options: Unpack[_Options],
+) -> tuple[float, NDArray[Any]]: ...
+@overload
+def kl_divergence_with_grad(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    denominator: None = ...,
+    grad_output: ArrayLike | None = ...,
+    out: NDArray[Any] | None = ...,
+    **options: Unpack[_Options],
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def kl_divergence_with_grad(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    axis: int = -1,
+    reduction: Reduction = "mean",
+    sample_weight: ArrayLike | None = None,
+    denominator: float | None = None,
+    grad_output: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[float | NDArray[Any], NDArray[Any]]:
+    r"""`kl_divergence` and its gradient with respect to the model's logits.
+
+    The gradient of a row's divergence is :math:`(p - t) / T`, that of `cross_entropy` with the teacher's
+    probabilities; that of the mean is divided by what the mean divides by.
+
+    Parameters
+    ----------
+    logits, target_logits : array_like
+        As for `kl_divergence`.
+    temperature, axis, reduction, sample_weight, denominator
+        As for `kl_divergence`.
+    grad_output : float or array_like, optional
+        As for `cross_entropy_with_grad`; ``temperature**2`` for distillation.
+    out : ndarray, optional
+        Where the gradient goes, as for `cross_entropy_with_grad`.
+
+    Returns
+    -------
+    loss : float or ndarray
+        As from `kl_divergence`, to the bit.
+    grad : ndarray
+        `out`, or a new array of the logits' shape, dtype and memory layout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy_with_grad`.
+
+    Notes
+    -----
+    Elsewhere the gradient comes from automatic differentiation: ``loss.backward()`` in PyTorch,
+    ``jax.value_and_grad`` for optax, ``tf.GradientTape`` for Keras; scikit-learn has none.
+    There is no gradient with respect to the teacher's logits here.
+
+    References
+    ----------
+    .. [1] G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531,
+       2015, section 2.
+
+    Examples
+    --------
+    >>> import numpy as np, xent_rs
+    >>> model, teacher = np.log([[0.5, 0.25, 0.25]]), np.log([[0.25, 0.25, 0.5]])
+    >>> loss, grad = xent_rs.kl_divergence_with_grad(model, teacher)
+    >>> grad.round(6)
+    array([[ 0.25,  0.  , -0.25]])
+    """
+    return _xent_rs.kl_divergence_with_grad(
+        logits,
+        target_logits,
+        temperature,
+        axis,
+        reduction,
+        sample_weight,
+        denominator,
+        grad_output,
+        out,
+    )

@@ -1,0 +1,121 @@
+"""The scripts of examples/ print the numbers that they are there for, and draw their picture."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+ORANGE = np.array([0xC8, 0x50, 0x1E]) / 255  # the colour of what a picture is about
+
+
+def run(name, folder, *arguments, expect=0, **environment):
+    finished = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "Agg", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == expect, f"exit {finished.returncode}\n{finished.stdout}{finished.stderr}"
+    return finished
+
+
+def check_picture(path):
+    """The picture is a PNG, not an empty one: white, dark, and the colour of the curve or bar in question."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    image = pytest.importorskip("matplotlib.image").imread(path)
+    pixels = np.unique(image[..., :3].reshape(-1, 3), axis=0)
+    for color in (np.ones(3), np.zeros(3), ORANGE):
+        assert np.abs(pixels - color).max(axis=1).min() < 0.02, f"{path.name} has no pixel of colour {color}"
+
+
+def numbers(line):
+    return [float(number) for number in re.findall(r"-?\d+\.\d+|-?\b\d+\b", line)]
+
+
+@pytest.fixture(autouse=True)
+def _needs():
+    pytest.importorskip("matplotlib")
+
+
+def test_why_cross_entropy(tmp_path):
+    printed = run("why_cross_entropy", tmp_path).stdout.splitlines()
+    quadratic = [numbers(line) for line in printed if line.startswith("quadratic")]
+    cross_entropy = [numbers(line) for line in printed if line.startswith("cross-entropy")]
+    # First output, gradient there, steps until the output is below one half, output after 300 steps.
+    expected = [(0.82, 0.122, 36, 0.09), (0.98, 0.017, 232, 0.20)]
+    np.testing.assert_allclose(quadratic, expected, rtol=0, atol=1e-9)
+    assert [row[:2] for row in cross_entropy] == [[0.82, 0.818], [0.98, 0.982]]
+    assert cross_entropy[1][2] < 0.6 * quadratic[1][2]  # no plateau where the start is worst
+    np.testing.assert_allclose([row[3] for row in cross_entropy], [0.10, 0.14], rtol=0, atol=1e-9)
+    check_picture(tmp_path / "why_cross_entropy.png")
+
+
+def test_train_binary_classifier(tmp_path):
+    pytest.importorskip("sklearn")
+    finished = run("train_binary_classifier", tmp_path, "--plot", "losses.png")
+    lines = finished.stdout.splitlines()
+    rows = np.array([numbers(line) for line in lines if re.match(r" +\d+ +\d", line)])
+    assert rows[0].tolist() == [0, 0.6931, 0.6931]
+    assert (np.diff(rows[:, 1]) < 0).all()  # training loss
+    assert (np.diff(rows[:4, 2]) < 0).all()  # validation loss: steep at first,
+    assert rows[-1, 2] < 0.25  # then low
+    loss, accuracy, majority = numbers(next(line for line in lines if line.startswith("test loss")))
+    assert loss < 0.25
+    assert accuracy > 0.92
+    assert 0.5 <= majority < 0.55
+    assert "train:" not in finished.stderr, "a progress bar without a terminal"
+    check_picture(tmp_path / "losses.png")
+
+
+def test_textbook_numbers(tmp_path):
+    printed = run("textbook_numbers", tmp_path).stdout
+    found = re.findall(r"^  (.*?) +(-?\d+\.\d+) (nats|bits)$", printed, re.MULTILINE)
+    expected = [
+        ("-log 0.619", -np.log(0.619), "nats"),
+        ("log q, one-hot", -np.log(0.619), "nats"),
+        ("log q, class 1", -np.log(0.619), "nats"),
+        ("fair coin", 1.0, "bits"),
+        ("knowing nothing", np.log(2), "nats"),
+        ("9 times in 10", 0.9 * np.log2(10 / 9) + 0.1 * np.log2(10), "bits"),
+        ("tails", np.log2(10), "bits"),
+        ("sky, there", -np.log(0.9), "nats"),
+        ("sea, there", -np.log(0.8), "nats"),
+        ("boat, there", -np.log(0.3), "nats"),
+        ("dog, not there", -np.log(0.9), "nats"),
+        ("n-hot", -np.log(0.9 * 0.8 * 0.3 * 0.9) / 4, "nats"),
+        ("from probabilities", -np.log(0.9 * 0.8 * 0.3 * 0.9) / 4, "nats"),
+        ("cross-entropy H(p, q)", 1.75, "bits"),
+        ("entropy H(p)", 1.5, "bits"),
+        ("KL(p, q)", 0.25, "bits"),
+        ("xent_rs.kl_divergence", 0.25, "bits"),
+    ]
+    assert len(found) == len(expected)
+    for (text, value, unit), (part, number, in_unit) in zip(found, expected, strict=True):
+        assert part in text
+        assert unit == in_unit
+        assert float(value) == pytest.approx(number, abs=5.1e-5), text
+    assert float(found[0][1]) == pytest.approx(0.479, abs=1e-3)  # the textbook's, cut
+    check_picture(tmp_path / "textbook_numbers.png")
+
+
+def test_without_matplotlib_the_numbers_are_there(tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('not here')")
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    finished = run("textbook_numbers", tmp_path, expect=1, PYTHONPATH=paths)
+    assert "fair coin" in finished.stdout
+    assert finished.stderr == "no picture (not here): pip install matplotlib\n"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_help_says_what_one_learns(name, tmp_path):
+    said = run(name, tmp_path, "--help").stdout
+    assert f"(default: {name}.png)" in said
+    assert len(said.splitlines()) > 10
