@@ -302,7 +302,9 @@ impl<S: Simd, R: Real> Block<S, R> {
         companion: &mut C,
     ) {
         let found = sums.reference.to_f64();
-        let reference = self.scale.reference::<MODE>(self.transform, found.max(R::LOWEST.to_f64()));
+        // Of masked classes alone the lowest number, so that it can be subtracted.
+        let subtracted = found.max(R::LOWEST.to_f64());
+        let reference = self.scale.reference::<MODE>(self.transform, subtracted);
         let (zero, one) = (R::splat(simd, 0.0), R::splat(simd, 1.0));
         // Nothing equals NaN.
         let own = R::splat(simd, if raised { found } else { f64::NAN });
@@ -315,7 +317,7 @@ impl<S: Simd, R: Real> Block<S, R> {
             for (chain, sum) in sum.iter_mut().enumerate() {
                 let (x, mut value) = (logits.load(simd, vector + chain), logits.value::<MODE>(simd, vector + chain));
                 if MODE == CAPPED {
-                    value = value.same_as(reference, x.simd_eq(R::splat(simd, found)));
+                    value = value.same_as(reference, x.simd_eq(R::splat(simd, subtracted)));
                 }
                 let (exp, z) = self.scale.exp::<MODE>(value, reference, Boost::Full);
                 let mut term = Term { x, value, reference, exp, z, counts: None };

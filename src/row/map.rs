@@ -46,6 +46,14 @@ pub(super) struct Offset<'a> {
     pub(super) dense: Option<&'a Dense<'a>>,
 }
 
+impl Offset<'_> {
+    /// What a weight subtracts: nothing if it is 0, whatever the scale.
+    #[inline(always)]
+    pub(super) fn times(&self, weight: f64) -> f64 {
+        if weight == 0.0 { 0.0 } else { self.scale * weight }
+    }
+}
+
 /// Whether a factor can take the boost of [`Real::exp`] back and stay a normal number.
 #[inline(always)]
 pub(super) fn can_boost<R: Real>(factor: f64) -> bool {
@@ -138,7 +146,7 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
             let terms = Terms::<S, R, MODE>::new(simd, of);
             let mut capped = Capped::<R, BLOCK>::default();
             let mut numbers = [0.0; BLOCK];
-            let mut offsets = [R::from_f64(offset.scale * offset.uniform); BLOCK];
+            let mut offsets = [R::from_f64(offset.times(offset.uniform)); BLOCK];
             // SAFETY: the caller's promise.
             unsafe {
                 map_blocks(
@@ -152,7 +160,7 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                         if let Some(dense) = offset.dense {
                             dense.fill(simd, start, length, &mut numbers);
                             for (value, number) in offsets.iter_mut().zip(&numbers) {
-                                *value = R::from_f64(offset.scale * number);
+                                *value = R::from_f64(offset.times(*number));
                             }
                         }
                         let padded = length.next_multiple_of(R::LANES);
@@ -291,7 +299,9 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
     simd.vectorize(
         #[inline(always)]
         || {
-            let log_sum = E::Real::splat(simd, log_sum);
+            let rounded = E::Real::from_f64(log_sum).to_f64();
+            let low = if rounded.is_finite() { log_sum - rounded } else { 0.0 };
+            let log_sum = [rounded, low].map(|part| E::Real::splat(simd, part));
             // SAFETY: the caller's promise.
             unsafe {
                 with_uncapped_mode!(transform, MODE => {
@@ -349,7 +359,7 @@ impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for Probability<S, R, MODE
 
 struct LogProbability<S: Simd, R: Real, const MODE: u8> {
     terms: Terms<S, R, MODE>,
-    log_sum: R::Lanes<S>,
+    log_sum: [R::Lanes<S>; 2],
 }
 
 impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for LogProbability<S, R, MODE> {

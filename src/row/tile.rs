@@ -377,8 +377,8 @@ unsafe fn pass<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MODE:
                 number += one;
             }
             // Of masked classes alone the lowest number, so that it can be subtracted.
-            let lowest = splat(R::LOWEST.to_f64());
-            let value_of_reference = scale.references::<MODE>(transform, lowest.max(reference));
+            let subtracted = splat(R::LOWEST.to_f64()).max(reference);
+            let value_of_reference = scale.references::<MODE>(transform, subtracted);
             let mut sum = Total::zero(simd);
             number = zero;
             let step = BLOCK / R::LANES;
@@ -390,7 +390,7 @@ unsafe fn pass<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MODE:
                 let x = unsafe { tile.load(simd, index) };
                 let (mut value, _) = value_of::<S, R, MODE>(simd, transform, x);
                 if MODE == CAPPED {
-                    value = value.same_as(value_of_reference, x.simd_eq(reference));
+                    value = value.same_as(value_of_reference, x.simd_eq(subtracted));
                 }
                 let (exp, z) = scale.exp::<MODE>(value, value_of_reference, Boost::Full);
                 let exp = class.simd_eq(number).select(zero, exp);
@@ -479,9 +479,10 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
             let softmax = loss.scaled_softmax(scales[lane], transform);
             (references[lane], factors[lane], counts[lane]) = (softmax.reference, softmax.factor, 1.0);
             offset_scales[lane] = scales[lane] / transform.temperature();
-            uniforms[lane] = offset_scales[lane] * target.uniform;
+            let offset = target.offset(offset_scales[lane]);
+            uniforms[lane] = offset.times(target.uniform);
             if let Some((class, weight)) = target.point {
-                (classes[lane], points[lane]) = (class as f64, offset_scales[lane] * weight);
+                (classes[lane], points[lane]) = (class as f64, offset.times(weight));
             }
         }
     }
@@ -519,7 +520,7 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                     }
                     let here = &block[index % step * R::LANES..][..R::LANES];
                     for ((lane, weight), scale) in offset.as_mut_slice().iter_mut().zip(here).zip(&offset_scales) {
-                        *lane = R::from_f64(scale * weight);
+                        *lane = R::from_f64(if *weight == 0.0 { 0.0 } else { scale * weight });
                     }
                 }
                 // SAFETY: the caller's promise.

@@ -364,13 +364,13 @@ impl<S: Simd, R: Real> Scale<S, R> {
         (difference.simd_lt(self.floor).select(zero, exp), quotient + difference.simd_lt(self.floor).select(zero, rest))
     }
 
-    /// `z − z(reference) − log_sum`.
+    /// `z − z(reference) − log_sum`, the last as a sum of two.
     #[inline(always)]
     pub(super) fn log<const MODE: u8>(
         &self,
         value: Value<S, R>,
         reference: Value<S, R>,
-        log_sum: R::Lanes<S>,
+        [log_sum, log_sum_low]: [R::Lanes<S>; 2],
     ) -> R::Lanes<S> {
         let lanes = |value: f64| R::splat(self.simd, value);
         let zero = lanes(0.0);
@@ -388,7 +388,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
         };
         let [sum, lost] = two_sum(quotient, -log_sum);
         // What an infinity lost is NaN.
-        sum + quotient.simd_ge(lanes(R::LOWEST.to_f64())).select(rest + lost, zero)
+        sum + quotient.simd_ge(lanes(R::LOWEST.to_f64())).select(rest + (lost - log_sum_low), zero)
     }
 }
 
