@@ -7,11 +7,25 @@
     the gradient's target entry       the sum of the bounds of the others: it is minus their sum
     a 16-bit result                   half an ulp of its format besides
 
-u = 2^-24, and 2^-53 (smallest number 2^-1074) for float64 logits.
+u = 2^-24, and 2^-53 (smallest number 2^-1074) for float64 logits. What is made of several of these may be
+wrong by the sum of what its parts may be, each times its weight, and by half an ulp:
+
+    loss of several targets           the sum of |share| u (ln C + 2)
+    z-loss                            2 |lse| z_loss times the bound of lse
+    gradient of several targets       mass times the bound of p, and 2 u |share|, the rounding of the share
+    all of these                      8 * 2^-53 of every term: weights and factors are multiplied in float64
+    anything under a softcap          |z| / 10 of the largest besides ln C, wherever that is above
+    gradient under a softcap          4 u of it, and 2^-123 (2^-981) of d loss/dz where the cap is reached
+    diagonal of the Hessian           mass times the bounds of p (1 - p)
+    KL divergence                     the sum of p_t (bounds of both logs) + (bound of p_t) |log ratio|
+    binary                            the bound for two classes, logits x and 0, each side times its weight
+    entropy                           the sum of p (bound of log p) + (bound of p) |log p|
 """
 
 import numpy as np
 from ml_dtypes import bfloat16
+
+from .oracle import sigmoid, softplus
 
 # dtype: (bits of the significand, exponent of the smallest normal number, largest finite number)
 FORMATS = {
@@ -21,8 +35,15 @@ FORMATS = {
     np.dtype(np.float64): (53, -1022, float(np.finfo(np.float64).max)),
 }
 
+#: What the products of weights, row weights, smoothing, temperature and divisor may lose, all in float64.
+FACTORS = 8 * 2.0**-53
+
 #: (quantity, dtype) -> the largest error / bound seen; printed at the end of the run.
 worst_ratios = {}
+
+
+#: The derivative of a softcap that counts as reached, by u.
+REACHED = {2.0**-24: 2.0**-123, 2.0**-53: 2.0**-981}
 
 
 def unit(dtype):
@@ -38,21 +59,34 @@ def half_ulp(values, dtype):
 
 def loss_bound(softmax, targets, dtype):
     """For the loss of each row with this target (all classes: `log_probability_bound`)."""
-    runner_up = np.sort(softmax.gaps, axis=1)[:, min(1, softmax.classes - 1)]
-    return _log_bound(softmax.losses(targets), softmax.gaps[softmax.rows, targets], runner_up, softmax, dtype)
+    return _log_bound(
+        softmax.losses(targets), softmax.gaps[softmax.rows, targets], _runner_up(softmax), softmax, dtype
+    )
+
+
+def _logs(softmax):
+    """ln C for every row, and what a capped logit may be off."""
+    logs = np.full(len(softmax.rows), np.log(softmax.classes))
+    return logs + softmax.largest_capped / 10 if softmax.capped else logs
+
+
+def _runner_up(softmax):
+    """How far the second largest class is below the largest."""
+    return np.sort(softmax.gaps, axis=1)[:, min(1, softmax.classes - 1)]
 
 
 def log_probability_bound(softmax, dtype):
-    runner_up = np.sort(softmax.gaps, axis=1)[:, min(1, softmax.classes - 1), None]
+    runner_up = _runner_up(softmax)[:, None]
     return _log_bound(-softmax.log_probabilities, softmax.gaps, runner_up, softmax, dtype)
 
 
 def _log_bound(losses, gaps, runner_up, softmax, dtype):
     u, smallest = unit(dtype)
     rounding = half_ulp(losses, np.float64 if dtype == np.float64 else np.float32)
-    absolute = u * (np.log(softmax.classes) + 2) + rounding
+    logs = _logs(softmax).reshape(runner_up.shape)
+    absolute = u * (logs + 2) + rounding
     with np.errstate(invalid="ignore", over="ignore"):
-        relative = u * (runner_up + np.log(softmax.classes) + 2) * losses + rounding
+        relative = u * (runner_up + logs + 2) * losses + rounding
     relative = relative + softmax.classes * smallest
     return np.where((gaps == 0) & (relative < absolute), relative, absolute)
 
@@ -60,26 +94,175 @@ def _log_bound(losses, gaps, runner_up, softmax, dtype):
 def logsumexp_bound(softmax, dtype):
     u, _ = unit(dtype)
     rounding = half_ulp(softmax.logsumexp, np.float64 if dtype == np.float64 else np.float32)
-    return u * (np.log(softmax.classes) + 2) + rounding
+    return u * (_logs(softmax) + 2) + rounding
 
 
 def probability_bound(softmax, dtype):
     u, smallest = unit(dtype)
     with np.errstate(invalid="ignore", over="ignore"):
-        bound = u * (softmax.gaps + np.log(softmax.classes) + 4) * softmax.probabilities
+        bound = u * (softmax.gaps + _logs(softmax)[:, None] + 4) * softmax.probabilities
     # A class of infinite gap is a masked one: exactly 0.
     return np.where(np.isinf(softmax.gaps), 0, bound + smallest)
 
 
 def gradient_bound(softmax, targets, dtype, scale=1.0):
     """`scale`: what the derivative of a row's loss is multiplied with, one number or one for each row."""
-    bound = np.abs(softmax._with_minus_others(probability_bound(softmax, dtype), targets, targets < 0))
+    bound = probability_bound(softmax, dtype)
+    entry = softmax.rows, np.where(targets < 0, 0, targets)
+    bound[entry] = _of_the_others(bound)[entry]
     return np.maximum(np.abs(scale) * bound, unit(dtype)[1])
+
+
+def _of_the_others(bounds):
+    """For each class, the sum of what the others have."""
+    others = bounds.sum(axis=1, keepdims=True) - bounds
+    # A sum less its largest term has no digits of the small ones.
+    top = np.arange(len(bounds)), bounds.argmax(axis=1)
+    rest = bounds.copy()
+    rest[top] = 0
+    others[top] = rest.sum(axis=1)
+    return others
+
+
+class CrossEntropyBounds:
+    """For the losses, gradients and Hessians of an oracle's `CrossEntropy`."""
+
+    def __init__(self, oracle, dtype):
+        self.oracle, self.softmax, self.dtype = oracle, oracle.softmax, dtype
+        self.shares, self.scale = np.abs(oracle.shares), np.abs(oracle.scale)
+        #: Rows of which one class alone is wanted.
+        self.single = ((self.shares > 0).sum(axis=1) == 1) & (not oracle.smoothed)
+
+    @property
+    def losses(self):
+        softmax, losses = self.softmax, self.oracle.losses
+        u, smallest = unit(self.dtype)
+        bound = self.shares.sum(axis=1) * u * (_logs(softmax) + 2)
+        leads = self.single & ((self.shares > 0) & (softmax.gaps == 0)).any(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            relative = u * (_runner_up(softmax) + _logs(softmax) + 2) * softmax.log_sum
+            relative = self.shares.max(axis=1) * (relative + softmax.classes * smallest)
+            bound = np.where(leads & (relative < bound), relative, bound)
+            lse, error = np.abs(softmax.logsumexp), logsumexp_bound(softmax, self.dtype)
+            bound = bound + _times(self.oracle.z_loss, 2 * lse * error + error**2)
+            terms = _times(self.shares, -softmax.log_probabilities).sum(axis=1) + _times(
+                self.oracle.z_loss, lse**2
+            )
+            bound = _times(self.scale, bound + FACTORS * terms)
+        return bound + half_ulp(losses, np.float64 if self.dtype == np.float64 else np.float32)
+
+    @property
+    def slopes(self):
+        """Of the gradient with respect to z."""
+        softmax, oracle = self.softmax, self.oracle
+        u, _ = unit(self.dtype)
+        bound, one = (
+            probability_bound(softmax, self.dtype),
+            (self.shares > 0) & (self.single & self.oracle.classes)[:, None],
+        )
+        of_others = _of_the_others(bound)
+        with np.errstate(invalid="ignore"):
+            z_loss = 2 * np.abs(oracle.z_loss) * np.abs(softmax.logsumexp)
+            z_bound = 2 * np.abs(oracle.z_loss) * logsumexp_bound(softmax, self.dtype)
+        mass = np.abs(oracle.mass)[:, None]
+        slopes = np.where(one, mass * of_others, mass * bound + 2 * u * self.shares)
+        slopes = slopes + _times(z_loss[:, None], bound) + _times(z_bound[:, None], softmax.probabilities)
+        terms = _times((mass[:, 0] + z_loss)[:, None], softmax.probabilities)
+        slopes = slopes + FACTORS * (terms + self.shares)
+        return np.where(softmax.masked, 0, _times(self.scale[:, None], slopes))
+
+    def gradients(self, scale=1.0):
+        """`scale` as for `gradient_bound`."""
+        u, smallest = unit(self.dtype)
+        bound = self.softmax.slope * self.slopes
+        if self.softmax.capped:
+            reached = REACHED[u] / self.softmax.temperature
+            bound = bound + 4 * u * np.abs(self.oracle.gradients) + reached * np.abs(self.oracle.slopes)
+        return np.maximum(np.abs(scale) * bound, smallest)
+
+    def hessians(self, scale=1.0):
+        softmax = self.softmax
+        bound = probability_bound(softmax, self.dtype)
+        bound = bound * softmax.others + softmax.probabilities * _of_the_others(bound)
+        bound = bound + FACTORS * softmax.probabilities * softmax.others
+        bound = np.abs(self.oracle.mass * self.scale)[:, None] * softmax.slope**2 * bound
+        return np.maximum(np.abs(scale) * bound, unit(self.dtype)[1])
+
+
+class KlDivergenceBounds:
+    """For the losses and gradients of an oracle's `KlDivergence`."""
+
+    def __init__(self, oracle, dtype):
+        self.oracle, self.dtype = oracle, dtype
+        self.probabilities = [probability_bound(softmax, dtype) for softmax in (oracle.model, oracle.teacher)]
+
+    @property
+    def losses(self):
+        oracle, losses = self.oracle, self.oracle.losses
+        u, _ = unit(self.dtype)
+        bound = 2 * u * (np.log(oracle.model.classes) + 2)
+        bound = bound + _times(self.probabilities[1], np.abs(oracle.log_ratios)).sum(axis=1)
+        bound = bound + FACTORS * _times(oracle.teacher.probabilities, np.abs(oracle.log_ratios)).sum(axis=1)
+        bound = _times(np.abs(oracle.scale), bound)
+        return bound + half_ulp(losses, np.float64 if self.dtype == np.float64 else np.float32)
+
+    def gradients(self, scale=1.0):
+        oracle = self.oracle
+        bound = sum(self.probabilities) + FACTORS * (
+            oracle.model.probabilities + oracle.teacher.probabilities
+        )
+        bound = np.abs(oracle.scale)[:, None] * np.abs(scale) * oracle.model.slope * bound
+        return np.maximum(bound, unit(self.dtype)[1])
+
+
+class BinaryCrossEntropyBounds:
+    """For the losses and gradients of an oracle's `BinaryCrossEntropy`."""
+
+    def __init__(self, oracle, dtype):
+        self.oracle, self.dtype = oracle, dtype
+        self.sides = ((np.abs(oracle.negative), oracle.logits), (np.abs(oracle.positive), -oracle.logits))
+
+    @property
+    def losses(self):
+        """softplus(x) is the loss of two classes, x and 0, whose target is 0: it leads where x < 0."""
+        u, smallest = unit(self.dtype)
+        bound = half_ulp(self.oracle.losses, np.float64 if self.dtype == np.float64 else np.float32)
+        for weight, x in self.sides:
+            with np.errstate(invalid="ignore"):
+                relative = u * (np.abs(x) + np.log(2) + 2) * np.log1p(np.exp(-np.abs(x))) + 2 * smallest
+            absolute = u * (np.log(2) + 2)
+            bound = bound + _times(weight, np.where((x <= 0) & (relative < absolute), relative, absolute))
+            bound = bound + FACTORS * _times(weight, softplus(x))
+        return bound
+
+    def gradients(self, scale=1.0):
+        u, smallest = unit(self.dtype)
+        bound = 0
+        for weight, x in self.sides:
+            with np.errstate(invalid="ignore"):
+                of_side = u * (np.maximum(-x, 0) + np.log(2) + 4) * sigmoid(x)
+            bound = bound + _times(weight, np.nan_to_num(of_side, nan=0) + smallest)
+            bound = bound + FACTORS * weight * sigmoid(x)
+        return np.maximum(np.abs(scale) * bound, smallest)
+
+
+def entropy_bound(softmax, dtype):
+    u, _ = unit(dtype)
+    bound = _times(probability_bound(softmax, dtype), np.abs(softmax.log_probabilities)).sum(axis=1)
+    rounding = half_ulp(softmax.entropies, np.float64 if dtype == np.float64 else np.float32)
+    return bound + u * (_logs(softmax) + 2) + rounding
+
+
+def _times(weights, bounds):
+    """0 * inf = 0: what is not there has no error."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where((weights == 0) | (bounds == 0), 0, weights * bounds)
 
 
 def mean_bound(bounds, losses, count):
     """Of a float64 sum of row losses, divided by count: the rows' own bounds, and the sum's rounding."""
-    return (bounds.sum() + len(losses) * 2.0**-53 * np.abs(losses).sum()) / abs(count)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (bounds.sum() + len(losses) * 2.0**-53 * np.abs(losses).sum()) / abs(count)
 
 
 def assert_within(quantity, got, expected, bound, dtype, context="", names=None):

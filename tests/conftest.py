@@ -64,11 +64,12 @@ def pytest_terminal_summary(terminalreporter):
         return
     dtypes = sorted({dtype for _, dtype in worst_ratios}, key=lambda dtype: np.dtype(dtype).itemsize)
     terminalreporter.section("largest error, as a fraction of the promised bound")
-    terminalreporter.line(f"{'':32}" + "".join(f"{dtype:>10}" for dtype in dtypes))
+    width = max(len(quantity) for quantity, _ in worst_ratios)
+    terminalreporter.line(" " * width + "".join(f"{dtype:>10}" for dtype in dtypes))
     for quantity in sorted({quantity for quantity, _ in worst_ratios}):
         ratios = [worst_ratios.get((quantity, dtype)) for dtype in dtypes]
         cells = "".join(
             f"{'' if ratio is None else format(ratio, '.3f' if ratio < 1000 else '.1e'):>10}"
             for ratio in ratios
         )
-        terminalreporter.line(f"{quantity:32}{cells}")
+        terminalreporter.line(f"{quantity:{width}}{cells}")

@@ -1,31 +1,52 @@
 """What the functions should return: the textbook formulas in NumPy, in floats wide enough to judge ours.
 
-16- and 32-bit logits are judged in float64, float64 logits in np.longdouble. Logits are (rows, classes).
+16- and 32-bit logits are judged in float64, float64 logits in np.longdouble. Logits are (rows, classes),
+weights NumPy arrays or None. A weight of zero makes an infinite loss 0; a row that is not a number stays so.
 """
 
 import numpy as np
 
 
+def wide(dtype):
+    return np.longdouble if dtype == np.float64 else np.float64
+
+
+def times(weights, values):
+    """The product in which 0 * inf is 0."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = weights * values
+    return np.where((weights == 0) & ~np.isnan(values), 0, product)
+
+
 class Softmax:
     """The softmax of every row, and what follows from it."""
 
-    def __init__(self, logits, temperature=1.0):
-        self.dtype = np.longdouble if logits.dtype == np.float64 else np.float64
+    def __init__(self, logits, temperature=1.0, softcap=None):
+        self.dtype = wide(logits.dtype)
+        temperature = self.temperature = self.dtype(temperature)
         logits = logits.astype(self.dtype)
         self.rows = np.arange(len(logits))
         self.classes = logits.shape[1]
         self.top = logits.argmax(axis=1)
-        largest = logits.max(axis=1)
+        self.capped = softcap is not None
         with np.errstate(invalid="ignore", over="ignore"):
-            self.peak = largest / self.dtype(temperature)
+            self.slope = np.broadcast_to(1 / temperature, logits.shape)
+            if self.capped:
+                finite, cap = np.isfinite(logits), self.dtype(softcap)
+                self.slope = np.where(finite, 1 / np.cosh(logits / cap) ** 2, 0) / temperature
+                logits = np.where(finite, cap * np.tanh(logits / cap), logits)
+                self.largest_capped = np.where(finite, np.abs(logits), 0).max(axis=1) / temperature
+            largest = logits.max(axis=1)
+            self.peak = largest / temperature
             # Subtracted before anything is divided: x - max is exact where x and max are close.
-            self.gaps = (largest[:, None] - logits) / self.dtype(temperature)
+            self.gaps = (largest[:, None] - logits) / temperature
         terms = np.exp(-self.gaps)
         self.sum = terms.sum(axis=1)
         self.probabilities = terms / self.sum[:, None]
         terms[self.rows, self.top] = 0
         # log(1 + the other terms) keeps the digits of a confident row, log(sum) does not.
         self.log_sum = np.log1p(terms.sum(axis=1) + 0 * self.sum)
+        self.masked = np.isneginf(logits) & ~np.isnan(self.log_sum)[:, None]
 
     @property
     def logsumexp(self):
@@ -35,20 +56,164 @@ class Softmax:
     def log_probabilities(self):
         return -(self.gaps + self.log_sum[:, None])
 
+    @property
+    def entropies(self):
+        return -times(self.probabilities, self.log_probabilities).sum(axis=1)
+
+    @property
+    def others(self):
+        """1 - p, to which no digits are lost: for the largest class it is the sum of the others' p."""
+        others = 1 - self.probabilities
+        rest = self.probabilities.copy()
+        rest[self.rows, self.top] = 0
+        others[self.rows, self.top] = rest.sum(axis=1)
+        return others
+
     def losses(self, targets, ignore_index=-100):
-        ignored = targets == ignore_index
-        gaps = self.gaps[self.rows, np.where(ignored, 0, targets)]
-        return np.where(ignored, 0, gaps + self.log_sum)
+        return CrossEntropy(self, targets, ignore_index=ignore_index).losses
 
     def gradients(self, targets, ignore_index=-100):
-        """p - onehot(target), whose target entry is minus the sum of the others; a masked class has none."""
-        ignored = targets == ignore_index
-        gradients = self._with_minus_others(self.probabilities, targets, ignored)
-        return np.where(ignored[:, None] | np.isinf(self.gaps), 0, gradients)
+        """With respect to z, the logits that are capped and divided by the temperature."""
+        return CrossEntropy(self, targets, ignore_index=ignore_index).slopes
 
-    def _with_minus_others(self, values, targets, ignored):
-        values, entry = values.copy(), (self.rows, np.where(ignored, 0, targets))
-        nan_or_zero = 0 * values[entry]
-        values[entry] = 0
-        values[entry] = nan_or_zero - values.sum(axis=1)
-        return values
+
+class CrossEntropy:
+    """The loss of every row with targets (rows,), the classes, or (rows, classes), probabilities."""
+
+    def __init__(
+        self,
+        softmax,
+        targets,
+        *,
+        weight=None,
+        sample_weight=None,
+        ignore_index=-100,
+        label_smoothing=0.0,
+        z_loss=0.0,
+    ):
+        self.softmax = softmax
+        dtype = self.dtype = softmax.dtype
+        smoothing, rows = dtype(label_smoothing), len(softmax.rows)
+        weight = np.ones(softmax.classes, dtype) if weight is None else weight.astype(dtype)
+        sample_weight = np.ones(rows, dtype) if sample_weight is None else sample_weight.astype(dtype)
+        self.classes, self.smoothed = targets.ndim == 1, label_smoothing > 0
+        if targets.ndim == 2:
+            self.ignored = np.zeros(rows, bool)
+            wanted, counts = targets.astype(dtype), np.ones(rows, dtype)
+        else:
+            self.ignored = targets == ignore_index
+            classes = np.where(self.ignored, 0, targets)
+            wanted, counts = classes[:, None] == np.arange(softmax.classes), weight[classes]
+        #: What each class counts in a row: the loss is the sum of shares (lse - z).
+        self.shares = weight * ((1 - smoothing) * wanted + smoothing / softmax.classes)
+        self.mass = self.shares.sum(axis=1)
+        self.scale = np.where(self.ignored, 0, sample_weight)
+        self.z_loss = dtype(z_loss)
+        #: What the mean divides by.
+        self.divisor = (self.scale * counts).sum()
+
+    @property
+    def losses(self):
+        terms = times(self.shares, -self.softmax.log_probabilities)
+        with np.errstate(invalid="ignore", over="ignore"):
+            penalties = times(self.z_loss, self.softmax.logsumexp**2)
+            losses = terms.sum(axis=1) + penalties + 0 * self.softmax.log_sum
+        return np.where(self.ignored, 0, times(self.scale, losses))
+
+    @property
+    def slopes(self):
+        """With respect to z: mass p - share, as p (other shares) - share (other p), to lose no digits."""
+        softmax = self.softmax
+        with np.errstate(invalid="ignore", over="ignore"):
+            others = (self.mass + 2 * self.z_loss * softmax.logsumexp)[:, None] - self.shares
+            slopes = others * softmax.probabilities - self.shares * softmax.others
+            slopes = np.where(softmax.masked, 0, slopes + 0 * softmax.log_sum[:, None])
+        return np.where(self.ignored[:, None], 0, times(self.scale[:, None], slopes))
+
+    @property
+    def gradients(self):
+        return times(self.softmax.slope, self.slopes)
+
+    @property
+    def hessians(self):
+        """The diagonal, without z-loss and softcap."""
+        curvatures = self.mass[:, None] * self.softmax.probabilities * self.softmax.others
+        curvatures = np.where(self.softmax.masked, 0, curvatures * self.softmax.slope**2)
+        curvatures = curvatures + 0 * self.softmax.log_sum[:, None]
+        return np.where(self.ignored[:, None], 0, times(self.scale[:, None], curvatures))
+
+
+class KlDivergence:
+    """KL(teacher || model) of every row, from the Softmax of both."""
+
+    def __init__(self, model, teacher, sample_weight=None):
+        self.model, self.teacher = model, teacher
+        dtype = self.dtype = np.result_type(model.dtype, teacher.dtype).type
+        rows = len(model.rows)
+        self.scale = np.ones(rows, dtype) if sample_weight is None else sample_weight.astype(dtype)
+        self.divisor = self.scale.sum()
+
+    @property
+    def log_ratios(self):
+        """log p_teacher - log p_model; 0 where the teacher's class is masked."""
+        with np.errstate(invalid="ignore"):
+            ratios = self.teacher.log_probabilities - self.model.log_probabilities
+        return np.where(self.teacher.masked, 0, ratios)
+
+    @property
+    def losses(self):
+        losses = times(self.teacher.probabilities, self.log_ratios).sum(axis=1)
+        # However small the teacher's probability is: what the model excludes must not be possible at all.
+        losses = np.where((self.model.masked & ~self.teacher.masked).any(axis=1), np.inf, losses)
+        return times(self.scale, losses + 0 * self.model.log_sum + 0 * self.teacher.log_sum)
+
+    @property
+    def gradients(self):
+        slopes = self.model.probabilities - self.teacher.probabilities
+        slopes = np.where(self.model.masked, 0, slopes * self.model.slope)
+        slopes = slopes + 0 * self.model.log_sum[:, None] + 0 * self.teacher.log_sum[:, None]
+        return times(self.scale[:, None], slopes)
+
+
+class BinaryCrossEntropy:
+    """The loss of every element, as (1 - t) softplus(x) and P t softplus(-x), both times w."""
+
+    def __init__(self, logits, targets, weight=None, pos_weight=None, ignore_index=None, label_smoothing=0.0):
+        dtype = self.dtype = wide(logits.dtype)
+        self.logits = logits.astype(dtype)
+        weight = dtype(1) if weight is None else np.asarray(weight).astype(dtype)
+        pos_weight = dtype(1) if pos_weight is None else np.asarray(pos_weight).astype(dtype)
+        self.ignored = np.zeros(targets.shape, bool) if ignore_index is None else targets == ignore_index
+        smoothing = dtype(label_smoothing)
+        wanted = (1 - smoothing) * targets.astype(dtype) + smoothing / 2
+        weight = np.where(self.ignored, 0, weight)
+        self.negative, self.positive = weight * (1 - wanted), weight * pos_weight * wanted
+        self.divisor = (~self.ignored).sum()
+
+    @property
+    def losses(self):
+        x = self.logits
+        losses = times(self.negative, softplus(x)) + times(self.positive, softplus(-x))
+        return np.where(self.ignored, 0, losses)
+
+    @property
+    def gradients(self):
+        x = self.logits
+        gradients = times(self.negative, sigmoid(x)) - times(self.positive, sigmoid(-x))
+        return np.where(self.ignored, 0, gradients)
+
+
+def softplus(x):
+    """log(1 + exp x)."""
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def sigmoid(x):
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+def ranks(logits, targets):
+    """The place of each target when its row is sorted; of equal logits the first comes first."""
+    order = np.argsort(-logits, axis=1, kind="stable")
+    return (order == targets[:, None]).argmax(axis=1)

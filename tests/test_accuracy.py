@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from .bounds import (
+    BinaryCrossEntropyBounds,
+    CrossEntropyBounds,
+    KlDivergenceBounds,
     assert_within,
+    entropy_bound,
     gradient_bound,
     half_ulp,
     log_probability_bound,
@@ -23,7 +27,7 @@ from .bounds import (
     probability_bound,
 )
 from .cases import AROUND_BLOCKS, DTYPES, LONG, SHORT, batch, targets_of
-from .oracle import Softmax
+from .oracle import BinaryCrossEntropy, CrossEntropy, KlDivergence, Softmax
 
 LENGTHS = {"short": SHORT, "around blocks": AROUND_BLOCKS, "long": LONG}
 SOME_LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 100, 127, 257, 513, 4097]
@@ -58,21 +62,96 @@ def softmax_family(logits, softmax, dtype, temperature, axis):
     yield "log_softmax", "", got, softmax.log_probabilities, log_probability_bound(softmax, dtype)
 
 
+def turn(array, axis):
+    return array if axis == -1 else np.ascontiguousarray(array.T)
+
+
+def probabilities(logits, softmax, dtype, temperature, axis, softcap=None):
+    """A target for every class: the loss, the gradient and the Hessian, weighted and not."""
+    random = np.random.default_rng(softmax.classes)
+    targets = random.random(softmax.gaps.shape, np.float32)
+    targets[::3] = np.eye(softmax.classes)[softmax.top[::3]]
+    options = {"temperature": temperature, "axis": axis, "reduction": "none"}
+    wide = {"out": np.empty(logits.shape, np.float64 if dtype == np.float64 else np.float32)}
+    for weight in (None, random.uniform(0.5, 2, softmax.classes)):
+        oracle = CrossEntropy(softmax, targets, weight=weight)
+        bounds, call = CrossEntropyBounds(oracle, dtype), (logits, turn(targets, axis))
+        if softcap is None:
+            found = xent_rs.cross_entropy_with_grad_hess(*call, weight=weight, **options, **wide)
+            got = np.moveaxis(found[2], axis, -1)
+            yield "soft Hessian", "", got, oracle.hessians, bounds.hessians()
+        else:
+            found = xent_rs.cross_entropy_with_grad(*call, weight=weight, softcap=softcap, **options, **wide)
+        yield "soft loss", "", found[0], oracle.losses, bounds.losses
+        got = np.moveaxis(found[1], axis, -1)
+        yield "soft gradient", "", got, oracle.gradients, bounds.gradients()
+
+
+def statistics(logits, softmax, dtype, temperature, axis, softcap=None):
+    random = np.random.default_rng(softmax.classes)
+    options = {"temperature": temperature, "axis": axis}
+    found = xent_rs.row_statistics(logits, softmax.top, softcap=softcap, **options)
+    at = softmax.rows, softmax.top
+    p, logs = softmax.probabilities[at], log_probability_bound(softmax, dtype)
+    yield "logsumexp", "", found.logsumexp, softmax.logsumexp, logsumexp_bound(softmax, dtype)
+    yield "max probability", "", found.max_probability, p, probability_bound(softmax, dtype)[at]
+    yield "entropy", "", found.entropy, softmax.entropies, entropy_bound(softmax, dtype)
+    yield "log_softmax", "", found.target_log_probability, softmax.log_probabilities[at], logs[at]
+    if softcap is None:
+        index = random.integers(0, softmax.classes, (len(softmax.rows), 5))
+        got, at = xent_rs.selective_log_softmax(logits, index, **options), (softmax.rows[:, None], index)
+        yield "log_softmax", "selected", got, softmax.log_probabilities[at], logs[at]
+
+
+def divergences(logits, softmax, dtype, temperature, axis):
+    """Of each row from the next: of every distribution from another."""
+    rows = np.moveaxis(logits, axis, -1)
+    if dtype == np.float64:  # Differences beyond the largest number are of no use to anybody.
+        kept = (softmax.gaps < 1e300).all(axis=1) | softmax.masked.any(axis=1)
+        rows = rows[kept]
+        logits, softmax = turn(np.ascontiguousarray(rows), axis), Softmax(rows, temperature)
+    teacher = np.roll(rows, 1, axis=0)
+    oracle = KlDivergence(softmax, Softmax(teacher, temperature))
+    options = {"temperature": temperature, "axis": axis, "reduction": "none"}
+    wide = np.empty(logits.shape, np.float64 if dtype == np.float64 else np.float32)
+    got, grad = xent_rs.kl_divergence_with_grad(logits, turn(teacher, axis), out=wide, **options)
+    bounds = KlDivergenceBounds(oracle, dtype)
+    yield "KL loss", "", got, oracle.losses, bounds.losses
+    yield "KL gradient", "", np.moveaxis(grad, axis, -1), oracle.gradients, bounds.gradients()
+
+
+def binary(logits, softmax, dtype, temperature, axis):
+    targets = np.random.default_rng(softmax.classes).random(logits.shape, np.float32)
+    for about, wanted in (("probabilities", targets), ("n-hot", targets < 0.5)):
+        oracle = BinaryCrossEntropy(logits, wanted)
+        bounds = BinaryCrossEntropyBounds(oracle, dtype)
+        wide = np.empty(logits.shape, np.float64 if dtype == np.float64 else np.float32)
+        got, grad = xent_rs.binary_cross_entropy_with_grad(logits, wanted, reduction="none", out=wide)
+        yield "binary loss", about, got, oracle.losses, bounds.losses
+        yield "binary gradient", about, grad, oracle.gradients, bounds.gradients()
+
+
 FUNCTIONS = {"loss": losses, "gradient": gradients, "softmax": softmax_family}
+OTHERS = {
+    "probabilities": probabilities,
+    "statistics": statistics,
+    "divergences": divergences,
+}
+others = pytest.mark.parametrize("function", OTHERS.values(), ids=OTHERS)
 functions = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 
 
-def check(function, logits, softmax, *, temperature=1.0, axis=-1, names=None):
+def check(function, logits, softmax, *, temperature=1.0, axis=-1, names=None, **options):
     """Compare what the function returns with the oracle (along axis 0: of the same rows, turned).
 
     Returns the largest error as a fraction of the bound.
     """
-    turned = logits if axis == -1 else np.ascontiguousarray(logits.T)
     ratios = []
     for quantity, about, got, expected, bound in function(
-        turned, softmax, logits.dtype, temperature=temperature, axis=axis
+        turn(logits, axis), softmax, logits.dtype, temperature=temperature, axis=axis, **options
     ):
         quantity += "" if temperature == 1 else ", temperature"
+        quantity += ", softcap" if options else ""
         context = f"of {logits.shape} {about}"
         ratios.append(assert_within(quantity, got, expected, bound, logits.dtype, context, names))
     return max(ratios)
@@ -105,6 +184,38 @@ def test_temperature(level, dtype, temperature, function):
     for classes in SOME_LENGTHS:
         logits, softmax, names = batch(classes, dtype, temperature)
         check(function, logits, softmax, temperature=temperature, names=names)
+
+
+@others
+@dtypes
+@pytest.mark.parametrize(("temperature", "axis"), [(1.0, -1), (1.0, 0), (0.7, -1), (3.0, 0)])
+def test_other_functions(level, dtype, temperature, axis, function):
+    """Every distribution, in every function that is made of several of the results above."""
+    for classes in SOME_LENGTHS:
+        logits, softmax, names = batch(classes, dtype, temperature)
+        names = None if function is divergences else names
+        check(function, logits, softmax, temperature=temperature, axis=axis, names=names)
+
+
+@dtypes
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_elements(level, dtype, axis):
+    for classes in SOME_LENGTHS:
+        logits, softmax, _ = batch(classes, dtype)
+        check(binary, logits, softmax, axis=axis)
+
+
+@pytest.mark.parametrize("function", [probabilities, statistics])
+@dtypes
+@pytest.mark.parametrize(
+    ("softcap", "axis"), [(30.0, -1), (30.0, 0), (0.5, -1), (0.5, 0), (1e4, -1), (1e4, 0)]
+)
+def test_softcap(level, dtype, softcap, axis, function):
+    """The bound holds for z = softcap tanh(x / softcap), not for a rounded one."""
+    for classes in SOME_LENGTHS:
+        logits, _, names = batch(classes, dtype)
+        softmax = Softmax(logits, 1.0, softcap)
+        check(function, logits, softmax, axis=axis, names=names, softcap=softcap)
 
 
 @dtypes

@@ -61,12 +61,186 @@ def test_loss(level, dtype, row, target, expected):
         np.testing.assert_allclose(loss, expected, rtol=rtol, atol=0)
     beside, _ = xent_rs.cross_entropy_with_grad(logits, [target], reduction="none")
     np.testing.assert_allclose(beside, expected, rtol=rtol, atol=0)
+    for about in (
+        xent_rs.selective_log_softmax(logits, [[target]])[0],
+        xent_rs.row_statistics(logits, [target])[4],
+    ):
+        np.testing.assert_allclose(-about, [expected], rtol=rtol, atol=0)
+    for kind in DTYPES:
+        one_hot = (np.arange(len(row)) == target).astype(kind)[None]
+        for function in (xent_rs.cross_entropy_with_grad, xent_rs.cross_entropy_with_grad_hess):
+            loss, *_ = function(logits, one_hot, reduction="none")
+            np.testing.assert_allclose(loss, expected, rtol=rtol, atol=0)
 
 
-def test_confident_loss_of_the_contract():
+CONFIDENT = np.array([[17, 0]], np.float32)
+CERTAIN = {
+    "class": lambda: xent_rs.cross_entropy(CONFIDENT, [0]),
+    "one-hot": lambda: xent_rs.cross_entropy(CONFIDENT, np.array([[1.0, 0.0]])),
+    "weighted": lambda: xent_rs.cross_entropy(CONFIDENT, [0], weight=[3.0, 5.0], sample_weight=[2.0]),
+    "temperature": lambda: xent_rs.cross_entropy(CONFIDENT * 2, [0], temperature=2.0),
+    "binary": lambda: xent_rs.binary_cross_entropy(CONFIDENT[0, :1], [1.0]),
+    "binary, negative": lambda: xent_rs.binary_cross_entropy(-CONFIDENT[0, :1], [False]),
+    "selected": lambda: -xent_rs.selective_log_softmax(CONFIDENT, [[0]]).item(),
+    "statistics": lambda: -xent_rs.row_statistics(CONFIDENT, [0]).target_log_probability.item(),
+    "evaluation": lambda: xent_rs.evaluate(CONFIDENT, [0], top_k=(1,)).loss,
+    "gradient of a class": lambda: -xent_rs.cross_entropy_with_grad(CONFIDENT, [0])[1][0, 0],
+    "gradient of one-hot": lambda: (
+        -xent_rs.cross_entropy_with_grad(CONFIDENT, np.array([[1.0, 0.0]]))[1][0, 0]
+    ),
+    "gradient, binary": lambda: -xent_rs.binary_cross_entropy_with_grad(CONFIDENT[0, :1], [1.0])[1][0],
+    "Hessian": lambda: xent_rs.cross_entropy_with_grad_hess(CONFIDENT, [0])[2][0, 0],
+}
+
+
+@pytest.mark.parametrize("call", CERTAIN.values(), ids=CERTAIN)
+def test_confident_loss_of_the_contract(level, call):
     """4.14e-8 where float32 `lse - z_y` is 0."""
-    loss = xent_rs.cross_entropy(np.array([[17, 0]], np.float32), [0])
-    assert f"{loss:.3g}" == "4.14e-08"
+    assert f"{call():.3g}" == "4.14e-08"
+
+
+def loss_of(rows, targets, **options):
+    """Row losses, and the same beside the gradient."""
+    found = [xent_rs.cross_entropy(np.array(rows, np.float32), targets, **{"reduction": "none", **options})]
+    found.append(
+        xent_rs.cross_entropy_with_grad(np.array(rows, float), targets, **{"reduction": "none", **options})[0]
+    )
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-6)
+    return found[1]
+
+
+def gradient_of(rows, targets, **options):
+    logits = np.array(rows, np.float32)
+    return xent_rs.cross_entropy_with_grad(logits, targets, **{"reduction": "none", **options})[1]
+
+
+def hessian_of(rows, targets, **options):
+    logits = np.array(rows, np.float32)
+    return xent_rs.cross_entropy_with_grad_hess(logits, targets, **{"reduction": "none", **options})[2]
+
+
+LOG2 = math.log(2)
+MASKED, BAD = [1, -INF, 1], [[0, NAN, 1], [INF, 0, 0], [-INF, -INF, -INF]]
+EVERYTHING = {
+    "weight": np.arange(1.0, 4.0),
+    "label_smoothing": 0.1,
+    "z_loss": 0.5,
+    "softcap": 3.0,
+    "temperature": 0.5,
+}
+# What is called, and what comes of it.
+OPTIONS = {
+    # Masked classes
+    "smoothing over a masked class": (lambda: loss_of([MASKED], [0], label_smoothing=0.1), [INF]),
+    "its gradient": (lambda: gradient_of([MASKED], [0], label_smoothing=0.3), [[-0.3, 0, 0.4]]),
+    "all smoothing over a masked class": (lambda: loss_of([MASKED], [0], label_smoothing=1.0), [INF]),
+    "smoothing over a masked class of weight 0": (
+        lambda: loss_of([MASKED], [0], label_smoothing=0.3, weight=[1, 0, 1]),
+        [0.9 * LOG2],
+    ),
+    "a masked target of weight 0": (lambda: loss_of([MASKED], [1], weight=[1, 0, 1]), [0]),
+    "a masked target of row weight 0": (
+        lambda: loss_of([MASKED, MASKED], [1, 0], sample_weight=[0, 2]),
+        [0, 2 * LOG2],
+    ),
+    "its mean": (lambda: loss_of([MASKED, MASKED], [1, 0], sample_weight=[0, 2], reduction="mean"), LOG2),
+    "a zero target on a masked class": (lambda: loss_of([MASKED], np.array([[0.25, 0, 0.75]])), [LOG2]),
+    "a target on a masked class": (lambda: loss_of([MASKED], np.array([[0.25, 1e-30, 0.75]])), [INF]),
+    "gradient of a target on a masked class": (
+        lambda: gradient_of([MASKED], np.array([[0.25, 0.5, 0.25]])),
+        [[0.25, 0, 0.25]],
+    ),
+    "a masked class under softcap": (lambda: loss_of([MASKED], [0], softcap=2.0), [LOG2]),
+    "a masked target under softcap": (lambda: loss_of([MASKED], [1], softcap=2.0), [INF]),
+    "gradient of a masked class under softcap": (
+        lambda: gradient_of([MASKED, MASKED], [0, 1], softcap=2.0)[:, 1],
+        [0, 0],
+    ),
+    "its probability": (
+        lambda: xent_rs.row_statistics(np.array(MASKED), 0, softcap=2.0).max_probability,
+        0.5,
+    ),
+    "z-loss beside a masked class": (
+        lambda: loss_of([MASKED], [0], z_loss=0.5),
+        [LOG2 + (1 + LOG2) ** 2 / 2],
+    ),
+    "Hessian of a masked class": (lambda: hessian_of([MASKED], [0]), [[0.25, 0, 0.25]]),
+    # Rows that are no numbers stay so
+    "not a number, smoothed": (lambda: loss_of(BAD, [0, 0, 0], label_smoothing=0.1), [NAN] * 3),
+    "not a number, weight 0": (lambda: loss_of(BAD, [0, 0, 0], weight=[0, 1, 1]), [NAN] * 3),
+    "not a number, row weight 0": (lambda: loss_of(BAD, [0, 0, 0], sample_weight=[0, 0, 0]), [NAN] * 3),
+    "not a number, no target": (lambda: loss_of(BAD, np.zeros((3, 3))), [NAN] * 3),
+    "not a number, capped": (lambda: loss_of(BAD, [0, 0, 0], softcap=2.0), [NAN] * 3),
+    "not a number, z-loss": (lambda: loss_of(BAD, [0, 0, 0], z_loss=0.1), [NAN] * 3),
+    "gradient where not a number": (lambda: gradient_of(BAD, [0, 0, 0], softcap=2.0), [[NAN] * 3] * 3),
+    "Hessian where not a number": (lambda: hessian_of(BAD, [0, 0, 0]), [[NAN] * 3] * 3),
+    "beside one that is": (lambda: loss_of([*BAD, [0, 0, 0]], np.full((4, 3), 0.5))[3:], [1.5 * math.log(3)]),
+    # Ignored rows
+    "ignored, with everything": (lambda: loss_of(BAD, [-100] * 3, **EVERYTHING), [0] * 3),
+    "gradient of ignored": (lambda: gradient_of(BAD, [-100] * 3, **EVERYTHING), np.zeros((3, 3))),
+    "Hessian of ignored": (lambda: hessian_of(BAD, [-100] * 3, label_smoothing=0.1), np.zeros((3, 3))),
+    "mean of ignored": (lambda: loss_of(BAD, [-100] * 3, **EVERYTHING, reduction="mean"), NAN),
+    "sum of ignored": (lambda: loss_of(BAD, [-100] * 3, **EVERYTHING, reduction="sum"), 0),
+    "ignored over a denominator": (
+        lambda: loss_of(BAD, [-100] * 3, **EVERYTHING, denominator=2, reduction="mean"),
+        0,
+    ),
+    "ignored, of a weight that is not a number": (
+        lambda: loss_of([[0, 0]] * 2, [-100, 1], sample_weight=[NAN, 1], reduction="mean"),
+        LOG2,
+    ),
+    "z-loss does not count ignored rows": (
+        lambda: loss_of([[0, 0]] * 2, [-100, 1], z_loss=2.0, reduction="mean"),
+        LOG2 + 2 * LOG2**2,
+    ),
+    "ignore_index does not concern probabilities": (
+        lambda: loss_of([[0, 0]] * 2, np.full((2, 2), 1.0), ignore_index=1),
+        [2 * LOG2] * 2,
+    ),
+    # Nothing at all
+    "weights that add up to 0": (lambda: loss_of([[0, 0]], [1], weight=[1, 0], reduction="mean"), NAN),
+    "row weights that add up to 0": (
+        lambda: loss_of([[0, 0]], [1], sample_weight=[0], reduction="mean"),
+        NAN,
+    ),
+    "no targets at all": (lambda: loss_of([[1, 2]], np.zeros((1, 2)), reduction="mean"), 0),
+    "gradient of no targets at all": (lambda: gradient_of([[1, 2]], np.zeros((1, 2))), [[0, 0]]),
+    "no rows": (lambda: loss_of(np.zeros((0, 3)), np.zeros(0, int), **EVERYTHING, reduction="mean"), NAN),
+    "no rows of probabilities": (lambda: loss_of(np.zeros((0, 3)), np.zeros((0, 3)), reduction="mean"), NAN),
+    "sum of no rows": (lambda: loss_of(np.zeros((0, 3)), np.zeros((0, 3)), **EVERYTHING, reduction="sum"), 0),
+    # One class, one sample
+    "one class": (lambda: loss_of([[5], [-7]], [0, 0], label_smoothing=0.1, weight=[3.0]), [0, 0]),
+    "one class, z-loss": (lambda: loss_of([[5], [-7]], [0, 0], z_loss=0.1), [2.5, 4.9]),
+    "gradient of one class, z-loss": (lambda: gradient_of([[5], [-7]], [0, 0], z_loss=0.1), [[1.0], [-1.4]]),
+    "one class of probabilities": (lambda: loss_of([[5], [-7]], np.array([[0.3], [2.0]])), [0, 0]),
+    "a single sample of probabilities": (lambda: loss_of([0, 0], np.array([0.5, 1.5])), 2 * LOG2),
+    "a single sample with a weight": (lambda: loss_of([0, 0], 1, sample_weight=3.0, weight=[1, 2]), 6 * LOG2),
+    "Hessian of a single sample": (lambda: hessian_of([0, 0], 1, sample_weight=3), [0.75, 0.75]),
+    # Far away
+    "two equal at 1e8, probabilities": (lambda: loss_of([[1e8, 1e8]], np.array([[0.3, 0.7]])), [LOG2]),
+    "two equal at 1e8, smoothed": (lambda: loss_of([[1e8, 1e8]], [1], label_smoothing=0.5), [LOG2]),
+    "two equal at 1e4, z-loss": (lambda: loss_of([[1e4, 1e4]], [1], z_loss=1.0), [LOG2 + (1e4 + LOG2) ** 2]),
+    "capped at 5": (lambda: loss_of([[1e8, 0]], [1], softcap=5.0), [5 + log1pexp(5)]),
+    "capped at 5, confident": (lambda: loss_of([[1e8, 0]], [0], softcap=5.0), [log1pexp(5)]),
+    "capped at 17, confident": (lambda: loss_of([[1e8, 0]], [0], softcap=17.0), [log1pexp(17)]),
+    "gradient where the cap is reached": (lambda: gradient_of([[1e8, 0]], [0], softcap=5.0)[0, 0], 0),
+    "a cap far away": (lambda: loss_of([[3, 1]], [1], softcap=1e30), [2 + log1pexp(2)]),
+    "a cap close by": (lambda: loss_of([[3, 1]], [1], softcap=1e-30), [LOG2]),
+    "far below, probabilities": (lambda: loss_of([[0, 120]], np.array([[1.0, 0.0]])), [120]),
+    # Negative weights
+    "a negative weight": (lambda: loss_of([[0, 0]] * 2, [0, 1], weight=[-1, 3]), [-LOG2, 3 * LOG2]),
+    "gradient of a negative weight": (lambda: gradient_of([[0, 0]], [0], weight=[-1, 3]), [[0.5, -0.5]]),
+    "a negative row weight": (
+        lambda: loss_of([[0, 0]] * 2, [0, 1], sample_weight=[-1, 3], reduction="mean"),
+        LOG2,
+    ),
+    "a weight that is not a number": (lambda: loss_of([[0, 0]], [0], weight=[NAN, 1]), [NAN]),
+}
+
+
+@pytest.mark.parametrize(("call", "expected"), OPTIONS.values(), ids=OPTIONS)
+def test_option(level, call, expected):
+    np.testing.assert_allclose(call(), expected, rtol=2e-6, atol=0)
 
 
 @dtypes
@@ -145,6 +319,23 @@ def test_nan_in_long_rows(level, dtype):
             logits[1, at] = NAN
             losses = xent_rs.cross_entropy(logits, [5, 5, 5], reduction="none")
             np.testing.assert_array_equal(np.isnan(losses), [False, True, False])
+
+
+@dtypes
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_lowest_number_as_a_mask(level, dtype, axis):
+    """What others write for -inf: classes at the bottom of the range, then the ones that count."""
+    for classes in (10, 255, 256, 257, 300, 600, 5000):
+        logits = np.full((3, classes + 2), -FORMATS[dtype][2]).astype(dtype)
+        logits[:, -2:] = 1
+        logits = logits if axis else np.ascontiguousarray(logits.T)
+        targets = [classes, classes + 1, 0]
+        losses, grad = xent_rs.cross_entropy_with_grad(logits, targets, axis=axis, reduction="none")
+        np.testing.assert_allclose(losses[:2], math.log(2), rtol=1e-6)
+        assert losses[2] >= FORMATS[dtype][2] / 2
+        grad = np.moveaxis(grad, axis, -1)
+        np.testing.assert_array_equal(grad[:, -2:], np.array([[-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]], dtype))
+        assert not grad[:2, :-2].any()
 
 
 @dtypes

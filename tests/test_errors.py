@@ -7,13 +7,29 @@ import numpy as np
 import pytest
 import xent_rs
 from ml_dtypes import bfloat16
-from xent_rs import cross_entropy, cross_entropy_with_grad, log_softmax, logsumexp, softmax
+from xent_rs import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+    cross_entropy,
+    cross_entropy_with_grad,
+    cross_entropy_with_grad_hess,
+    evaluate,
+    kl_divergence,
+    kl_divergence_with_grad,
+    log_softmax,
+    logsumexp,
+    row_statistics,
+    selective_log_softmax,
+    softmax,
+)
 
 LOGITS = np.zeros((4, 10), np.float32)
 DOUBLE = np.zeros((4, 10), np.float64)
 TARGETS = np.zeros(4, np.int64)
+SOFT = np.full((4, 10), 0.1)
+INDEX = np.zeros((4, 3), np.int64)
 
-for constant in (LOGITS, DOUBLE, TARGETS):
+for constant in (LOGITS, DOUBLE, TARGETS, SOFT, INDEX):
     constant.flags.writeable = False
 
 
@@ -108,7 +124,12 @@ def out(array):
 
 
 DTYPE_TEXT = "logits have dtype {}; expected float16, bfloat16, float32 or float64"
-TARGET_TEXT = "targets have dtype {}; expected an integer dtype (class indices)"
+CLASSES_TEXT = "targets have dtype {}; expected an integer dtype (class indices)"
+TARGET_TEXT = CLASSES_TEXT + " or a floating dtype (probabilities)"
+FLAT_TEXT = "targets have dtype {} and shape (4,); expected an integer dtype (class indices), " + (
+    "or shape (4, 10) (probabilities)"
+)
+REAL_TEXT = "{} has dtype {}; expected real numbers"
 AXIS_TEXT = "axis is {}; expected -2 to 1 for logits of shape (4, 10)"
 NARROW_TEXT = "out has dtype {}; expected float32, float16 or bfloat16 for {} logits"
 POSITIVE_TEXT = "{} is {}; expected a positive finite number"
@@ -116,6 +137,26 @@ GPU_TEXT = "logits are on device type 2; expected CPU memory (device type 1)"
 OVERLAP_TEXT = "out overlaps {}; expected the logits array itself or memory that no input uses"
 INTERNAL_TEXT = "out has elements that share memory; expected an array without internal overlap"
 IGNORE_TEXT = "; expected 0 to {}, or ignore_index {}"
+
+ROWS = (cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess)
+BINARY = (binary_cross_entropy, binary_cross_entropy_with_grad)
+DIVERGENCE = (kl_divergence, kl_divergence_with_grad)
+# (function, the second argument of a call that is right)
+ALL_ROWS = [(function, TARGETS) for function in (*ROWS, evaluate)]
+ALL_BINARY = [(function, SOFT) for function in BINARY]
+ALL_DIVERGENCE = [(function, DOUBLE) for function in DIVERGENCE]
+
+
+def calls(functions, text, *wrong_target, **wrong):
+    """One error of several functions, with a wrong second argument or wrong options."""
+    return [
+        (
+            lambda function=function, target=target: function(LOGITS, *(wrong_target or (target,)), **wrong),
+            text,
+        )
+        for function, target in functions
+    ]
+
 
 TYPE_ERRORS = [
     *(
@@ -131,10 +172,27 @@ TYPE_ERRORS = [
     (lambda: softmax(TARGETS), DTYPE_TEXT.format("int64")),
     (lambda: log_softmax(TARGETS), DTYPE_TEXT.format("int64")),
     (lambda: cross_entropy_with_grad(np.zeros((4, 10), int), TARGETS), DTYPE_TEXT.format("int64")),
-    *((targets_of(d), TARGET_TEXT.format(np.dtype(d))) for d in ("float32", "float64", "complex64", "bool")),
-    (targets_of(object), TARGET_TEXT.format("object")),
-    (lambda: cross_entropy(LOGITS, [0.0, 1.0, 2.0, 3.0]), TARGET_TEXT.format("float64")),
-    (lambda: cross_entropy_with_grad(LOGITS, np.zeros(4)), TARGET_TEXT.format("float64")),
+    *(
+        (targets_of(d), TARGET_TEXT.format(np.dtype(d)))
+        for d in ("complex64", "bool", object, "datetime64[s]")
+    ),
+    *((targets_of(d), FLAT_TEXT.format(np.dtype(d))) for d in ("float16", bfloat16, "float32", "float64")),
+    (lambda: cross_entropy(LOGITS, [0.0, 1.0, 2.0, 3.0]), FLAT_TEXT.format("float64")),
+    (lambda: cross_entropy_with_grad(LOGITS, np.zeros(4)), FLAT_TEXT.format("float64")),
+    (lambda: cross_entropy_with_grad_hess(LOGITS, np.zeros(4, "f2")), FLAT_TEXT.format("float16")),
+    (lambda: cross_entropy(LOGITS, np.zeros((4, 10), bool)), TARGET_TEXT.format("bool")),
+    (lambda: cross_entropy(LOGITS, np.zeros((4, 10), complex)), TARGET_TEXT.format("complex128")),
+    (
+        lambda: cross_entropy(LOGITS, np.zeros((4, 10), np.longdouble)),
+        TARGET_TEXT.format(np.dtype(np.longdouble)),
+    ),
+    *(
+        (lambda function=function, d=d: function(LOGITS, np.zeros(4, d)), CLASSES_TEXT.format(np.dtype(d)))
+        for function in (evaluate, row_statistics)
+        for d in ("float32", "float64", "bool", "complex64", object)
+    ),
+    (lambda: row_statistics(LOGITS, SOFT), CLASSES_TEXT.format("float64")),
+    (lambda: evaluate(LOGITS, SOFT), CLASSES_TEXT.format("float64")),
     (lambda: cross_entropy(OnGpu(), TARGETS), GPU_TEXT),
     (lambda: softmax(OnGpu()), GPU_TEXT),
     (lambda: logsumexp(OnGpu()), GPU_TEXT),
@@ -142,11 +200,346 @@ TYPE_ERRORS = [
         lambda: cross_entropy(np.ma.masked_array(LOGITS), TARGETS),
         "logits are a masked array; expected a plain array (mark masked classes with -inf)",
     ),
+    *(
+        error
+        for function, target, name, shape in (
+            (cross_entropy, TARGETS, "weight", 10),
+            (cross_entropy_with_grad, SOFT, "weight", 10),
+            (cross_entropy_with_grad_hess, TARGETS, "sample_weight", 4),
+            (evaluate, TARGETS, "sample_weight", 4),
+            (binary_cross_entropy, SOFT, "weight", 10),
+            (binary_cross_entropy_with_grad, SOFT, "pos_weight", (4, 1)),
+            (kl_divergence, DOUBLE, "sample_weight", 4),
+            (binary_cross_entropy_with_grad, SOFT, "grad_output", ()),
+            (kl_divergence_with_grad, DOUBLE, "grad_output", ()),
+        )
+        for d in ("complex64", object, "U4", "timedelta64[s]")
+        for error in calls(
+            [(function, target)],
+            REAL_TEXT.format(name, np.dtype(d)),
+            **{name: np.ones(shape).astype(int).astype(d)},
+        )
+    ),
+    *(
+        (
+            lambda function=function, d=d: function(LOGITS, np.zeros((4, 10)).astype(d)),
+            f"targets have dtype {np.dtype(d)}; expected bool, an integer or a floating dtype",
+        )
+        for function in (binary_cross_entropy, binary_cross_entropy_with_grad)
+        for d in ("complex128", object, "U4", np.longdouble)
+    ),
+    *(
+        (
+            lambda function=function, d=d: function(LOGITS, np.zeros((4, 10)).astype(d)),
+            f"target_logits have dtype {np.dtype(d)}; expected float16, bfloat16, float32 or float64",
+        )
+        for function in (kl_divergence, kl_divergence_with_grad)
+        for d in ("int64", "bool", "complex128", object)
+    ),
+    *(
+        (
+            lambda d=d: selective_log_softmax(LOGITS, INDEX.astype(d)),
+            f"index has dtype {np.dtype(d)}; expected an integer dtype (class indices)",
+        )
+        for d in ("float32", "float64", "bool", object)
+    ),
+    *(
+        (
+            lambda function=function, target=target: function(LOGITS.astype(int), target),
+            DTYPE_TEXT.format("int64"),
+        )
+        for function, target in (
+            (cross_entropy_with_grad_hess, TARGETS),
+            (binary_cross_entropy, SOFT),
+            (binary_cross_entropy_with_grad, SOFT),
+            (kl_divergence, LOGITS),
+            (kl_divergence_with_grad, LOGITS),
+            (selective_log_softmax, INDEX),
+            (row_statistics, TARGETS),
+        )
+    ),
+    *(
+        (lambda function=function, target=target: function(OnGpu(), target), GPU_TEXT)
+        for function, target in (
+            (binary_cross_entropy, SOFT),
+            (kl_divergence, LOGITS),
+            (selective_log_softmax, INDEX),
+            (row_statistics, TARGETS),
+        )
+    ),
+    (
+        lambda: kl_divergence(LOGITS, OnGpu()),
+        "target_logits are on device type 2; expected CPU memory (device type 1)",
+    ),
+    (
+        lambda: cross_entropy(LOGITS, OnGpu()),
+        "targets are on device type 2; expected CPU memory (device type 1)",
+    ),
     (out([0.0]), "out is a list; expected a numpy.ndarray"),
+    (
+        lambda: cross_entropy_with_grad_hess(LOGITS, TARGETS, hess_out=[0.0]),
+        "hess_out is a list; expected a numpy.ndarray",
+    ),
     (lambda: softmax(LOGITS, out=bytearray(160)), "out is a bytearray; expected a numpy.ndarray"),
 ]
 
+
+def number_texts(expected, outside, functions, name):
+    """Of an option that is a number: what is out of its range, and what is none."""
+    values = [(value, ValueError) for value in outside] + [
+        (value, TypeError) for value in ("a", None, [1.0], 1j)
+    ]
+    return [
+        (error, call, text)
+        for value, error in values
+        for call, text in calls(functions, f"{name} is {value!r}; expected {expected}", **{name: value})
+    ]
+
+
+NUMBER_ERRORS = [
+    *number_texts(
+        "a number from 0 to 1",
+        [1.5, -0.1, math.nan, math.inf, -math.inf],
+        ALL_ROWS + ALL_BINARY,
+        "label_smoothing",
+    ),
+    *number_texts("a finite number, at least 0", [-1.0, math.nan, math.inf], ALL_ROWS[:2], "z_loss"),
+]
+
+POSITIVE_VALUES = [0.0, -0.0, -3.0, math.nan, math.inf]
+SHARED = [
+    *(
+        row
+        for value in POSITIVE_VALUES
+        for row in (
+            *calls(
+                [*ALL_ROWS[:2], (evaluate, TARGETS), (row_statistics, TARGETS)],
+                f"softcap is {value!r}; expected a positive finite number",
+                softcap=value,
+            ),
+            *calls(
+                [*ALL_ROWS, *ALL_DIVERGENCE, (selective_log_softmax, INDEX), (row_statistics, TARGETS)],
+                f"temperature is {value!r}; expected a positive finite number",
+                temperature=value,
+            ),
+            *calls(
+                [*ALL_ROWS[:3], *ALL_BINARY, *ALL_DIVERGENCE],
+                f"denominator is {value!r}; expected a positive finite number",
+                denominator=value,
+            ),
+        )
+    ),
+    *calls(
+        [*ALL_ROWS[2:], *ALL_DIVERGENCE, (selective_log_softmax, INDEX), (row_statistics, TARGETS)],
+        "axis is 2; expected -2 to 1 for logits of shape (4, 10)",
+        axis=2,
+    ),
+    *calls(
+        [*ALL_ROWS[:3], *ALL_BINARY, *ALL_DIVERGENCE],
+        "reduction is 'avg'; expected 'mean', 'sum' or 'none'",
+        reduction="avg",
+    ),
+    *calls(
+        [*ALL_ROWS[:3], *ALL_BINARY, *ALL_DIVERGENCE],
+        "denominator is given with reduction 'sum'; expected reduction 'mean', whose divisor it replaces",
+        reduction="sum",
+        denominator=2.0,
+    ),
+    # Weights
+    *calls(ALL_ROWS, "weight has shape (3,); expected (10,), one number a class", weight=np.ones(3)),
+    *calls(ALL_ROWS[:3], "weight has shape (); expected (10,), one number a class", weight=1.0),
+    *calls(ALL_ROWS, "weight has shape (1, 10); expected (10,), one number a class", weight=np.ones((1, 10))),
+    *calls(
+        ALL_ROWS[:3], "weight has shape (10, 1); expected (10,), one number a class", weight=np.ones((10, 1))
+    ),
+    *calls(ALL_ROWS[:3], "weight has shape (0,); expected (10,), one number a class", weight=[]),
+    *(
+        row
+        for shape in ((3,), (), (1,), (4, 1), (10,))
+        for row in calls(
+            ALL_ROWS + ALL_DIVERGENCE,
+            f"sample_weight has shape {shape}; expected (4,), one number a row",
+            sample_weight=np.ones(shape, np.float32),
+        )
+    ),
+    (
+        lambda: cross_entropy(LOGITS, np.zeros(10, int), axis=0, sample_weight=np.ones(4)),
+        "sample_weight has shape (4,); expected (10,), one number a row",
+    ),
+    (
+        lambda: cross_entropy(LOGITS, np.zeros(10, int), axis=0, weight=np.ones(10)),
+        "weight has shape (10,); expected (4,), one number a class",
+    ),
+    (
+        lambda: cross_entropy(LOGITS[0], 3, sample_weight=np.ones(1)),
+        "sample_weight has shape (1,); expected (), one number a row",
+    ),
+    *(
+        row
+        for name in ("weight", "pos_weight")
+        for shape in ((3,), (4,), (10, 4), (2, 10), (1, 4, 10), (0,))
+        for row in calls(
+            ALL_BINARY,
+            f"{name} has shape {shape}; expected a shape that broadcasts to (4, 10)",
+            **{name: np.ones(shape)},
+        )
+    ),
+    # Targets
+    *(
+        row
+        for soft in (np.zeros((3, 2)), np.zeros((10, 4), np.float16), np.zeros((4, 10, 1)), np.float64(1))
+        for row in calls(
+            ALL_ROWS[:3],
+            f"targets have shape {soft.shape}; expected (4, 10), the shape of logits, for probabilities",
+            soft,
+        )
+    ),
+    *calls(
+        [*ALL_ROWS[:3]],
+        "targets have shape (4, 10); expected (4,), the shape of logits (4, 10) without axis -1 "
+        "(one-hot targets are probabilities: give them a floating dtype)",
+        np.zeros((4, 10), np.int8),
+    ),
+    *calls(
+        [*ALL_ROWS, (row_statistics, TARGETS)],
+        "targets have shape (3,); expected (4,), the shape of logits (4, 10) without axis -1",
+        TARGETS[:3],
+    ),
+    *calls(ALL_BINARY, "targets have shape (4,); expected (4, 10), the shape of logits", TARGETS),
+    *calls(ALL_BINARY, "targets have shape (1, 10); expected (4, 10), the shape of logits", SOFT[:1]),
+    *calls(ALL_BINARY, "targets have shape (); expected (4, 10), the shape of logits", 1.0),
+    *calls(
+        ALL_DIVERGENCE, "target_logits have shape (3,); expected (4, 10), the shape of logits", np.zeros(3)
+    ),
+    *calls(
+        ALL_DIVERGENCE, "target_logits have shape (1, 10); expected (4, 10), the shape of logits", DOUBLE[:1]
+    ),
+    *(
+        row
+        for index in (INDEX[0], INDEX[:3], INDEX.T, INDEX[None], TARGETS, np.zeros((), int))
+        for row in calls(
+            [(selective_log_softmax, INDEX)],
+            f"index has shape {index.shape}; expected (4, K), the shape of logits (4, 10) without axis -1 "
+            "and one axis more",
+            index,
+        )
+    ),
+    (
+        lambda: selective_log_softmax(LOGITS[0], np.array(3)),
+        "index has shape (); expected (K,), the shape of logits (10,) without axis -1 and one axis more",
+    ),
+    # Results
+    *(
+        (
+            lambda reduction=reduction, function=function, target=target: function(
+                LOGITS, target, reduction=reduction, grad_output=np.zeros(3)
+            ),
+            f"grad_output has shape (3,); expected a scalar{shape} for reduction '{reduction}'",
+        )
+        for function, target, rows in (
+            (binary_cross_entropy_with_grad, SOFT, "(4, 10)"),
+            (kl_divergence_with_grad, DOUBLE, "(4,)"),
+        )
+        for reduction, shape in (("mean", ""), ("sum", ""), ("none", f" or shape {rows}"))
+    ),
+]
+
+
+def overlap(function, name, with_result):
+    """`with_result`: the name of the result that lies on top of the input of that name."""
+    memory = np.zeros(8000, np.uint8)
+    arrays = {
+        "logits": memory[:160].view(np.float32).reshape(4, 10),
+        "targets": memory[800:1120].view(np.float64).reshape(4, 10),
+        "target_logits": memory[800:1120].view(np.float64).reshape(4, 10),
+        "weight": memory[1600:1680].view(np.float64),
+        "pos_weight": memory[2400:2480].view(np.float64),
+        "sample_weight": memory[3200:3216].view(np.float32),
+        "grad_output": memory[4000:4032].view(np.float64),
+    }
+    start = arrays[name].ctypes.data - memory.ctypes.data
+    begin = start + 8 if name == "logits" else start - 152
+    result = memory[begin : begin + 160].view(np.float32).reshape(4, 10)
+    target = arrays["target_logits" if function is kl_divergence_with_grad else "targets"]
+    options = {name: arrays[name]} if name not in ("logits", "targets", "target_logits") else {}
+    if name == "grad_output":
+        options["reduction"] = "none"
+        if function is binary_cross_entropy_with_grad:
+            options["grad_output"] = np.lib.stride_tricks.as_strided(arrays[name], (4, 10), (8, 0))
+    return lambda: function(arrays["logits"], target, **options, **{with_result: result})
+
+
+def hess_out(array, out=None):
+    return lambda: cross_entropy_with_grad_hess(LOGITS, TARGETS, out=out, hess_out=array)
+
+
+def results_that_overlap():
+    memory = np.zeros(80, np.float32)
+    return hess_out(memory[5:45].reshape(4, 10), out=memory[:40].reshape(4, 10))
+
+
+def the_same_result_twice():
+    memory = np.zeros((4, 10), np.float32)
+    return hess_out(memory, out=memory)
+
+
+def both_in_place():
+    logits = np.zeros((4, 10), np.float32)
+    return lambda: cross_entropy_with_grad_hess(logits, TARGETS, out=logits, hess_out=logits)
+
+
+OUT_ERRORS = [
+    *(
+        (overlap(function, name, "out"), OVERLAP_TEXT.format(name))
+        for function, names in (
+            (cross_entropy_with_grad, ("logits", "targets", "weight", "sample_weight", "grad_output")),
+            (cross_entropy_with_grad_hess, ("logits", "targets", "weight", "sample_weight")),
+            (binary_cross_entropy_with_grad, ("logits", "targets", "weight", "pos_weight", "grad_output")),
+            (kl_divergence_with_grad, ("logits", "target_logits", "sample_weight", "grad_output")),
+        )
+        for name in names
+        if (function, name) != (binary_cross_entropy_with_grad, "grad_output")
+    ),
+    *(
+        (overlap(cross_entropy_with_grad_hess, name, "hess_out"), f"hess_{OVERLAP_TEXT.format(name)}")
+        for name in ("logits", "targets", "weight", "sample_weight")
+    ),
+    (results_that_overlap(), f"hess_{OVERLAP_TEXT.format('out')}"),
+    (the_same_result_twice(), f"hess_{OVERLAP_TEXT.format('out')}"),
+    (both_in_place(), f"hess_{OVERLAP_TEXT.format('out')}"),
+    *(
+        error
+        for array, text in (
+            (read_only(out_of()), "out is read-only; expected a writeable array"),
+            (out_of(shape=(4, 9)), "out has shape (4, 9); expected (4, 10)"),
+            (out_of(np.float64), NARROW_TEXT.format("float64", "float32")),
+            (out_of(">f4"), NARROW_TEXT.format(">f4", "float32")),
+            (sliding(), INTERNAL_TEXT),
+        )
+        for error in calls(
+            [
+                (cross_entropy_with_grad_hess, TARGETS),
+                (binary_cross_entropy_with_grad, SOFT),
+                (kl_divergence_with_grad, DOUBLE),
+            ],
+            text,
+            out=array,
+        )
+    ),
+    (hess_out(read_only(out_of())), "hess_out is read-only; expected a writeable array"),
+    (hess_out(out_of(shape=(4, 9))), "hess_out has shape (4, 9); expected (4, 10)"),
+    (hess_out(out_of(np.float64)), f"hess_{NARROW_TEXT.format('float64', 'float32')}"),
+    (hess_out(out_of(">f4")), f"hess_{NARROW_TEXT.format('>f4', 'float32')}"),
+    (hess_out(sliding()), f"hess_{INTERNAL_TEXT}"),
+    (hess_out(without_own_memory()), f"hess_{INTERNAL_TEXT}"),
+    (
+        lambda: cross_entropy_with_grad_hess(DOUBLE, TARGETS, hess_out=out_of()),
+        "hess_out has dtype float32; expected float64 for float64 logits",
+    ),
+]
+
 VALUE_ERRORS = [
+    *SHARED,
     (
         lambda: cross_entropy(np.float32(1), 0),
         "logits have shape (); expected at least one axis, the classes",
@@ -263,11 +656,29 @@ VALUE_ERRORS = [
     (out(without_own_memory()), INTERNAL_TEXT),
     (out(sliding()), INTERNAL_TEXT),
     (lambda: softmax(LOGITS, out=without_own_memory()), INTERNAL_TEXT),
+    *OUT_ERRORS,
     (lambda: xent_rs.set_num_threads(0), "number of threads is 0; expected at least 1"),
     (lambda: xent_rs.set_num_threads(-3), "number of threads is -3; expected at least 1"),
 ]
 
 INDEX_ERRORS = [
+    *calls(
+        [*ALL_ROWS, (row_statistics, TARGETS)],
+        "targets[2] is 10" + IGNORE_TEXT.format(9, -100),
+        targets(4, 2, 10),
+    ),
+    *(
+        (
+            lambda index=index: selective_log_softmax(LOGITS, targets((4, 3), (1, 0), index)),
+            f"index[1, 0] is {index}; expected 0 to 9",
+        )
+        for index in (10, -1, -100, 2**62)
+    ),
+    (
+        lambda: selective_log_softmax(LOGITS, targets((4, 3), (3, 2), 200, np.uint8)),
+        "index[3, 2] is 200; expected 0 to 9",
+    ),
+    (lambda: selective_log_softmax(LOGITS[0], [0, 11]), "index[1] is 11; expected 0 to 9"),
     (
         lambda: cross_entropy(np.zeros((20, 50257), np.float16), targets(20, 17, 50304)),
         "targets[17] is 50304" + IGNORE_TEXT.format(50256, -100),
@@ -327,6 +738,7 @@ ERRORS = [
     *((TypeError, call, text) for call, text in TYPE_ERRORS),
     *((ValueError, call, text) for call, text in VALUE_ERRORS),
     *((IndexError, call, text) for call, text in INDEX_ERRORS),
+    *NUMBER_ERRORS,
 ]
 
 
@@ -360,6 +772,26 @@ NOT_EVEN_CLOSE = {
     "ragged logits": lambda: cross_entropy([[1.0], [1.0, 2.0]], [0, 0]),
     "structured logits": lambda: cross_entropy(np.zeros((4, 10), "f4,f4"), TARGETS),
     "void logits": lambda: cross_entropy(np.zeros((4, 10), "V2"), TARGETS),
+    "text for weight": lambda: cross_entropy(LOGITS, TARGETS, weight="heavy"),
+    "dict for weight": lambda: cross_entropy(LOGITS, TARGETS, weight={0: 1.0}),
+    "ragged weight": lambda: cross_entropy(LOGITS, TARGETS, weight=[[1.0], 2.0]),
+    "text for sample_weight": lambda: cross_entropy(LOGITS, TARGETS, sample_weight="heavy"),
+    "structured weight": lambda: cross_entropy(LOGITS, TARGETS, weight=np.zeros(10, "f4,f4")),
+    "text for softcap": lambda: cross_entropy(LOGITS, TARGETS, softcap="30"),
+    "array for softcap": lambda: cross_entropy(LOGITS, TARGETS, softcap=np.ones(3)),
+    "a huge z_loss": lambda: cross_entropy(LOGITS, TARGETS, z_loss=10**400),
+    "no targets, binary": lambda: binary_cross_entropy(LOGITS, None),
+    "text for pos_weight": lambda: binary_cross_entropy(LOGITS, SOFT, pos_weight="heavy"),
+    "float for ignore_index, binary": lambda: binary_cross_entropy(LOGITS, SOFT, ignore_index=0.5),
+    "an axis, binary": lambda: binary_cross_entropy(LOGITS, SOFT, axis=0),
+    "no teacher": lambda: kl_divergence(LOGITS, None),
+    "text for a teacher": lambda: kl_divergence(LOGITS, "teacher"),
+    "class weights, divergence": lambda: kl_divergence(LOGITS, LOGITS, weight=np.ones(10)),
+    "no index": lambda: selective_log_softmax(LOGITS, None),
+    "ragged index": lambda: selective_log_softmax(LOGITS, [[0], [1, 2]]),
+    "text for targets of statistics": lambda: row_statistics(LOGITS, "targets"),
+    "z-loss with a Hessian": lambda: cross_entropy_with_grad_hess(LOGITS, TARGETS, z_loss=0.1),
+    "a softcap with a Hessian": lambda: cross_entropy_with_grad_hess(LOGITS, TARGETS, softcap=30.0),
     "options by position": lambda: cross_entropy(LOGITS, TARGETS, -100),
     "an option of another function": lambda: cross_entropy(LOGITS, TARGETS, out=out_of()),
 }
@@ -390,6 +822,83 @@ def test_a_bad_target_is_found_before_anything_is_written(axis, where, in_place,
     np.testing.assert_array_equal(logits, before)
     if not in_place:
         assert (result == 7).all()
+
+
+WRONG = {
+    cross_entropy_with_grad: (
+        [TARGETS - 1, TARGETS + 10, TARGETS[:3], SOFT[:3], TARGETS.astype(float), None],
+        {
+            "weight": np.ones(9),
+            "sample_weight": np.ones(10),
+            "label_smoothing": 2,
+            "z_loss": -1,
+            "softcap": 0,
+            "temperature": -1,
+            "axis": 5,
+            "reduction": "no",
+            "denominator": 0,
+            "grad_output": np.ones(4),
+        },
+    ),
+    cross_entropy_with_grad_hess: (
+        [TARGETS - 1, TARGETS + 10, TARGETS[:3], SOFT[:3], TARGETS.astype(float), None],
+        {
+            "weight": np.ones(10, complex),
+            "sample_weight": np.ones(10),
+            "label_smoothing": -1,
+            "temperature": 0,
+            "axis": -3,
+            "reduction": "no",
+            "denominator": -1,
+        },
+    ),
+    binary_cross_entropy_with_grad: (
+        [TARGETS, SOFT[:3], SOFT.astype(complex), None],
+        {
+            "weight": np.ones(9),
+            "pos_weight": np.ones((3, 10)),
+            "label_smoothing": 2,
+            "reduction": "no",
+            "denominator": 0,
+            "grad_output": np.ones(4),
+        },
+    ),
+    kl_divergence_with_grad: (
+        [DOUBLE[:3], TARGETS, DOUBLE.astype(complex), None],
+        {
+            "sample_weight": np.ones(10),
+            "temperature": 0,
+            "axis": 2,
+            "reduction": "no",
+            "denominator": math.nan,
+            "grad_output": np.ones(4),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("function", WRONG, ids=lambda function: function.__name__)
+def test_nothing_is_written_when_something_is_wrong(function, in_place, random):
+    targets, options = WRONG[function]
+    right = TARGETS if "kl" not in function.__name__ else DOUBLE
+    right = SOFT if "binary" in function.__name__ else right
+    wrong = [(target, {}) for target in targets] + [(right, {name: value}) for name, value in options.items()]
+    if function is cross_entropy_with_grad_hess:
+        wrong += [(right, {"hess_out": array}) for array in (out_of(np.int8), read_only(out_of()), [1.0])]
+    logits = random.standard_normal((4, 10)).astype(np.float32)
+    before, out = logits.copy(), logits if in_place else np.full_like(logits, 7)
+    for target, keywords in wrong:
+        if function is cross_entropy_with_grad_hess:
+            keywords = {"hess_out": np.full_like(logits, 7), **keywords}
+        hess_before = np.array(keywords.get("hess_out"))
+        with pytest.raises((TypeError, ValueError, IndexError)):
+            function(logits, target, out=out, **keywords)
+        np.testing.assert_array_equal(logits, before)
+        assert in_place or (out == 7).all()
+        np.testing.assert_array_equal(np.array(keywords.get("hess_out")), hess_before)
+    function(logits, right, out=out)
+    assert not np.array_equal(out, before)
 
 
 def test_the_first_of_several_bad_targets_is_named():

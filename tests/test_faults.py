@@ -34,7 +34,13 @@ targets = np.arange(3000) % 1000
 
 def answer():
     loss, grad = xent_rs.cross_entropy_with_grad(logits, targets)
-    return loss, xent_rs.cross_entropy(logits, targets), grad.tobytes()
+    others = (
+        xent_rs.cross_entropy(logits, targets),
+        xent_rs.binary_cross_entropy(logits[:300], logits[:300]),
+        xent_rs.kl_divergence(logits, logits[::-1]),
+        xent_rs.row_statistics(logits, targets).entropy.tobytes(),
+    )
+    return loss, grad.tobytes(), *others
 
 def in_child(work):
     child = os.fork()
@@ -148,6 +154,31 @@ INTERRUPTED = {
         "targets = np.broadcast_to(np.int8(0), 100_000_000)",
         "xent_rs.cross_entropy(logits, targets)",
     ),
+    "probabilities, every option": (
+        "logits = np.broadcast_to(np.zeros(1000, 'f4'), (10_000_000, 1000))\n"
+        "targets = np.broadcast_to(np.full(1000, 1e-3, 'f4'), logits.shape)",
+        "xent_rs.cross_entropy(logits, targets, weight=np.ones(1000), label_smoothing=1, softcap=9)",
+    ),
+    "binary": (
+        "logits = np.broadcast_to(np.zeros(100_000, 'f4'), (100_000, 100_000))\n"
+        "targets = np.broadcast_to(False, logits.shape)",
+        "xent_rs.binary_cross_entropy(logits, targets)",
+    ),
+    "divergence": (
+        MANY_ROWS.format(dtype="f4"),
+        "xent_rs.kl_divergence(logits, logits)",
+    ),
+    "row statistics": (MANY_ROWS.format(dtype="f2"), "xent_rs.row_statistics(logits, targets, softcap=9.0)"),
+    "selected": (MANY_ROWS.format(dtype="f8"), "xent_rs.selective_log_softmax(logits, targets[:, None])"),
+    "Hessian": (
+        "logits = np.broadcast_to(np.linspace(-9, 9, 128_256).astype('f4'), (1250, 128_256))\n"
+        "xent_rs._xent_rs.set_simd_level('portable')\n"
+        "xent_rs.set_num_threads(1)\n"
+        "targets = np.zeros(len(logits), np.int8)\n"
+        "out = np.empty(logits.shape, np.float32)\n"
+        "hess_out = np.empty(logits.shape, np.float32)",
+        "xent_rs.cross_entropy_with_grad_hess(logits, targets, out=out, hess_out=hess_out)",
+    ),
     "gradient": (
         "xent_rs._xent_rs.set_simd_level('portable')\n"
         "xent_rs.set_num_threads(1)\n"
@@ -166,11 +197,26 @@ def test_interrupt_ends_a_long_call_within_a_second(arrays, call, python):
     python(INTERRUPT.format(arrays=arrays, call=call))
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy_with_grad", "logsumexp", "softmax"])
+# function: what it takes besides the logits, for so many rows.
+BESIDE = {
+    "cross_entropy": lambda logits: [np.zeros(len(logits), int)],
+    "cross_entropy_with_grad": lambda logits: [np.zeros(len(logits), int)],
+    "cross_entropy_with_grad_hess": lambda logits: [logits],
+    "binary_cross_entropy": lambda logits: [logits],
+    "binary_cross_entropy_with_grad": lambda logits: [logits],
+    "kl_divergence": lambda logits: [logits],
+    "kl_divergence_with_grad": lambda logits: [logits],
+    "selective_log_softmax": lambda logits: [np.zeros((len(logits), 2), int)],
+    "row_statistics": lambda logits: [np.zeros(len(logits), int)],
+    "logsumexp": lambda logits: [],
+    "softmax": lambda logits: [],
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
 def test_other_python_threads_run_meanwhile(name):
     """The interpreter lock is not held while numbers are crunched."""
     logits = np.zeros((1, 128_256), np.float32)
-    arguments = [] if name in ("logsumexp", "softmax") else [np.zeros(1, int)]
     function = getattr(xent_rs, name)
     ticks, done = [0], threading.Event()
 
@@ -182,13 +228,13 @@ def test_other_python_threads_run_meanwhile(name):
     clock = threading.Thread(target=tick)
     clock.start()
     try:
-        rows, elapsed = 500, 0.0
+        rows, elapsed = 100, 0.0
         while elapsed < 0.15:
             rows *= 2
             many = np.broadcast_to(logits, (rows, logits.shape[1]))
-            targets = [np.zeros(rows, int) for _ in arguments]
+            arguments = BESIDE[name](many)
             before, start = ticks[0], time.monotonic()
-            function(many, *targets)
+            function(many, *arguments)
             during, elapsed = ticks[0] - before, time.monotonic() - start
     finally:
         done.set()
@@ -234,22 +280,80 @@ def test_targets_written_by_another_thread_never_leave_the_row(dtype):
     assert outcomes["loss"] + outcomes["IndexError"] > 10
 
 
-def test_logits_written_by_another_thread_are_only_a_wrong_answer():
-    logits = np.zeros((2000, 300), np.float32)
-    done = threading.Event()
+@pytest.mark.parametrize("name", ["selective_log_softmax", "row_statistics", "evaluate"])
+def test_indices_written_by_another_thread_never_leave_the_row(name):
+    logits = np.zeros((3000, 200), np.float32)
+    index = np.zeros((3000, 3) if name == "selective_log_softmax" else 3000, np.int64)
+    done, calls = threading.Event(), 0
 
     def write():
         while not done.is_set():
-            for value in (np.nan, -np.inf, np.inf, 3e38, 0):
-                logits[:] = value
+            for value in (2**62, 1, -(2**62), 0):
+                index[:] = value
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
-            assert type(xent_rs.cross_entropy(logits, np.zeros(2000, int))) is float
-            assert xent_rs.softmax(logits).shape == logits.shape
+            calls += 1
+            try:
+                found = getattr(xent_rs, name)(logits, index)
+            except IndexError:
+                continue
+            if name == "selective_log_softmax":
+                np.testing.assert_allclose(found, -np.log(200), rtol=1e-6)
+            elif name == "row_statistics":
+                np.testing.assert_allclose(found.target_log_probability, -np.log(200), rtol=1e-6)
+            else:
+                assert found.loss == pytest.approx(np.log(200))
+    finally:
+        done.set()
+        writer.join(10)
+    assert calls > 10
+
+
+# Every array that a call takes, written all the while: a wrong answer of the right kind may come of it.
+WRITTEN = {
+    "logits": lambda array: xent_rs.cross_entropy(array, np.zeros(2000, int)),
+    "logits of softmax": lambda array: xent_rs.softmax(array),
+    "probabilities": lambda array: xent_rs.cross_entropy_with_grad(np.zeros_like(array), array),
+    "logits and probabilities": lambda array: xent_rs.cross_entropy_with_grad_hess(array, array),
+    "weight": lambda array: xent_rs.cross_entropy(np.zeros_like(array), np.zeros(2000, int), weight=array[0]),
+    "sample_weight": lambda array: xent_rs.cross_entropy_with_grad(
+        np.zeros_like(array), np.zeros(2000, int), sample_weight=array[:, 0]
+    ),
+    "grad_output": lambda array: xent_rs.cross_entropy_with_grad(
+        np.zeros_like(array), np.zeros(2000, int), reduction="none", grad_output=array[:, 0]
+    ),
+    "teacher": lambda array: xent_rs.kl_divergence_with_grad(np.zeros_like(array), array),
+    "binary": lambda array: xent_rs.binary_cross_entropy_with_grad(
+        array, array, weight=array, pos_weight=array
+    ),
+    "statistics": lambda array: xent_rs.row_statistics(array, np.zeros(2000, int)),
+}
+
+
+@pytest.mark.parametrize("call", WRITTEN.values(), ids=WRITTEN)
+def test_what_another_thread_writes_is_only_a_wrong_answer(call):
+    array, done = np.zeros((2000, 300), np.float32), threading.Event()
+
+    def write():
+        while not done.is_set():
+            for value in (np.nan, -np.inf, np.inf, 3e38, -1, 0):
+                array[:] = value
+
+    expected = call(array)
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            found = call(array)
+            assert type(found) is type(expected)
+            assert np.shape(found[-1] if type(found) is tuple else found) == np.shape(
+                expected[-1] if type(expected) is tuple else expected
+            )
     finally:
         done.set()
         writer.join(10)
@@ -327,6 +431,15 @@ def test_rows_next_to_unreadable_pages(level, dtype, place, axis, random):
             xent_rs.softmax(logits, axis=axis, out=out)
             xent_rs.log_softmax(logits, axis=axis, out=out)
             xent_rs.logsumexp(logits, axis=axis)
+            xent_rs.row_statistics(logits, targets, axis=axis)
+            if classes % 7 == 0 or classes < 20:
+                options = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 9.0, "axis": axis}
+                xent_rs.cross_entropy_with_grad(logits, logits, out=out, **options)
+                xent_rs.kl_divergence_with_grad(logits, logits, axis=axis, out=out)
+                xent_rs.binary_cross_entropy_with_grad(logits, logits, weight=logits, out=out)
+                soft = getattr(indices, place)(logits.copy())
+                xent_rs.cross_entropy(logits.copy(), soft, axis=axis, sample_weight=np.ones(rows))
+                xent_rs.binary_cross_entropy(logits.copy(), soft.copy(), pos_weight=soft)
 
 
 @linux
@@ -425,6 +538,36 @@ FRUGAL = {
     ),
     "loss, byte-swapped": (5_000, "cross_entropy(broadcast((rows, 10_000), '>f4'), broadcast(rows, '>i8'))"),
     "logsumexp": (2_000, "logsumexp(broadcast((rows, 50_000), 'f4'))"),
+    "probabilities": (
+        2_000,
+        "cross_entropy(broadcast((rows, 50_000), 'f4'), broadcast((rows, 50_000), 'f2'), label_smoothing=1)",
+    ),
+    "probabilities, first axis": (
+        2_000,
+        "cross_entropy(broadcast((50_000, rows), 'f4'), broadcast((50_000, rows), 'f8'), axis=0, softcap=9)",
+    ),
+    "probabilities, byte-swapped": (
+        2_000,
+        "cross_entropy(broadcast((rows, 50_000), '>f4'), broadcast((rows, 50_000), '>f8'))",
+    ),
+    "every option": (
+        2_000,
+        "cross_entropy(broadcast((rows, 50_000), 'f4'), broadcast(rows, 'i8'), "
+        "weight=broadcast(50_000, 'f2'), sample_weight=broadcast(rows, 'f8'), "
+        "label_smoothing=0.1, z_loss=0.1, softcap=9.0)",
+    ),
+    "binary": (
+        2_000,
+        "binary_cross_entropy(broadcast((rows, 50_000), 'f4'), broadcast((rows, 50_000), 'u1'))",
+    ),
+    "binary, weights": (
+        2_000,
+        "binary_cross_entropy(broadcast((rows, 50_000), 'f4'), broadcast((rows, 50_000), '>f8'),"
+        "weight=broadcast((rows, 1), 'f4'), pos_weight=broadcast((rows, 50_000), 'f8'))",
+    ),
+    "divergence": (2_000, "kl_divergence(broadcast((rows, 50_000), 'f4'), broadcast((rows, 50_000), '>f4'))"),
+    "selected": (2_000, "selective_log_softmax(broadcast((rows, 50_000), 'f4'), broadcast((rows, 1), 'i8'))"),
+    "statistics without targets": (2_000, "row_statistics(broadcast((rows, 50_000), '>f4'), softcap=9.0)"),
 }
 
 
@@ -437,12 +580,22 @@ def test_loss_takes_a_mebibyte_and_sixteen_bytes_a_row(rows, call, python):
 
 @linux
 @pytest.mark.parametrize(
-    "call", ["cross_entropy_with_grad(logits, targets, out=out)", "softmax(logits, out=out)"]
+    "call",
+    [
+        "cross_entropy_with_grad(logits, targets, out=out)",
+        "cross_entropy_with_grad(logits, logits, out=out, label_smoothing=0.1, z_loss=0.1, softcap=9.0)",
+        "cross_entropy_with_grad_hess(logits, targets, out=out[:, ::2], hess_out=out[:, 1::2])",
+        "binary_cross_entropy_with_grad(logits, logits, out=out, pos_weight=logits)",
+        "kl_divergence_with_grad(logits, logits, out=out)",
+        "softmax(logits, out=out)",
+    ],
 )
 def test_result_in_out_takes_no_more(call, python):
     definition = f"""
 out = np.ones((2000, 20_000), np.float32)
 everything, every_target = broadcast(out.shape, "f4"), broadcast(len(out), "i8")
+if "hess_out" in {call!r}:
+    everything = everything[:, ::2]
 def work(rows):
     _work(everything[:rows], every_target[:rows], out[:rows])
 def _work(logits, targets, out):
@@ -475,6 +628,13 @@ def test_what_does_not_fit_is_a_memory_error(axis):
     for call in (
         lambda: xent_rs.cross_entropy(logits, targets, axis=axis),
         lambda: xent_rs.cross_entropy_with_grad(logits, targets, axis=axis, reduction="none"),
+        lambda: xent_rs.cross_entropy_with_grad_hess(logits, targets, axis=axis),
+        lambda: xent_rs.binary_cross_entropy(logits, logits, reduction="none"),
+        lambda: xent_rs.binary_cross_entropy_with_grad(logits, logits),
+        lambda: xent_rs.kl_divergence(logits, logits, axis=axis, reduction="none"),
+        lambda: xent_rs.kl_divergence_with_grad(logits, logits, axis=axis),
+        lambda: xent_rs.selective_log_softmax(logits, np.broadcast_to(0, (rows, 1)), axis=axis),
+        lambda: xent_rs.row_statistics(logits, axis=axis),
         lambda: xent_rs.logsumexp(logits, axis=axis),
         lambda: xent_rs.softmax(logits, axis=axis),
     ):
@@ -492,11 +652,16 @@ wrong = np.full(20, 300)
 swapped = logits.astype(">f4")
 
 def work():
-    for _ in range(3000):
+    for _ in range(2000):
         loss, grad = xent_rs.cross_entropy_with_grad(logits, targets)
         xent_rs.cross_entropy(swapped, targets, reduction="none")
         xent_rs.log_softmax(logits.T, axis=0)
         xent_rs.logsumexp(logits, keepdims=True)
+        xent_rs.cross_entropy_with_grad_hess(logits, swapped, weight=swapped[0], sample_weight=swapped[:, 0])
+        xent_rs.binary_cross_entropy_with_grad(swapped, swapped, weight=swapped, pos_weight=logits)
+        xent_rs.kl_divergence_with_grad(logits, swapped)
+        xent_rs.row_statistics(swapped, targets)
+        xent_rs.selective_log_softmax(logits, targets[:, None])
         for bad in (wrong, targets[:3], targets.astype(float)):
             try:
                 xent_rs.cross_entropy_with_grad(logits, bad)
@@ -560,6 +725,52 @@ def test_out_that_changes_while_grad_output_is_converted():
     targets = np.zeros(4, int)
     with pytest.raises((TypeError, ValueError)):
         xent_rs.cross_entropy_with_grad(logits, targets, grad_output=Changes(np.array(1.0), out), out=out)
+    assert (room == 7).all()
+
+
+HOLDERS = {
+    "weight": lambda logits, changes: xent_rs.cross_entropy(
+        logits, np.zeros(8, int), weight=changes(np.ones(64))
+    ),
+    "sample_weight": lambda logits, changes: xent_rs.cross_entropy(
+        logits, np.zeros(8, int), sample_weight=changes(np.ones(8))
+    ),
+    "probabilities": lambda logits, changes: xent_rs.cross_entropy(logits, changes(np.full((8, 64), 1 / 64))),
+    "teacher": lambda logits, changes: (
+        xent_rs.kl_divergence(logits, changes(np.full((8, 64), 1e9))) + np.log(64)
+    ),
+    "binary targets": lambda logits, changes: (
+        xent_rs.binary_cross_entropy(logits, changes(np.zeros((8, 64)))) * np.log(64) / np.log(2)
+    ),
+    "pos_weight": lambda logits, changes: (
+        xent_rs.binary_cross_entropy(logits, np.zeros((8, 64)), pos_weight=changes(np.ones(64)))
+        * (np.log(64) / np.log(2))
+    ),
+    "index": lambda logits, changes: -xent_rs.selective_log_softmax(logits, changes(np.zeros((8, 1), int))),
+    "targets of statistics": lambda logits, changes: (
+        -xent_rs.row_statistics(logits, changes(np.zeros(8, int))).target_log_probability
+    ),
+}
+
+
+@pytest.mark.parametrize("call", HOLDERS.values(), ids=HOLDERS)
+def test_logits_that_change_while_another_argument_is_converted(call):
+    logits = np.zeros((8, 64))
+    try:
+        losses = call(logits, lambda value: Changes(value, logits))
+    except (TypeError, ValueError):
+        return
+    np.testing.assert_allclose(losses, np.log(64.0))
+
+
+@pytest.mark.parametrize("name", ["out", "hess_out"])
+def test_a_result_that_changes_while_a_weight_is_converted(name):
+    logits, room = np.zeros((4, 16), np.float32), np.full((5, 16), 7, np.float32)
+    result = room[:4]
+    with pytest.raises((TypeError, ValueError)):
+        xent_rs.cross_entropy_with_grad_hess(
+            logits, np.zeros(4, int), weight=Changes(np.ones(16), result), **{name: result}
+        )
     assert (room == 7).all()
 
 

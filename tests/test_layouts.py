@@ -111,6 +111,15 @@ def results(logits, targets, axis, **options):
     losses, grad = xent_rs.cross_entropy_with_grad(logits, targets, axis=axis, reduction="none", **options)
     mean, mean_grad = xent_rs.cross_entropy_with_grad(logits, targets, axis=axis, **options)
     temperature = {"temperature": options.get("temperature", 1.0)}
+    probabilities = xent_rs.softmax(logits, axis=axis, **temperature)
+    row = {"axis": axis, "reduction": "none", **temperature}
+    soft = xent_rs.cross_entropy_with_grad(
+        logits, probabilities, label_smoothing=0.1, z_loss=0.1, softcap=9.0, **row
+    )
+    hess = xent_rs.cross_entropy_with_grad_hess(logits, targets, label_smoothing=0.1, axis=axis, **options)[2]
+    divergences, divergence_grad = xent_rs.kl_divergence_with_grad(logits, probabilities, **row)
+    binary, binary_grad = xent_rs.binary_cross_entropy_with_grad(logits, probabilities, reduction="none")
+    statistics = xent_rs.row_statistics(logits, axis=axis, softcap=9.0, **temperature)
     arrays = {
         "losses": losses,
         "gradient": grad,
@@ -119,7 +128,17 @@ def results(logits, targets, axis, **options):
         "loss alone": xent_rs.cross_entropy(logits, targets, axis=axis, reduction="none", **options),
         "mean alone": np.float64(xent_rs.cross_entropy(logits, targets, axis=axis, **options)),
         "logsumexp": xent_rs.logsumexp(logits, axis=axis, **temperature),
-        "softmax": xent_rs.softmax(logits, axis=axis, **temperature),
+        "softmax": probabilities,
+        "loss of soft targets": soft[0],
+        "gradient of soft targets": soft[1],
+        "Hessian": hess,
+        "divergences": divergences,
+        "gradient of the divergence": divergence_grad,
+        "binary": binary,
+        "gradient, binary": binary_grad,
+        "argmax": statistics.argmax,
+        "max_probability": statistics.max_probability,
+        "entropy": statistics.entropy,
         "log_softmax": xent_rs.log_softmax(logits, axis=axis, **temperature),
     }
     return {
