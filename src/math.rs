@@ -61,6 +61,10 @@ pub enum Boost {
     Full,
 }
 
+/// Weighted differences are summed in units of this power of two, so that a difference of any two logits is finite, and
+/// the sum of a block of them.
+pub const UNIT: f64 = 1024.0;
+
 /// A type to compute in: its lanes and what the kernels need of them.
 pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// The virtual lanes: the same number on every level.
@@ -91,8 +95,8 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn exponent<S: Simd>(simd: S, x: Self::Lanes<S>, boost: Boost) -> [Self::Lanes<S>; 3];
     /// Add a vector to a total.
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
-    /// Add `weight·(value − reference + low)` of each lane to a total, where the weights are [`Self::LANES`] numbers.
-    /// A weight of 0 counts 0, whatever it weighs.
+    /// Add `weight·(value − reference + low)` of each lane to a total, in units of [`UNIT`], where the weights are
+    /// [`Self::LANES`] numbers. A weight of 0 counts 0, whatever it weighs.
     fn add_weighted<S: Simd>(
         simd: S,
         total: &mut Total<S>,
@@ -115,6 +119,8 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn largest<S: Simd>(lanes: Self::Lanes<S>) -> Self;
     /// Rounded from f64.
     fn from_f64(value: f64) -> Self;
+    /// The next smaller number.
+    fn next_smaller(self) -> Self;
     /// As f64, exactly.
     fn to_f64(self) -> f64;
 
@@ -183,6 +189,16 @@ pub fn two_sum<L: Copy + std::ops::Add<Output = L> + std::ops::Sub<Output = L>>(
     [sum, (a - (sum - of_b)) + (b - of_b)]
 }
 
+/// The sum of numbers in twice their precision.
+pub fn precise_sum(numbers: impl IntoIterator<Item = f64>) -> f64 {
+    let (sum, lost) = numbers.into_iter().fold((0.0, 0.0), |(sum, lost), number| {
+        let [sum, rest] = two_sum(sum, number);
+        (sum, lost + rest)
+    });
+    // What an infinity lost is NaN.
+    if sum.is_finite() { sum + lost } else { sum }
+}
+
 /// `a + b`, and what the rounding lost, for a `b` that is no larger than `a`.
 #[inline(always)]
 pub fn quick_sum<L: Copy + std::ops::Add<Output = L> + std::ops::Sub<Output = L>>(a: L, b: L) -> [L; 2] {
@@ -241,7 +257,7 @@ impl Real for f32 {
         let zero = f64x8::splat(simd, 0.0);
         for half in 0..2 {
             let weights = f64x8::from_slice(simd, &weights[8 * half..8 * half + 8]);
-            let difference = weights.simd_eq(zero).select(zero, difference[half]);
+            let difference = weights.simd_eq(zero).select(zero, difference[half] * (1.0 / UNIT));
             total.parts[half] = weights.mul_add(difference, total.parts[half]);
         }
     }
@@ -285,6 +301,11 @@ impl Real for f32 {
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
         value as f32
+    }
+
+    #[inline(always)]
+    fn next_smaller(self) -> Self {
+        self.next_down()
     }
 
     #[inline(always)]
@@ -374,9 +395,10 @@ impl Real for f64 {
     ) {
         let zero = f64x8::splat(simd, 0.0);
         let weights = f64x8::from_slice(simd, weights);
-        let [difference, lost] = two_sum(value, -reference);
-        let lost = low.map_or(lost, |low| lost + low);
-        let [difference, lost] = [difference, lost].map(|part| weights.simd_eq(zero).select(zero, part));
+        let [difference, lost] = two_sum(value * (1.0 / UNIT), -(reference * (1.0 / UNIT)));
+        let lost = low.map_or(lost, |low| low.mul_add(f64x8::splat(simd, 1.0 / UNIT), lost));
+        let nothing = weights.simd_eq(zero);
+        let (difference, lost) = (nothing.select(zero, difference), nothing.select(zero, lost));
         let product = weights * difference;
         let rest = weights.mul_sub_precise(difference, product) + weights * lost;
         Self::add_to(total, product);
@@ -420,6 +442,11 @@ impl Real for f64 {
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
         value
+    }
+
+    #[inline(always)]
+    fn next_smaller(self) -> Self {
+        self.next_down()
     }
 
     #[inline(always)]

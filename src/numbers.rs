@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::math::Real;
-use crate::simd::{self, Kernel, f16_to_f32};
+use crate::simd::{self, Kernel, f16_to_f32, prefetch_ahead};
 use crate::view::Axes;
 
 /// The dtypes of numbers.
@@ -170,6 +170,7 @@ impl Numbers {
     /// Those that `block` has room for are readable at `source`.
     #[inline(always)]
     unsafe fn read_run<S: Simd, R: Real>(&self, simd: S, source: *const u8, step: isize, block: &mut [R]) {
+        prefetch_ahead(source, block.len() * step.unsigned_abs().min(8));
         if self.kind == Kind::F16 && step == 2 && !self.swapped {
             let mut bits = [0u16; 16];
             for (index, part) in block.chunks_mut(16).enumerate() {
@@ -186,18 +187,16 @@ impl Numbers {
             return;
         }
         with_kind!(self.kind, N => {
-            let adjacent = step == size_of::<N>() as isize && !self.swapped;
-            // Two loops, the first of which the compiler makes vectors of.
-            for (index, number) in block.iter_mut().enumerate() {
-                // SAFETY: readable by the caller's promise; the read asks for no alignment.
-                *number = R::from_f64(unsafe {
-                    if adjacent {
-                        Number::to_f64(source.cast::<N>().add(index).read_unaligned())
-                    } else {
+            // SAFETY: the caller's promise.
+            unsafe {
+                if step == size_of::<N>() as isize && !self.swapped {
+                    read_adjacent::<N, R>(source.cast(), block);
+                } else {
+                    for (index, number) in block.iter_mut().enumerate() {
                         let value = source.wrapping_offset(index as isize * step).cast::<N>().read_unaligned();
-                        Number::to_f64(if self.swapped { Number::swap_bytes(value) } else { value })
+                        *number = R::from_f64(Number::to_f64(if self.swapped { Number::swap_bytes(value) } else { value }));
                     }
-                });
+                }
             }
         });
     }
@@ -213,6 +212,18 @@ impl Numbers {
         copy.resize(self.count, 0.0);
         simd::level().run(Reading { numbers: self, copy: &mut copy });
         Ok(copy)
+    }
+}
+
+/// A loop of which the compiler makes vectors.
+///
+/// # Safety
+/// As many numbers as `block` has room for are readable at `source`, at any alignment.
+#[inline(always)]
+unsafe fn read_adjacent<N: Number, R: Real>(source: *const N, block: &mut [R]) {
+    for (index, number) in block.iter_mut().enumerate() {
+        // SAFETY: readable by the caller's promise.
+        *number = R::from_f64(Number::to_f64(unsafe { source.add(index).read_unaligned() }));
     }
 }
 

@@ -89,8 +89,9 @@ def row_statistics(
 
     Notes
     -----
-    A row with a NaN has the `argmax` of NumPy, the first NaN, the rank -1 and NaN in the other fields. A row
-    of only ``-inf`` has the log-sum-exp ``-inf``, the argmax 0 and NaN in the other fields.
+    A row with a NaN or ``+inf`` has the `argmax` of NumPy (the first NaN, else the first ``+inf``), the rank
+    -1 and NaN in the other fields. A row of only ``-inf`` has the log-sum-exp ``-inf``, the argmax 0, the rank
+    -1 and NaN in the other fields.
 
     With ``lp`` the log-softmax, which it does not make, these are in PyTorch ``logits.logsumexp(-1)``,
     ``lp.max(-1)``, ``torch.distributions.Categorical(logits=logits).entropy()`` and

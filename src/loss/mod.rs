@@ -12,6 +12,7 @@ pub mod targets;
 use fearless_simd::Simd;
 
 use crate::element::Element;
+use crate::math::precise_sum;
 use crate::numbers::Numbers;
 use crate::row::Stores;
 use crate::view::View;
@@ -54,7 +55,7 @@ impl Reduction {
 
 /// The sum of all sums over the divisor: NaN if that is 0, as the mean of nothing.
 fn mean(sums: Vec<f64>, divisor: f64) -> f64 {
-    let sum = sums.into_iter().fold(0.0, |total, sum| total + sum);
+    let sum = precise_sum(sums);
     if divisor == 0.0 { f64::NAN } else { sum / divisor }
 }
 

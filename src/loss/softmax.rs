@@ -117,7 +117,7 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
                     log_probabilities(simd, row, out, reference, found.log_total(), transform, self.stores);
                 } else {
                     let softmax = Exponential { reference, factor: per_mass(1.0, found.total()), transform };
-                    probabilities(simd, row, out, softmax, self.stores, None);
+                    probabilities(simd, row, out, softmax, self.stores);
                 }
             }
         }

@@ -25,7 +25,8 @@ pub struct Columns {
     pub target: Option<(Column, Column)>,
 }
 
-/// Write the statistics of every row. An ignored target has log-probability 0 and rank −1, one in a row of NaN rank −1.
+/// Write the statistics of every row. An ignored target has log-probability 0 and rank −1; one in a row with a NaN or
+/// +∞, or of only −∞, has rank −1.
 ///
 /// # Errors
 /// What `check` returned.
@@ -72,7 +73,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
                 if let Some((log_probability, rank)) = target {
                     let missed = |class| found.log_sum_exp.above(simd, row.get(class).to_f64(), self.transform);
                     log_probability.set(index, 0.0 - class.map_or(0.0, missed));
-                    let ranked = class.is_some() && !found.log_sum_exp.total().is_nan();
+                    let ranked = class.is_some() && found.log_sum_exp.total() > 0.0;
                     rank.set(index, if ranked { found.above } else { -1.0 });
                 }
             }

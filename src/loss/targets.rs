@@ -5,6 +5,7 @@ use half::{bf16, f16};
 
 use super::labels::Labels;
 use crate::element::Element;
+use crate::math::precise_sum;
 use crate::numbers::Numbers;
 use crate::row::{AnyRow, Dense, Source, Target, Teacher, Transform};
 use crate::view::View;
@@ -107,9 +108,9 @@ impl Problem {
             (Targets::Classes(labels), weight) => {
                 let of_class = |class: usize| weight.as_ref().map_or(1.0, |weight| weight[class]);
                 let counted = (0..rows).filter_map(|row| Some((row, labels.class(row)?)));
-                counted.map(|(row, class)| self.sample_weight(row) * of_class(class)).sum()
+                precise_sum(counted.map(|(row, class)| self.sample_weight(row) * of_class(class)))
             }
-            _ => self.sample_weight.as_ref().map_or(rows as f64, |weight| weight.iter().sum()),
+            _ => self.sample_weight.as_ref().map_or(rows as f64, |weight| precise_sum(weight.iter().copied())),
         }
     }
 

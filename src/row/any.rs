@@ -13,6 +13,7 @@ use super::map::Stores;
 use super::{BLOCK, Scratch};
 use crate::element::Element;
 use crate::math::Real;
+use crate::simd::prefetch_ahead;
 
 use crate::view::Row;
 
@@ -122,6 +123,7 @@ fn read<S: Simd, E: Element>(simd: S, row: Row<E>, start: usize, length: usize, 
         #[inline(always)]
         || {
             let lanes = E::Real::LANES;
+            prefetch_ahead(row.pointer(start).cast_const().cast(), BLOCK * size_of::<E>());
             let mut scratch = Scratch::new();
             let source = if length == BLOCK && row.is_contiguous() {
                 row.pointer(start).cast_const()
@@ -163,7 +165,7 @@ unsafe fn write<S: Simd, O: Element>(
             let load = |index: usize| <O::Real as Real>::Lanes::<S>::from_slice(simd, &block[index..index + lanes]);
             let streamed = if streaming { length / (4 * lanes) * (4 * lanes) } else { 0 };
             for index in (0..streamed).step_by(4 * lanes) {
-                let values = [0, 1, 2, 3].map(|chain| load(index + chain * lanes));
+                let values = [load(index), load(index + lanes), load(index + 2 * lanes), load(index + 3 * lanes)];
                 // SAFETY: four vectors inside the row, writeable by the caller's promise; each four are whole lines, so
                 // they begin on the boundary that the first is on.
                 unsafe { O::stream(simd, row.pointer(start + index), values) }

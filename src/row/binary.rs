@@ -4,7 +4,7 @@
 //! `(a + b)·log1p E + |x|·(a where x > 0, else b)`: no term is a difference. The gradient `a·σ(x) − b·σ(−x)` is
 //! `(a − b·E) / (1 + E)` for x > 0 and `(a·E − b) / (1 + E)` otherwise.
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::BLOCK;
 use crate::math::{Boost, Real, Total};
@@ -59,7 +59,7 @@ pub fn losses<S: Simd, R: Real, const GRADIENT: bool>(
     length: usize,
     label_smoothing: f64,
 ) -> f64 {
-    let (keep, half) = (1.0 - label_smoothing, label_smoothing / 2.0);
+    let (keep, half_smoothing) = (1.0 - label_smoothing, label_smoothing / 2.0);
     simd.vectorize(
         #[inline(always)]
         || {
@@ -69,29 +69,38 @@ pub fn losses<S: Simd, R: Real, const GRADIENT: bool>(
                 let x = R::Lanes::<S>::from_slice(simd, &block.logits[here.clone()]);
                 let exp = R::exp(simd, -x.abs(), Boost::Full);
                 let log = R::log_1p(simd, exp * R::splat(simd, 1.0 / R::BOOST));
-                let [mut x_lanes, mut exp_lanes, mut log_lanes] = [[0.0; 16]; 3];
+                let [mut x_lanes, mut exp_lanes, mut log_lanes, mut gradients] = [[0.0; 16]; 4];
                 R::widen(x, &mut x_lanes);
                 R::widen(exp, &mut exp_lanes);
                 R::widen(log, &mut log_lanes);
-                let (targets, weights, positive) =
-                    (&block.targets[here.clone()], &block.weights[here.clone()], &block.positive[here.clone()]);
-                let (losses, gradients) = (&mut block.losses[here.clone()], &mut block.gradients[here.clone()]);
-                for lane in 0..R::LANES {
-                    let (x, exp) = (x_lanes[lane], exp_lanes[lane] / R::BOOST);
+                for half in (0..R::LANES).step_by(8) {
+                    let lanes = |value: f64| f64x8::splat(simd, value);
+                    let load = |values: &[f64]| f64x8::from_slice(simd, &values[half..half + 8]);
+                    let block_of = |values: &[f64; BLOCK]| load(&values[here.clone()]);
+                    let (zero, one) = (lanes(0.0), lanes(1.0));
+                    let (x, exp) = (load(&x_lanes), load(&exp_lanes) * lanes(1.0 / R::BOOST));
                     // Where E is too small for the lanes, it is its own log1p.
-                    let log = if exp < 1e-20 { exp } else { log_lanes[lane] };
-                    let (t, w, positive) = (targets[lane], weights[lane], positive[lane]);
-                    let (a, b) = (w * (keep * (1.0 - t) + half), w * (positive * (keep * t + half)));
-                    let slope = if x > 0.0 { a } else { b };
+                    let log = exp.simd_lt(lanes(1e-20)).select(exp, load(&log_lanes));
+                    let (t, w, positive) =
+                        (block_of(&block.targets), block_of(&block.weights), block_of(&block.positive));
+                    let a = w * (lanes(keep) * (one - t) + lanes(half_smoothing));
+                    let b = w * (positive * (lanes(keep) * t + lanes(half_smoothing)));
+                    let above = x.simd_gt(zero);
+                    let slope = above.select(a, b);
                     // The right answer is worth every confidence: 0·∞ is 0.
-                    let linear = if slope == 0.0 { 0.0 } else { slope * x.abs() };
-                    losses[lane] = (a + b) * log + linear;
+                    let linear = slope.simd_eq(zero).select(zero, slope * x.abs());
+                    ((a + b) * log + linear).store_slice(&mut block.losses[here.clone()][half..half + 8]);
                     if GRADIENT {
-                        let share = if x > 0.0 { a - b * exp } else { a * exp - b };
-                        gradients[lane] = R::from_f64(block.scales[start + lane] * (share / (1.0 + exp)));
+                        let share = above.select(a - b * exp, a * exp - b) / (one + exp);
+                        (block_of(&block.scales) * share).store_slice(&mut gradients[half..half + 8]);
                     }
                 }
-                R::add_numbers(simd, &mut sum, losses);
+                if GRADIENT {
+                    for (gradient, value) in block.gradients[here.clone()].iter_mut().zip(gradients) {
+                        *gradient = R::from_f64(value);
+                    }
+                }
+                R::add_numbers(simd, &mut sum, &block.losses[here]);
             }
             sum.value()
         },

@@ -7,7 +7,7 @@ use fearless_simd::{Simd, prelude::*};
 
 use super::transform::Value;
 use super::{AnyRow, BLOCK};
-use crate::math::{Real, Total};
+use crate::math::{Real, Total, UNIT};
 
 /// A vector of the pass.
 pub(super) struct Term<S: Simd, R: Real> {
@@ -37,9 +37,9 @@ pub(super) struct Raise {
 }
 
 impl Raise {
-    /// Half of what is to be added to `value − reference`; it never overflows.
-    fn half_step(&self) -> f64 {
-        (self.from[0] / 2.0 - self.to[0] / 2.0) + (self.from[1] - self.to[1]) / 2.0
+    /// What is to be added to `value − reference`, in units of [`UNIT`].
+    fn step(&self) -> f64 {
+        (self.from[0] / UNIT - self.to[0] / UNIT) + (self.from[1] - self.to[1]) / UNIT
     }
 }
 
@@ -72,8 +72,8 @@ impl<S: Simd, R: Real> Companion<S, R> for Nothing {}
 
 /// `Σ value − reference` over all classes.
 pub(super) struct Uniform<S: Simd, R: Real> {
-    /// Halves of the sums.
-    pub(super) halves: Total<S>,
+    /// In units of [`UNIT`].
+    pub(super) sum: Total<S>,
     block: [R::Lanes<S>; 4],
     before: usize,
 }
@@ -81,7 +81,7 @@ pub(super) struct Uniform<S: Simd, R: Real> {
 impl<S: Simd, R: Real> Uniform<S, R> {
     #[inline(always)]
     pub(super) fn new(simd: S) -> Self {
-        Self { halves: Total::zero(simd), block: [R::splat(simd, 0.0); 4], before: 0 }
+        Self { sum: Total::zero(simd), block: [R::splat(simd, 0.0); 4], before: 0 }
     }
 }
 
@@ -94,7 +94,7 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S, R> {
     #[inline(always)]
     fn raise(&mut self, raise: impl FnOnce() -> Raise) {
         let raise = raise();
-        self.halves.add_scalar(self.before as f64 * raise.half_step());
+        self.sum.add_scalar(self.before as f64 * raise.step());
     }
 
     #[inline(always)]
@@ -104,17 +104,17 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S, R> {
 
     #[inline(always)]
     fn add(&mut self, simd: S, _vector: usize, chain: usize, term: Term<S, R>) {
-        let half = R::splat(simd, 0.5);
-        let difference = term.value.high.mul_sub(half, term.reference.high * half);
+        let unit = R::splat(simd, 1.0 / UNIT);
+        let difference = term.value.high.mul_sub(unit, term.reference.high * unit);
         let low = term.value.low_difference(term.reference);
-        let difference = low.map_or(difference, |low| low.mul_add(half, difference));
+        let difference = low.map_or(difference, |low| low.mul_add(unit, difference));
         self.block[chain] += term.counts.map_or(difference, |counts| counts.select(difference, R::splat(simd, 0.0)));
     }
 
     #[inline(always)]
     fn end_sums(&mut self) {
         let [a, b, c, d] = self.block;
-        R::add_to(&mut self.halves, (a + b) + (c + d));
+        R::add_to(&mut self.sum, (a + b) + (c + d));
     }
 }
 
@@ -124,7 +124,7 @@ pub(super) trait Weights<S: Simd> {
     fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]);
 }
 
-/// `Σ weight·(value − reference)` and `Σ weight`.
+/// `Σ weight·(value − reference)`, in units of [`UNIT`], and `Σ weight`.
 pub(super) struct Weighted<'a, S: Simd, W> {
     pub(super) weights: W,
     block: &'a mut [f64; BLOCK],
@@ -150,7 +150,7 @@ impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
         let raise = raise();
         let mass = self.mass.value();
         if mass != 0.0 {
-            self.sum.add_scalar(2.0 * (mass * raise.half_step()));
+            self.sum.add_scalar(mass * raise.step());
         }
     }
 
@@ -240,8 +240,9 @@ impl<S: Simd, R: Real> Companion<S, R> for Shape<S, R> {
 
     #[inline(always)]
     fn end_sums(&mut self) {
-        let [weighted, above] = self.block.map(|[a, b, c, d]| (a + b) + (c + d));
-        R::add_to(&mut self.weighted, weighted);
-        R::add_to(&mut self.above, above);
+        // Written out: `map` of an array is not always inlined, and then runs without the level's instructions.
+        let [[a, b, c, d], [e, f, g, h]] = self.block;
+        R::add_to(&mut self.weighted, (a + b) + (c + d));
+        R::add_to(&mut self.above, (e + f) + (g + h));
     }
 }

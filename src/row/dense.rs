@@ -65,7 +65,7 @@ impl Teacher {
 
 impl Dense<'_> {
     /// Write the weights of `length` classes from `start` on and 0 behind them: returns `Σ p·(x − reference)` over a
-    /// teacher's logits, 0 for other sources.
+    /// teacher's logits in units of [`crate::math::UNIT`], 0 for other sources.
     #[inline(never)]
     pub(super) fn fill<S: Simd>(&self, simd: S, start: usize, length: usize, block: &mut [f64]) -> f64 {
         simd.vectorize(
@@ -119,7 +119,7 @@ impl Dense<'_> {
     }
 }
 
-/// The softmax of some classes of a teacher's row; returns `Σ p·(x − reference)`.
+/// The softmax of some classes of a teacher's row; returns `Σ p·(x − reference)` in units of [`crate::math::UNIT`].
 #[inline(never)]
 fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, start: usize, block: &mut [f64]) -> f64 {
     let Teacher { row, log_sum_exp, transform, .. } = *teacher;

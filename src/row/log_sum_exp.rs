@@ -7,11 +7,8 @@ use super::transform::{CAPPED, Capped, PLAIN, SCALED, Scale, Value, sum_of_three
 use super::{AnyRow, BLOCK, Scratch, Transform};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total};
-use crate::simd::prefetch;
+use crate::simd::prefetch_ahead;
 use crate::view::Row;
-
-/// How far ahead of the block in work the next ones are asked for, in bytes (see [`crate::simd`] for the figures).
-const PREFETCH: usize = 8192;
 
 /// `log Σ exp z` in parts: it is `z(reference) + ln(own + others)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -133,10 +130,7 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
             let mut scratch = Scratch::new();
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = (row.classes() - start).min(BLOCK);
-                let ahead = row.pointer(start).cast_const().cast::<u8>();
-                for line in 0..BLOCK * size_of::<E>() / 64 {
-                    prefetch(ahead.wrapping_add(PREFETCH + 64 * line));
-                }
+                prefetch_ahead(row.pointer(start).cast_const().cast(), BLOCK * size_of::<E>());
                 let block = Block { transform, scale, start, length };
                 let logits = if length == BLOCK && row.is_contiguous() {
                     InPlace(row.pointer(start).cast_const())
@@ -270,7 +264,9 @@ impl<S: Simd, R: Real> Block<S, R> {
         companion.largest(simd, largest, self.start);
         // The slack of one, in units of x: a cap only brings logits closer. The first logit that is not masked is a
         // reference at once.
-        let limit = R::from_f64(sums.reference.to_f64() + self.transform.temperature());
+        let (reference, slack) = (sums.reference.to_f64(), self.transform.temperature());
+        let limit = R::from_f64(reference + slack);
+        let limit = if limit.to_f64() - reference > slack { limit.next_smaller() } else { limit };
         if !largest.simd_gt(splat(limit)).any_true() {
             return false;
         }

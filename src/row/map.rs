@@ -68,29 +68,48 @@ pub(super) fn take_back<R: Real>(factor: f64, boost: Boost) -> f64 {
     taken.clamp(-largest, largest)
 }
 
-/// Write an [`Exponential`] of the logits of a row, but for the class that is an exception, which gets its own value.
+/// Write the softmax of a row, an [`Exponential`] of its logits.
 ///
 /// Each is within u·(|z − z(reference)| + 4) of its value, u being half an ulp of one: the exponentials are boosted
 /// by a power of two that the factor takes back, so that a subnormal result is rounded once.
 ///
 /// # Safety
 /// As for [`Row::set`], with `out`; `out` is `row` itself or apart from it.
-#[inline(never)]
+#[inline(always)]
 pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
     row: Row<E>,
     out: Row<O>,
     of: Exponential,
     stores: Stores,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { shifted_exponentials(simd, row, out, of, 0.0, stores, None) }
+}
+
+/// Write an [`Exponential`] less `offset`, 0 for masked classes, but for the class that is an exception, which gets its
+/// own value.
+///
+/// # Safety
+/// As for [`probabilities`].
+#[inline(never)]
+unsafe fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    simd: S,
+    row: Row<E>,
+    out: Row<O>,
+    of: Exponential,
+    offset: f64,
+    stores: Stores,
     exception: Option<(usize, O)>,
 ) {
     simd.vectorize(
         #[inline(always)]
         || {
+            let offset = E::Real::splat(simd, offset);
             // SAFETY: the caller's promise.
             unsafe {
                 with_uncapped_mode!(of.transform, MODE => {
-                    let f = Probability(Terms::<S, E::Real, MODE>::new(simd, of));
+                    let f = Shifted { terms: Terms::<S, E::Real, MODE>::new(simd, of), offset };
                     map(simd, row, out, stores, &f, exception);
                 });
             }
@@ -114,9 +133,9 @@ pub(super) unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        if offset.dense.is_none() && offset.uniform == 0.0 && of.transform.mode() != CAPPED {
+        if offset.dense.is_none() && of.transform.mode() != CAPPED {
             let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
-            probabilities(simd, row, out, of, stores, exception);
+            shifted_exponentials(simd, row, out, of, offset.times(offset.uniform), stores, exception);
         } else {
             let (row, out) = (AnyRow::of(row), AnyRow::of(out));
             with_mode!(of.transform, MODE => {
@@ -220,6 +239,7 @@ pub(super) unsafe fn variance<S: Simd, R: Real>(
     simd.vectorize(
         #[inline(always)]
         || {
+            let scale = R::splat(simd, take_back::<R>(scale, Boost::None));
             with_uncapped_mode!(of.transform, MODE => {
                 let terms = Terms::<S, R, MODE>::new(simd, of);
                 // SAFETY: the caller's promise.
@@ -235,7 +255,7 @@ pub(super) unsafe fn variance<S: Simd, R: Real>(
                     for part in block[..length.next_multiple_of(R::LANES)].chunks_exact_mut(R::LANES) {
                         let x = R::Lanes::<S>::from_slice(simd, part);
                         let p = terms.exp(Value::plain(x)) * terms.factor;
-                        variance_of::<S, R>(p, R::splat(simd, scale)).store_slice(part);
+                        variance_of::<S, R>(p, scale).store_slice(part);
                     }
                 },
                     );
@@ -348,12 +368,15 @@ impl<S: Simd, R: Real, const MODE: u8> Terms<S, R, MODE> {
     }
 }
 
-struct Probability<S: Simd, R: Real, const MODE: u8>(Terms<S, R, MODE>);
+struct Shifted<S: Simd, R: Real, const MODE: u8> {
+    terms: Terms<S, R, MODE>,
+    offset: R::Lanes<S>,
+}
 
-impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for Probability<S, R, MODE> {
+impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for Shifted<S, R, MODE> {
     #[inline(always)]
     fn of(&self, x: R::Lanes<S>) -> R::Lanes<S> {
-        self.0.exp(Value::plain(x)) * self.0.factor
+        difference_of::<S, R>(x, self.terms.exp(Value::plain(x)), self.terms.factor, self.offset)
     }
 }
 

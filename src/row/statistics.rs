@@ -3,7 +3,7 @@
 use fearless_simd::Simd;
 
 use super::companion::Shape;
-use super::log_sum_exp::any_pass;
+use super::log_sum_exp::pass;
 use super::{AnyRow, LogSumExp, Transform};
 use crate::element::Element;
 use crate::math::Real;
@@ -32,8 +32,7 @@ pub fn statistics<S: Simd, E: Element>(
     ranked: Option<usize>,
     transform: Transform,
 ) -> Statistics {
-    let any_row = AnyRow::of(row);
-    let (log_sum_exp, shape) = any_pass::<S, E::Real, _>(simd, any_row, transform, Shape::new(simd, any_row, ranked));
+    let (log_sum_exp, shape) = pass(simd, row, transform, Shape::new(simd, AnyRow::of(row), ranked));
     let total = log_sum_exp.total();
     let (top, start) = shape.top;
     let is_nan = |class: &usize| row.get(*class).to_f64().is_nan();

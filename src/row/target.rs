@@ -23,7 +23,7 @@ use super::log_sum_exp::{any_pass, pass};
 use super::map::{self, Exponential, Offset, Stores};
 use super::{AnyRow, BLOCK, Dense, LogSumExp, Transform};
 use crate::element::Element;
-use crate::math::Real;
+use crate::math::{Real, UNIT};
 use crate::view::Row;
 
 /// What a row should be.
@@ -44,7 +44,7 @@ pub struct Target<'a> {
 pub(super) struct Spread {
     /// `Σ t`.
     pub(super) mass: f64,
-    /// `Σ t·(v − v(reference))`, v being the logits, capped if they are.
+    /// `Σ t·(v − v(reference))` in units of [`UNIT`], v being the logits, capped if they are.
     pub(super) sum: f64,
     /// The same over a teacher's own logits.
     pub(super) teacher_sum: f64,
@@ -86,7 +86,7 @@ impl<'a> Target<'a> {
             (found, Spread { mass, sum, teacher_sum: weighted.weights.sum })
         } else if self.uniform != 0.0 {
             let (found, uniform) = pass(simd, row, transform, Uniform::new(simd));
-            (found, self.uniform_spread(uniform.halves.value(), row.classes()))
+            (found, self.uniform_spread(uniform.sum.value(), row.classes()))
         } else {
             (pass(simd, row, transform, Nothing).0, Spread::default())
         };
@@ -110,11 +110,10 @@ impl<'a> Target<'a> {
         self.loss_of(simd, logit, log_sum_exp, Spread::default(), transform)
     }
 
-    /// The sums of a uniform part, from the halves of `Σ v − v(reference)`.
+    /// The sums of a uniform part, from `Σ v − v(reference)` in units of [`UNIT`].
     #[inline(always)]
-    pub(super) fn uniform_spread(&self, halves: f64, classes: usize) -> Spread {
-        let (mass, sum) = (self.uniform * classes as f64, 2.0 * (self.uniform * halves));
-        Spread { mass, sum, teacher_sum: 0.0 }
+    pub(super) fn uniform_spread(&self, sum: f64, classes: usize) -> Spread {
+        Spread { mass: self.uniform * classes as f64, sum: self.uniform * sum, teacher_sum: 0.0 }
     }
 
     /// The loss from the sums of a pass and the point's logit.
@@ -137,12 +136,12 @@ impl<'a> Target<'a> {
             (loss, weight) = (product(own, missed), own);
         }
         if let Some(dense) = self.dense {
-            let distance = (spread.sum - spread.teacher_sum) / transform.temperature();
+            let distance = (spread.sum - spread.teacher_sum) / transform.temperature() * UNIT;
             let divergence = spread.mass * (log_sum_exp.log_total() - dense.log_total()) - distance;
             // What rounding leaves of no divergence.
             loss += if dense.is_softmax() && divergence < 0.0 { 0.0 } else { divergence };
         } else if self.uniform != 0.0 {
-            loss += spread.mass * log_sum_exp.log_total() - spread.sum / transform.temperature();
+            loss += spread.mass * log_sum_exp.log_total() - spread.sum / transform.temperature() * UNIT;
         }
         let mut pull = 0.0;
         if self.z_loss != 0.0 {
@@ -169,7 +168,7 @@ impl RowLoss {
     #[inline(always)]
     pub(super) fn scaled_softmax(&self, scale: f64, transform: Transform) -> Exponential {
         let mass = (self.point + self.spread) + self.pull;
-        let factor = per_mass(scale / transform.temperature() * mass, self.log_sum_exp.total());
+        let factor = per_mass(product(scale / transform.temperature(), mass), self.log_sum_exp.total());
         Exponential { reference: self.log_sum_exp.reference, factor, transform }
     }
 
@@ -225,7 +224,8 @@ impl RowLoss {
         let gradient = spread - self.point * others + pull;
         let gradient = gradient * transform.slope(simd, logit);
         // A factor that overflowed is not multiplied by 0.
-        Some((class, if gradient == 0.0 { 0.0 } else { scale / transform.temperature() * gradient }))
+        let scale = scale / transform.temperature();
+        Some((class, if gradient == 0.0 { 0.0 } else { product(scale, gradient) }))
     }
 
     /// The reference's class, and its entry of the Hessian's diagonal, times `scale`: of the others' share too.
@@ -233,7 +233,7 @@ impl RowLoss {
     pub fn own_variance(&self, scale: f64, transform: Transform) -> Option<(usize, f64)> {
         let found = self.log_sum_exp;
         let variance = found.own() / found.total() * (found.others / found.total());
-        Some((self.leader?, self.variance_scale(scale, transform) * variance))
+        Some((self.leader?, product(variance, self.variance_scale(scale, transform))))
     }
 
     /// The Hessian's factor of `p·(1 − p)`.

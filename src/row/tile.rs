@@ -151,7 +151,7 @@ pub unsafe fn losses<S: Simd, E: Element>(
             found
         } else if targets.iter().flatten().any(|target| target.uniform != 0.0) {
             let (found, uniform) = any_pass::<S, E::Real, _>(simd, any, transform, Uniform::new(simd));
-            E::Real::lane_totals(&uniform.halves, &mut sums[1]);
+            E::Real::lane_totals(&uniform.sum, &mut sums[1]);
             found
         } else {
             match transform.mode() {
@@ -576,7 +576,7 @@ unsafe fn variances_of<S: Simd, R: Real>(
         if let Some(loss) = loss {
             let softmax = loss.softmax(transform);
             (references[lane], factors[lane]) = (softmax.reference, take_back::<R>(softmax.factor, Boost::Full));
-            variance_scales[lane] = loss.variance_scale(scales[lane], transform);
+            variance_scales[lane] = take_back::<R>(loss.variance_scale(scales[lane], transform), Boost::None);
             counts[lane] = 1.0;
         }
     }

@@ -44,7 +44,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
-pub(crate) use operations::{f16_from_f32, f16_to_f32, prefetch, store_fence, stream};
+pub(crate) use operations::{f16_from_f32, f16_to_f32, prefetch_ahead, store_fence, stream};
 
 /// The token of the instructions that every CPU of the target has.
 #[cfg(target_arch = "x86_64")]

@@ -140,7 +140,7 @@ pub(crate) fn store_fence() {
 
 /// Ask for the cache line at `address`; any address is fine, mapped or not.
 #[inline(always)]
-pub(crate) fn prefetch(address: *const u8) {
+fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch is a hint that never faults, and SSE is part of the x86-64 baseline.
     unsafe {
@@ -148,6 +148,17 @@ pub(crate) fn prefetch(address: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
+}
+
+/// How far ahead of what is read the next cache lines are asked for, in bytes (see [`crate::simd`] for the figures).
+const AHEAD: usize = 8192;
+
+/// Ask for the cache lines that `bytes` bytes from `source` on, once they are read, will be followed by.
+#[inline(always)]
+pub(crate) fn prefetch_ahead(source: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        prefetch(source.wrapping_add(AHEAD + line));
+    }
 }
 
 /// Sixteen half-precision floats as single precision; exact.
