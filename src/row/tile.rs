@@ -6,7 +6,8 @@
 //! Then nothing is horizontal and nothing is padded.
 //!
 //! 262144 × 10 float32 on a busy machine: the loss took 26 ms by rows and takes 6.2 ms by tiles, with the gradient 40 and
-//! 9.3 ms. What is left is two calls of libm a row, for the loss of each.
+//! 9.3 ms. What is left is a logarithm of libm a row. A target's entry of the gradient is taken by lanes, but for that of a
+//! confident leader: with an exponential of libm a row more, loss and gradient took 20.3 ms on one thread instead of 16.4.
 
 use std::any::Any;
 use std::mem::MaybeUninit;
