@@ -2,9 +2,9 @@
 //!
 //! # The one idea
 //!
-//! With `z = softcap·tanh(x / softcap) / temperature`, `lse = log Σ exp z` and a target `t`, a weight for every class of
-//! a row, every loss of the softmax family is `Σ t·(lse − z) + z_loss·lse²` and its gradient
-//! `(Σt + 2·z_loss·lse)·softmax(z) − t`, times dz/dx. Four nouns carry it:
+//! With `z = softcap·tanh(x / softcap) / temperature`, `lse = log Σ exp z` and a target `t`, a weight for every class
+//! of a row, every loss of the softmax family is `Σ t·(lse − z) + z_loss·lse²` and its gradient `(Σt +
+//! 2·z_loss·lse)·softmax(z) − t`, times dz/dx; a divergence is that less the entropy of t. Four nouns carry it:
 //!
 //! * [`element::Element`]: what is stored (f16, bf16, f32, f64); it names the [`math::Real`] it computes in;
 //! * [`row::Transform`]: what becomes of the logits before the softmax;

@@ -3,10 +3,10 @@
 //! # The exponential
 //!
 //! `exp x = 2^n · exp r` with `n = round(x / ln 2)` and `r = x − n·ln 2` in two steps (Cody and Waite), |r| ≤ ln 2 / 2,
-//! and `exp r = 1 + r·(1 + r·q(r))` by Horner's rule; `1 + (r + r²·q(r))` takes an operation more and was wrong by up to
-//! 1.008 ulp. The coefficients of `q` are minimax (f32: degree 4, relative error 0.11 u; f64: Chebyshev, degree 9,
-//! 0.15 u). Rounding to `n` is done by adding 1.5·2^23 (1.5·2^52), which leaves `n` in the low
-//! bits of the sum; with the exponent's offset added to the same constant, a shift turns the sum into `2^n`.
+//! and `exp r = 1 + r·(1 + r·q(r))` by Horner's rule; `1 + (r + r²·q(r))` takes an operation more and was wrong by up
+//! to 1.008 ulp. The coefficients of `q` are minimax (f32: degree 4, relative error 0.11 u; f64: Chebyshev, degree 9,
+//! 0.15 u). Rounding to `n` is done by adding 1.5·2^23 (1.5·2^52), which leaves `n` in the low bits of the sum; with
+//! the exponent's offset added to the same constant, a shift turns the sum into `2^n`.
 //!
 //! | | worst error | domain | below it |
 //! |---|---|---|---|
@@ -241,7 +241,7 @@ impl Real for f32 {
         total.parts[1] += high;
     }
 
-    /// The products of 24-bit numbers are exact in f64.
+    /// Differences of 24-bit numbers are as good as exact in f64.
     #[inline(always)]
     fn add_weighted<S: Simd>(
         simd: S,

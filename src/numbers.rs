@@ -1,7 +1,7 @@
 //! Real numbers of any dtype in foreign memory, beside the logits: probabilities, weights, binary targets.
 //!
-//! They are read a block at a time in C order, each converted to the type that computes with it. What is as small as
-//! the rows is copied once ([`Numbers::copy`]).
+//! They are read a block at a time in C order, each converted to the type that computes with it; weights of classes and
+//! of rows are copied once ([`Numbers::copy`]).
 
 use fearless_simd::Simd;
 use half::{bf16, f16};
@@ -35,7 +35,8 @@ pub enum Kind {
 macro_rules! with_kind {
     ($kind:expr, $type:ident => $body:expr) => {
         with_kind!(@arms $kind, $type => $body;
-            Bool bool8, I8 i8, I16 i16, I32 i32, I64 i64, U8 u8, U16 u16, U32 u32, U64 u64, F16 f16, Bf16 bf16, F32 f32, F64 f64)
+            Bool bool8, I8 i8, I16 i16, I32 i32, I64 i64, U8 u8, U16 u16, U32 u32, U64 u64,
+            F16 f16, Bf16 bf16, F32 f32, F64 f64)
     };
     (@arms $kind:expr, $type:ident => $body:expr; $($variant:ident $rust:ident),*) => {
         match $kind {
@@ -194,7 +195,8 @@ impl Numbers {
                 } else {
                     for (index, number) in block.iter_mut().enumerate() {
                         let value = source.wrapping_offset(index as isize * step).cast::<N>().read_unaligned();
-                        *number = R::from_f64(Number::to_f64(if self.swapped { Number::swap_bytes(value) } else { value }));
+                        let value = if self.swapped { Number::swap_bytes(value) } else { value };
+                        *number = R::from_f64(Number::to_f64(value));
                     }
                 }
             }
@@ -204,13 +206,18 @@ impl Numbers {
     /// A copy of all numbers; `name` is for the error.
     ///
     /// # Errors
-    /// [`Error::Memory`] if there is no room for it.
-    pub fn copy(&self, name: &str) -> Result<Vec<f64>> {
+    /// [`Error::Memory`] if there is no room for it; what `check` returned, asked from time to time whether to go on.
+    pub fn copy(&self, name: &str, check: &dyn Fn() -> Result<()>) -> Result<Vec<f64>> {
         let mut copy = Vec::new();
         let refused = |_| Error::Memory(format!("no memory for a copy of {} numbers of {name}", self.count));
         copy.try_reserve_exact(self.count).map_err(refused)?;
         copy.resize(self.count, 0.0);
-        simd::level().run(Reading { numbers: self, copy: &mut copy });
+        for (index, part) in copy.chunks_mut(BATCH).enumerate() {
+            if index > 0 {
+                check()?;
+            }
+            simd::level().run(Reading { numbers: self, first: index * BATCH, part });
+        }
         Ok(copy)
     }
 }
@@ -227,9 +234,13 @@ unsafe fn read_adjacent<N: Number, R: Real>(source: *const N, block: &mut [R]) {
     }
 }
 
+/// Numbers read between two questions whether to go on.
+const BATCH: usize = 1 << 22;
+
 struct Reading<'a> {
     numbers: &'a Numbers,
-    copy: &'a mut [f64],
+    first: usize,
+    part: &'a mut [f64],
 }
 
 impl Kernel for Reading<'_> {
@@ -237,6 +248,6 @@ impl Kernel for Reading<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        self.numbers.read(simd, 0, self.copy);
+        self.numbers.read(simd, self.first, self.part);
     }
 }

@@ -406,8 +406,8 @@ def test_merge_refuses_what_is_no_evaluator():
         ({"softcap": 0.0}, ValueError, "softcap is 0.0; expected a positive finite number"),
         ({"weight": ["a", "b"]}, TypeError, "weight has dtype <U1; expected real numbers"),
         ({"weight": [1j, 2]}, TypeError, "weight has dtype complex128; expected real numbers"),
-        ({"weight": [[1, 2]]}, ValueError, "weight has shape (1, 2); expected (2,), one number a class"),
-        ({"weight": 1.0}, ValueError, "weight has shape (); expected (1,), one number a class"),
+        ({"weight": [[1, 2]]}, ValueError, "weight has shape (1, 2); expected (C,), one number a class"),
+        ({"weight": 1.0}, ValueError, "weight has shape (); expected (C,), one number a class"),
     ],
 )
 def test_wrong_options_are_refused_at_once(options, exception, message):

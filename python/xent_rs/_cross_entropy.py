@@ -94,7 +94,8 @@ def cross_entropy(
     z_loss : float, optional
         Factor of ``lse²``, which keeps the logits from drifting; at least 0.
     softcap : float, optional
-        Bounds the logits, smoothly, to ±softcap; positive. A ``-inf`` class stays ``-inf``.
+        Bounds the logits, smoothly, to ±softcap; positive, and with float32 logits taken as 2e-37 at least
+        and 2e37 at most. A ``-inf`` class stays ``-inf``.
     temperature : float, optional
         Divides the logits, after the softcap; positive.
     axis : int, optional
@@ -132,8 +133,9 @@ def cross_entropy(
     Notes
     -----
     The error of a row's loss is at most u·(ln C + 2) and half an ulp, with u = 2⁻²⁴ (2⁻⁵³ for float64) and C
-    classes, and relative accuracy is kept where the target leads, however small the loss. The result has the
-    same bits for any number of threads; another memory layout of the same numbers may change the last one.
+    classes, and relative accuracy is kept where the target leads, down to losses of 1e-57 (in a mean; an
+    array of float32 ends before). The result has the same bits for any number of threads; another memory
+    layout of the same numbers may change the last one.
 
     A target on a ``-inf`` class costs infinity, and so does such a class with `label_smoothing`, which makes
     every class a target; where its weight or probability is 0 it costs nothing. A NaN or ``+inf`` makes its

@@ -62,6 +62,8 @@ class Evaluator:
     An evaluator can be pickled. It is not meant to be updated by several threads at once: give each its own
     and merge them.
 
+    Logits are capped before they are divided, if there is a `softcap`.
+
     Parameters
     ----------
     top_k : iterable of int, default (1, 5)
@@ -123,8 +125,10 @@ class Evaluator:
         self._ignore_index = _integer(ignore_index, "ignore_index is")
         self._axis = _integer(axis, "axis is")
         # The other options are checked where they are used: by a batch without rows.
-        classes = 1 if weight is None else (np.shape(weight) or (1,))[-1]
-        nothing = np.zeros((0, max(1, classes)), np.float32), np.zeros(0, np.int64)
+        shape = (1,) if weight is None else np.shape(weight)
+        if len(shape) != 1 or shape[0] == 0:
+            raise ValueError(f"weight has shape {shape}; expected (C,), one number a class")
+        nothing = np.zeros((0, shape[0]), np.float32), np.zeros(0, np.int64)
         _xent_rs.evaluate(
             *nothing, (), weight, None, self._ignore_index, label_smoothing, z_loss, softcap, temperature, -1
         )

@@ -31,7 +31,8 @@ class RowStatistics(NamedTuple):
         the loss of each row.
     target_rank : ndarray, scalar or None
         How many classes rank above the target: 0 if it is the `argmax`. Of equal logits the first ranks
-        higher. -1 for rows that are ignored or hold a NaN; None without targets.
+        higher. -1 for rows that are ignored, hold a NaN or ``+inf``, or are all ``-inf``; None without
+        targets.
     """
 
     logsumexp: Any
@@ -90,8 +91,8 @@ def row_statistics(
     Notes
     -----
     A row with a NaN or ``+inf`` has the `argmax` of NumPy (the first NaN, else the first ``+inf``), the rank
-    -1 and NaN in the other fields. A row of only ``-inf`` has the log-sum-exp ``-inf``, the argmax 0, the rank
-    -1 and NaN in the other fields.
+    -1 and NaN in the other fields. A row of only ``-inf`` has the log-sum-exp ``-inf``, the argmax 0, the
+    rank -1 and NaN in the other fields.
 
     With ``lp`` the log-softmax, which it does not make, these are in PyTorch ``logits.logsumexp(-1)``,
     ``lp.max(-1)``, ``torch.distributions.Categorical(logits=logits).entropy()`` and

@@ -308,6 +308,8 @@ def _logarithm(base: float) -> Callable[[Any], Any]:
         number = float(base)
     except (TypeError, ValueError):
         raise TypeError(f"base is {base!r}; expected a positive number other than 1") from None
+    except OverflowError:
+        raise ValueError("base is too large; expected a positive number other than 1") from None
     if not 0.0 < number < math.inf or number == 1.0:
         raise ValueError(f"base is {number}; expected a positive number other than 1")
     known = {math.e: np.log, 2.0: np.log2, 10.0: np.log10}

@@ -56,7 +56,10 @@ pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
     let chunks = Chunks::new(rows, classes);
     let outputs = derivatives.map_or(0, |derivatives| 1 + usize::from(derivatives.hessian.is_some()));
     let traffic = size_of::<E>() + outputs * 2 * size_of::<O>();
-    let stores = derivatives.map_or(Stores::Cached, |derivatives| stores(logits, &derivatives.gradient));
+    let stores = derivatives.map_or([Stores::Cached; 2], |derivatives| {
+        let hessian = derivatives.hessian.as_ref().map_or(Stores::Cached, |hessian| stores(logits, hessian));
+        [stores(logits, &derivatives.gradient), hessian]
+    });
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(classes, traffic), check, |chunk| {
         level.run(Rows { range: chunks.rows_of(chunk), logits, problem, divisor, losses, derivatives, stores })
@@ -72,7 +75,8 @@ struct Rows<'a, E, O> {
     divisor: f64,
     losses: Option<Column>,
     derivatives: Option<&'a Derivatives<O>>,
-    stores: Stores,
+    /// How the gradient and the Hessian are stored.
+    stores: [Stores; 2],
 }
 
 impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
@@ -93,7 +97,7 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
                 index += 1;
             }
         }
-        if self.stores == Stores::Streaming {
+        if self.stores.contains(&Stores::Streaming) {
             simd::store_fence();
         }
         sum
@@ -144,7 +148,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         unsafe {
             let write_hessian = |loss: RowLoss| {
                 if let Some(hessian) = hessian {
-                    loss.hessian(simd, row, hessian, scale, transform, self.stores);
+                    loss.hessian(simd, row, hessian, scale, transform, self.stores[1]);
                 }
             };
             match loss {
@@ -153,7 +157,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                     if last {
                         write_hessian(loss);
                     }
-                    loss.gradient(simd, &target, row, out, scale, transform, self.stores);
+                    loss.gradient(simd, &target, row, out, scale, transform, self.stores[0]);
                     if !last {
                         write_hessian(loss);
                     }
@@ -211,7 +215,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             let in_place = self.logits.row(first).is_at(derivatives.gradient.row(first));
             // What overwrites the tile is written last.
             for gradient in [!in_place, in_place] {
-                self.write_tile(simd, tile, first, count, &targets, &found, &scales, gradient, scratch);
+                self.write_tile(simd, tile, first, count, &targets, &found, &scales, gradient, &mut scratch.1);
             }
         }
         sum
@@ -230,7 +234,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         losses: &PerLane<Option<RowLoss>>,
         scales: &PerLane<f64>,
         gradient: bool,
-        scratch: &mut (Transposed<E>, Transposed<O>),
+        scratch: &mut Transposed<O>,
     ) {
         let Some(derivatives) = self.derivatives else { return };
         let view = if gradient { Some(&derivatives.gradient) } else { derivatives.hessian.as_ref() };
@@ -238,14 +242,15 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         let transform = self.problem.transform;
         let in_place = (count == E::Real::LANES).then(|| Tile::in_place(view, first)).flatten();
         let room = tile.classes() <= tile::MOST_CLASSES;
-        let out = in_place.or_else(|| room.then(|| scratch.1.tile(tile.classes())));
+        let out = in_place.or_else(|| room.then(|| scratch.tile(tile.classes())));
         // SAFETY: `out` is the scratch, or rows of an output that this chunk alone works on: the logits' rows
         // themselves or apart from them.
         let written = out.is_some_and(|out| unsafe {
             if gradient {
                 tile::gradients(simd, tile, out, targets, losses, scales, transform)
             } else {
-                tile::variances(simd, tile, out, losses, scales, transform)
+                tile::variances(simd, tile, out, losses, scales, transform);
+                true
             }
         });
         for lane in 0..count {
@@ -253,7 +258,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             // SAFETY: as above; the scratch was written if it was used.
             unsafe {
                 if written && in_place.is_none() {
-                    scratch.1.store(lane, row);
+                    scratch.store(lane, row);
                 }
                 let own = match targets[lane].zip(losses[lane]) {
                     Some((target, loss)) if written => {
@@ -267,11 +272,12 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                     }
                     None if written => None,
                     Some((target, loss)) if gradient => {
-                        loss.gradient(simd, &target, self.logits.row(index), row, scales[lane], transform, self.stores);
+                        let stores = self.stores[0];
+                        loss.gradient(simd, &target, self.logits.row(index), row, scales[lane], transform, stores);
                         None
                     }
                     Some((_, loss)) => {
-                        loss.hessian(simd, self.logits.row(index), row, scales[lane], transform, self.stores);
+                        loss.hessian(simd, self.logits.row(index), row, scales[lane], transform, self.stores[1]);
                         None
                     }
                     None => {

@@ -1,4 +1,4 @@
-//! What an evaluation reports of a model's logits, in one pass: loss, hits among the top k, entropy.
+//! What an evaluation reports of a model's logits: loss, hits among the top k, entropy, in one pass over memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,6 +8,7 @@ use super::targets::{Problem, Targets};
 use super::{Check, Chunks};
 use crate::element::Element;
 use crate::error::Result;
+use crate::math::precise_sum;
 use crate::parallel::map_chunks;
 use crate::row::{product, statistics};
 use crate::simd::{self, Kernel};
@@ -41,7 +42,7 @@ pub fn tally<E: Element>(logits: &View<E>, problem: &Problem, top_k: &[usize], c
     let sums = map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
         level.run(Rows { range: chunks.rows_of(chunk), logits, problem, top_k, hits })
     })?;
-    let [loss, entropy] = sums.into_iter().fold([0.0, 0.0], |total, sums| [total[0] + sums[0], total[1] + sums[1]]);
+    let [loss, entropy] = [0, 1].map(|part| precise_sum(sums.iter().map(|sums| sums[part])));
     Ok(Tally { loss, entropy, hits: hits.iter().map(|hits| hits.load(Ordering::Relaxed)).collect() })
 }
 

@@ -224,7 +224,7 @@ impl<'py> Logits<'py> {
         numbers(&self.array, "logits").expect("the dtype was checked")
     }
 
-    /// An array of the logits' shape as numbers in C order with the classes last.
+    /// An array of the logits' shape as numbers in C order with the classes last, good as long as the array lives.
     pub(super) fn numbers_by_row(&self, array: &Bound<'py, PyUntypedArray>, kind: Kind) -> Numbers {
         assert_eq!(array.shape(), self.array.shape());
         let axes = array.shape().iter().copied().zip(array.strides().iter().copied());
@@ -236,7 +236,7 @@ impl<'py> Logits<'py> {
         unsafe { Numbers::new(base(array), Axes::new(axes), kind, is_swapped(&array.dtype())) }
     }
 
-    /// The array as rows of whatever it holds.
+    /// The array as rows of whatever it holds, good as long as the array lives.
     pub(super) fn any_view(&self) -> AnyView {
         match self.dtype {
             Dtype::F16 => AnyView::F16(self.view()),
@@ -493,11 +493,7 @@ pub(super) fn labels(
     axis: &Bound<'_, PyAny>,
     ignore_index: i128,
 ) -> PyResult<Labels> {
-    let descriptor = array.dtype();
-    if !matches!(descriptor.kind(), b'i' | b'u') {
-        let text = format!("targets have dtype {descriptor}; expected an integer dtype (class indices)");
-        return Err(Error::Type(text).into());
-    }
+    check_integers("targets have", array)?;
     let expected = logits.row_shape();
     if array.shape() != expected {
         let one_hot = " (one-hot targets are probabilities: give them a floating dtype)";
@@ -513,17 +509,22 @@ pub(super) fn labels(
     read_labels("targets", array, logits.classes(), Some(ignore_index))
 }
 
+fn check_integers(has: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    let descriptor = array.dtype();
+    if matches!(descriptor.kind(), b'i' | b'u') {
+        return Ok(());
+    }
+    let text = format!("{has} dtype {descriptor}; expected an integer dtype (class indices)");
+    Err(Error::Type(text).into())
+}
+
 /// The classes that `index` names, the same number for each row.
 pub(super) fn chosen_classes(
     array: &Bound<'_, PyUntypedArray>,
     logits: &Logits<'_>,
     axis: &Bound<'_, PyAny>,
 ) -> PyResult<Labels> {
-    let descriptor = array.dtype();
-    if !matches!(descriptor.kind(), b'i' | b'u') {
-        let text = format!("index has dtype {descriptor}; expected an integer dtype (class indices)");
-        return Err(Error::Type(text).into());
-    }
+    check_integers("index has", array)?;
     let rows = logits.row_shape();
     if array.ndim() != rows.len() + 1 || array.shape()[..rows.len()] != rows {
         let mut expected: Vec<_> = rows.iter().map(usize::to_string).collect();
@@ -607,7 +608,7 @@ pub(super) fn weights(
         let (found, expected) = (shape_text(array.shape()), shape_text(expected));
         return Err(Error::Value(format!("{name} has shape {found}; expected {expected}, one number a {of}")).into());
     }
-    Ok(numbers.copy(name)?)
+    detached(array.py(), |check| numbers.copy(name, check))
 }
 
 /// `array` with the shape of `logits`, without a copy.
@@ -732,7 +733,7 @@ pub(super) fn grad_output(
     let Some(array) = array else { return Ok(GradOutput::Scalar(1.0)) };
     let numbers = numbers(array, "grad_output")?;
     let expected = match reduction {
-        _ if array.ndim() == 0 => return Ok(GradOutput::Scalar(numbers.copy("grad_output")?[0])),
+        _ if array.ndim() == 0 => return Ok(GradOutput::Scalar(numbers.copy("grad_output", &|| Ok(()))?[0])),
         Reduction::None if array.shape() == shape => return Ok(GradOutput::Each(numbers)),
         Reduction::None => format!("a scalar or shape {} for reduction 'none'", shape_text(shape)),
         reduction => format!("a scalar for reduction '{}'", reduction.name()),

@@ -81,7 +81,7 @@ pub(super) fn binary_cross_entropy_with_grad<'py>(
 struct Call<'py> {
     logits: Logits<'py>,
     problem: Binary,
-    /// The other arrays that are read, and what they are called.
+    /// The other arrays that are read, and what they are called. They keep the memory alive that `problem` points to.
     arrays: Vec<(&'static str, Bound<'py, PyUntypedArray>)>,
 }
 

@@ -140,7 +140,7 @@ pub(super) struct Options<'a, 'py> {
 pub(super) struct Checked<'py> {
     pub(super) logits: Logits<'py>,
     pub(super) problem: Problem,
-    /// The other arrays that are read, and what they are called.
+    /// The other arrays that are read, and what they are called. They keep the memory alive that `problem` points to.
     arrays: Vec<(&'static str, Bound<'py, PyUntypedArray>)>,
 }
 
@@ -221,6 +221,7 @@ fn either_targets<'py>(
 struct Call<'py> {
     logits: Logits<'py>,
     problem: Problem,
+    /// As in [`Checked`].
     arrays: Vec<(&'static str, Bound<'py, PyUntypedArray>)>,
     reduction: Reduction,
     denominator: Option<f64>,

@@ -1,16 +1,17 @@
 //! The binary twin: every logit a problem of its own.
 //!
-//! With ε of the target replaced by one half, a = w·((1 − ε)(1 − t) + ε/2) and b = w·P·((1 − ε)t + ε/2), the loss is `a·softplus(x) + b·softplus(−x)`, and with `E = exp(−|x|)` that is
-//! `(a + b)·log1p E + |x|·(a where x > 0, else b)`: no term is a difference. The gradient `a·σ(x) − b·σ(−x)` is
-//! `(a − b·E) / (1 + E)` for x > 0 and `(a·E − b) / (1 + E)` otherwise.
+//! With ε of the target replaced by one half, `a = w·((1 − ε)(1 − t) + ε/2)` and `b = w·P·((1 − ε)t + ε/2)`, the loss
+//! is `a·softplus(x) + b·softplus(−x)`, and with `E = exp(−|x|)` that is `(a + b)·log1p E + |x|·(a where x > 0, else
+//! b)`: no term is a difference. The gradient `a·σ(x) − b·σ(−x)` is `(a − b·E) / (1 + E)` for x > 0 and `(a·E − b) / (1
+//! + E)` otherwise.
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::BLOCK;
 use crate::math::{Boost, Real, Total};
 
-/// A block of logits and what is wanted of them, side by side. Whoever fills a part of it pads that to whole vectors with
-/// logits and weights of 0.
+/// A block of logits and what is wanted of them, side by side. Whoever fills a part of it pads that to whole vectors
+/// with logits and weights of 0.
 pub struct Block<R> {
     /// The logits.
     pub logits: [R; BLOCK],

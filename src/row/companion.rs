@@ -70,7 +70,7 @@ pub(super) struct Nothing;
 
 impl<S: Simd, R: Real> Companion<S, R> for Nothing {}
 
-/// `Σ value − reference` over all classes.
+/// `Σ value − reference` over all classes. Below 2⁻¹¹⁶ (2⁻¹⁰¹² in f64) logits in units of [`UNIT`] lose bits.
 pub(super) struct Uniform<S: Simd, R: Real> {
     /// In units of [`UNIT`].
     pub(super) sum: Total<S>,

@@ -46,12 +46,10 @@ pub(super) struct Offset<'a> {
     pub(super) dense: Option<&'a Dense<'a>>,
 }
 
-impl Offset<'_> {
-    /// What a weight subtracts: nothing if it is 0, whatever the scale.
-    #[inline(always)]
-    pub(super) fn times(&self, weight: f64) -> f64 {
-        if weight == 0.0 { 0.0 } else { self.scale * weight }
-    }
+/// What a weight subtracts: nothing if it is 0, whatever the scale.
+#[inline(always)]
+pub(super) fn share(scale: f64, weight: f64) -> f64 {
+    if weight == 0.0 { 0.0 } else { scale * weight }
 }
 
 /// Whether a factor can take the boost of [`Real::exp`] back and stay a normal number.
@@ -135,7 +133,7 @@ pub(super) unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
     unsafe {
         if offset.dense.is_none() && of.transform.mode() != CAPPED {
             let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
-            shifted_exponentials(simd, row, out, of, offset.times(offset.uniform), stores, exception);
+            shifted_exponentials(simd, row, out, of, share(offset.scale, offset.uniform), stores, exception);
         } else {
             let (row, out) = (AnyRow::of(row), AnyRow::of(out));
             with_mode!(of.transform, MODE => {
@@ -165,7 +163,7 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
             let terms = Terms::<S, R, MODE>::new(simd, of);
             let mut capped = Capped::<R, BLOCK>::default();
             let mut numbers = [0.0; BLOCK];
-            let mut offsets = [R::from_f64(offset.times(offset.uniform)); BLOCK];
+            let mut offsets = [R::from_f64(share(offset.scale, offset.uniform)); BLOCK];
             // SAFETY: the caller's promise.
             unsafe {
                 map_blocks(
@@ -179,7 +177,7 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                         if let Some(dense) = offset.dense {
                             dense.fill(simd, start, length, &mut numbers);
                             for (value, number) in offsets.iter_mut().zip(&numbers) {
-                                *value = R::from_f64(offset.times(*number));
+                                *value = R::from_f64(share(offset.scale, *number));
                             }
                         }
                         let padded = length.next_multiple_of(R::LANES);

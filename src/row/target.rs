@@ -1,7 +1,7 @@
 //! What a row should be: its target, the loss of not being it, and the gradient of that loss.
 //!
-//! A target is a weight for every class, the sum of three parts: one for all classes (`uniform`), one for each (`dense`)
-//! and one for a single class (`point`). With `mass` the sum of all weights t,
+//! A target is a weight for every class, the sum of three parts: one for all classes (`uniform`), one for each
+//! (`dense`) and one for a single class (`point`). With `mass` the sum of all weights t,
 //!
 //! ```text
 //! loss = Σ t·(lse − z) + z_loss·lse²        gradient = (mass + 2·z_loss·lse)·softmax(z) − t, times dz/dx
@@ -13,7 +13,7 @@
 //! | with label smoothing ε | ε/C | | (y, 1 − ε) |
 //! | and class weights w | | (ε/C)·w | (y, (1 − ε)·w_y) |
 //! | probabilities p, smoothed and weighted | | w·((1 − ε)·p + ε/C) | |
-//! | a teacher's softmax | | p | |
+//! | a teacher's softmax, the loss less its entropy | | p | |
 
 use fearless_simd::Simd;
 

@@ -1,5 +1,5 @@
-//! Every level × dtype × length around the lanes, against a naive oracle in f64; on memory that ends where an unreadable
-//! page begins.
+//! Every level × dtype × length around the lanes, against a naive oracle in f64; on memory that ends where an
+//! unreadable page begins.
 
 use fearless_simd::Simd;
 use half::{bf16, f16};

@@ -5,9 +5,10 @@
 //! other: either because they are so in memory (an inner class axis), or because they were transposed into a scratch.
 //! Then nothing is horizontal and nothing is padded.
 //!
-//! 262144 × 10 float32 on a busy machine: the loss took 26 ms by rows and takes 6.2 ms by tiles, with the gradient 40 and
-//! 9.3 ms. What is left is a logarithm of libm a row. A target's entry of the gradient is taken by lanes, but for that of a
-//! confident leader: with an exponential of libm a row more, loss and gradient took 20.3 ms on one thread instead of 16.4.
+//! 262144 × 10 float32 on a busy machine: the loss took 26 ms by rows and takes 6.2 ms by tiles, with the gradient 40
+//! and 9.3 ms. What is left is a logarithm of libm a row. A target's entry of the gradient is taken by lanes, but for
+//! that of a confident leader: with an exponential of libm a row more, loss and gradient took 20.3 ms on one thread
+//! instead of 16.4.
 
 use std::any::Any;
 use std::mem::MaybeUninit;
@@ -16,7 +17,7 @@ use fearless_simd::{Simd, prelude::*};
 use half::{bf16, f16};
 
 use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
-use super::map::{can_boost, difference_of, take_back, variance_of};
+use super::map::{can_boost, difference_of, share, take_back, variance_of};
 use super::target::Spread;
 use super::transform::{CAPPED, Capped, PLAIN, SCALED, Scale, Value, with_mode, with_uncapped_mode};
 use super::{BLOCK, LogSumExp, RowLoss, Target, Transform};
@@ -278,7 +279,9 @@ impl<S: Simd, R: Real> Tiled<S, R> for AnyTile {
         {
             let values: &mut dyn Any = &mut values;
             // SAFETY: the caller's promise.
-            with_tile!(*self, tile => unsafe { load_vector(simd, tile, class, values.downcast_mut().expect("its own type")) });
+            with_tile!(*self, tile => unsafe {
+                load_vector(simd, tile, class, values.downcast_mut().expect("its own type"));
+            });
         }
         R::Lanes::<S>::from_slice(simd, &values[..R::LANES])
     }
@@ -289,7 +292,9 @@ impl<S: Simd, R: Real> Tiled<S, R> for AnyTile {
         lanes.store_slice(&mut values[..R::LANES]);
         let values: &dyn Any = &values;
         // SAFETY: the caller's promise.
-        with_tile!(*self, tile => unsafe { store_vector(simd, tile, class, values.downcast_ref().expect("its own type")) });
+        with_tile!(*self, tile => unsafe {
+            store_vector(simd, tile, class, values.downcast_ref().expect("its own type"));
+        });
     }
 }
 
@@ -480,10 +485,9 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
             let softmax = loss.scaled_softmax(scales[lane], transform);
             (references[lane], factors[lane], counts[lane]) = (softmax.reference, softmax.factor, 1.0);
             offset_scales[lane] = scales[lane] / transform.temperature();
-            let offset = target.offset(offset_scales[lane]);
-            uniforms[lane] = offset.times(target.uniform);
+            uniforms[lane] = share(offset_scales[lane], target.uniform);
             if let Some((class, weight)) = target.point {
-                (classes[lane], points[lane]) = (class as f64, offset.times(weight));
+                (classes[lane], points[lane]) = (class as f64, share(offset_scales[lane], weight));
             }
         }
     }
@@ -521,7 +525,7 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                     }
                     let here = &block[index % step * R::LANES..][..R::LANES];
                     for ((lane, weight), scale) in offset.as_mut_slice().iter_mut().zip(here).zip(&offset_scales) {
-                        *lane = R::from_f64(if *weight == 0.0 { 0.0 } else { scale * weight });
+                        *lane = R::from_f64(share(*scale, *weight));
                     }
                 }
                 // SAFETY: the caller's promise.
@@ -541,8 +545,8 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
     true
 }
 
-/// For each lane `scale` times the diagonal of the Hessian of its row, but for the entry of the reference's class, which
-/// [`RowLoss::own_variance`] has.
+/// For each lane `scale` times the diagonal of the Hessian of its row, but for the entry of the reference's class,
+/// which [`RowLoss::own_variance`] has.
 ///
 /// # Safety
 /// As for [`gradients`].
@@ -554,11 +558,10 @@ pub unsafe fn variances<S: Simd, E: Element, O: Element<Real = E::Real>>(
     losses: &PerLane<Option<RowLoss>>,
     scales: &PerLane<f64>,
     transform: Transform,
-) -> bool {
+) {
     let (tile, out) = (AnyTile::of(tile), AnyTile::of(out));
     // SAFETY: the caller's promise.
-    unsafe { variances_of::<S, E::Real>(simd, tile, out, losses, scales, transform) };
-    true
+    unsafe { variances_of::<S, E::Real>(simd, tile, out, losses, scales, transform) }
 }
 
 /// # Safety

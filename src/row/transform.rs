@@ -198,7 +198,7 @@ impl<R: Real, const N: usize> Default for Capped<R, N> {
 impl<S: Simd, R: Real> Cap<S, R> {
     #[inline(always)]
     fn new(simd: S, softcap: f64) -> Self {
-        // Nothing that a cap near the largest number does can be told from no cap; near the smallest, from 0.
+        // Beyond these bounds (2e-37 and 2e37 in f32) the factor, or the cap as a sum of two, leaves the type.
         let cap = softcap.clamp(R::SMALLEST_NORMAL * 16.0, -R::LOWEST.to_f64() / 16.0);
         let parts = |value: f64, rest: f64| {
             let high = R::from_f64(value);

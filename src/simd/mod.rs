@@ -19,7 +19,8 @@
 //! | loss + gradient with streaming stores, 64 × 1024 | 18 µs | 20 µs |
 //!
 //! That is 1 to 3 % at the roof, and up to 11 % with rows in L2, for instructions that are safe to use, a NEON level
-//! that others test, and operators that read like the formula. AVX2 took 20 µs in L2 and the SSE2 baseline 47 µs. What it cost and what helped:
+//! that others test, and operators that read like the formula. AVX2 took 20 µs in L2 and the SSE2 baseline 47 µs. What
+//! it cost and what helped:
 //!
 //! * A rarely taken branch must stay inlined: moving the rescaling of [`crate::row::log_sum_exp`] into a
 //!   `#[cold]` function spilled the accumulators and took 17 µs instead of 12.
