@@ -120,6 +120,7 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// Rounded from f64.
     fn from_f64(value: f64) -> Self;
     /// The next smaller number.
+    #[must_use]
     fn next_smaller(self) -> Self;
     /// As f64, exactly.
     fn to_f64(self) -> f64;
