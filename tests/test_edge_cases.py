@@ -374,3 +374,68 @@ def test_subnormal_probabilities_are_kept(level, dtype):
     expected = pytest.approx(math.exp(-gap), rel=digits, abs=0)
     assert xent_rs.softmax(logits, out=np.empty((1, 2), wide))[0, 1] == expected
     assert xent_rs.cross_entropy(logits, [0], reduction="none")[0] == expected
+
+
+LOWEST = np.finfo(np.float32).min
+SATURATED = np.array([306.13665771484375, 263.5990295410156], np.float32)
+
+# A call, what it returns; what overflows on the way does not show.
+EXTREMES = {
+    "smoothing over finfo.min": (
+        lambda: xent_rs.cross_entropy(
+            np.r_[np.zeros(50), np.full(50, LOWEST)].astype("f4"), 0, label_smoothing=0.1
+        ),
+        -0.05 * float(LOWEST),
+    ),
+    "soft targets across float64": (
+        lambda: xent_rs.cross_entropy([1e308, -1e308], [0.5, 0.5], temperature=1e308),
+        math.log1p(math.exp(-2)) + 1,
+    ),
+    "smoothing across float64": (
+        lambda: xent_rs.cross_entropy([1.7e308, -1.7e308, 0.0], 0, label_smoothing=0.1, temperature=100),
+        1.7e305,
+    ),
+    "a divergence across float64": (
+        lambda: xent_rs.kl_divergence([0.0, 1.0, 2.0], [1e308, 0.0, -1e308]),
+        math.log(1 + math.e + math.e**2),
+    ),
+    "a softcap above float32": (
+        lambda: xent_rs.cross_entropy(np.array([3.4e38, 3e38, 0], "f4"), 0, softcap=1e300, temperature=1e38),
+        0.5327984614015608,
+    ),
+    "a softcap near the largest float64": (
+        lambda: xent_rs.cross_entropy([1.7e308, 1.5e308], 1, softcap=1e308),
+        1e308 * (math.tanh(1.7) - math.tanh(1.5)),
+    ),
+    "a softcap near the largest float32, masked": (
+        lambda: xent_rs.cross_entropy_with_grad(np.array([0, 1, -INF], "f4"), 1, softcap=1e38)[1][2],
+        0.0,
+    ),
+    "logits at their cap": (
+        lambda: xent_rs.cross_entropy(SATURATED, 0, softcap=30.0, temperature=1e-3),
+        math.log(2),
+    ),
+    "a Hessian of enormous weight": (
+        lambda: xent_rs.cross_entropy_with_grad_hess(
+            np.array([0, 1, -INF], "f4"), 1, sample_weight=1e300, reduction="sum"
+        )[2][2],
+        0.0,
+    ),
+    "an enormous z-loss of no weight": (
+        lambda: xent_rs.cross_entropy_with_grad(
+            [[1.7e308, 1.0]], [1], z_loss=1.0, sample_weight=[0.0], reduction="sum"
+        )[1].sum(),
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "expected"), EXTREMES.values(), ids=EXTREMES)
+def test_what_overflows_on_the_way_does_not_show(level, call, expected):
+    np.testing.assert_allclose(call(), expected, rtol=2e-5)
+
+
+def test_weights_of_many_rows_are_summed_precisely(random):
+    weight = random.random(200_000)
+    loss = xent_rs.cross_entropy(np.zeros((len(weight), 2)), np.zeros(len(weight), int), sample_weight=weight)
+    assert abs(loss - math.log(2)) < 4e-16

@@ -94,8 +94,8 @@ def cross_entropy(
     z_loss : float, optional
         Factor of ``lse²``, which keeps the logits from drifting; at least 0.
     softcap : float, optional
-        Bounds the logits, smoothly, to ±softcap; positive, and with float32 logits taken as 2e-37 at least
-        and 2e37 at most. A ``-inf`` class stays ``-inf``.
+        Bounds the logits, smoothly, to ±softcap; positive, and with float32 logits taken as 2e-37 at
+        least. A ``-inf`` class stays ``-inf``.
     temperature : float, optional
         Divides the logits, after the softcap; positive.
     axis : int, optional

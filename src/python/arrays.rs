@@ -315,7 +315,7 @@ impl<'py> Logits<'py> {
                 return Err(Error::Value(text).into());
             }
             if overlap(&hess_out.array, &out.array)? {
-                return Err(Error::Value(format!("hess_out overlaps out; {NO_OVERLAP}")).into());
+                return Err(Error::Value("hess_out overlaps out; expected memory apart from it".into()).into());
             }
         }
         let descriptor =

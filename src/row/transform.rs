@@ -168,6 +168,9 @@ pub(super) fn sum_of_three(a: f64, b: f64, c: f64) -> f64 {
     if sum.is_finite() { sum + (lost + c) } else { sum }
 }
 
+/// By how much caps near the largest number are shrunk.
+const SHRINK: f64 = 281_474_976_710_656.0;
+
 /// A softcap over lanes.
 #[derive(Clone, Copy)]
 struct Cap<S: Simd, R: Real> {
@@ -178,6 +181,11 @@ struct Cap<S: Simd, R: Real> {
     factor: [R::Lanes<S>; 2],
     /// Beyond it tanh is 1.
     limit: R::Lanes<S>,
+    /// Whether there is nothing to cap.
+    none: bool,
+    /// Powers of two: the cap above is that much smaller than it is.
+    shrink: R::Lanes<S>,
+    grow: R::Lanes<S>,
 }
 
 /// Capped logits, each a sum of two, and the slopes of the cap.
@@ -198,15 +206,21 @@ impl<R: Real, const N: usize> Default for Capped<R, N> {
 impl<S: Simd, R: Real> Cap<S, R> {
     #[inline(always)]
     fn new(simd: S, softcap: f64) -> Self {
-        // Beyond these bounds (2e-37 and 2e37 in f32) the factor, or the cap as a sum of two, leaves the type.
-        let cap = softcap.clamp(R::SMALLEST_NORMAL * 16.0, -R::LOWEST.to_f64() / 16.0);
+        let largest = -R::LOWEST.to_f64();
+        // Near the largest number caps and logits are shrunk first, so that the products below are finite. Far above it,
+        // a cap is none; below 2e-37 (in f32) it is taken as that.
+        let [shrink, grow] = if softcap > largest / 64.0 { [1.0 / SHRINK, SHRINK] } else { [1.0, 1.0] };
+        let none = softcap / 16_777_216.0 > largest;
+        let cap = if none { 1.0 } else { softcap.max(R::SMALLEST_NORMAL * 16.0) * shrink };
         let parts = |value: f64, rest: f64| {
             let high = R::from_f64(value);
             [high, R::from_f64((value - high.to_f64()) + rest)].map(|part| R::Lanes::<S>::simd_from(simd, part))
         };
         let factor = 2.0 / cap;
-        let limit = R::splat(simd, -R::UNDERFLOW * 0.31 * cap);
-        Self { simd, value: parts(cap, 0.0), factor: parts(factor, (-factor).mul_add(cap, 2.0) / cap), limit }
+        let splat = |value| R::splat(simd, value);
+        let limit = splat(-R::UNDERFLOW * 0.31 * cap);
+        let factor = parts(factor, (-factor).mul_add(cap, 2.0) / cap);
+        Self { simd, value: parts(cap, 0.0), factor, limit, none, shrink: splat(shrink), grow: splat(grow) }
     }
 
     /// The capped logits as a sum of two, and the slopes.
@@ -215,7 +229,7 @@ impl<S: Simd, R: Real> Cap<S, R> {
         let zero = R::splat(self.simd, 0.0);
         let size = x.abs();
         // NaN passes: on x86 `a.min(b)` is b when either is NaN.
-        let clamped = self.limit.min(size);
+        let clamped = self.limit.min(size * self.shrink);
         let [factor, rest] = self.factor;
         let high = clamped * factor;
         let low = clamped.mul_add(rest, clamped.mul_sub_precise(factor, high));
@@ -230,9 +244,12 @@ impl<S: Simd, R: Real> Cap<S, R> {
         let value_low = cap.mul_sub_precise(tanh, value) + cap.mul_add(tanh_low, cap_low * tanh);
         let negative = x.simd_lt(zero);
         let finite = size.simd_lt(R::splat(self.simd, f64::INFINITY));
-        let [high, low] = [finite.select(value, size), finite.select(value_low, zero)];
+        let (high, low) = (finite.select(value * self.grow, size), finite.select(value_low * self.grow, zero));
         let q = inverse + inverse;
         let slope = q * (R::splat(self.simd, 2.0) - q);
+        if self.none {
+            return [x, zero, R::splat(self.simd, 1.0)];
+        }
         [negative.select(-high, high), negative.select(-low, low), slope]
     }
 }
@@ -336,7 +353,11 @@ impl<S: Simd, R: Real> Scale<S, R> {
         let half = R::splat(self.simd, 0.5);
         let halved = |x: R::Lanes<S>| if MODE == PLAIN { x } else { x * half };
         let [difference, lost] = two_sum(halved(value.high), -halved(reference.high));
-        [difference, value.low_difference(reference).map_or(lost, |low| lost + halved(low))]
+        // Where the cap is reached, the second parts are all of the difference.
+        let Some(low) = value.low_difference(reference) else { return [difference, lost] };
+        let [sum, rest] = two_sum(difference, lost + halved(low));
+        let finite = difference.is_finite();
+        [finite.select(sum, difference), finite.select(rest, lost)]
     }
 
     /// `exp(z − z(reference))`, and the difference that went into it, clamped to where the exponential is 0.
@@ -441,10 +462,11 @@ mod tests {
     /// In f32 against f64: a capped logit is off by less than an eighth of 2⁻²⁴ of itself.
     #[test]
     fn capped_logits_are_sums_of_two() {
-        for softcap in [1e-3, 1.0, 5.0, 30.0, 50.1, 1e4, 1e20] {
+        for softcap in [1e-3, 1.0, 5.0, 30.0, 50.1, 1e4, 1e20, 1e37, 1e38] {
             let numbers: Vec<f32> = (-4000..=4000)
                 .map(|i| (f64::from(i) * softcap / 1000.0) as f32)
                 .chain((-60..6).flat_map(|power| [1.3f64, -1.7].map(|x| (x * softcap * 2f64.powi(power)) as f32)))
+                .filter(|x| x.is_finite())
                 .collect();
             for level in Level::available() {
                 let mut worst = [0.0f64; 2];
@@ -467,6 +489,12 @@ mod tests {
             let found = level.run(Caps(&[f32::NEG_INFINITY, f32::INFINITY, f32::NAN, 1e30], 30.0));
             assert_eq!([found[0][0], found[1][0], found[3][0]], [f64::NEG_INFINITY, f64::INFINITY, 30.0]);
             assert!(found[2][0].is_nan() && found[0][1] == 0.0);
+            // A cap far above all numbers caps nothing; a masked class has a slope.
+            let numbers = [f32::NEG_INFINITY, 3e38, -1.0];
+            for (found, x) in level.run(Caps(&numbers, 1e300)).iter().zip(numbers) {
+                assert_eq!(found[0], f64::from(x));
+            }
+            assert!(level.run(Caps(&numbers, 1e38)).iter().all(|found| !found[2].is_nan()));
         }
     }
 }
