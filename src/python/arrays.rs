@@ -5,19 +5,16 @@ use std::os::raw::c_int;
 use numpy::npyffi::{self, NPY_ORDER, PY_ARRAY_API, flags};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::PyTypeInfo;
-use pyo3::exceptions::{PyOverflowError, PyTypeError};
+
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use super::detached;
+use super::arguments::integer;
 use crate::element::{Dtype, Element};
 use crate::error::Error;
-use crate::loss::labels::{Integers, Labels};
 use crate::loss::targets::AnyView;
-use crate::loss::{GradOutput, Reduction};
 use crate::numbers::{Kind, Numbers};
-use crate::row::Transform;
 use crate::view::{Axes, Column, Elements, Stored, View};
 
 /// A shape, as Python writes it.
@@ -27,13 +24,8 @@ pub(super) fn shape_text(shape: &[usize]) -> String {
     format!("({}{comma})", lengths.join(", "))
 }
 
-/// A number, as Python writes it.
-fn number_text(value: f64) -> String {
-    if value.is_nan() { "nan".into() } else { format!("{value:?}") }
-}
-
 /// `numpy`, imported once.
-fn numpy(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
+pub(super) fn numpy(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
     static NUMPY: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
     Ok(NUMPY.get_or_try_init(py, || py.import("numpy").map(Bound::unbind))?.bind(py))
 }
@@ -43,7 +35,7 @@ fn numpy(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
 /// Python code that runs later in the call, and other threads, can give the caller's object another dtype, shape or
 /// strides; nobody can do that to this one. It also keeps the caller's from being resized, and is a plain
 /// `numpy.ndarray` whatever the caller's class does.
-fn private_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, PyUntypedArray>> {
+pub(super) fn private_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, PyUntypedArray>> {
     let py = array.py();
     // SAFETY: the array is live; no new dtype is asked for; the type object is NumPy's own. The call returns a new
     // reference, or null with an exception set.
@@ -119,11 +111,11 @@ fn storage_type(descriptor: &Bound<'_, PyArrayDescr>) -> Option<Dtype> {
     }
 }
 
-fn is_swapped(descriptor: &Bound<'_, PyArrayDescr>) -> bool {
+pub(super) fn is_swapped(descriptor: &Bound<'_, PyArrayDescr>) -> bool {
     descriptor.byteorder() == if cfg!(target_endian = "little") { b'>' } else { b'<' }
 }
 
-fn base(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+pub(super) fn base(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
     // SAFETY: the pointer is to a live array object, and the `Bound` shows that the interpreter is attached.
     unsafe { (*npyffi::_PyArray_GET_ITEM_DATA(array.as_array_ptr())).data.cast() }
 }
@@ -471,98 +463,6 @@ fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyRe
     }
 }
 
-/// Targets as an array.
-pub(super) fn target_array<'py>(targets: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
-    integer_array(targets, "targets")
-}
-
-/// `object` as an array: of integers, if it is an empty list, which `numpy.asarray` makes an array of floats.
-pub(super) fn integer_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
-    let array = as_array(object, name)?;
-    if array.is_empty() && !object.is_instance_of::<PyUntypedArray>() {
-        let py = object.py();
-        return Ok(array.call_method1(intern!(py, "astype"), (intern!(py, "int64"),))?.cast_into()?);
-    }
-    Ok(array)
-}
-
-/// The targets of `logits` as classes, read and checked.
-pub(super) fn labels(
-    array: &Bound<'_, PyUntypedArray>,
-    logits: &Logits<'_>,
-    axis: &Bound<'_, PyAny>,
-    ignore_index: i128,
-) -> PyResult<Labels> {
-    check_integers("targets have", array)?;
-    let expected = logits.row_shape();
-    if array.shape() != expected {
-        let one_hot = " (one-hot targets are probabilities: give them a floating dtype)";
-        let text = format!(
-            "targets have shape {}; expected {}, the shape of logits {} without axis {axis}{}",
-            shape_text(array.shape()),
-            shape_text(&expected),
-            shape_text(logits.array.shape()),
-            if array.shape() == logits.array.shape() { one_hot } else { "" }
-        );
-        return Err(Error::Value(text).into());
-    }
-    read_labels("targets", array, logits.classes(), Some(ignore_index))
-}
-
-fn check_integers(has: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
-    let descriptor = array.dtype();
-    if matches!(descriptor.kind(), b'i' | b'u') {
-        return Ok(());
-    }
-    let text = format!("{has} dtype {descriptor}; expected an integer dtype (class indices)");
-    Err(Error::Type(text).into())
-}
-
-/// The classes that `index` names, the same number for each row.
-pub(super) fn chosen_classes(
-    array: &Bound<'_, PyUntypedArray>,
-    logits: &Logits<'_>,
-    axis: &Bound<'_, PyAny>,
-) -> PyResult<Labels> {
-    check_integers("index has", array)?;
-    let rows = logits.row_shape();
-    if array.ndim() != rows.len() + 1 || array.shape()[..rows.len()] != rows {
-        let mut expected: Vec<_> = rows.iter().map(usize::to_string).collect();
-        expected.push(if rows.is_empty() { "K,".into() } else { "K".into() });
-        let text = format!(
-            "index has shape {}; expected ({}), the shape of logits {} without axis {axis} and one axis more",
-            shape_text(array.shape()),
-            expected.join(", "),
-            shape_text(logits.array.shape())
-        );
-        return Err(Error::Value(text).into());
-    }
-    read_labels("index", array, logits.classes(), None)
-}
-
-fn read_labels(
-    name: &'static str,
-    array: &Bound<'_, PyUntypedArray>,
-    classes: usize,
-    ignore_index: Option<i128>,
-) -> PyResult<Labels> {
-    let descriptor = array.dtype();
-    let (kind, size) = (descriptor.kind(), descriptor.itemsize());
-    // SAFETY: base, shape and strides are those of an array of integers which nobody else can change
-    // (`private_view`) and which outlives the value.
-    let integers = unsafe { Integers::new(base(array), array.shape(), array.strides(), is_swapped(&descriptor)) };
-    detached(array.py(), move |check| match (kind, size) {
-        (b'i', 1) => Labels::read::<i8>(name, &integers, classes, ignore_index, check),
-        (b'i', 2) => Labels::read::<i16>(name, &integers, classes, ignore_index, check),
-        (b'i', 4) => Labels::read::<i32>(name, &integers, classes, ignore_index, check),
-        (b'i', _) => Labels::read::<i64>(name, &integers, classes, ignore_index, check),
-        (_, 1) => Labels::read::<u8>(name, &integers, classes, ignore_index, check),
-        (_, 2) => Labels::read::<u16>(name, &integers, classes, ignore_index, check),
-        (_, 4) => Labels::read::<u32>(name, &integers, classes, ignore_index, check),
-        _ => Labels::read::<u64>(name, &integers, classes, ignore_index, check),
-    })
-}
-
 /// What the numbers of a dtype are, if they are real numbers that we read.
 pub(super) fn number_kind(descriptor: &Bound<'_, PyArrayDescr>) -> Option<Kind> {
     match (descriptor.kind(), descriptor.itemsize()) {
@@ -594,44 +494,6 @@ pub(super) fn numbers(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult
     // SAFETY: base, shape and strides are those of an array which nobody else can change (`private_view`) and which the
     // caller keeps alive.
     Ok(unsafe { Numbers::new(base(array), axes, kind, is_swapped(&descriptor)) })
-}
-
-/// A copy of weights that must have the shape `expected`, which `of` describes.
-pub(super) fn weights(
-    array: &Bound<'_, PyUntypedArray>,
-    name: &str,
-    expected: &[usize],
-    of: &str,
-) -> PyResult<Vec<f64>> {
-    let numbers = numbers(array, name)?;
-    if array.shape() != expected {
-        let (found, expected) = (shape_text(array.shape()), shape_text(expected));
-        return Err(Error::Value(format!("{name} has shape {found}; expected {expected}, one number a {of}")).into());
-    }
-    detached(array.py(), |check| numbers.copy(name, check))
-}
-
-/// `array` with the shape of `logits`, without a copy.
-pub(super) fn broadcast<'py>(
-    array: &Bound<'py, PyUntypedArray>,
-    name: &str,
-    logits: &Logits<'py>,
-) -> PyResult<Bound<'py, PyUntypedArray>> {
-    let py = array.py();
-    let shape = logits.array.shape();
-    let broadcasts = array.ndim() <= shape.len()
-        && array
-            .shape()
-            .iter()
-            .rev()
-            .zip(shape.iter().rev())
-            .all(|(&length, &expected)| length == expected || length == 1);
-    if !broadcasts {
-        let (found, expected) = (shape_text(array.shape()), shape_text(shape));
-        let text = format!("{name} has shape {found}; expected a shape that broadcasts to {expected}");
-        return Err(Error::Value(text).into());
-    }
-    private_view(numpy(py)?.call_method1(intern!(py, "broadcast_to"), (array, shape))?.cast()?)
 }
 
 /// A number a row, in an array of f32 or f64, and the column to write it through.
@@ -688,90 +550,4 @@ pub(super) fn flat_view<'py>(object: &Bound<'py, PyAny>) -> PyResult<(Bound<'py,
     // SAFETY: the array's bytes lie side by side, are writeable floats, and the caller keeps the array alive.
     let view = unsafe { View::new(base(&array), Axes::default(), bytes / 4, 4, false) };
     Ok((array, view))
-}
-
-/// A number for which `is_fine` holds.
-pub(super) fn number(
-    name: &str,
-    object: &Bound<'_, PyAny>,
-    expected: &str,
-    is_fine: impl Fn(f64) -> bool,
-) -> PyResult<f64> {
-    match object.extract::<f64>() {
-        Ok(value) if is_fine(value) => Ok(value),
-        Ok(value) => Err(Error::Value(format!("{name} is {}; {expected}", number_text(value))).into()),
-        Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
-            Err(Error::Value(format!("{name} is too large; {expected}")).into())
-        }
-        Err(error) if error.is_instance_of::<PyTypeError>(object.py()) => {
-            Err(Error::Type(format!("{name} is {}; {expected}", object.repr()?)).into())
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// A number that must be positive and finite.
-pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
-    number(name, object, "expected a positive finite number", |value| value > 0.0 && value.is_finite())
-}
-
-pub(super) fn transform(temperature: &Bound<'_, PyAny>, softcap: Option<&Bound<'_, PyAny>>) -> PyResult<Transform> {
-    let temperature = positive("temperature", temperature)?;
-    Ok(Transform::new(temperature, softcap.map(|softcap| positive("softcap", softcap)).transpose()?))
-}
-
-pub(super) fn label_smoothing(object: &Bound<'_, PyAny>) -> PyResult<f64> {
-    number("label_smoothing", object, "expected a number from 0 to 1", |value| (0.0..=1.0).contains(&value))
-}
-
-/// What multiplies the gradient: a scalar, or, if there is a loss for each, an array of `shape`.
-pub(super) fn grad_output(
-    array: Option<&Bound<'_, PyUntypedArray>>,
-    shape: &[usize],
-    reduction: Reduction,
-) -> PyResult<GradOutput> {
-    let Some(array) = array else { return Ok(GradOutput::Scalar(1.0)) };
-    let numbers = numbers(array, "grad_output")?;
-    let expected = match reduction {
-        _ if array.ndim() == 0 => return Ok(GradOutput::Scalar(numbers.copy("grad_output", &|| Ok(()))?[0])),
-        Reduction::None if array.shape() == shape => return Ok(GradOutput::Each(numbers)),
-        Reduction::None => format!("a scalar or shape {} for reduction 'none'", shape_text(shape)),
-        reduction => format!("a scalar for reduction '{}'", reduction.name()),
-    };
-    Err(Error::Value(format!("grad_output has shape {}; expected {expected}", shape_text(array.shape()))).into())
-}
-
-/// How losses are reduced, and what replaces the divisor of the mean.
-pub(super) fn reduction(
-    reduction: &Bound<'_, PyAny>,
-    denominator: Option<&Bound<'_, PyAny>>,
-) -> PyResult<(Reduction, Option<f64>)> {
-    let text = reduction.extract::<&str>().unwrap_or_default();
-    let Some(found) = Reduction::ALL.into_iter().find(|reduction| reduction.name() == text) else {
-        let text = format!("reduction is {}; expected 'mean', 'sum' or 'none'", reduction.repr()?);
-        return Err(Error::Value(text).into());
-    };
-    let denominator = denominator.map(|object| positive("denominator", object)).transpose()?;
-    if denominator.is_some() && found != Reduction::Mean {
-        let text = format!(
-            "denominator is given with reduction '{}'; expected reduction 'mean', whose divisor it replaces",
-            found.name()
-        );
-        return Err(Error::Value(text).into());
-    }
-    Ok((found, denominator))
-}
-
-/// An integer argument; if it is beyond 128 bits, the largest of those.
-pub(super) fn integer(name: &str, object: &Bound<'_, PyAny>) -> PyResult<i128> {
-    let py = object.py();
-    let wide = |error: PyErr| if error.is_instance_of::<PyOverflowError>(py) { Ok(i128::MAX) } else { Err(error) };
-    match object.extract::<i64>() {
-        Ok(value) => Ok(i128::from(value)),
-        Err(error) if error.is_instance_of::<PyOverflowError>(py) => object.extract::<i128>().or_else(wide),
-        Err(error) if error.is_instance_of::<PyTypeError>(py) => {
-            Err(Error::Type(format!("{name} is {}; expected an integer", object.repr()?)).into())
-        }
-        Err(error) => Err(error),
-    }
 }

@@ -3,7 +3,9 @@
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use super::arrays::{self, Logits, RowResult, as_array, integer, number_kind, numbers};
+use super::arguments::{self, integer};
+use super::arrays::{self, Logits, RowResult, as_array, number_kind, numbers};
+use super::targets;
 use super::{detached, guard};
 use crate::element::{Dtype, with_element};
 use crate::error::Error;
@@ -24,7 +26,7 @@ pub(super) fn binary_cross_entropy<'py>(
     denominator: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
-        let (reduction, denominator) = arrays::reduction(reduction, denominator)?;
+        let (reduction, denominator) = arguments::reduction(reduction, denominator)?;
         let call = Call::new(logits, targets, weight, pos_weight, ignore_index, label_smoothing)?;
         let losses = call.losses(reduction)?;
         let column = losses.as_ref().map(|losses| losses.column);
@@ -56,12 +58,12 @@ pub(super) fn binary_cross_entropy_with_grad<'py>(
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
     guard(|| {
         let grad_output = grad_output.map(|object| as_array(object, "grad_output")).transpose()?;
-        let (reduction, denominator) = arrays::reduction(reduction, denominator)?;
+        let (reduction, denominator) = arguments::reduction(reduction, denominator)?;
         let call = Call::new(logits, targets, weight, pos_weight, ignore_index, label_smoothing)?;
         let mut inputs: Vec<_> = call.arrays.iter().map(|(name, array)| (*name, array)).collect();
         inputs.extend(grad_output.as_ref().map(|array| ("grad_output", array)));
         let output = call.logits.result(out, &inputs)?;
-        let grad_output = arrays::grad_output(grad_output.as_ref(), call.logits.array.shape(), reduction)?;
+        let grad_output = targets::grad_output(grad_output.as_ref(), call.logits.array.shape(), reduction)?;
         let losses = call.losses(reduction)?;
         let column = losses.as_ref().map(|losses| losses.column);
         let problem = &call.problem;
@@ -98,7 +100,7 @@ impl<'py> Call<'py> {
         let (logits, targets) = (as_array(logits, "logits")?, as_array(targets, "targets")?);
         let weight = weight.map(|object| as_array(object, "weight")).transpose()?;
         let pos_weight = pos_weight.map(|object| as_array(object, "pos_weight")).transpose()?;
-        let label_smoothing = arrays::label_smoothing(label_smoothing)?;
+        let label_smoothing = arguments::label_smoothing(label_smoothing)?;
         let ignore = ignore_index.map(|object| integer("ignore_index", object)).transpose()?;
         let logits = Logits::elementwise(logits)?;
         let descriptor = targets.dtype();
@@ -113,7 +115,7 @@ impl<'py> Call<'py> {
         let mut broadcast = |array: Option<Bound<'py, PyUntypedArray>>, name| -> PyResult<_> {
             let Some(array) = array else { return Ok(None) };
             numbers(&array, name)?;
-            let array = arrays::broadcast(&array, name, &logits)?;
+            let array = targets::broadcast(&array, name, &logits)?;
             let found = numbers(&array, name)?;
             arrays.push((name, array));
             Ok(Some(found))

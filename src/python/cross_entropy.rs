@@ -3,8 +3,10 @@
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
+use super::arguments::{self, integer, number};
 use super::arrays::{self, Logits, Output, RowResult};
-use super::arrays::{as_array, integer, number, number_kind, shape_text, target_array};
+use super::arrays::{as_array, number_kind, shape_text};
+use super::targets::{self, target_array};
 use super::{detached, guard};
 use crate::element::{with_element, with_elements};
 use crate::error::Error;
@@ -157,14 +159,14 @@ impl<'py> Checked<'py> {
         let (logits, targets) = (as_array(logits, "logits")?, target_array(targets)?);
         let weight = options.weight.map(|object| as_array(object, "weight")).transpose()?;
         let sample_weight = options.sample_weight.map(|object| as_array(object, "sample_weight")).transpose()?;
-        let transform = arrays::transform(options.temperature, options.softcap)?;
-        let label_smoothing = arrays::label_smoothing(options.label_smoothing)?;
+        let transform = arguments::transform(options.temperature, options.softcap)?;
+        let label_smoothing = arguments::label_smoothing(options.label_smoothing)?;
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
         let z_loss = number("z_loss", options.z_loss, "expected a finite number, at least 0", not_negative)?;
         let ignore_index = integer("ignore_index", options.ignore_index)?;
         let logits = Logits::new(logits, axis)?;
         let weights = |array: Option<&_>, name, shape: &[usize], of| {
-            array.map(|array| arrays::weights(array, name, shape, of)).transpose()
+            array.map(|array| targets::weights(array, name, shape, of)).transpose()
         };
         let weight_values = weights(weight.as_ref(), "weight", &[logits.classes()], "class")?;
         let sample_weight_values = weights(sample_weight.as_ref(), "sample_weight", &logits.row_shape(), "row")?;
@@ -172,7 +174,7 @@ impl<'py> Checked<'py> {
             targets: if probabilities {
                 either_targets(&targets, &logits, axis, ignore_index)?
             } else {
-                Targets::Classes(arrays::labels(&targets, &logits, axis, ignore_index)?)
+                Targets::Classes(targets::labels(&targets, &logits, axis, ignore_index)?)
             },
             transform,
             weight: weight_values,
@@ -196,7 +198,7 @@ fn either_targets<'py>(
 ) -> PyResult<Targets> {
     let descriptor = targets.dtype();
     if matches!(descriptor.kind(), b'i' | b'u') {
-        return Ok(Targets::Classes(arrays::labels(targets, logits, axis, ignore_index)?));
+        return Ok(Targets::Classes(targets::labels(targets, logits, axis, ignore_index)?));
     }
     let kind = number_kind(&descriptor).filter(|_| descriptor.kind() != b'b');
     let Some(kind) = kind else {
@@ -236,7 +238,7 @@ impl<'py> Call<'py> {
         reduction: &Bound<'py, PyAny>,
         denominator: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Self> {
-        let (reduction, denominator) = arrays::reduction(reduction, denominator)?;
+        let (reduction, denominator) = arguments::reduction(reduction, denominator)?;
         let Checked { logits, problem, arrays } = Checked::new(logits, targets, options, axis, true)?;
         Ok(Self { logits, problem, arrays, reduction, denominator })
     }
@@ -250,14 +252,14 @@ impl<'py> Call<'py> {
         sample_weight: Option<&Bound<'py, PyAny>>,
         denominator: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Self> {
-        let (reduction, denominator) = arrays::reduction(reduction, denominator)?;
+        let (reduction, denominator) = arguments::reduction(reduction, denominator)?;
         let (logits, target_logits) = (as_array(logits, "logits")?, as_array(target_logits, "target_logits")?);
         let sample_weight = sample_weight.map(|object| as_array(object, "sample_weight")).transpose()?;
-        let transform = arrays::transform(temperature, None)?;
+        let transform = arguments::transform(temperature, None)?;
         let logits = Logits::new(logits, axis)?;
         let teacher = logits.teacher(target_logits.clone(), "target_logits")?;
         let rows = logits.row_shape();
-        let weights = |array| arrays::weights(array, "sample_weight", &rows, "row");
+        let weights = |array| targets::weights(array, "sample_weight", &rows, "row");
         let problem = Problem {
             transform,
             sample_weight: sample_weight.as_ref().map(weights).transpose()?,
@@ -305,7 +307,7 @@ impl<'py> Call<'py> {
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let output = self.logits.result(out, &self.inputs(grad_output))?;
-        let scales = arrays::grad_output(grad_output, &self.logits.row_shape(), self.reduction)?;
+        let scales = targets::grad_output(grad_output, &self.logits.row_shape(), self.reduction)?;
         Ok((self.run(&output, None, scales)?, output.result))
     }
 

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::integer;
+use super::arguments::integer;
 use super::cross_entropy::{Checked, Options};
 use super::{detached, guard};
 use crate::element::with_element;

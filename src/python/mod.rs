@@ -1,6 +1,7 @@
 //! The only place that knows Python and NumPy: it looks at dtypes and strides, validates, lets go of the interpreter,
 //! calls a driver, and wraps what comes back. Whatever panics below becomes `InternalError` here.
 
+mod arguments;
 mod arrays;
 mod binary;
 mod cross_entropy;
@@ -8,6 +9,7 @@ mod evaluation;
 mod settings;
 mod softmax;
 mod statistics;
+mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, OnceLock};

@@ -3,7 +3,8 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::arrays::{flat_view, integer};
+use super::arguments::integer;
+use super::arrays::flat_view;
 use super::{detached, guard};
 use crate::error::Error;
 use crate::loss::bandwidth;

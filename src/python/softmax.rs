@@ -3,7 +3,9 @@
 use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
-use super::arrays::{self, Logits, RowResult, as_array, integer_array};
+use super::arguments;
+use super::arrays::{Logits, RowResult, as_array};
+use super::targets::{self, integer_array};
 use super::{detached, guard};
 use crate::element::{with_element, with_elements};
 use crate::loss::softmax as driver;
@@ -17,7 +19,7 @@ pub(super) fn logsumexp<'py>(
     temperature: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
-        let transform = arrays::transform(temperature, None)?;
+        let transform = arguments::transform(temperature, None)?;
         let logits = Logits::new(as_array(logits, "logits")?, axis)?;
         let shape = if keepdims.is_truthy()? { logits.shape_with_one_class() } else { logits.row_shape() };
         let result = RowResult::new(py, &shape, logits.dtype.is_double())?;
@@ -62,9 +64,9 @@ pub(super) fn selective_log_softmax<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
         let (logits, index) = (as_array(logits, "logits")?, integer_array(index, "index")?);
-        let transform = arrays::transform(temperature, None)?;
+        let transform = arguments::transform(temperature, None)?;
         let logits = Logits::new(logits, axis)?;
-        let chosen = arrays::chosen_classes(&index, &logits, axis)?;
+        let chosen = targets::chosen_classes(&index, &logits, axis)?;
         let result = RowResult::new(py, index.shape(), logits.dtype.is_double())?;
         let column = result.column;
         with_element!(logits.dtype, E => {
@@ -84,7 +86,7 @@ fn normalized<'py>(
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
-        let transform = arrays::transform(temperature, None)?;
+        let transform = arguments::transform(temperature, None)?;
         let logits = Logits::new(as_array(logits, "logits")?, axis)?;
         let output = logits.result(out, &[])?;
         with_elements!(logits.dtype, output.dtype, E, O => {

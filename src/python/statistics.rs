@@ -2,7 +2,9 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::{self, Logits, RowResult, as_array, integer, target_array};
+use super::arguments::{self, integer};
+use super::arrays::{Logits, RowResult, as_array};
+use super::targets::{self, target_array};
 use super::{detached, guard};
 use crate::element::with_element;
 use crate::loss::statistics::{Columns, row_statistics as driver};
@@ -31,10 +33,10 @@ pub(super) fn row_statistics<'py>(
     guard(|| {
         let logits = as_array(logits, "logits")?;
         let targets = targets.map(target_array).transpose()?;
-        let transform = arrays::transform(temperature, softcap)?;
+        let transform = arguments::transform(temperature, softcap)?;
         let ignore_index = integer("ignore_index", ignore_index)?;
         let logits = Logits::new(logits, axis)?;
-        let labels = targets.map(|targets| arrays::labels(&targets, &logits, axis, ignore_index)).transpose()?;
+        let labels = targets.map(|targets| targets::labels(&targets, &logits, axis, ignore_index)).transpose()?;
         let shape = logits.row_shape();
         let numbers = || RowResult::new(py, &shape, logits.dtype.is_double());
         let classes = || RowResult::stored(py, &shape, Stored::I64);
