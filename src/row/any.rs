@@ -15,7 +15,6 @@ use super::{BLOCK, Scratch};
 use crate::element::Element;
 use crate::math::Real;
 use crate::simd::prefetch_ahead;
-
 use crate::view::Row;
 
 /// A row of any storage type.
@@ -75,6 +74,7 @@ impl AnyRow {
     /// If the row computes in f64 and `R` is f32.
     #[inline]
     pub(super) fn read<S: Simd, R: Real>(&self, simd: S, start: usize, length: usize, block: &mut [R; BLOCK]) {
+        // A teacher may be narrower than its pupil.
         if !self.is_double() && R::LANES != f32::LANES {
             let mut narrow = [0.0f32; BLOCK];
             self.read(simd, start, length, &mut narrow);
@@ -139,7 +139,8 @@ fn read<S: Simd, E: Element>(simd: S, row: Row<E>, start: usize, length: usize, 
     );
 }
 
-fn lead<O: Element>(row: Row<O>, stores: Stores) -> Option<usize> {
+/// [`AnyRow::lead`] of a row whose type is known.
+pub(super) fn lead<O: Element>(row: Row<O>, stores: Stores) -> Option<usize> {
     if stores != Stores::Streaming || !row.is_contiguous() {
         return None;
     }

@@ -2,6 +2,7 @@
 
 use fearless_simd::{Simd, prelude::*};
 
+use super::any::lead;
 use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
 use super::{AnyRow, BLOCK, Dense, Scratch, Transform, rounded};
 use crate::element::Element;
@@ -250,12 +251,12 @@ pub(super) unsafe fn variance<S: Simd, R: Real>(
                         exception,
                         #[inline(always)]
                         |_, length: usize, block: &mut [R; BLOCK]| {
-                    for part in block[..length.next_multiple_of(R::LANES)].chunks_exact_mut(R::LANES) {
-                        let x = R::Lanes::<S>::from_slice(simd, part);
-                        let p = terms.exp(Value::plain(x)) * terms.factor;
-                        variance_of::<S, R>(p, scale).store_slice(part);
-                    }
-                },
+                            for part in block[..length.next_multiple_of(R::LANES)].chunks_exact_mut(R::LANES) {
+                                let x = R::Lanes::<S>::from_slice(simd, part);
+                                let p = terms.exp(Value::plain(x)) * terms.factor;
+                                variance_of::<S, R>(p, scale).store_slice(part);
+                            }
+                        },
                     );
                 }
             });
@@ -426,10 +427,9 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E:
     // Four vectors, whole lines of the output, are read and written in place; what is left goes through scratches.
     let group = 4 * lanes;
     let in_place = row.is_contiguous() && out.is_contiguous();
-    let streaming = in_place && stores == Stores::Streaming;
     // A first short piece brings the streaming stores to the boundary that they need, if there is one.
-    let lead = if streaming { out.pointer(0).cast::<u8>().align_offset(64) / size_of::<O>() } else { 0 };
-    let streaming = streaming && out.pointer(lead.min(out.classes())).cast::<u8>().align_offset(64) == 0;
+    let lead = in_place.then(|| lead(out, stores)).flatten();
+    let (streaming, lead) = (lead.is_some(), lead.unwrap_or(0));
     let (mut source, mut result) = (Scratch::new(), Scratch::<O>::new());
     let mut start = 0;
     while start < row.classes() {
