@@ -135,7 +135,7 @@ fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, start: usize, block: &m
             let mut weights = [0.0; 16];
             for (part, logits) in block.chunks_mut(R::LANES).zip(logits.chunks_exact(R::LANES)) {
                 let value = Value::plain(R::Lanes::<S>::from_slice(simd, logits));
-                let exp = with_uncapped_mode!(transform, MODE => scale.exp::<MODE>(value, reference, Boost::Full).0);
+                let exp = with_uncapped_mode!(transform, MODE => scale.exp::<MODE>(value, reference, Boost::Full));
                 R::widen(exp, &mut weights);
                 for (weight, logit) in weights[..R::LANES].iter_mut().zip(logits) {
                     *weight *= share;

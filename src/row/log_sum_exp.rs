@@ -3,10 +3,10 @@
 use fearless_simd::{Simd, prelude::*};
 
 use super::companion::{Companion, Nothing, Raise, Term};
-use super::transform::{CAPPED, Capped, PLAIN, SCALED, Scale, Value, sum_of_three, with_mode};
+use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, sum_of_three, with_mode};
 use super::{AnyRow, BLOCK, Scratch, Transform};
 use crate::element::Element;
-use crate::math::{Boost, Real, Total};
+use crate::math::{Boost, Real, Total, vectors_at_a_time};
 use crate::simd::prefetch_ahead;
 use crate::view::Row;
 
@@ -297,6 +297,23 @@ impl<S: Simd, R: Real> Block<S, R> {
         sums: &mut Sums<S, R>,
         companion: &mut C,
     ) {
+        match vectors_at_a_time::<S>() {
+            4 => self.add_groups::<L, C, MODE, PART, 4>(simd, logits, raised, sums, companion),
+            2 => self.add_groups::<L, C, MODE, PART, 2>(simd, logits, raised, sums, companion),
+            _ => self.add_groups::<L, C, MODE, PART, 1>(simd, logits, raised, sums, companion),
+        }
+    }
+
+    /// [`Self::add`], `K` vectors at a time; the order of the sums is the same for each `K`.
+    #[inline(always)]
+    fn add_groups<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const PART: bool, const K: usize>(
+        &self,
+        simd: S,
+        logits: &L,
+        raised: bool,
+        sums: &mut Sums<S, R>,
+        companion: &mut C,
+    ) {
         let found = sums.reference.to_f64();
         // Of masked classes alone the lowest number, so that it can be subtracted.
         let subtracted = found.max(R::LOWEST.to_f64());
@@ -309,23 +326,30 @@ impl<S: Simd, R: Real> Block<S, R> {
         let (mut sum, mut equal) = ([zero; 4], zero);
         companion.begin_sums(simd);
         let vectors = if PART { self.vectors() } else { BLOCK / R::LANES };
-        for vector in (0..vectors).step_by(4) {
-            for (chain, sum) in sum.iter_mut().enumerate() {
-                let (x, mut value) = (logits.load(simd, vector + chain), logits.value::<MODE>(simd, vector + chain));
+        for start in (0..vectors).step_by(K) {
+            let mut x = [zero; K];
+            let mut values = [Value::plain(zero); K];
+            for k in 0..K {
+                x[k] = logits.load(simd, start + k);
+                values[k] = logits.value::<MODE>(simd, start + k);
                 if MODE == CAPPED {
-                    value = value.same_as(reference, x.simd_eq(R::splat(simd, subtracted)));
+                    values[k] = values[k].same_as(reference, x[k].simd_eq(R::splat(simd, subtracted)));
                 }
-                let (exp, z) = self.scale.exp::<MODE>(value, reference, Boost::Full);
-                let mut term = Term { x, value, reference, exp, z, counts: None };
+            }
+            let Exponentials { exp, mut power, z } = self.scale.exps::<MODE, K>(values, reference, Boost::Full);
+            for k in 0..K {
+                let mut counts = None;
                 if PART {
-                    let is_own = x.simd_eq(own);
+                    let is_own = x[k].simd_eq(own);
                     equal += is_own.select(one, zero);
-                    term.exp = is_own.select(zero, exp);
-                    term.counts = Some(number.simd_lt(length));
+                    power[k] = is_own.select(zero, power[k]);
+                    counts = Some(number.simd_lt(length));
                     number += R::splat(simd, R::LANES as f64);
                 }
-                *sum += term.exp;
-                companion.add(simd, vector + chain, chain, term);
+                let chain = (start + k) % 4;
+                sum[chain] = exp[k].mul_add(power[k], sum[chain]);
+                let term = Term { x: x[k], value: values[k], reference, exp: exp[k] * power[k], z: z[k], counts };
+                companion.add(simd, start + k, chain, term);
             }
         }
         R::add_to(&mut sums.sum, (sum[0] + sum[1]) + (sum[2] + sum[3]));

@@ -3,10 +3,10 @@
 use fearless_simd::{Simd, prelude::*};
 
 use super::any::lead;
-use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
+use super::transform::{CAPPED, Capped, Exponentials, Scale, Value, with_mode, with_uncapped_mode};
 use super::{AnyRow, BLOCK, Dense, Scratch, Transform, rounded};
 use crate::element::Element;
-use crate::math::{Boost, Real};
+use crate::math::{Boost, Real, vectors_at_a_time};
 use crate::simd;
 use crate::view::Row;
 
@@ -336,8 +336,24 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
 /// A function of lanes. A trait and not a closure, since a closure that the compiler does not inline runs without the
 /// level's instructions: the gradient took 30 times as long.
 trait Function<S: Simd, R: Real> {
-    /// The function of logits.
-    fn of(&self, x: R::Lanes<S>) -> R::Lanes<S>;
+    /// The function of some vectors of logits.
+    fn of<const K: usize>(&self, x: [R::Lanes<S>; K]) -> [R::Lanes<S>; K];
+}
+
+/// A function of four vectors, as many at a time as is best.
+#[inline(always)]
+fn of_four<S: Simd, R: Real, F: Function<S, R>>(f: &F, [a, b, c, d]: [R::Lanes<S>; 4]) -> [R::Lanes<S>; 4] {
+    match vectors_at_a_time::<S>() {
+        4 => f.of([a, b, c, d]),
+        2 => {
+            let ([a, b], [c, d]) = (f.of([a, b]), f.of([c, d]));
+            [a, b, c, d]
+        }
+        _ => {
+            let ([a], [b], [c], [d]) = (f.of([a]), f.of([b]), f.of([c]), f.of([d]));
+            [a, b, c, d]
+        }
+    }
 }
 
 /// The exponentials of logits.
@@ -363,7 +379,20 @@ impl<S: Simd, R: Real, const MODE: u8> Terms<S, R, MODE> {
 
     #[inline(always)]
     fn exp(&self, value: Value<S, R>) -> R::Lanes<S> {
-        self.scale.exp::<MODE>(value, self.reference, self.boost).0
+        self.scale.exp::<MODE>(value, self.reference, self.boost)
+    }
+
+    #[inline(always)]
+    fn exps<const K: usize>(&self, x: [R::Lanes<S>; K]) -> [R::Lanes<S>; K] {
+        let values = x.map(
+            #[inline(always)]
+            |x| Value::plain(x),
+        );
+        let Exponentials { mut exp, power, .. } = self.scale.exps::<MODE, K>(values, self.reference, self.boost);
+        for (exp, power) in exp.iter_mut().zip(power) {
+            *exp *= power;
+        }
+        exp
     }
 }
 
@@ -374,8 +403,12 @@ struct Shifted<S: Simd, R: Real, const MODE: u8> {
 
 impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for Shifted<S, R, MODE> {
     #[inline(always)]
-    fn of(&self, x: R::Lanes<S>) -> R::Lanes<S> {
-        difference_of::<S, R>(x, self.terms.exp(Value::plain(x)), self.terms.factor, self.offset)
+    fn of<const K: usize>(&self, x: [R::Lanes<S>; K]) -> [R::Lanes<S>; K] {
+        let mut result = self.terms.exps(x);
+        for (result, x) in result.iter_mut().zip(x) {
+            *result = difference_of::<S, R>(x, *result, self.terms.factor, self.offset);
+        }
+        result
     }
 }
 
@@ -386,8 +419,11 @@ struct LogProbability<S: Simd, R: Real, const MODE: u8> {
 
 impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for LogProbability<S, R, MODE> {
     #[inline(always)]
-    fn of(&self, x: R::Lanes<S>) -> R::Lanes<S> {
-        self.terms.scale.log::<MODE>(Value::plain(x), self.terms.reference, self.log_sum)
+    fn of<const K: usize>(&self, mut x: [R::Lanes<S>; K]) -> [R::Lanes<S>; K] {
+        for x in &mut x {
+            *x = self.terms.scale.log::<MODE>(Value::plain(*x), self.terms.reference, self.log_sum);
+        }
+        x
     }
 }
 
@@ -442,12 +478,8 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E:
                 // caller's promise. Streamed groups begin on a 64-byte boundary: `lead` elements brought the first to
                 // it, and groups are whole lines. `result` holds a block, which is more than a group.
                 unsafe {
-                    let values = [
-                        f.of(E::load(simd, input.add(index))),
-                        f.of(E::load(simd, input.add(index + lanes))),
-                        f.of(E::load(simd, input.add(index + 2 * lanes))),
-                        f.of(E::load(simd, input.add(index + 3 * lanes))),
-                    ];
+                    let load = |vector: usize| E::load(simd, input.add(index + vector * lanes));
+                    let values = of_four(f, [load(0), load(1), load(2), load(3)]);
                     let here = start + index..start + index + group;
                     let exception = exception.filter(|(class, _)| here.contains(class));
                     if streaming && exception.is_none() {
@@ -476,7 +508,7 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E:
             for index in (0..length).step_by(lanes) {
                 // SAFETY: `input` holds whole vectors, and `result` a block of them.
                 unsafe {
-                    let values = f.of(E::load(simd, input.as_ptr().add(index)));
+                    let [values] = f.of([E::load(simd, input.as_ptr().add(index))]);
                     O::store(simd, result.pointer().add(index), values);
                 }
             }

@@ -19,7 +19,7 @@ use half::{bf16, f16};
 use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
 use super::map::{can_boost, difference_of, share, take_back, variance_of};
 use super::target::Spread;
-use super::transform::{CAPPED, Capped, PLAIN, SCALED, Scale, Value, with_mode, with_uncapped_mode};
+use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, with_mode, with_uncapped_mode};
 use super::{BLOCK, LogSumExp, RowLoss, Target, Transform};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total};
@@ -398,8 +398,9 @@ unsafe fn pass<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MODE:
                 if MODE == CAPPED {
                     value = value.same_as(value_of_reference, x.simd_eq(subtracted));
                 }
-                let (exp, z) = scale.exp::<MODE>(value, value_of_reference, Boost::Full);
-                let exp = class.simd_eq(number).select(zero, exp);
+                let Exponentials { exp: [exp], power: [power], z: [z] } =
+                    scale.exps::<MODE, 1>([value], value_of_reference, Boost::Full);
+                let exp = class.simd_eq(number).select(zero, exp * power);
                 R::add_to(&mut sum, exp);
                 companion.begin_sums(simd);
                 let term = Term { x, value, reference: value_of_reference, exp, z, counts: None };
@@ -532,7 +533,7 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                 unsafe {
                     let x = tile.load(simd, index);
                     let (value, slope) = value_of::<S, R, MODE>(simd, transform, x);
-                    let exp = scale.exp::<MODE>(value, reference, boost).0;
+                    let exp = scale.exp::<MODE>(value, reference, boost);
                     let offset = classes.simd_eq(number).select(offset + point, offset);
                     let gradient = difference_of::<S, R>(x, exp, factor, offset);
                     let gradient = slope.map_or(gradient, |slope| gradient * slope);
@@ -598,7 +599,7 @@ unsafe fn variances_of<S: Simd, R: Real>(
                     // SAFETY: the caller's promise.
                     unsafe {
                         let x: R::Lanes<S> = Tiled::<S, R>::load(&tile, simd, index);
-                        let exp = scale.exp::<MODE>(Value::plain(x), reference, Boost::Full).0;
+                        let exp = scale.exp::<MODE>(Value::plain(x), reference, Boost::Full);
                         let variance = variance_of::<S, R>(exp * factor, variance_scale);
                         Tiled::<S, R>::store(&out, simd, index, counts.select(variance, zero));
                     }

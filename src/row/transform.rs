@@ -277,6 +277,15 @@ pub(super) struct Value<S: Simd, R: Real> {
     pub(super) low: Option<R::Lanes<S>>,
 }
 
+/// Exponentials of some vectors, as [`Real::exps`] returns them, and what they are exponentials of.
+pub(super) struct Exponentials<S: Simd, R: Real, const K: usize> {
+    pub(super) exp: [R::Lanes<S>; K],
+    /// Powers of two to multiply them with.
+    pub(super) power: [R::Lanes<S>; K],
+    /// `z − z(reference)`, clamped to where its exponential is 0.
+    pub(super) z: [R::Lanes<S>; K],
+}
+
 impl<S: Simd, R: Real> Value<S, R> {
     /// Logits that are not capped.
     #[inline(always)]
@@ -360,29 +369,62 @@ impl<S: Simd, R: Real> Scale<S, R> {
         [finite.select(sum, difference), finite.select(rest, lost)]
     }
 
-    /// `exp(z − z(reference))`, and the difference that went into it, clamped to where the exponential is 0.
+    /// `exp(z − z(reference))` of a vector.
     #[inline(always)]
     pub(super) fn exp<const MODE: u8>(
         &self,
         value: Value<S, R>,
         reference: Value<S, R>,
         boost: Boost,
-    ) -> (R::Lanes<S>, R::Lanes<S>) {
-        let [difference, lost] = self.difference::<MODE>(value, reference);
+    ) -> R::Lanes<S> {
+        let Exponentials { exp: [exp], power: [power], .. } = self.exps::<MODE, 1>([value], reference, boost);
+        exp * power
+    }
+
+    /// `exp(z − z(reference))` of some vectors.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
+    pub(super) fn exps<const MODE: u8, const K: usize>(
+        &self,
+        values: [Value<S, R>; K],
+        reference: Value<S, R>,
+        boost: Boost,
+    ) -> Exponentials<S, R, K> {
+        let zero = R::splat(self.simd, 0.0);
+        let (mut difference, mut lost) = ([zero; K], [zero; K]);
+        for k in 0..K {
+            [difference[k], lost[k]] = self.difference::<MODE>(values[k], reference);
+        }
         // NaN passes: on x86 `a.max(b)` is b when either is NaN.
-        let clamped = self.floor.max(difference);
+        let mut z = difference;
+        for k in 0..K {
+            z[k] = self.floor.max(z[k]);
+        }
         if MODE == PLAIN {
-            return (R::exp(self.simd, difference, boost), clamped);
+            let [exp, power] = R::exps(self.simd, difference, boost);
+            return Exponentials { exp, power, z };
         }
         let [high, low] = self.factor;
-        let quotient = clamped * high;
-        let rest = clamped.mul_sub_precise(high, quotient) + clamped.mul_add(low, lost * high);
-        let exp = R::exp(self.simd, quotient, boost);
-        let exp = exp.mul_add(rest, exp);
+        let mut quotient = z;
+        for k in 0..K {
+            quotient[k] = z[k] * high;
+        }
+        let mut rest = z;
+        for k in 0..K {
+            rest[k] = z[k].mul_sub_precise(high, quotient[k]) + z[k].mul_add(low, lost[k] * high);
+        }
+        let [mut exp, mut power] = R::exps(self.simd, quotient, boost);
+        for k in 0..K {
+            exp[k] = exp[k].mul_add(rest[k], exp[k]);
+        }
         // Below the floor what was lost is NaN or not worth its name; with an enormous T the floor is the lowest finite
         // number, whose exponential is not 0, but that of −∞ is.
-        let zero = R::splat(self.simd, 0.0);
-        (difference.simd_lt(self.floor).select(zero, exp), quotient + difference.simd_lt(self.floor).select(zero, rest))
+        for k in 0..K {
+            let below = difference[k].simd_lt(self.floor);
+            (exp[k], power[k]) = (below.select(zero, exp[k]), below.select(zero, power[k]));
+            z[k] = quotient[k] + below.select(zero, rest[k]);
+        }
+        Exponentials { exp, power, z }
     }
 
     /// `z − z(reference) − log_sum`, the last as a sum of two.
