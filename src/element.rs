@@ -58,6 +58,23 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// They are writeable at `destination`, at any alignment.
     unsafe fn store<S: Simd>(simd: S, destination: *mut Self, lanes: <Self::Real as Real>::Lanes<S>);
 
+    /// Load `count` values, no more than [`Real::LANES`], and masked classes behind them.
+    ///
+    /// # Safety
+    /// They are readable at `source`, at any alignment.
+    unsafe fn load_part<S: Simd>(simd: S, source: *const Self, count: usize) -> <Self::Real as Real>::Lanes<S>;
+
+    /// Round the first `count` values to this type and store them.
+    ///
+    /// # Safety
+    /// They are writeable at `destination`, at any alignment.
+    unsafe fn store_part<S: Simd>(
+        simd: S,
+        destination: *mut Self,
+        count: usize,
+        lanes: <Self::Real as Real>::Lanes<S>,
+    );
+
     /// Round four vectors to this type and store them past the cache.
     ///
     /// # Safety
@@ -165,6 +182,18 @@ macro_rules! plain {
             }
 
             #[inline(always)]
+            unsafe fn load_part<S: Simd>(simd: S, source: *const Self, count: usize) -> $lanes<S> {
+                // SAFETY: the caller's promise.
+                unsafe { simd::load_part(simd, source, count, $lanes::splat(simd, Self::MASKED)) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_part<S: Simd>(simd: S, destination: *mut Self, count: usize, lanes: $lanes<S>) {
+                // SAFETY: the caller's promise.
+                unsafe { simd::store_part(simd, destination, count, lanes) }
+            }
+
+            #[inline(always)]
             unsafe fn stream<S: Simd>(simd: S, destination: *mut Self, lanes: [$lanes<S>; 4]) {
                 for (index, lanes) in lanes.into_iter().enumerate() {
                     // SAFETY: the four vectors fill four lines, writeable and aligned by the caller's promise.
@@ -213,6 +242,22 @@ macro_rules! sixteen_bit {
                 let bits: [u16; 16] = $from_lanes(simd, lanes);
                 // SAFETY: writeable by the caller's promise; the write asks for no alignment.
                 unsafe { destination.cast::<[u16; 16]>().write_unaligned(bits) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_part<S: Simd>(simd: S, source: *const Self, count: usize) -> f32x16<S> {
+                let masked = u16x16::splat(simd, Self::MASKED.to_bits());
+                // SAFETY: the caller's promise.
+                let bits = unsafe { simd::load_part(simd, source.cast(), count, masked) };
+                $to_lanes(simd, bits.into())
+            }
+
+            #[inline(always)]
+            unsafe fn store_part<S: Simd>(simd: S, destination: *mut Self, count: usize, lanes: f32x16<S>) {
+                let bits: [u16; 16] = $from_lanes(simd, lanes);
+                let bits: u16x16<S> = bits.simd_into(simd);
+                // SAFETY: the caller's promise.
+                unsafe { simd::store_part(simd, destination.cast(), count, bits) }
             }
 
             #[inline(always)]

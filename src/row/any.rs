@@ -129,7 +129,7 @@ fn read<S: Simd, E: Element>(simd: S, row: Row<E>, start: usize, length: usize, 
             let source = if length == BLOCK && row.is_contiguous() {
                 row.pointer(start).cast_const()
             } else {
-                scratch.fill(row, start, length, length.next_multiple_of(4 * lanes)).as_ptr()
+                scratch.fill(simd, row, start, length, length.next_multiple_of(4 * lanes)).as_ptr()
             };
             for (index, part) in block[..length.next_multiple_of(4 * lanes)].chunks_exact_mut(lanes).enumerate() {
                 // SAFETY: the block lies inside the row, whose elements are readable, or in a scratch of that length.

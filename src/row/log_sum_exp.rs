@@ -135,7 +135,7 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
                 let logits = if length == BLOCK && row.is_contiguous() {
                     InPlace(row.pointer(start).cast_const())
                 } else {
-                    InPlace(scratch.fill(row, start, length, block.vectors() * E::Real::LANES).as_ptr())
+                    InPlace(scratch.fill(simd, row, start, length, block.vectors() * E::Real::LANES).as_ptr())
                 };
                 companion.begin(simd, start, length);
                 // In most blocks every element counts alike.
@@ -318,20 +318,26 @@ impl<S: Simd, R: Real> Block<S, R> {
         // Of masked classes alone the lowest number, so that it can be subtracted.
         let subtracted = found.max(R::LOWEST.to_f64());
         let reference = self.scale.reference::<MODE>(self.transform, subtracted);
-        let (zero, one) = (R::splat(simd, 0.0), R::splat(simd, 1.0));
+        let zero = R::splat(simd, 0.0);
         // Nothing equals NaN.
         let own = R::splat(simd, if raised { found } else { f64::NAN });
         let length = R::splat(simd, self.length as f64);
         let mut number = R::numbers(simd);
-        let (mut sum, mut equal) = ([zero; 4], zero);
+        let (mut sum, mut equal) = ([zero; 4], 0);
         companion.begin_sums(simd);
         let vectors = if PART { self.vectors() } else { BLOCK / R::LANES };
         for start in (0..vectors).step_by(K) {
             let mut x = [zero; K];
             let mut values = [Value::plain(zero); K];
+            // Asked before the exponentials: they need the registers.
+            let mut is_own = [zero.simd_eq(own); K];
             for k in 0..K {
                 x[k] = logits.load(simd, start + k);
                 values[k] = logits.value::<MODE>(simd, start + k);
+                is_own[k] = x[k].simd_eq(own);
+                if PART {
+                    equal += is_own[k].to_bitmask().count_ones();
+                }
                 if MODE == CAPPED {
                     values[k] = values[k].same_as(reference, x[k].simd_eq(R::splat(simd, subtracted)));
                 }
@@ -340,9 +346,7 @@ impl<S: Simd, R: Real> Block<S, R> {
             for k in 0..K {
                 let mut counts = None;
                 if PART {
-                    let is_own = x[k].simd_eq(own);
-                    equal += is_own.select(one, zero);
-                    power[k] = is_own.select(zero, power[k]);
+                    power[k] = is_own[k].select(zero, power[k]);
                     counts = Some(number.simd_lt(length));
                     number += R::splat(simd, R::LANES as f64);
                 }
@@ -354,9 +358,7 @@ impl<S: Simd, R: Real> Block<S, R> {
         }
         R::add_to(&mut sums.sum, (sum[0] + sum[1]) + (sum[2] + sum[3]));
         if PART && raised {
-            let mut count = Total::zero(simd);
-            R::add_to(&mut count, equal);
-            sums.sum.add_scalar((count.value() - 1.0) * R::BOOST);
+            sums.sum.add_scalar((f64::from(equal) - 1.0) * R::BOOST);
         }
         companion.end_sums();
     }

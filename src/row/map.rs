@@ -504,7 +504,7 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E:
             start += length;
         } else {
             let length = if start < lead { lead.min(rest) } else { BLOCK.min(rest) };
-            let input = source.fill(row, start, length, length.next_multiple_of(lanes));
+            let input = source.fill(simd, row, start, length, length.next_multiple_of(lanes));
             for index in (0..length).step_by(lanes) {
                 // SAFETY: `input` holds whole vectors, and `result` a block of them.
                 unsafe {

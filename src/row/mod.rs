@@ -50,7 +50,10 @@ pub use transform::Transform;
 
 use std::mem::MaybeUninit;
 
+use fearless_simd::Simd;
+
 use crate::element::Element;
+use crate::math::Real;
 use crate::view::Row;
 
 /// Elements of a block: 16 vectors of f32, 32 of f64.
@@ -83,13 +86,29 @@ impl<E: Element> Scratch<E> {
         unsafe { &*(std::ptr::from_ref(&self.block[..length]) as *const [E]) }
     }
 
-    /// `length` elements of the row from `start` on, then masked classes, `padded` in all.
+    /// `length` elements of the row from `start` on, then masked classes, `padded` in all: whole vectors.
     #[inline(always)]
-    fn fill(&mut self, row: Row<E>, start: usize, length: usize, padded: usize) -> &mut [E] {
+    fn fill<S: Simd>(&mut self, simd: S, row: Row<E>, start: usize, length: usize, padded: usize) -> &mut [E] {
+        let lanes = E::Real::LANES;
+        assert!(start + length <= row.classes() && length <= padded && padded.is_multiple_of(lanes));
         let block = &mut self.block[..padded];
-        block[length..].fill(MaybeUninit::new(E::MASKED));
-        row.gather(start, &mut block[..length]);
-        // SAFETY: the first `length` were gathered and the rest filled: all `padded` are initialised.
+        if row.is_contiguous() {
+            // A vector at a time, as it is read again: what was written in other pieces is not yet there to be read.
+            for (index, part) in block.chunks_exact_mut(lanes).enumerate() {
+                let count = length.saturating_sub(index * lanes).min(lanes);
+                let source = row.pointer(start + (index * lanes).min(length)).cast_const();
+                // SAFETY: the elements are the row's, readable by the promise made to `View::new`; `part` has room for
+                // a vector.
+                unsafe {
+                    let values = if count == lanes { E::load(simd, source) } else { E::load_part(simd, source, count) };
+                    E::store(simd, part.as_mut_ptr().cast(), values);
+                }
+            }
+        } else {
+            block[length..].fill(MaybeUninit::new(E::MASKED));
+            row.gather(start, &mut block[..length]);
+        }
+        // SAFETY: all of it was written: the vectors of a contiguous row, or what was gathered and the rest.
         unsafe { &mut *(std::ptr::from_mut(block) as *mut [E]) }
     }
 }

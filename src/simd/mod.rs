@@ -47,7 +47,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
-pub(crate) use operations::{f16_from_f32, f16_to_f32, prefetch_ahead, store_fence, stream};
+pub(crate) use operations::{f16_from_f32, f16_to_f32, load_part, prefetch_ahead, store_fence, store_part, stream};
 
 /// The token of the instructions that every CPU of the target has.
 #[cfg(target_arch = "x86_64")]

@@ -1,9 +1,9 @@
-//! The operations that the vector types of `fearless_simd` do not have: streaming stores, prefetches, and the
-//! conversion of half-precision floats. Each is a plain function with the best instructions per level inside.
+//! The operations that the vector types of `fearless_simd` do not have: streaming stores, prefetches, parts of vectors,
+//! and the conversion of half-precision floats. Each is a plain function with the best instructions per level inside.
 
 use std::mem::MaybeUninit;
 
-use fearless_simd::{Simd, f32x16, prelude::*};
+use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u16x16};
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
@@ -17,6 +17,9 @@ pub(crate) struct Line([u8; 64]);
 mod x86 {
     use super::{Line, MaybeUninit};
     use core::arch::x86_64 as arch;
+
+    use fearless_simd::x86::Avx512;
+    use fearless_simd::{f32x16, f64x8, prelude::*, u16x16};
 
     fearless_simd::kernel!(
         #[inline(always)]
@@ -106,6 +109,115 @@ mod x86 {
             out
         }
     );
+    macro_rules! parts {
+        ($load:ident, $store:ident, $value:ty, $lanes:ty, $mask:ty, $masked_load:ident, $masked_store:ident) => {
+            fearless_simd::kernel!(
+                #[inline(always)]
+                pub(super) fn $load(avx512: Avx512, source: *const $value, count: usize, rest: $lanes) -> $lanes {
+                    let mask = <$mask>::MAX.unbounded_shl(count as u32);
+                    // SAFETY: the caller of `load_part` promised that `count` values are readable; no other is read.
+                    unsafe { arch::$masked_load(rest.into(), !mask, source.cast()).simd_into(avx512) }
+                }
+            );
+            fearless_simd::kernel!(
+                #[inline(always)]
+                pub(super) fn $store(avx512: Avx512, destination: *mut $value, count: usize, lanes: $lanes) {
+                    let mask = <$mask>::MAX.unbounded_shl(count as u32);
+                    // SAFETY: the caller of `store_part` promised that `count` values are writeable; no other is
+                    // written.
+                    unsafe { arch::$masked_store(destination.cast(), !mask, lanes.into()) }
+                }
+            );
+        };
+    }
+    parts!(load_4, store_4, f32, f32x16<Avx512>, u16, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps);
+    parts!(load_8, store_8, f64, f64x8<Avx512>, u8, _mm512_mask_loadu_pd, _mm512_mask_storeu_pd);
+    parts!(load_2, store_2, u16, u16x16<Avx512>, u16, _mm256_mask_loadu_epi16, _mm256_mask_storeu_epi16);
+}
+
+/// What [`load_part`] and [`store_part`] move.
+pub(crate) trait Parts<S: Simd>: SimdBase<S> {
+    /// The first `count` values at `source`, and `rest` behind them, with the level's masked load if it has one.
+    ///
+    /// # Safety
+    /// As for [`load_part`].
+    unsafe fn masked_load(simd: S, source: *const Self::Element, count: usize, rest: Self) -> Option<Self>;
+
+    /// Write the first `count` values with the level's masked store; whether it has one.
+    ///
+    /// # Safety
+    /// As for [`store_part`].
+    unsafe fn masked_store(self, simd: S, destination: *mut Self::Element, count: usize) -> bool;
+}
+
+macro_rules! parts {
+    ($lanes:ident, $load:ident, $store:ident) => {
+        impl<S: Simd> Parts<S> for $lanes<S> {
+            #[inline(always)]
+            unsafe fn masked_load(simd: S, source: *const Self::Element, count: usize, rest: Self) -> Option<Self> {
+                match simd.level() {
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512(avx512) => {
+                        let rest = rest.to_array().simd_into(avx512);
+                        Some(x86::$load(avx512, source, count, rest).to_array().simd_into(simd))
+                    }
+                    _ => None,
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn masked_store(self, simd: S, destination: *mut Self::Element, count: usize) -> bool {
+                match simd.level() {
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512(avx512) => {
+                        x86::$store(avx512, destination, count, self.to_array().simd_into(avx512));
+                        true
+                    }
+                    _ => false,
+                }
+            }
+        }
+    };
+}
+parts!(f32x16, load_4, store_4);
+parts!(f64x8, load_8, store_8);
+parts!(u16x16, load_2, store_2);
+
+/// The first `count` values at `source`, no more than there are lanes, and `rest` behind them.
+///
+/// # Safety
+/// They are readable, at any alignment.
+#[inline(always)]
+pub(crate) unsafe fn load_part<S: Simd, L: Parts<S>>(simd: S, source: *const L::Element, count: usize, rest: L) -> L {
+    assert!(count <= L::LEN);
+    // SAFETY: the caller's promise.
+    if let Some(lanes) = unsafe { L::masked_load(simd, source, count, rest) } {
+        return lanes;
+    }
+    let mut lanes = rest;
+    // SAFETY: readable by the caller's promise, and no more than the lanes; copied as bytes, which asks for no
+    // alignment.
+    unsafe {
+        let bytes = count * size_of::<L::Element>();
+        source.cast::<u8>().copy_to_nonoverlapping(lanes.as_mut_slice().as_mut_ptr().cast(), bytes);
+    }
+    lanes
+}
+
+/// Write the first `count` lanes.
+///
+/// # Safety
+/// Their places at `destination` are writeable, at any alignment.
+#[inline(always)]
+pub(crate) unsafe fn store_part<S: Simd, L: Parts<S>>(simd: S, destination: *mut L::Element, count: usize, lanes: L) {
+    assert!(count <= L::LEN);
+    // SAFETY: the caller's promise; copied as bytes, which asks for no alignment.
+    unsafe {
+        if !lanes.masked_store(simd, destination, count) {
+            let bytes = count * size_of::<L::Element>();
+            destination.cast::<u8>().copy_from_nonoverlapping(lanes.as_slice().as_ptr().cast(), bytes);
+        }
+    }
 }
 
 /// Store 64 bytes without reading the line into the cache first.
