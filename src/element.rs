@@ -39,8 +39,8 @@ impl Dtype {
 
 /// A type that logits and gradients are stored in.
 pub trait Element: Copy + Send + Sync + 'static {
-    /// The type to compute in.
-    type Real: Real;
+    /// The type to compute in, which is one to store, too.
+    type Real: Real + Element<Real = Self::Real>;
     /// The name of this type as a value.
     const DTYPE: Dtype;
     /// Minus infinity: the logit of a class that is not there.
@@ -68,12 +68,7 @@ pub trait Element: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// They are writeable at `destination`, at any alignment.
-    unsafe fn store_part<S: Simd>(
-        simd: S,
-        destination: *mut Self,
-        count: usize,
-        lanes: <Self::Real as Real>::Lanes<S>,
-    );
+    unsafe fn store_part<S: Simd>(simd: S, destination: *mut Self, count: usize, lanes: <Self::Real as Real>::Lanes<S>);
 
     /// Round four vectors to this type and store them past the cache.
     ///

@@ -92,11 +92,7 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
 
     /// x, `n = round(x / ln 2)`, and 2ⁿ, times [`Self::BOOST`] if asked: x is clamped to where that is 0, too small for
     /// an exponent field.
-    fn exponents<S: Simd, const K: usize>(
-        simd: S,
-        x: [Self::Lanes<S>; K],
-        boost: Boost,
-    ) -> [[Self::Lanes<S>; K]; 3];
+    fn exponents<S: Simd, const K: usize>(simd: S, x: [Self::Lanes<S>; K], boost: Boost) -> [[Self::Lanes<S>; K]; 3];
     /// Add a vector to a total.
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
     /// Add `weight·(value − reference + low)` of each lane to a total, in units of [`UNIT`], where the weights are
@@ -111,6 +107,10 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     );
     /// The lanes as f64, the first [`Self::LANES`] of `numbers`.
     fn widen<S: Simd>(lanes: Self::Lanes<S>, numbers: &mut [f64; 16]);
+    /// The first [`Self::LANES`] of `numbers`, each rounded once.
+    fn narrow<S: Simd>(simd: S, numbers: &[f64; 16]) -> Self::Lanes<S>;
+    /// The first [`Self::LANES`] vectors as rows of a square, transposed.
+    fn transpose<S: Simd>(simd: S, rows: [Self::Lanes<S>; 16]) -> [Self::Lanes<S>; 16];
     /// The numbers from 0 on.
     fn numbers<S: Simd>(simd: S) -> Self::Lanes<S>;
     /// Add [`Self::LANES`] numbers to a total.
@@ -209,6 +209,53 @@ pub const fn vectors_at_a_time<S: Simd>() -> usize {
         8 => 2,
         _ => 1,
     }
+}
+
+/// The exponential of a number up to 2, subnormal results included.
+#[inline(always)]
+pub fn exp<S: Simd>(simd: S, x: f64) -> f64 {
+    let exp = <f64 as Real>::exp(simd, f64x8::splat(simd, x), Boost::Full);
+    exp.as_slice()[0] / f64::BOOST
+}
+
+/// Coefficients of `R(z) = atanh(s)·2/s − 2` over `z = s²`, over z, for |s| up to that of √2: relative error 2⁻⁵⁷.
+const LOG: [f64; 7] = [
+    0.146_164_510_424_341_67,
+    0.153_317_214_907_386_43,
+    0.181_828_891_285_655_09,
+    0.222_222_111_347_497_35,
+    0.285_714_286_259_757_63,
+    0.399_999_999_998_995_04,
+    0.666_666_666_666_666_97,
+];
+
+/// `log(1 + y)` for y from 0 to ∞, within an ulp, however small y is; NaN passes.
+///
+/// `1 + y = 2^e·m` with m from √½ to √2 and `f = m − 1`; `log m = f − (f²/2 − s·(f²/2 + R(s²)))` with `s = f / (2 + f)`,
+/// and what `1 + y` lost is a derivative's worth of it.
+#[inline(always)]
+pub fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    let integers = |value: u64| u64x8::splat(simd, value);
+    let one = lanes(1.0);
+    let [sum, lost] = two_sum(y, one);
+    let bits: u64x8<S> = sum.bitcast();
+    let exponent = (bits - integers(std::f64::consts::FRAC_1_SQRT_2.to_bits())) >> 52;
+    let mantissa: f64x8<S> = (bits - (exponent << 52)).bitcast();
+    let inverse: f64x8<S> = ((integers(1023) - exponent) << 52).bitcast();
+    let two_to_52 = 4_503_599_627_370_496f64;
+    let number: f64x8<S> = (exponent | integers(two_to_52.to_bits())).bitcast();
+    let number = number - lanes(two_to_52);
+    let f = mantissa - one;
+    let s = f / (f + lanes(2.0));
+    let z = s * s;
+    let rest = polynomial::<S, f64>(simd, &LOG, z) * z;
+    let half_square = lanes(0.5) * f * f;
+    // 1 / m is near enough to 1 − f + f².
+    let correction = lost * inverse * (f * f - f + one);
+    let low = number.mul_add(lanes(<f64 as Real>::LN_2[1]), correction);
+    let log = number * lanes(<f64 as Real>::LN_2[0]) - ((half_square - (s * (half_square + rest) + low)) - f);
+    y.simd_lt(lanes(f64::INFINITY)).select(log, y)
 }
 
 /// A polynomial by Horner's rule, highest power first.
@@ -321,6 +368,26 @@ impl Real for f32 {
         let (low, high) = lanes.widen();
         numbers[..8].copy_from_slice(low.as_slice());
         numbers[8..].copy_from_slice(high.as_slice());
+    }
+
+    #[inline(always)]
+    fn narrow<S: Simd>(simd: S, numbers: &[f64; 16]) -> f32x16<S> {
+        let (low, high) = (f64x8::from_slice(simd, &numbers[..8]), f64x8::from_slice(simd, &numbers[8..]));
+        low.narrow(high)
+    }
+
+    /// Each round interleaves the two halves, which turns the digits of (row, lane) by one: after log₂ of the lanes
+    /// they have changed places.
+    #[inline(always)]
+    fn transpose<S: Simd>(_simd: S, mut rows: [f32x16<S>; 16]) -> [f32x16<S>; 16] {
+        for _ in 0..Self::LANES.ilog2() {
+            let mut turned = rows;
+            for row in 0..Self::LANES / 2 {
+                (turned[2 * row], turned[2 * row + 1]) = rows[row].interleave(rows[row + Self::LANES / 2]);
+            }
+            rows = turned;
+        }
+        rows
     }
 
     #[inline(always)]
@@ -475,6 +542,25 @@ impl Real for f64 {
     #[inline(always)]
     fn widen<S: Simd>(lanes: f64x8<S>, numbers: &mut [f64; 16]) {
         numbers[..8].copy_from_slice(lanes.as_slice());
+    }
+
+    #[inline(always)]
+    fn narrow<S: Simd>(simd: S, numbers: &[f64; 16]) -> f64x8<S> {
+        f64x8::from_slice(simd, &numbers[..8])
+    }
+
+    /// Each round interleaves the two halves, which turns the digits of (row, lane) by one: after log₂ of the lanes
+    /// they have changed places.
+    #[inline(always)]
+    fn transpose<S: Simd>(_simd: S, mut rows: [f64x8<S>; 16]) -> [f64x8<S>; 16] {
+        for _ in 0..Self::LANES.ilog2() {
+            let mut turned = rows;
+            for row in 0..Self::LANES / 2 {
+                (turned[2 * row], turned[2 * row + 1]) = rows[row].interleave(rows[row + Self::LANES / 2]);
+            }
+            rows = turned;
+        }
+        rows
     }
 
     #[inline(always)]

@@ -126,6 +126,32 @@ impl<E: Element> View<E> {
         adjacent.then(|| (self.row(first).pointer(0), self.class_stride))
     }
 
+    /// Where the first classes of the `places.len()` rows from `first` on lie.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[inline(always)]
+    pub fn places(&self, first: usize, places: &mut [*mut E]) {
+        let count = places.len();
+        assert!(first + count <= self.row_count, "rows {first} to {} of {}", first + count, self.row_count);
+        self.rows.for_each_run(
+            first,
+            count,
+            #[inline(always)]
+            |done, count, offset, step| {
+                for (index, place) in places[done..done + count].iter_mut().enumerate() {
+                    *place = self.base.wrapping_offset(offset + index as isize * step).cast();
+                }
+            },
+        );
+    }
+
+    /// Whether the classes of a row lie side by side, as the CPU reads them.
+    #[inline(always)]
+    pub fn is_contiguous(&self) -> bool {
+        self.class_stride == size_of::<E>() as isize && !self.swapped
+    }
+
     /// Row number `index`, in C order of the row axes.
     ///
     /// # Panics

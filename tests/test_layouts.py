@@ -162,7 +162,7 @@ def assert_same_bits(logits, same, targets, axis, **options):
         (shape, dtype, _), (got_shape, got_dtype, _) = expected[name], got[name]
         assert (shape, dtype) == (got_shape, got_dtype), f"{name}, {about}"
         first, second = (np.frombuffer(found[name][2], dtype).astype(np.float64) for found in (expected, got))
-        digits = FORMATS[dtype][0] if dtype.itemsize == 2 else {4: 17, 8: 46}[logits.dtype.itemsize]
+        digits = FORMATS[dtype][0] if dtype.itemsize == 2 else {4: 17, 8: 44}[logits.dtype.itemsize]
         np.testing.assert_allclose(second, first, rtol=2.0 ** (1 - digits), err_msg=f"{name}, {about}")
 
 

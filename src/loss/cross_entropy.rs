@@ -6,10 +6,10 @@ use super::targets::Problem;
 use super::{Check, Chunks, GradOutput, Reduction, mean, stores};
 use crate::element::Element;
 use crate::error::Result;
-use crate::math::Real;
 use crate::parallel::map_chunks;
-use crate::row::tile::{self, PerLane, Tile, Transposed};
-use crate::row::{RowLoss, Stores, Target, fill, product, rounded};
+use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Spreads, Targets, sum_of_lanes};
+use crate::row::tile::{self, Across, Tile, Transposed, batches};
+use crate::row::{RowLoss, Stores, Target, Transform, fill, product, rounded};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
 
@@ -84,64 +84,137 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let mut sum = 0.0;
-        let mut scratch = (Transposed::uninit(), Transposed::uninit());
-        let mut index = self.range.start;
-        while index < self.range.end {
-            let count = E::Real::LANES.min(self.range.end - index);
-            if self.logits.classes() <= tile::MOST_CLASSES || self.are_neighbours(index, count) {
-                sum += self.tile(simd, index, count, &mut scratch);
-                index += count;
-            } else {
-                sum += self.row(simd, index);
-                index += 1;
+        let mut sum = [0.0; MOST_LANES];
+        let mut rooms = (Transposed::uninit(), Transposed::uninit());
+        let mut dense = [const { None }; MOST_LANES];
+        for batch in batches(self.logits, self.range.clone()) {
+            let dense = self.problem.denses(simd, batch.first, batch.rows, self.logits, &mut dense);
+            let mut targets = self.problem.batch(batch.first, batch.rows, self.logits.classes(), dense);
+            let losses = match batch.across {
+                Some(Across::InPlace(tile)) => self.tile(simd, batch.first, tile, &mut targets, &mut rooms.1),
+                Some(Across::Transposed) => {
+                    let tile = rooms.0.load(simd, self.logits, batch.first, batch.rows);
+                    self.tile(simd, batch.first, tile, &mut targets, &mut rooms.1)
+                }
+                None => self.rows(simd, batch.first, &mut targets),
+            };
+            for (sum, loss) in sum.iter_mut().zip(losses) {
+                *sum += loss;
             }
         }
         if self.stores.contains(&Stores::Streaming) {
             simd::store_fence();
         }
-        sum
+        sum_of_lanes(&sum)
     }
 }
 
 impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
-    /// By what the derivatives of a row are multiplied.
+    /// The losses of rows across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn scale<S: Simd>(&self, simd: S, derivatives: &Derivatives<O>, index: usize) -> f64 {
-        let mut scale = [1.0];
-        derivatives.grad_output.read(simd, index, &mut scale);
-        scale[0] * self.problem.sample_weight(index) / self.divisor
-    }
-
-    /// The loss of a row, weighted and written.
-    #[inline(always)]
-    fn finish_loss(&self, index: usize, loss: Option<f64>) -> f64 {
-        let loss = loss.map_or(0.0, |loss| product(self.problem.sample_weight(index), loss));
-        if let Some(losses) = self.losses {
-            // SAFETY: this chunk alone works on its rows.
-            unsafe { losses.set(index, loss) }
+    fn tile<S: Simd, T: Element<Real = E::Real>>(
+        &self,
+        simd: S,
+        first: usize,
+        tile: Tile<T>,
+        targets: &mut Targets,
+        room: &mut Transposed<E::Real>,
+    ) -> PerLane<f64> {
+        let transform = self.problem.transform;
+        // SAFETY: the tile's values are the view's, or were loaded into the room.
+        let (found, spreads) = unsafe {
+            if targets.names_classes {
+                for lane in 0..targets.rows {
+                    targets.points.logit[lane] = Element::to_f64(tile.get(targets.points.class[lane], lane));
+                }
+            }
+            tile::pass(simd, tile, targets, transform)
+        };
+        let losses = batch::losses(simd, &found, targets, &spreads, transform);
+        if let Some(derivatives) = self.derivatives {
+            let scales = self.scales(simd, derivatives, first, targets.rows);
+            let in_place = self.logits.row(first).is_at(derivatives.gradient.row(first));
+            // What overwrites the tile is written last.
+            for gradient in [!in_place, in_place] {
+                self.write_tile(simd, first, tile, targets, &losses, &scales, gradient, room);
+            }
         }
-        loss
+        self.finish(first, targets, losses.loss)
     }
 
-    /// The loss of one row, its classes across lanes, and its derivatives if they are asked for.
+    /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn row<S: Simd>(&self, simd: S, index: usize) -> f64 {
-        let row = self.logits.row(index);
-        let dense = self.problem.dense(simd, index, self.logits);
-        let target = self.problem.target(index, row.classes(), dense.as_ref());
-        let loss = target.map(|target| (target, target.loss(simd, row, self.problem.transform)));
-        self.write_row(simd, index, loss);
-        self.finish_loss(index, loss.map(|(_, loss)| loss.loss))
+    fn rows<S: Simd>(&self, simd: S, first: usize, targets: &mut Targets) -> PerLane<f64> {
+        let transform = self.problem.transform;
+        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
+        for lane in 0..targets.rows {
+            let Some(target) = targets.get(lane) else { continue };
+            let row = self.logits.row(first + lane);
+            if targets.names_classes {
+                targets.points.logit[lane] = row.get(targets.points.class[lane]).to_f64();
+            }
+            target.pass(simd, row, transform, lane, &mut found, &mut spreads);
+        }
+        let losses = batch::losses(simd, &found, targets, &spreads, transform);
+        if let Some(derivatives) = self.derivatives {
+            let scales = self.scales(simd, derivatives, first, targets.rows);
+            for lane in 0..targets.rows {
+                let loss = targets.get(lane).map(|target| (target, losses.get(lane, targets)));
+                self.write_row(simd, derivatives, first + lane, loss, scales[lane]);
+            }
+        }
+        self.finish(first, targets, losses.loss)
+    }
+
+    /// By what the derivatives of some rows are multiplied.
+    #[inline(always)]
+    fn scales<S: Simd>(&self, simd: S, derivatives: &Derivatives<O>, first: usize, rows: usize) -> PerLane<f64> {
+        let mut scales = [0.0; MOST_LANES];
+        derivatives.grad_output.read(simd, first, &mut scales[..rows]);
+        if let Some(weight) = &self.problem.sample_weight {
+            for (scale, weight) in scales[..rows].iter_mut().zip(&weight[first..]) {
+                *scale *= weight;
+            }
+        }
+        for scale in &mut scales {
+            *scale /= self.divisor;
+        }
+        scales
+    }
+
+    /// The losses of some rows, weighted and written.
+    #[inline(always)]
+    fn finish(&self, first: usize, targets: &Targets, mut losses: PerLane<f64>) -> PerLane<f64> {
+        let rows = targets.rows;
+        if self.problem.sample_weight.is_some() {
+            for (lane, loss) in losses[..rows].iter_mut().enumerate() {
+                // What the weight of an ignored row is does not matter.
+                if targets.counts[lane] != 0.0 {
+                    *loss = product(self.problem.sample_weight(first + lane), *loss);
+                }
+            }
+        }
+        if let Some(column) = self.losses {
+            for (lane, loss) in losses[..rows].iter().enumerate() {
+                // SAFETY: this chunk alone works on its rows.
+                unsafe { column.set(first + lane, *loss) }
+            }
+        }
+        losses
     }
 
     /// Write the derivatives of a row with this loss, zeros if it is ignored.
     #[inline(always)]
-    fn write_row<S: Simd>(&self, simd: S, index: usize, loss: Option<(Target, RowLoss)>) {
-        let Some(derivatives) = self.derivatives else { return };
+    fn write_row<S: Simd>(
+        &self,
+        simd: S,
+        derivatives: &Derivatives<O>,
+        index: usize,
+        loss: Option<(Target, RowLoss)>,
+        scale: f64,
+    ) {
         let (row, out) = (self.logits.row(index), derivatives.gradient.row(index));
         let hessian = derivatives.hessian.as_ref().map(|hessian| hessian.row(index));
-        let scale = self.scale(simd, derivatives, index);
         let transform = self.problem.transform;
         // SAFETY: the promise made to `cross_entropy`, and this chunk alone works on its rows. What overwrites the row
         // is written last.
@@ -171,125 +244,109 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         }
     }
 
-    /// Whether `count` rows fill the lanes and lie lane by lane in memory. Where the gradient goes does not count, lest
-    /// the loss depend on it.
-    #[inline(always)]
-    fn are_neighbours(&self, index: usize, count: usize) -> bool {
-        count == E::Real::LANES
-            && self.logits.classes() <= tile::COUNTABLE_CLASSES
-            && self.logits.neighbours(index, count).is_some()
-    }
-
-    /// The losses of `count` rows across lanes, and their derivatives if they are asked for: the sum of the losses.
-    #[inline(always)]
-    fn tile<S: Simd>(&self, simd: S, first: usize, count: usize, scratch: &mut (Transposed<E>, Transposed<O>)) -> f64 {
-        let transform = self.problem.transform;
-        let full = count == E::Real::LANES;
-        let tile = full.then(|| Tile::in_place(self.logits, first)).flatten();
-        let tile = tile.unwrap_or_else(|| scratch.0.load(self.logits, first, count));
-        let mut targets = [None; tile::MOST_LANES];
-        let mut logits = [0.0; tile::MOST_LANES];
-        let mut dense = [None; tile::MOST_LANES];
-        if self.problem.is_dense() {
-            for (lane, dense) in dense[..count].iter_mut().enumerate() {
-                *dense = self.problem.dense(simd, first + lane, self.logits);
-            }
-        }
-        for lane in 0..count {
-            targets[lane] = self.problem.target(first + lane, tile.classes(), dense[lane].as_ref());
-            if let Some(Target { point: Some((class, _)), .. }) = targets[lane] {
-                logits[lane] = self.logits.row(first + lane).get(class).to_f64();
-            }
-        }
-        // SAFETY: the tile's values are the view's, or were loaded into the scratch.
-        let found = unsafe { tile::losses(simd, tile, &targets, &logits, transform) };
-        let mut sum = 0.0;
-        for (lane, loss) in found[..count].iter().enumerate() {
-            sum += self.finish_loss(first + lane, loss.map(|loss| loss.loss));
-        }
-        if let Some(derivatives) = self.derivatives {
-            let mut scales = [0.0; tile::MOST_LANES];
-            for (lane, scale) in scales[..count].iter_mut().enumerate() {
-                *scale = self.scale(simd, derivatives, first + lane);
-            }
-            let in_place = self.logits.row(first).is_at(derivatives.gradient.row(first));
-            // What overwrites the tile is written last.
-            for gradient in [!in_place, in_place] {
-                self.write_tile(simd, tile, first, count, &targets, &found, &scales, gradient, &mut scratch.1);
-            }
-        }
-        sum
-    }
-
     /// Write the gradients of a tile of rows, or the diagonals of their Hessians.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)] // what `tile` has found
-    fn write_tile<S: Simd>(
+    fn write_tile<S: Simd, T: Element<Real = E::Real>>(
         &self,
         simd: S,
-        tile: Tile<E>,
         first: usize,
-        count: usize,
-        targets: &PerLane<Option<Target>>,
-        losses: &PerLane<Option<RowLoss>>,
+        tile: Tile<T>,
+        targets: &Targets,
+        losses: &Losses,
         scales: &PerLane<f64>,
         gradient: bool,
-        scratch: &mut Transposed<O>,
+        room: &mut Transposed<E::Real>,
     ) {
         let Some(derivatives) = self.derivatives else { return };
         let view = if gradient { Some(&derivatives.gradient) } else { derivatives.hessian.as_ref() };
         let Some(view) = view else { return };
-        let transform = self.problem.transform;
-        let in_place = (count == E::Real::LANES).then(|| Tile::in_place(view, first)).flatten();
-        let room = tile.classes() <= tile::MOST_CLASSES;
-        let out = in_place.or_else(|| room.then(|| scratch.tile(tile.classes())));
-        // SAFETY: `out` is the scratch, or rows of an output that this chunk alone works on: the logits' rows
-        // themselves or apart from them.
-        let written = out.is_some_and(|out| unsafe {
-            if gradient {
-                tile::gradients(simd, tile, out, targets, losses, scales, transform)
-            } else {
-                tile::variances(simd, tile, out, losses, scales, transform);
-                true
-            }
-        });
-        for lane in 0..count {
-            let (row, index) = (view.row(first + lane), first + lane);
-            // SAFETY: as above; the scratch was written if it was used.
-            unsafe {
-                if written && in_place.is_none() {
-                    scratch.store(lane, row);
+        let (rows, transform) = (targets.rows, self.problem.transform);
+        // The entries that lanes cannot get right are found before anything is overwritten.
+        let has_own = gradient && (!targets.dense.is_empty() || transform.caps());
+        let own = has_own.then(|| self.own_gradients(simd, first, targets, losses, scales));
+        // SAFETY: what is written are rows of an output that this chunk alone works on, the logits' rows themselves or
+        // apart from them, or the room, which is stored once it was written.
+        unsafe {
+            let written = if let Some(out) = Tile::in_place(view, first, rows) {
+                Self::derive(simd, tile, out, targets, losses, scales, gradient, transform)
+            } else if tile.classes() <= tile::MOST_CLASSES {
+                let out = room.tile(tile.classes());
+                let written = Self::derive(simd, tile, out, targets, losses, scales, gradient, transform);
+                if written {
+                    room.store(simd, view, first, rows);
                 }
-                let own = match targets[lane].zip(losses[lane]) {
-                    Some((target, loss)) if written => {
-                        if !gradient {
-                            loss.own_variance(scales[lane], transform)
-                        } else if loss.has_own_gradient(&target) {
-                            loss.own_gradient(simd, &target, scales[lane], transform)
-                        } else {
-                            None
-                        }
+                written
+            } else {
+                false
+            };
+            if written {
+                for (lane, own) in own.iter().flatten().enumerate() {
+                    if let Some((class, own)) = *own {
+                        view.row(first + lane).set(class, rounded(own));
                     }
-                    None if written => None,
-                    Some((target, loss)) if gradient => {
-                        let stores = self.stores[0];
-                        loss.gradient(simd, &target, self.logits.row(index), row, scales[lane], transform, stores);
-                        None
-                    }
-                    Some((_, loss)) => {
-                        loss.hessian(simd, self.logits.row(index), row, scales[lane], transform, self.stores[1]);
-                        None
-                    }
-                    None => {
-                        fill(row, O::from_f64(0.0));
-                        None
-                    }
+                }
+                return;
+            }
+            for lane in 0..rows {
+                let row = view.row(first + lane);
+                let Some(target) = targets.get(lane) else {
+                    fill(row, O::from_f64(0.0));
+                    continue;
                 };
-                if let Some((class, own)) = own {
-                    row.set(class, rounded(own));
+                let (loss, logits) = (losses.get(lane, targets), self.logits.row(first + lane));
+                if gradient {
+                    loss.gradient(simd, &target, logits, row, scales[lane], transform, self.stores[0]);
+                } else {
+                    loss.hessian(simd, logits, row, scales[lane], transform, self.stores[1]);
                 }
             }
         }
+    }
+
+    /// Write gradients or Hessians to a tile; whether that could be done.
+    ///
+    /// # Safety
+    /// As for [`tile::gradients`].
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // what `tile` has found
+    unsafe fn derive<S: Simd, T: Element<Real = E::Real>, U: Element<Real = E::Real>>(
+        simd: S,
+        tile: Tile<T>,
+        out: Tile<U>,
+        targets: &Targets,
+        losses: &Losses,
+        scales: &PerLane<f64>,
+        gradient: bool,
+        transform: Transform,
+    ) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if gradient {
+                return tile::gradients(simd, tile, out, targets, losses, scales, transform);
+            }
+            tile::variances(simd, tile, out, targets, losses, scales, transform);
+        }
+        true
+    }
+
+    /// The entries of the gradient that lanes cannot get right: see [`tile::gradients`].
+    #[inline(always)]
+    fn own_gradients<S: Simd>(
+        &self,
+        simd: S,
+        first: usize,
+        targets: &Targets,
+        losses: &Losses,
+        scales: &PerLane<f64>,
+    ) -> PerLane<Option<(usize, f64)>> {
+        let mut own = [None; MOST_LANES];
+        for (lane, own) in own[..targets.rows].iter_mut().enumerate() {
+            let Some(target) = targets.get(lane) else { continue };
+            let loss = losses.get(lane, targets).with_leader(&target, self.logits.row(first + lane));
+            *own = loss.and_then(|loss| loss.own_gradient(simd, &target, scales[lane], self.problem.transform));
+        }
+        own
     }
 }
 

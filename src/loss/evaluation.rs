@@ -4,13 +4,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fearless_simd::Simd;
 
+use super::statistics::read;
 use super::targets::{Problem, Targets};
 use super::{Check, Chunks};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::precise_sum;
 use crate::parallel::map_chunks;
-use crate::row::{product, statistics};
+use crate::row::batch::{self, LogSumExps, MOST_LANES, Spreads};
+use crate::row::product;
+use crate::row::tile::{self, Across, Batch, Transposed, batches};
 use crate::simd::{self, Kernel};
 use crate::view::View;
 
@@ -61,24 +64,72 @@ impl<E: Element> Kernel for Rows<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> [f64; 2] {
         let mut sums = [0.0, 0.0];
-        for index in self.range {
-            let row = self.logits.row(index);
-            let dense = self.problem.dense(simd, index, self.logits);
-            let Some(target) = self.problem.target(index, row.classes(), dense.as_ref()) else { continue };
-            let transform = self.problem.transform;
-            let found = statistics(simd, row, target.point.map(|(class, _)| class), transform);
-            let loss = target.loss_after(simd, row, found.log_sum_exp, transform).loss;
-            sums[0] += product(self.problem.sample_weight(index), loss);
-            sums[1] += found.entropy;
-            // A row with a NaN, or of masked classes alone, hits nothing.
-            if found.log_sum_exp.total() > 0.0 {
-                for (hits, &k) in self.hits.iter().zip(self.top_k) {
-                    if found.above < k as f64 {
-                        hits.fetch_add(1, Ordering::Relaxed);
+        let transform = self.problem.transform;
+        let mut room = Transposed::uninit();
+        let mut dense = [const { None }; MOST_LANES];
+        for batch in batches(self.logits, self.range.clone()) {
+            let (first, rows) = (batch.first, batch.rows);
+            let dense = self.problem.denses(simd, first, rows, self.logits, &mut dense);
+            let mut targets = self.problem.batch(first, rows, self.logits.classes(), dense);
+            let mut ranked = [None; MOST_LANES];
+            for lane in 0..rows {
+                if targets.counts[lane] != 0.0 {
+                    let class = targets.points.class[lane];
+                    ranked[lane] = Some(class);
+                    targets.points.logit[lane] = self.logits.row(first + lane).get(class).to_f64();
+                }
+            }
+            let found = read(simd, self.logits, &batch, &mut room, &ranked, transform);
+            let spreads = self.spreads(simd, &batch, &targets, &mut room);
+            let losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
+            let entropies = found.entropies(simd, rows);
+            for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
+                sums[0] += product(self.problem.sample_weight(first + lane), losses.loss[lane]);
+                sums[1] += entropies[lane];
+                // A row with a NaN, or of masked classes alone, hits nothing.
+                if found.log_sum_exps.get(lane).total() > 0.0 {
+                    for (hits, &k) in self.hits.iter().zip(self.top_k) {
+                        if found.above[lane] < k as f64 {
+                            hits.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                 }
             }
         }
         sums
+    }
+}
+
+impl<E: Element> Rows<'_, E> {
+    /// What the targets of a batch have to be summed: a second pass only if there is something.
+    #[inline(always)]
+    fn spreads<S: Simd>(
+        &self,
+        simd: S,
+        batch: &Batch<E>,
+        targets: &batch::Targets,
+        room: &mut Transposed<E::Real>,
+    ) -> Spreads {
+        if targets.uniform == 0.0 && targets.dense.is_empty() {
+            return Spreads::default();
+        }
+        let transform = self.problem.transform;
+        // SAFETY: the tile's values are the view's, or were loaded into the room by the first pass.
+        unsafe {
+            match batch.across {
+                Some(Across::InPlace(tile)) => tile::pass(simd, tile, targets, transform).1,
+                Some(Across::Transposed) => tile::pass(simd, room.tile(self.logits.classes()), targets, transform).1,
+                None => {
+                    let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
+                    for lane in 0..batch.rows {
+                        if let Some(target) = targets.get(lane) {
+                            let row = self.logits.row(batch.first + lane);
+                            target.pass(simd, row, transform, lane, &mut found, &mut spreads);
+                        }
+                    }
+                    spreads
+                }
+            }
+        }
     }
 }

@@ -118,6 +118,7 @@ impl Labels {
     }
 
     /// The target of a row; `None` if the row is ignored.
+    #[inline(always)]
     pub fn class(&self, row: usize) -> Option<usize> {
         Some(self.classes[row]).filter(|&class| class != IGNORED)
     }

@@ -6,7 +6,9 @@ use super::{Check, Chunks, labels::Labels, stores};
 use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
-use crate::row::{Exponential, Stores, Transform, log_probabilities, log_sum_exp, per_mass, probabilities};
+use crate::row::batch::{self, MOST_LANES, PerLane};
+use crate::row::tile::{self, Across, Batch, Tile, Transposed, batches};
+use crate::row::{Exponential, LogSumExp, Stores, Transform, log_probabilities, log_sum_exp, per_mass, probabilities};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
 
@@ -72,6 +74,33 @@ fn run<E: Element, K: Kernel<Output = ()>>(
     map_chunks(chunks.count(), bytes, check, |chunk| level.run(work(chunks.rows_of(chunk)))).map(|_| ())
 }
 
+/// The log-sum-exps of a batch of rows.
+#[inline(always)]
+fn found<S: Simd, E: Element>(
+    simd: S,
+    logits: &View<E>,
+    batch: &Batch<E>,
+    room: &mut Transposed<E::Real>,
+    transform: Transform,
+) -> batch::LogSumExps {
+    // SAFETY: the tile's values are the view's, or were loaded into the room.
+    unsafe {
+        match batch.across {
+            Some(Across::InPlace(tile)) => tile::log_sum_exps(simd, tile, transform),
+            Some(Across::Transposed) => {
+                tile::log_sum_exps(simd, room.load(simd, logits, batch.first, batch.rows), transform)
+            }
+            None => {
+                let mut found = batch::LogSumExps::default();
+                for lane in 0..batch.rows {
+                    found.set(lane, log_sum_exp(simd, logits.row(batch.first + lane), transform));
+                }
+                found
+            }
+        }
+    }
+}
+
 struct LogSumExps<'a, E> {
     range: std::ops::Range<usize>,
     logits: &'a View<E>,
@@ -84,10 +113,14 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        for index in self.range {
-            let value = log_sum_exp(simd, self.logits.row(index), self.transform).value(simd, self.transform);
-            // SAFETY: this chunk alone works on its rows.
-            unsafe { self.out.set(index, value) }
+        let mut room = Transposed::uninit();
+        for batch in batches(self.logits, self.range.clone()) {
+            let found = found(simd, self.logits, &batch, &mut room, self.transform);
+            let values = batch::values(simd, &found, batch.rows, self.transform);
+            for (lane, value) in values[..batch.rows].iter().enumerate() {
+                // SAFETY: this chunk alone works on its rows.
+                unsafe { self.out.set(batch.first + lane, *value) }
+            }
         }
     }
 }
@@ -107,22 +140,80 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let transform = self.transform;
-        for index in self.range {
-            let (row, out) = (self.logits.row(index), self.out.row(index));
-            // SAFETY: the promise made to `softmax`, and this chunk alone works on its rows.
+        let (mut room, mut result) = (Transposed::uninit(), Transposed::uninit());
+        for batch in batches(self.logits, self.range.clone()) {
+            let found = found(simd, self.logits, &batch, &mut room, transform);
+            let logs = if self.log { batch::log_totals(simd, &found, batch.rows) } else { [0.0; MOST_LANES] };
+            // SAFETY: the promise made to `softmax`, and this chunk alone works on its rows; the room was loaded.
             unsafe {
-                let found = log_sum_exp(simd, row, transform);
-                let reference = found.reference;
-                if self.log {
-                    log_probabilities(simd, row, out, reference, found.log_total(), transform, self.stores);
-                } else {
-                    let softmax = Exponential { reference, factor: per_mass(1.0, found.total()), transform };
-                    probabilities(simd, row, out, softmax, self.stores);
+                match batch.across {
+                    Some(Across::InPlace(tile)) => self.tile(simd, &batch, tile, &found, &logs, &mut result),
+                    Some(Across::Transposed) => {
+                        let tile = room.tile(self.logits.classes());
+                        self.tile(simd, &batch, tile, &found, &logs, &mut result);
+                    }
+                    None => {
+                        for (lane, log) in logs[..batch.rows].iter().enumerate() {
+                            self.row(simd, batch.first + lane, found.get(lane), *log);
+                        }
+                    }
                 }
             }
         }
         if self.stores == Stores::Streaming {
             simd::store_fence();
+        }
+    }
+}
+
+impl<E: Element, O: Element<Real = E::Real>> Softmax<'_, E, O> {
+    /// Write a row.
+    ///
+    /// # Safety
+    /// As for [`softmax`], and this thread alone works on the row.
+    #[inline(always)]
+    unsafe fn row<S: Simd>(&self, simd: S, index: usize, found: LogSumExp, log_total: f64) {
+        let (row, out, transform) = (self.logits.row(index), self.out.row(index), self.transform);
+        let reference = found.reference;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.log {
+                log_probabilities(simd, row, out, reference, log_total, transform, self.stores);
+            } else {
+                let softmax = Exponential { reference, factor: per_mass(1.0, found.total()), transform };
+                probabilities(simd, row, out, softmax, self.stores);
+            }
+        }
+    }
+
+    /// Write a tile of rows.
+    ///
+    /// # Safety
+    /// As for [`softmax`], and this thread alone works on the rows; the tile's values are readable.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, T: Element<Real = E::Real>>(
+        &self,
+        simd: S,
+        batch: &Batch<E>,
+        tile: Tile<T>,
+        found: &batch::LogSumExps,
+        logs: &PerLane<f64>,
+        result: &mut Transposed<E::Real>,
+    ) {
+        let logs = self.log.then_some(logs);
+        // SAFETY: the caller's promise; the room is stored once it was written.
+        unsafe {
+            if let Some(out) = Tile::in_place(self.out, batch.first, batch.rows) {
+                tile::probabilities(simd, tile, out, found, logs, self.transform);
+            } else if tile.classes() <= tile::MOST_CLASSES {
+                tile::probabilities(simd, tile, result.tile(tile.classes()), found, logs, self.transform);
+                result.store(simd, self.out, batch.first, batch.rows);
+            } else {
+                for lane in 0..batch.rows {
+                    let log = logs.map_or(0.0, |logs| logs[lane]);
+                    self.row(simd, batch.first + lane, found.get(lane), log);
+                }
+            }
         }
     }
 }
@@ -141,14 +232,28 @@ impl<E: Element> Kernel for Selected<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let chosen = self.index.rows() / self.logits.rows();
-        for index in self.range {
-            let row = self.logits.row(index);
-            let found = log_sum_exp(simd, row, self.transform);
-            for number in index * chosen..(index + 1) * chosen {
-                let class = self.index.class(number).expect("no index is ignored");
-                let missed = found.above(simd, row.get(class).to_f64(), self.transform);
-                // SAFETY: this chunk alone works on its rows.
-                unsafe { self.out.set(number, 0.0 - missed) }
+        let mut room = Transposed::uninit();
+        for batch in batches(self.logits, self.range.clone()) {
+            let found = found(simd, self.logits, &batch, &mut room, self.transform);
+            for lane in 0..batch.rows {
+                let row = self.logits.row(batch.first + lane);
+                // The same row in every lane, with other logits.
+                let mut same = batch::LogSumExps::default();
+                (0..MOST_LANES).for_each(|other| same.set(other, found.get(lane)));
+                let numbers = (batch.first + lane) * chosen..(batch.first + lane + 1) * chosen;
+                for first in numbers.clone().step_by(MOST_LANES) {
+                    let count = MOST_LANES.min(numbers.end - first);
+                    let mut logits = [0.0; MOST_LANES];
+                    for (number, logit) in (first..).zip(&mut logits[..count]) {
+                        let class = self.index.class(number).expect("no index is ignored");
+                        *logit = row.get(class).to_f64();
+                    }
+                    let missed = batch::missed(simd, &same, &logits, count, self.transform);
+                    for (number, missed) in (first..).zip(&missed[..count]) {
+                        // SAFETY: this chunk alone works on its rows.
+                        unsafe { self.out.set(number, 0.0 - missed) }
+                    }
+                }
             }
         }
     }

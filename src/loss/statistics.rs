@@ -6,7 +6,9 @@ use super::{Check, Chunks, labels::Labels};
 use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
-use crate::row::{Transform, statistics};
+use crate::row::batch::{self, MOST_LANES, PerLane};
+use crate::row::tile::{Across, Batch, Transposed, batches};
+use crate::row::{Statistics, Transform};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
 
@@ -60,23 +62,70 @@ impl<E: Element> Kernel for Rows<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Columns { log_sum_exp, argmax, max_probability, entropy, target } = self.columns;
-        for index in self.range {
-            let row = self.logits.row(index);
-            let class = self.labels.and_then(|labels| labels.class(index));
-            let found = statistics(simd, row, class, self.transform);
-            // SAFETY: this chunk alone works on its rows.
-            unsafe {
-                log_sum_exp.set(index, found.log_sum_exp.value(simd, self.transform));
-                argmax.set(index, found.leader as f64);
-                max_probability.set(index, found.leader_probability);
-                entropy.set(index, found.entropy);
-                if let Some((log_probability, rank)) = target {
-                    let missed = |class| found.log_sum_exp.above(simd, row.get(class).to_f64(), self.transform);
-                    log_probability.set(index, 0.0 - class.map_or(0.0, missed));
-                    let ranked = class.is_some() && found.log_sum_exp.total() > 0.0;
-                    rank.set(index, if ranked { found.above } else { -1.0 });
+        let mut room = Transposed::uninit();
+        for batch in batches(self.logits, self.range.clone()) {
+            let (first, rows) = (batch.first, batch.rows);
+            let (mut classes, mut logits) = ([None; MOST_LANES], [0.0; MOST_LANES]);
+            for lane in 0..rows {
+                classes[lane] = self.labels.and_then(|labels| labels.class(first + lane));
+                if let Some(class) = classes[lane] {
+                    logits[lane] = self.logits.row(first + lane).get(class).to_f64();
+                }
+            }
+            let found = read(simd, self.logits, &batch, &mut room, &classes, self.transform);
+            let values = batch::values(simd, &found.log_sum_exps, rows, self.transform);
+            let missed = batch::missed(simd, &found.log_sum_exps, &logits, rows, self.transform);
+            let probabilities = found.leader_probabilities(simd, rows, self.transform);
+            let entropies = found.entropies(simd, rows);
+            for lane in 0..rows {
+                let index = first + lane;
+                // SAFETY: this chunk alone works on its rows.
+                unsafe {
+                    log_sum_exp.set(index, values[lane]);
+                    argmax.set(index, found.leader[lane] as f64);
+                    max_probability.set(index, probabilities[lane]);
+                    entropy.set(index, entropies[lane]);
+                    if let Some((log_probability, rank)) = target {
+                        let counts = classes[lane].is_some();
+                        let ranked = counts && found.log_sum_exps.get(lane).total() > 0.0;
+                        log_probability.set(index, if counts { 0.0 - missed[lane] } else { 0.0 });
+                        rank.set(index, if ranked { found.above[lane] } else { -1.0 });
+                    }
                 }
             }
         }
     }
+}
+
+/// The statistics of a batch of rows, and the rank of a class in each.
+#[inline(always)]
+pub(super) fn read<S: Simd, E: Element>(
+    simd: S,
+    logits: &View<E>,
+    batch: &Batch<E>,
+    room: &mut Transposed<E::Real>,
+    ranked: &PerLane<Option<usize>>,
+    transform: Transform,
+) -> Statistics {
+    // SAFETY: the tile's values are the view's, or were loaded into the room.
+    let mut found = unsafe {
+        match batch.across {
+            Some(Across::InPlace(tile)) => Statistics::of_tile(simd, tile, ranked, transform),
+            Some(Across::Transposed) => {
+                let tile = room.load(simd, logits, batch.first, batch.rows);
+                Statistics::of_tile(simd, tile, ranked, transform)
+            }
+            None => {
+                let mut found = Statistics::default();
+                for lane in 0..batch.rows {
+                    found.read(simd, lane, logits.row(batch.first + lane), ranked[lane], transform);
+                }
+                return found;
+            }
+        }
+    };
+    for lane in 0..batch.rows {
+        found.find_nan(lane, logits.row(batch.first + lane));
+    }
+    found
 }

@@ -7,7 +7,8 @@ use super::labels::Labels;
 use crate::element::Element;
 use crate::math::precise_sum;
 use crate::numbers::Numbers;
-use crate::row::{AnyRow, Dense, Source, Target, Teacher, Transform};
+use crate::row::batch::{self, MOST_LANES, Points};
+use crate::row::{AnyRow, Dense, Source, Teacher, Transform};
 use crate::view::View;
 
 /// The targets of all rows.
@@ -115,13 +116,13 @@ impl Problem {
     }
 
     /// Whether rows have weights of each class.
-    pub(super) fn is_dense(&self) -> bool {
+    fn is_dense(&self) -> bool {
         !matches!(self.targets, Targets::Classes(_)) || (self.weight.is_some() && self.label_smoothing != 0.0)
     }
 
     /// The weights of each class of a row of `logits`, if the problem has such.
     #[inline]
-    pub(super) fn dense<S: Simd, E: Element>(&self, simd: S, index: usize, logits: &View<E>) -> Option<Dense<'_>> {
+    fn dense<S: Simd, E: Element>(&self, simd: S, index: usize, logits: &View<E>) -> Option<Dense<'_>> {
         let classes = logits.classes();
         let (keep, uniform) = (1.0 - self.label_smoothing, self.label_smoothing / classes as f64);
         let weight = self.weight.as_deref();
@@ -141,18 +142,62 @@ impl Problem {
         }
     }
 
-    /// The target of a row of `classes` classes with its dense part; `None` if the row is ignored.
-    #[inline]
-    pub(super) fn target<'a>(&self, index: usize, classes: usize, dense: Option<&'a Dense<'a>>) -> Option<Target<'a>> {
-        let mut target = Target { uniform: 0.0, dense, point: None, z_loss: self.z_loss };
-        if let Targets::Classes(labels) = &self.targets {
-            let class = labels.class(index)?;
-            let weight = self.weight.as_ref().map_or(1.0, |weight| weight[class]);
-            target.point = Some((class, (1.0 - self.label_smoothing) * weight));
-            if self.weight.is_none() {
-                target.uniform = self.label_smoothing / classes as f64;
+    /// The weights of each class of some rows from `first` on; none if the problem has none.
+    #[inline(always)]
+    pub(super) fn denses<'a, 'b, S: Simd, E: Element>(
+        &'a self,
+        simd: S,
+        first: usize,
+        rows: usize,
+        logits: &View<E>,
+        room: &'b mut [Option<Dense<'a>>; MOST_LANES],
+    ) -> &'b [Option<Dense<'a>>] {
+        if !self.is_dense() {
+            return &[];
+        }
+        for (lane, dense) in room[..rows].iter_mut().enumerate() {
+            *dense = self.dense(simd, first + lane, logits);
+        }
+        &room[..rows]
+    }
+
+    /// The targets of `rows` rows of `classes` classes from `first` on, with their dense parts; the logits of the
+    /// points are still to come.
+    #[inline(always)]
+    pub(super) fn batch<'a>(
+        &self,
+        first: usize,
+        rows: usize,
+        classes: usize,
+        dense: &'a [Option<Dense<'a>>],
+    ) -> batch::Targets<'a> {
+        let uniform = if self.weight.is_none() { self.label_smoothing / classes as f64 } else { 0.0 };
+        let mut targets = batch::Targets {
+            rows,
+            counts: [0.0; MOST_LANES],
+            names_classes: false,
+            points: Points::default(),
+            uniform: 0.0,
+            dense,
+            z_loss: self.z_loss,
+        };
+        let Targets::Classes(labels) = &self.targets else {
+            targets.counts[..rows].fill(1.0);
+            return targets;
+        };
+        (targets.names_classes, targets.uniform) = (true, uniform);
+        let points = &mut targets.points;
+        points.weight = [1.0 - self.label_smoothing; MOST_LANES];
+        for lane in 0..rows {
+            if let Some(class) = labels.class(first + lane) {
+                (targets.counts[lane], points.class[lane]) = (1.0, class);
             }
         }
-        Some(target)
+        if let Some(weight) = &self.weight {
+            for (own, class) in points.weight.iter_mut().zip(&points.class) {
+                *own *= weight[*class];
+            }
+        }
+        targets
     }
 }

@@ -246,3 +246,64 @@ impl<S: Simd, R: Real> Companion<S, R> for Shape<S, R> {
         R::add_to(&mut self.above, (e + f) + (g + h));
     }
 }
+
+/// [`Shape`] of rows across lanes.
+pub(super) struct LaneShape<S: Simd, R: Real> {
+    /// The classes that are ranked, −1 where none is, and their logits.
+    rival: R::Lanes<S>,
+    logit: R::Lanes<S>,
+    /// `Σ z·exp z`, boosted, with `z` relative to the reference; a masked class counts 0.
+    pub(super) weighted: Total<S>,
+    /// How many classes rank above the rivals.
+    pub(super) above: R::Lanes<S>,
+    /// The largest logits, and the first classes that have them.
+    pub(super) top: R::Lanes<S>,
+    pub(super) leader: R::Lanes<S>,
+    block: R::Lanes<S>,
+    before: usize,
+}
+
+impl<S: Simd, R: Real> LaneShape<S, R> {
+    #[inline(always)]
+    pub(super) fn new(simd: S, rivals: &[f64; 16], logits: &[f64; 16]) -> Self {
+        let zero = R::splat(simd, 0.0);
+        Self {
+            rival: R::narrow(simd, rivals),
+            logit: R::narrow(simd, logits),
+            weighted: Total::zero(simd),
+            above: zero,
+            top: R::splat(simd, f64::NEG_INFINITY),
+            leader: zero,
+            block: zero,
+            before: 0,
+        }
+    }
+}
+
+impl<S: Simd, R: Real> Companion<S, R> for LaneShape<S, R> {
+    #[inline(always)]
+    fn begin(&mut self, _simd: S, start: usize, _length: usize) {
+        self.before = start;
+    }
+
+    #[inline(always)]
+    fn begin_sums(&mut self, simd: S) {
+        self.block = R::splat(simd, 0.0);
+    }
+
+    #[inline(always)]
+    fn add(&mut self, simd: S, vector: usize, _chain: usize, term: Term<S, R>) {
+        let number = R::splat(simd, (self.before + vector) as f64);
+        self.block += term.z * term.exp;
+        let ahead = term.x.simd_gt(self.logit) | (term.x.simd_eq(self.logit) & number.simd_lt(self.rival));
+        self.above += ahead.select(R::splat(simd, 1.0), R::splat(simd, 0.0));
+        let larger = term.x.simd_gt(self.top);
+        self.top = larger.select(term.x, self.top);
+        self.leader = larger.select(number, self.leader);
+    }
+
+    #[inline(always)]
+    fn end_sums(&mut self) {
+        R::add_to(&mut self.weighted, self.block);
+    }
+}

@@ -39,6 +39,7 @@ pub enum Source<'a> {
 pub struct Teacher {
     row: AnyRow,
     log_sum_exp: LogSumExp,
+    log_total: f64,
     transform: Transform,
     /// Whether it computes in f64.
     double: bool,
@@ -54,12 +55,12 @@ impl Teacher {
         } else {
             any_pass::<S, f32, _>(simd, row, transform, Nothing).0
         };
-        Self { row, log_sum_exp, transform, double }
+        Self { row, log_sum_exp, log_total: log_sum_exp.log_total(simd), transform, double }
     }
 
     /// `ln Σ exp(z − z(reference))` of the teacher.
     pub fn log_total(&self) -> f64 {
-        self.log_sum_exp.log_total()
+        self.log_total
     }
 }
 

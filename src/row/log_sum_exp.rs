@@ -1,12 +1,12 @@
 //! The first verb: one pass over a row's logits, for its log-sum-exp and for what else is summed on the way.
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::companion::{Companion, Nothing, Raise, Term};
-use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, sum_of_three, with_mode};
-use super::{AnyRow, BLOCK, Scratch, Transform};
+use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
+use super::{AnyRow, BLOCK, Scratch, Transform, batch};
 use crate::element::Element;
-use crate::math::{Boost, Real, Total, vectors_at_a_time};
+use crate::math::{Boost, Real, Total, exp, vectors_at_a_time};
 use crate::simd::prefetch_ahead;
 use crate::view::Row;
 
@@ -44,21 +44,10 @@ impl LogSumExp {
     }
 
     /// Its logarithm, in which others that are far fewer keep their digits.
-    pub fn log_total(self) -> f64 {
-        if self.own() == 1.0 && self.others < 0.5 { self.others.ln_1p() } else { self.total().ln() }
-    }
-
-    /// `z(reference) − z(x) + ln total`: minus the log-probability of a class with logit x.
     #[inline]
-    pub fn above<S: Simd>(self, simd: S, x: f64, transform: Transform) -> f64 {
-        let [high, low] = transform.difference(simd, self.reference, x);
-        sum_of_three(high, self.log_total(), low)
-    }
-
-    /// The log-sum-exp; −∞ for a row of only −∞.
-    #[inline(always)]
-    pub fn value<S: Simd>(self, simd: S, transform: Transform) -> f64 {
-        self.above(simd, 0.0, transform)
+    pub fn log_total<S: Simd>(self, simd: S) -> f64 {
+        let lanes = |value: f64| f64x8::splat(simd, value);
+        batch::log_total(simd, lanes(self.own()), lanes(self.others)).as_slice()[0]
     }
 }
 
@@ -274,7 +263,7 @@ impl<S: Simd, R: Real> Block<S, R> {
         // Before the first there is nothing to rescale.
         if sums.reference.to_f64() > f64::NEG_INFINITY {
             let [high, low] = self.transform.difference(simd, sums.reference.to_f64(), raised.to_f64());
-            let (moved, factor) = (high + low, (high + low).exp());
+            let (moved, factor) = (high + low, exp(simd, high + low));
             sums.sum.add_scalar(R::BOOST);
             companion.raise(|| {
                 let [from, to] = [sums.reference, raised].map(|x| self.transform.capped(simd, x.to_f64()));

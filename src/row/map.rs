@@ -318,7 +318,7 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
     simd.vectorize(
         #[inline(always)]
         || {
-            let rounded = E::Real::from_f64(log_sum).to_f64();
+            let rounded = Real::to_f64(<E::Real as Real>::from_f64(log_sum));
             let low = if rounded.is_finite() { log_sum - rounded } else { 0.0 };
             let log_sum = [rounded, low].map(|part| E::Real::splat(simd, part));
             // SAFETY: the caller's promise.

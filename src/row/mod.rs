@@ -28,6 +28,7 @@
 //! Outputs larger than the cache are written with streaming stores.
 
 mod any;
+pub mod batch;
 pub mod binary;
 mod companion;
 mod dense;
@@ -44,7 +45,7 @@ pub use any::AnyRow;
 pub use dense::{Dense, Source, Teacher};
 pub use log_sum_exp::{LogSumExp, log_sum_exp};
 pub use map::{Exponential, Stores, fill, log_probabilities, probabilities};
-pub use statistics::{Statistics, statistics};
+pub use statistics::Statistics;
 pub use target::{RowLoss, Target, per_mass, product, rounded};
 pub use transform::Transform;
 

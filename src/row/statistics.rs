@@ -1,50 +1,137 @@
-//! What one pass can tell of a row beside its loss.
+//! What one pass can tell of rows beside their losses.
 
 use fearless_simd::Simd;
 
-use super::companion::Shape;
+use super::batch::{LogSumExps, MOST_LANES, PerLane, load, missed, store};
+use super::companion::{LaneShape, Shape};
 use super::log_sum_exp::pass;
-use super::{AnyRow, LogSumExp, Transform};
+use super::tile::{Tile, pass_with};
+use super::{AnyRow, Transform};
 use crate::element::Element;
-use crate::math::Real;
+use crate::math::{Real, exp};
 use crate::view::Row;
 
-/// A row's distribution and the place of a class in it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The distributions of some rows, and the places of classes in them.
+#[derive(Clone, Copy, Debug)]
 pub struct Statistics {
-    /// The log-sum-exp.
-    pub log_sum_exp: LogSumExp,
+    /// The log-sum-exps.
+    pub log_sum_exps: LogSumExps,
     /// The lowest index of the largest logit; 0 for a row of only −∞, and, if there is a NaN, that of the first one.
-    pub leader: usize,
-    /// The probability of the largest logit.
-    pub leader_probability: f64,
-    /// The entropy of the softmax, in nats.
-    pub entropy: f64,
+    pub leader: PerLane<usize>,
     /// How many classes rank above the one asked for: a larger logit, or the same one at a lower index.
-    pub above: f64,
+    pub above: PerLane<f64>,
+    /// The largest logit.
+    top: PerLane<f64>,
+    /// `Σ (z − z(reference))·exp(z − z(reference))`.
+    weighted: PerLane<f64>,
 }
 
-/// The statistics of a row, and the rank of the class `ranked` in it.
-#[inline(always)]
-pub fn statistics<S: Simd, E: Element>(
-    simd: S,
-    row: Row<E>,
-    ranked: Option<usize>,
-    transform: Transform,
-) -> Statistics {
-    let (log_sum_exp, shape) = pass(simd, row, transform, Shape::new(simd, AnyRow::of(row), ranked));
-    let total = log_sum_exp.total();
-    let (top, start) = shape.top;
-    let is_nan = |class: &usize| row.get(*class).to_f64().is_nan();
-    let is_top = |class: &usize| row.get(*class).to_f64() == Real::to_f64(top);
-    let nan = if total.is_nan() { (0..row.classes()).find(is_nan) } else { None };
-    let leader = nan.or_else(|| (start..row.classes()).find(is_top)).unwrap_or(0);
-    let mut leader_probability = f64::NAN;
-    if total > 0.0 {
-        let [high, low] = transform.difference(simd, row.get(leader).to_f64(), log_sum_exp.reference);
-        leader_probability = (high + low).exp() / total;
+impl Default for Statistics {
+    /// Rows of a single class.
+    fn default() -> Self {
+        Self {
+            log_sum_exps: LogSumExps::default(),
+            leader: [0; MOST_LANES],
+            above: [0.0; MOST_LANES],
+            top: [0.0; MOST_LANES],
+            weighted: [0.0; MOST_LANES],
+        }
     }
-    // ln total − Σ p·(z − z(reference)): neither is negative where the reference leads.
-    let entropy = log_sum_exp.log_total() - shape.weighted.value() / E::Real::BOOST / total;
-    Statistics { log_sum_exp, leader, leader_probability, entropy, above: shape.above.value() }
+}
+
+impl Statistics {
+    /// Read a row as number `lane`, and rank the class `ranked` in it.
+    #[inline(always)]
+    pub fn read<S: Simd, E: Element>(
+        &mut self,
+        simd: S,
+        lane: usize,
+        row: Row<E>,
+        ranked: Option<usize>,
+        transform: Transform,
+    ) {
+        let (found, shape) = pass(simd, row, transform, Shape::new(simd, AnyRow::of(row), ranked));
+        let (top, start) = shape.top;
+        let is_top = |class: &usize| row.get(*class).to_f64() == Real::to_f64(top);
+        self.log_sum_exps.set(lane, found);
+        self.leader[lane] = (start..row.classes()).find(is_top).unwrap_or(0);
+        self.top[lane] = Real::to_f64(top);
+        self.weighted[lane] = shape.weighted.value() / E::Real::BOOST;
+        self.above[lane] = shape.above.value();
+        self.find_nan(lane, row);
+    }
+
+    /// Read the rows of a tile, and rank a class in each.
+    ///
+    /// # Safety
+    /// The tile's values are readable.
+    #[inline(always)]
+    pub unsafe fn of_tile<S: Simd, E: Element>(
+        simd: S,
+        tile: Tile<E>,
+        ranked: &PerLane<Option<usize>>,
+        transform: Transform,
+    ) -> Self {
+        let mut found = Self::default();
+        let (mut rivals, mut logits) = ([-1.0; MOST_LANES], [f64::INFINITY; MOST_LANES]);
+        for (lane, class) in ranked.iter().enumerate() {
+            if let Some(class) = *class {
+                // SAFETY: the caller's promise.
+                (rivals[lane], logits[lane]) = (class as f64, unsafe { tile.get(class, lane) }.to_f64());
+            }
+        }
+        let shape = LaneShape::<S, E::Real>::new(simd, &rivals, &logits);
+        // SAFETY: the caller's promise.
+        let (log_sum_exps, shape) = unsafe { pass_with(simd, tile, transform, shape) };
+        found.log_sum_exps = log_sum_exps;
+        E::Real::lane_totals(&shape.weighted, &mut found.weighted);
+        E::Real::widen(shape.above, &mut found.above);
+        E::Real::widen(shape.top, &mut found.top);
+        let mut leaders = [0.0; MOST_LANES];
+        E::Real::widen(shape.leader, &mut leaders);
+        for (lane, leader) in leaders[..E::Real::LANES].iter().enumerate() {
+            found.leader[lane] = *leader as usize;
+            found.weighted[lane] /= E::Real::BOOST;
+        }
+        found
+    }
+
+    /// If the row has a NaN, the first one leads.
+    #[inline(always)]
+    pub fn find_nan<E: Element>(&mut self, lane: usize, row: Row<E>) {
+        if self.log_sum_exps.get(lane).total().is_nan() {
+            let is_nan = |class: &usize| row.get(*class).to_f64().is_nan();
+            self.leader[lane] = (0..row.classes()).find(is_nan).unwrap_or(self.leader[lane]);
+        }
+    }
+
+    /// The entropies of the softmax, in nats: `ln total − Σ p·(z − z(reference))`, neither of which is negative where
+    /// the reference leads.
+    #[inline(never)]
+    pub fn entropies<S: Simd>(&self, simd: S, rows: usize) -> PerLane<f64> {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut entropies = [0.0; MOST_LANES];
+                for half in (0..rows).step_by(8) {
+                    let found = &self.log_sum_exps;
+                    let total = load(simd, &found.own, half) + load(simd, &found.others, half);
+                    let distance = load(simd, &self.weighted, half) / total;
+                    store(found.log_total(simd, half) - distance, &mut entropies, half);
+                }
+                entropies
+            },
+        )
+    }
+
+    /// The probabilities of the largest logits.
+    #[inline]
+    pub fn leader_probabilities<S: Simd>(&self, simd: S, rows: usize, transform: Transform) -> PerLane<f64> {
+        let mut probabilities = missed(simd, &self.log_sum_exps, &self.top, rows, transform);
+        for (lane, probability) in probabilities[..rows].iter_mut().enumerate() {
+            let total = self.log_sum_exps.get(lane).total();
+            *probability = if total > 0.0 { exp(simd, -*probability) } else { f64::NAN };
+        }
+        probabilities
+    }
 }

@@ -17,13 +17,14 @@
 
 use fearless_simd::Simd;
 
+use super::batch::{self, LogSumExps, MOST_LANES, Points, Spreads, Targets};
 use super::companion::{Nothing, Uniform, Weighted};
 use super::dense::RowWeights;
 use super::log_sum_exp::{any_pass, pass};
 use super::map::{self, Exponential, Offset, Stores};
 use super::{AnyRow, BLOCK, Dense, LogSumExp, Transform};
 use crate::element::Element;
-use crate::math::{Real, UNIT};
+use crate::math::{Real, exp};
 use crate::view::Row;
 
 /// What a row should be.
@@ -39,17 +40,6 @@ pub struct Target<'a> {
     pub z_loss: f64,
 }
 
-/// What a pass summed for the uniform or the dense part of a target.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spread {
-    /// `Σ t`.
-    pub(super) mass: f64,
-    /// `Σ t·(v − v(reference))` in units of [`UNIT`], v being the logits, capped if they are.
-    pub(super) sum: f64,
-    /// The same over a teacher's own logits.
-    pub(super) teacher_sum: f64,
-}
-
 /// The loss of a row, and what its gradient needs.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLoss {
@@ -58,14 +48,14 @@ pub struct RowLoss {
     /// The log-sum-exp of the row.
     pub log_sum_exp: LogSumExp,
     /// The point's logit.
-    logit: f64,
+    pub(super) logit: f64,
     /// The class whose logit the reference is, where that is known.
-    leader: Option<usize>,
+    pub(super) leader: Option<usize>,
     /// The weight of the point, and of all the rest.
-    point: f64,
-    spread: f64,
+    pub(super) point: f64,
+    pub(super) spread: f64,
     /// `2·z_loss·lse`.
-    pull: f64,
+    pub(super) pull: f64,
 }
 
 impl<'a> Target<'a> {
@@ -77,79 +67,66 @@ impl<'a> Target<'a> {
     /// The loss of a row.
     #[inline(always)]
     pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row<E>, transform: Transform) -> RowLoss {
-        let (log_sum_exp, spread) = if let Some(&dense) = self.dense {
+        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
+        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
+        self.loss_of(simd, row, found, &spreads, transform)
+    }
+
+    /// Read a row for its log-sum-exp, and for what its target needs to be summed: row number `lane` of some.
+    #[inline(always)]
+    pub fn pass<S: Simd, E: Element>(
+        &self,
+        simd: S,
+        row: Row<E>,
+        transform: Transform,
+        lane: usize,
+        found: &mut LogSumExps,
+        spreads: &mut Spreads,
+    ) {
+        let log_sum_exp = if let Some(&dense) = self.dense {
             let mut block = [0.0; BLOCK];
             let weights = RowWeights { dense, sum: 0.0 };
             let weighted = Weighted::new(simd, weights, &mut block);
             let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyRow::of(row), transform, weighted);
-            let (mass, sum) = (weighted.mass.value(), weighted.sum.value());
-            (found, Spread { mass, sum, teacher_sum: weighted.weights.sum })
+            spreads.mass[lane] = weighted.mass.value();
+            spreads.sum[lane] = weighted.sum.value();
+            spreads.teacher[lane] = weighted.weights.sum;
+            found
         } else if self.uniform != 0.0 {
             let (found, uniform) = pass(simd, row, transform, Uniform::new(simd));
-            (found, self.uniform_spread(uniform.sum.value(), row.classes()))
+            spreads.mass[lane] = self.uniform * row.classes() as f64;
+            spreads.sum[lane] = self.uniform * uniform.sum.value();
+            found
         } else {
-            (pass(simd, row, transform, Nothing).0, Spread::default())
+            pass(simd, row, transform, Nothing).0
         };
-        let logit = self.point.map_or(0.0, |(class, _)| row.get(class).to_f64());
-        self.loss_of(simd, logit, log_sum_exp, spread, transform)
+        found.set(lane, log_sum_exp);
     }
 
-    /// The loss of a row whose log-sum-exp is known: a second pass only if more has to be summed.
-    #[inline(always)]
-    pub fn loss_after<S: Simd, E: Element>(
+    /// The loss of the row that alone was read.
+    fn loss_of<S: Simd, E: Element>(
         &self,
         simd: S,
         row: Row<E>,
-        log_sum_exp: LogSumExp,
+        found: LogSumExps,
+        spreads: &Spreads,
         transform: Transform,
     ) -> RowLoss {
-        if self.dense.is_some() || self.uniform != 0.0 {
-            return self.loss(simd, row, transform);
-        }
-        let logit = self.point.map_or(0.0, |(class, _)| row.get(class).to_f64());
-        self.loss_of(simd, logit, log_sum_exp, Spread::default(), transform)
-    }
-
-    /// The sums of a uniform part, from `Σ v − v(reference)` in units of [`UNIT`].
-    #[inline(always)]
-    pub(super) fn uniform_spread(&self, sum: f64, classes: usize) -> Spread {
-        Spread { mass: self.uniform * classes as f64, sum: self.uniform * sum, teacher_sum: 0.0 }
-    }
-
-    /// The loss from the sums of a pass and the point's logit.
-    ///
-    /// Where the point leads, its loss is `log1p(others)`: relative accuracy however confident the row. Elsewhere it is
-    /// `(z(reference) − z) + ln total`, the difference taken in twice the precision, rounded once.
-    #[inline(never)]
-    pub(super) fn loss_of<S: Simd>(
-        &self,
-        simd: S,
-        logit: f64,
-        log_sum_exp: LogSumExp,
-        spread: Spread,
-        transform: Transform,
-    ) -> RowLoss {
-        let mut loss = 0.0;
-        let mut weight = 0.0;
-        if let Some((_, own)) = self.point {
-            let missed = log_sum_exp.above(simd, logit, transform);
-            (loss, weight) = (product(own, missed), own);
-        }
-        if let Some(dense) = self.dense {
-            let distance = (spread.sum - spread.teacher_sum) / transform.temperature() * UNIT;
-            let divergence = spread.mass * (log_sum_exp.log_total() - dense.log_total()) - distance;
-            // What rounding leaves of no divergence.
-            loss += if dense.is_softmax() && divergence < 0.0 { 0.0 } else { divergence };
-        } else if self.uniform != 0.0 {
-            loss += spread.mass * log_sum_exp.log_total() - spread.sum / transform.temperature() * UNIT;
-        }
-        let mut pull = 0.0;
-        if self.z_loss != 0.0 {
-            let lse = log_sum_exp.value(simd, transform);
-            loss += self.z_loss * lse * lse;
-            pull = 2.0 * self.z_loss * lse;
-        }
-        RowLoss { loss, log_sum_exp, logit, leader: None, point: weight, spread: spread.mass, pull }
+        let first = |value: f64| std::array::from_fn(|lane| if lane == 0 { value } else { 0.0 });
+        let (class, weight) = self.point.unwrap_or((0, 0.0));
+        let logit = if self.point.is_some() { row.get(class).to_f64() } else { 0.0 };
+        let points = Points { class: [class; MOST_LANES], weight: first(weight), logit: first(logit) };
+        let dense = self.dense.map(|dense| [Some(*dense)]);
+        let targets = Targets {
+            rows: 1,
+            counts: first(1.0),
+            names_classes: self.point.is_some(),
+            points,
+            uniform: self.uniform,
+            dense: dense.as_ref().map_or(&[], |dense| dense),
+            z_loss: self.z_loss,
+        };
+        batch::losses(simd, &found, &targets, spreads, transform).get(0, &targets)
     }
 
     /// What is subtracted from the softmax of every class.
@@ -181,20 +158,25 @@ impl RowLoss {
             return [found.own() / total, found.others / total];
         }
         let [high, low] = transform.difference(simd, logit, found.reference);
-        let exp = (high + low).exp();
+        let exp = exp(simd, high + low);
         [exp / total, (total - exp) / total]
     }
 
-    /// With the class whose logit the reference is, if it may hold so much of the mass that lanes cannot tell the rest.
-    #[inline(always)]
-    pub(super) fn with_leader(self, find: impl FnOnce(f64) -> Option<usize>) -> Self {
-        let found = self.log_sum_exp;
-        Self { leader: if found.others < 0.5 && !found.masked { find(found.reference) } else { None }, ..self }
+    /// Whether the reference's class may hold so much of the mass that lanes cannot tell the rest.
+    pub(super) fn is_led(&self) -> bool {
+        self.log_sum_exp.others < 0.5 && !self.log_sum_exp.masked
     }
 
-    /// Whether a tile's lanes cannot get the gradient of one class right: the leader, if it is what the target names.
-    pub fn has_own_gradient(&self, target: &Target) -> bool {
-        self.leader.is_some_and(|leader| target.point.is_none_or(|(class, _)| class == leader))
+    /// With the class whose logit the reference is; `None` unless it holds most of the mass, and is what the target
+    /// names if that names a class.
+    #[inline]
+    pub fn with_leader<E: Element>(self, target: &Target, row: Row<E>) -> Option<Self> {
+        let reference = self.log_sum_exp.reference;
+        if !self.is_led() || (target.point.is_some() && self.logit != reference) {
+            return None;
+        }
+        let leader = if target.point.is_some() { None } else { leader(row, reference) };
+        Some(Self { leader, ..self })
     }
 
     /// The class whose gradient the lanes cannot get right, and that gradient, times `scale`: the point, or the class
@@ -228,12 +210,12 @@ impl RowLoss {
         Some((class, if gradient == 0.0 { 0.0 } else { product(scale, gradient) }))
     }
 
-    /// The reference's class, and its entry of the Hessian's diagonal, times `scale`: of the others' share too.
+    /// The entry of the Hessian's diagonal of the reference's class, times `scale`: of the others' share too.
     #[inline(always)]
-    pub fn own_variance(&self, scale: f64, transform: Transform) -> Option<(usize, f64)> {
+    pub(super) fn own_variance(&self, scale: f64, transform: Transform) -> f64 {
         let found = self.log_sum_exp;
         let variance = found.own() / found.total() * (found.others / found.total());
-        Some((self.leader?, product(variance, self.variance_scale(scale, transform))))
+        product(variance, self.variance_scale(scale, transform))
     }
 
     /// The Hessian's factor of `p·(1 − p)`.
@@ -266,7 +248,7 @@ impl RowLoss {
         stores: Stores,
     ) {
         let softmax = self.scaled_softmax(scale, transform);
-        let loss = if target.point.is_some() { *self } else { self.with_leader(|logit| leader(simd, row, logit)) };
+        let loss = if target.point.is_some() { *self } else { self.with_leader(target, row).unwrap_or(*self) };
         let own = loss.own_gradient(simd, target, scale, transform);
         let offset = target.offset(scale / transform.temperature());
         // SAFETY: the caller's promise.
@@ -287,7 +269,8 @@ impl RowLoss {
         transform: Transform,
         stores: Stores,
     ) {
-        let own = self.with_leader(|logit| leader(simd, row, logit)).own_variance(scale, transform);
+        let leader = if self.is_led() { leader(row, self.log_sum_exp.reference) } else { None };
+        let own = leader.map(|leader| (leader, self.own_variance(scale, transform)));
         let (row, out) = (AnyRow::of(row), AnyRow::of(out));
         let scale = self.variance_scale(scale, transform);
         // SAFETY: the caller's promise.
@@ -297,11 +280,8 @@ impl RowLoss {
 
 /// The first class with this logit.
 #[inline(never)]
-fn leader<S: Simd, E: Element>(simd: S, row: Row<E>, logit: f64) -> Option<usize> {
-    simd.vectorize(
-        #[inline(always)]
-        || (0..row.classes()).find(|&class| row.get(class).to_f64() == logit),
-    )
+fn leader<E: Element>(row: Row<E>, logit: f64) -> Option<usize> {
+    (0..row.classes()).find(|&class| row.get(class).to_f64() == logit)
 }
 
 /// `scale / total`, and NaN for a row without mass, all of whose classes are masked.
@@ -313,5 +293,5 @@ pub fn per_mass(scale: f64, total: f64) -> f64 {
 /// A number as the lanes round it: to the type computed in, then to the one stored.
 #[inline(always)]
 pub fn rounded<O: Element>(value: f64) -> O {
-    O::from_f64(O::Real::from_f64(value).to_f64())
+    O::from_f64(Real::to_f64(<O::Real as Real>::from_f64(value)))
 }

@@ -78,6 +78,12 @@ impl Transform {
         Self::new(temperature, None)
     }
 
+    /// Whether there is a cap.
+    #[inline(always)]
+    pub fn caps(self) -> bool {
+        self.softcap.is_some()
+    }
+
     #[inline(always)]
     pub(super) fn mode(self) -> u8 {
         match self {
@@ -160,12 +166,6 @@ impl Transform {
         }
         [quotient, ((-quotient).mul_add(divisor, high) + low) / divisor]
     }
-}
-
-/// `a + b + c` rounded once, for a `c` smaller than an ulp of `a`.
-pub(super) fn sum_of_three(a: f64, b: f64, c: f64) -> f64 {
-    let [sum, lost] = two_sum(a, b);
-    if sum.is_finite() { sum + (lost + c) } else { sum }
 }
 
 /// By how much caps near the largest number are shrunk.
@@ -371,12 +371,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
 
     /// `exp(z − z(reference))` of a vector.
     #[inline(always)]
-    pub(super) fn exp<const MODE: u8>(
-        &self,
-        value: Value<S, R>,
-        reference: Value<S, R>,
-        boost: Boost,
-    ) -> R::Lanes<S> {
+    pub(super) fn exp<const MODE: u8>(&self, value: Value<S, R>, reference: Value<S, R>, boost: Boost) -> R::Lanes<S> {
         let Exponentials { exp: [exp], power: [power], .. } = self.exps::<MODE, 1>([value], reference, boost);
         exp * power
     }

@@ -1,0 +1,454 @@
+//! Some rows together, one a lane: what is done once a row (logarithms, quotients, the loss) is done for all of them at
+//! once.
+//!
+//! A logarithm of libm a row took a third of the time at ten classes, and as long as 60 exponentials at a thousand.
+//! Besides, libm's last bits are those of the machine; these are ours.
+
+use fearless_simd::{Simd, f64x8, prelude::*};
+
+use super::target::{RowLoss, Target};
+use super::{Dense, LogSumExp, Transform};
+use crate::math::{UNIT, log_one_plus, two_sum};
+
+/// The most lanes that a type has.
+pub const MOST_LANES: usize = 16;
+
+/// Lanes of f64.
+const HALF: usize = 8;
+
+/// A number for each lane.
+pub type PerLane<T> = [T; MOST_LANES];
+
+/// The sum of all lanes, in a fixed order.
+pub fn sum_of_lanes(lanes: &PerLane<f64>) -> f64 {
+    let mut sums = *lanes;
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+    }
+    sums[0]
+}
+
+/// Eight of them.
+#[inline(always)]
+pub(super) fn load<S: Simd>(simd: S, numbers: &PerLane<f64>, half: usize) -> f64x8<S> {
+    f64x8::from_slice(simd, &numbers[half..half + HALF])
+}
+
+#[inline(always)]
+pub(super) fn store<S: Simd>(lanes: f64x8<S>, numbers: &mut PerLane<f64>, half: usize) {
+    lanes.store_slice(&mut numbers[half..half + HALF]);
+}
+
+/// The log-sum-exps of some rows, in the parts of [`LogSumExp`].
+#[derive(Clone, Copy, Debug)]
+pub struct LogSumExps {
+    /// Logits, close to the largest of each row.
+    pub reference: PerLane<f64>,
+    /// The terms of the references: 1, 0 in a row without mass, NaN in a row with a logit of +∞.
+    pub own: PerLane<f64>,
+    /// The sums of all other terms.
+    pub others: PerLane<f64>,
+}
+
+impl Default for LogSumExps {
+    /// Rows of a single class.
+    #[inline(always)]
+    fn default() -> Self {
+        Self { reference: [0.0; MOST_LANES], own: [1.0; MOST_LANES], others: [0.0; MOST_LANES] }
+    }
+}
+
+impl LogSumExps {
+    /// Row number `lane`.
+    #[inline(always)]
+    pub fn get(&self, lane: usize) -> LogSumExp {
+        LogSumExp { reference: self.reference[lane], others: self.others[lane], masked: self.own[lane] == 0.0 }
+    }
+
+    /// Set row number `lane`.
+    #[inline(always)]
+    pub fn set(&mut self, lane: usize, found: LogSumExp) {
+        (self.reference[lane], self.own[lane], self.others[lane]) = (found.reference, found.own(), found.others);
+    }
+
+    /// `ln total` of each row, so accurate that it need not be close to zero where others are few.
+    #[inline(always)]
+    pub(super) fn log_total<S: Simd>(&self, simd: S, half: usize) -> f64x8<S> {
+        log_total(simd, load(simd, &self.own, half), load(simd, &self.others, half))
+    }
+}
+
+/// `ln(own + others)` for an own term of 1, 0 or NaN.
+#[inline(always)]
+pub(super) fn log_total<S: Simd>(simd: S, own: f64x8<S>, others: f64x8<S>) -> f64x8<S> {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    // Beside no own term there are no others, but for a NaN.
+    let nothing = own.simd_eq(lanes(0.0)).select(lanes(f64::NEG_INFINITY) + others, own);
+    own.simd_eq(lanes(1.0)).select(log_one_plus(simd, others), nothing)
+}
+
+/// `z(a) − z(b) + log` for capped logits `a` and `b`, each a sum of two, rounded once.
+#[inline(always)]
+pub(super) fn difference_and<S: Simd>(
+    simd: S,
+    [a, a_low]: [f64x8<S>; 2],
+    [b, b_low]: [f64x8<S>; 2],
+    log: f64x8<S>,
+    transform: Transform,
+) -> f64x8<S> {
+    let [high, low] = quotient(simd, a, b, a_low - b_low, transform.temperature());
+    let [sum, lost] = two_sum(high, log);
+    sum.is_finite().select(sum + (lost + low), sum)
+}
+
+/// `(a − b + low) / divisor` as a sum of two, the second 0 if the first is not finite, for a `low` that is far smaller
+/// than `a` or `b`.
+#[inline(always)]
+fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divisor: f64) -> [f64x8<S>; 2] {
+    let zero = f64x8::splat(simd, 0.0);
+    let divisor = f64x8::splat(simd, divisor);
+    // Halves, if the difference of finite numbers overflows.
+    let size = (a - b).abs();
+    let overflows = size.simd_eq(f64x8::splat(simd, f64::INFINITY)) & a.is_finite() & b.is_finite();
+    let share = overflows.select(f64x8::splat(simd, 0.5), f64x8::splat(simd, 1.0));
+    let (a, b, divisor) = (a * share, b * share, divisor * share);
+    let [high, lost] = two_sum(a, -b);
+    let [sum, rest] = two_sum(high, lost + low);
+    let finite = high.is_finite();
+    let (high, low) = (finite.select(sum, high), finite.select(rest, zero));
+    let quotient = high / divisor;
+    let rest = (low - quotient.mul_sub_precise(divisor, high)) / divisor;
+    [quotient, quotient.is_finite().select(rest, zero)]
+}
+
+/// What some rows should be.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets<'a> {
+    /// How many rows there are.
+    pub rows: usize,
+    /// 1 for the rows that count; an ignored one loses nothing, and its derivatives are 0.
+    pub counts: PerLane<f64>,
+    /// Whether they name classes.
+    pub names_classes: bool,
+    /// The classes that they name, if they do.
+    pub points: Points,
+    /// The weight of every class.
+    pub uniform: f64,
+    /// The weights of each class, for each row; none if no row has any.
+    pub dense: &'a [Option<Dense<'a>>],
+    /// The factor of lse².
+    pub z_loss: f64,
+}
+
+/// A class of each row.
+#[derive(Clone, Copy, Debug)]
+pub struct Points {
+    /// The class.
+    pub class: PerLane<usize>,
+    /// Its weight.
+    pub weight: PerLane<f64>,
+    /// Its logit.
+    pub logit: PerLane<f64>,
+}
+
+impl Default for Points {
+    /// The first class, for nothing.
+    #[inline(always)]
+    fn default() -> Self {
+        Self { class: [0; MOST_LANES], weight: [0.0; MOST_LANES], logit: [0.0; MOST_LANES] }
+    }
+}
+
+impl<'a> Targets<'a> {
+    /// The target of row number `lane`; `None` if the row is ignored.
+    #[inline(always)]
+    pub fn get(&self, lane: usize) -> Option<Target<'a>> {
+        let dense = self.dense.get(lane).and_then(Option::as_ref);
+        let point = self.names_classes.then(|| (self.points.class[lane], self.points.weight[lane]));
+        (self.counts[lane] != 0.0).then_some(Target { uniform: self.uniform, dense, point, z_loss: self.z_loss })
+    }
+}
+
+/// What passes summed for the uniform or the dense parts of targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Spreads {
+    /// `Σ t`.
+    pub(super) mass: PerLane<f64>,
+    /// `Σ t·(v − v(reference))` in units of [`UNIT`], v being the logits, capped if they are.
+    pub(super) sum: PerLane<f64>,
+    /// The same over a teacher's own logits.
+    pub(super) teacher: PerLane<f64>,
+}
+
+impl Default for Spreads {
+    /// Nothing.
+    #[inline(always)]
+    fn default() -> Self {
+        Self { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES], teacher: [0.0; MOST_LANES] }
+    }
+}
+
+/// The losses of some rows, and what their derivatives need.
+#[derive(Clone, Copy, Debug)]
+pub struct Losses {
+    /// In nats.
+    pub loss: PerLane<f64>,
+    pub(super) log_sum_exps: LogSumExps,
+    /// The weights of all but the point.
+    pub(super) spread: PerLane<f64>,
+    /// `2·z_loss·lse`.
+    pub(super) pull: PerLane<f64>,
+}
+
+impl Losses {
+    /// The loss of row number `lane`.
+    #[inline(always)]
+    pub fn get(&self, lane: usize, targets: &Targets) -> RowLoss {
+        RowLoss {
+            loss: self.loss[lane],
+            log_sum_exp: self.log_sum_exps.get(lane),
+            logit: targets.points.logit[lane],
+            leader: None,
+            point: targets.points.weight[lane],
+            spread: self.spread[lane],
+            pull: self.pull[lane],
+        }
+    }
+}
+
+/// Logits, capped if there is a cap, as sums of two.
+struct Values<'a> {
+    logits: &'a PerLane<f64>,
+    capped: Option<[PerLane<f64>; 2]>,
+}
+
+impl<'a> Values<'a> {
+    #[inline(always)]
+    fn new<S: Simd>(simd: S, logits: &'a PerLane<f64>, rows: usize, transform: Transform) -> Self {
+        let capped = transform.caps().then(|| {
+            let mut capped = [[0.0; MOST_LANES]; 2];
+            for lane in 0..rows {
+                [capped[0][lane], capped[1][lane]] = transform.capped(simd, logits[lane]);
+            }
+            capped
+        });
+        Self { logits, capped }
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(&self, simd: S, half: usize) -> [f64x8<S>; 2] {
+        match &self.capped {
+            Some([high, low]) => [load(simd, high, half), load(simd, low, half)],
+            None => [load(simd, self.logits, half), f64x8::splat(simd, 0.0)],
+        }
+    }
+}
+
+/// The log-sum-exps, the losses of targets that are 0 everywhere but for lse: −∞ for a row of only −∞.
+#[inline(never)]
+pub fn values<S: Simd>(simd: S, found: &LogSumExps, rows: usize, transform: Transform) -> PerLane<f64> {
+    missed(simd, found, &[0.0; MOST_LANES], rows, transform)
+}
+
+/// `lse − z` for a logit of each row: minus the log-probabilities.
+#[inline(never)]
+pub fn missed<S: Simd>(
+    simd: S,
+    found: &LogSumExps,
+    logits: &PerLane<f64>,
+    rows: usize,
+    transform: Transform,
+) -> PerLane<f64> {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let references = Values::new(simd, &found.reference, rows, transform);
+            let logits = Values::new(simd, logits, rows, transform);
+            let mut missed = [0.0; MOST_LANES];
+            for half in (0..rows).step_by(HALF) {
+                let log = found.log_total(simd, half);
+                let (reference, logits) = (references.load(simd, half), logits.load(simd, half));
+                let above = difference_and(simd, reference, logits, log, transform);
+                store(above, &mut missed, half);
+            }
+            missed
+        },
+    )
+}
+
+/// `ln total` of each row.
+#[inline(never)]
+pub fn log_totals<S: Simd>(simd: S, found: &LogSumExps, rows: usize) -> PerLane<f64> {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut logs = [0.0; MOST_LANES];
+            for half in (0..rows).step_by(HALF) {
+                store(found.log_total(simd, half), &mut logs, half);
+            }
+            logs
+        },
+    )
+}
+
+/// The losses from what passes found.
+///
+/// Where the point leads, its loss is `log1p(others)`: relative accuracy however confident the row. Elsewhere it is
+/// `(z(reference) − z) + ln total`, the difference taken in twice the precision, rounded once.
+#[inline(never)]
+pub fn losses<S: Simd>(
+    simd: S,
+    found: &LogSumExps,
+    targets: &Targets,
+    spreads: &Spreads,
+    transform: Transform,
+) -> Losses {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let rows = targets.rows;
+            let zero = f64x8::splat(simd, 0.0);
+            let lanes = |value: f64| f64x8::splat(simd, value);
+            let references = Values::new(simd, &found.reference, rows, transform);
+            let logits = Values::new(simd, &targets.points.logit, rows, transform);
+            let mut teachers = [0.0; MOST_LANES];
+            for (log_total, dense) in teachers.iter_mut().zip(targets.dense) {
+                *log_total = dense.map_or(0.0, |dense| dense.log_total());
+            }
+            let is_divergence = targets.dense.iter().flatten().any(Dense::is_softmax);
+            let mut losses =
+                Losses { loss: [0.0; MOST_LANES], log_sum_exps: *found, spread: spreads.mass, pull: [0.0; MOST_LANES] };
+            for half in (0..rows).step_by(HALF) {
+                let reference = references.load(simd, half);
+                let log_total = found.log_total(simd, half);
+                let mut loss = zero;
+                if targets.names_classes {
+                    let missed = difference_and(simd, reference, logits.load(simd, half), log_total, transform);
+                    loss = product_of(load(simd, &targets.points.weight, half), missed);
+                }
+                let (mass, sum) = (load(simd, &spreads.mass, half), load(simd, &spreads.sum, half));
+                let distance = |sum: f64x8<S>| sum / lanes(transform.temperature()) * lanes(UNIT);
+                if !targets.dense.is_empty() {
+                    let distance = distance(sum - load(simd, &spreads.teacher, half));
+                    let divergence = mass * (log_total - load(simd, &teachers, half)) - distance;
+                    // What rounding leaves of no divergence.
+                    let nothing = divergence.simd_lt(lanes(if is_divergence { 0.0 } else { f64::NEG_INFINITY }));
+                    loss += nothing.select(zero, divergence);
+                } else if targets.uniform != 0.0 {
+                    loss += mass * log_total - distance(sum);
+                }
+                if targets.z_loss != 0.0 {
+                    let lse = difference_and(simd, reference, [zero; 2], log_total, transform);
+                    loss += lanes(targets.z_loss) * lse * lse;
+                    store(lanes(2.0 * targets.z_loss) * lse, &mut losses.pull, half);
+                }
+                let counts = load(simd, &targets.counts, half).simd_gt(zero);
+                store(counts.select(loss, zero), &mut losses.loss, half);
+            }
+            losses
+        },
+    )
+}
+
+/// A weight times what it weighs: 0 if a weight of 0 weighs an infinity.
+#[inline(always)]
+pub(super) fn product_of<S: Simd>(weight: f64x8<S>, loss: f64x8<S>) -> f64x8<S> {
+    let simd = weight.token();
+    let zero = f64x8::splat(simd, 0.0);
+    let infinite = loss.abs().simd_eq(f64x8::splat(simd, f64::INFINITY));
+    (weight.simd_eq(zero) & infinite).select(zero, weight * loss)
+}
+
+/// The derivatives of some losses as functions of the logits: `factor·exp(z − z(reference))` less what the target has,
+/// all of it times the rows' scales.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slopes {
+    pub(super) reference: PerLane<f64>,
+    pub(super) factor: PerLane<f64>,
+    /// What the scale of the row is, divided by the temperature.
+    pub(super) scale: PerLane<f64>,
+    /// What is subtracted from every class.
+    pub(super) uniform: PerLane<f64>,
+    /// What is subtracted from one class besides, and which that is; −1 if there is none.
+    pub(super) point: PerLane<f64>,
+    pub(super) class: PerLane<f64>,
+    /// The class whose derivative is not a difference, or −1, and that derivative.
+    pub(super) own_class: PerLane<f64>,
+    pub(super) own: PerLane<f64>,
+}
+
+/// [`Slopes`] of rows whose losses are multiplied by `scales`.
+#[inline(never)]
+pub(super) fn slopes<S: Simd>(
+    simd: S,
+    losses: &Losses,
+    targets: &Targets,
+    scales: &PerLane<f64>,
+    transform: Transform,
+) -> Slopes {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let (none, nothing) = ([-1.0; MOST_LANES], [0.0; MOST_LANES]);
+            let mut slopes = Slopes {
+                reference: losses.log_sum_exps.reference,
+                factor: nothing,
+                scale: nothing,
+                uniform: nothing,
+                point: nothing,
+                class: none,
+                own_class: none,
+                own: nothing,
+            };
+            let lanes = |value: f64| f64x8::splat(simd, value);
+            let (zero, one) = (lanes(0.0), lanes(1.0));
+            // Nothing if a weight is 0, whatever the scale.
+            let share = |scale: f64x8<S>, weight: f64x8<S>| weight.simd_eq(zero).select(zero, scale * weight);
+            let points = &targets.points;
+            if targets.names_classes {
+                for (number, class) in slopes.class.iter_mut().zip(&points.class[..targets.rows]) {
+                    *number = *class as f64;
+                }
+            }
+            for half in (0..targets.rows).step_by(HALF) {
+                let found = &losses.log_sum_exps;
+                let (own, others) = (load(simd, &found.own, half), load(simd, &found.others, half));
+                let total = own + others;
+                let scale = load(simd, scales, half) / lanes(transform.temperature());
+                let (spread, pull) = (load(simd, &losses.spread, half), load(simd, &losses.pull, half));
+                let point = load(simd, &points.weight, half);
+                let mass = product_of(scale, (point + spread) + pull);
+                let factor = total.simd_eq(zero).select(lanes(f64::NAN), mass / total);
+                // Rows that do not count must not count where all lanes are asked.
+                let counts = load(simd, &targets.counts, half).simd_gt(zero);
+                store(counts.select(factor, zero), &mut slopes.factor, half);
+                store(scale, &mut slopes.scale, half);
+                store(share(scale, lanes(targets.uniform)), &mut slopes.uniform, half);
+                if !targets.names_classes {
+                    continue;
+                }
+                store(share(scale, point), &mut slopes.point, half);
+                // The leader's own share is more than two thirds: made of the others', it has no difference from one.
+                let reference = load(simd, &found.reference, half);
+                let leads = load(simd, &points.logit, half).simd_eq(reference) & others.simd_lt(lanes(0.5));
+                let leads = leads & own.simd_eq(one);
+                let missing = others / total;
+                let of_spread = (spread - lanes(targets.uniform)) - spread * missing;
+                let of_pull = pull.simd_eq(zero).select(zero, pull * own / total);
+                let gradient = of_spread - point * missing + of_pull;
+                // A factor that overflowed is not multiplied by 0.
+                let gradient = gradient.simd_eq(zero).select(zero, product_of(scale, gradient));
+                store(gradient, &mut slopes.own, half);
+                let class = load(simd, &slopes.class, half);
+                store(leads.select(class, lanes(-1.0)), &mut slopes.own_class, half);
+            }
+            if !targets.dense.is_empty() || transform.caps() {
+                // Theirs want the weight of the leader's class, or the slope of the cap.
+                slopes.own_class = none;
+            }
+            slopes
+        },
+    )
+}

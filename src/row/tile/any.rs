@@ -1,0 +1,111 @@
+//! Tiles of any storage type, for the kernels that are worth none for each; see [`crate::row::AnyRow`].
+
+use std::any::Any;
+
+use fearless_simd::{Simd, prelude::*};
+use half::{bf16, f16};
+
+use super::{Tile, Tiled};
+use crate::element::Element;
+use crate::math::Real;
+use crate::row::batch::{MOST_LANES, PerLane};
+
+/// A tile of any storage type.
+#[derive(Clone, Copy)]
+pub(super) enum AnyTile {
+    F16(Tile<f16>),
+    Bf16(Tile<bf16>),
+    F32(Tile<f32>),
+    F64(Tile<f64>),
+}
+
+impl AnyTile {
+    #[inline(always)]
+    pub(super) fn of<E: Element>(tile: Tile<E>) -> Self {
+        let tile: &dyn Any = &tile;
+        let f16 = tile.downcast_ref().copied().map(Self::F16);
+        let bf16 = tile.downcast_ref().copied().map(Self::Bf16);
+        let f32 = tile.downcast_ref().copied().map(Self::F32);
+        let f64 = tile.downcast_ref().copied().map(Self::F64);
+        f16.or(bf16).or(f32).or(f64).expect("there are four storage types")
+    }
+
+    /// The tile, if it is stored in the type that is computed in.
+    #[inline(always)]
+    pub(super) fn computed<R: Element>(self) -> Option<Tile<R>> {
+        let tile: &dyn Any = match &self {
+            Self::F16(tile) => tile,
+            Self::Bf16(tile) => tile,
+            Self::F32(tile) => tile,
+            Self::F64(tile) => tile,
+        };
+        tile.downcast_ref().copied()
+    }
+}
+
+macro_rules! with_tile {
+    ($any:expr, $tile:ident => $body:expr) => {
+        match $any {
+            AnyTile::F16($tile) => $body,
+            AnyTile::Bf16($tile) => $body,
+            AnyTile::F32($tile) => $body,
+            AnyTile::F64($tile) => $body,
+        }
+    };
+}
+
+impl<S: Simd, R: Real> Tiled<S, R> for AnyTile {
+    #[inline(always)]
+    fn classes(&self) -> usize {
+        with_tile!(self, tile => tile.classes)
+    }
+
+    #[inline(always)]
+    unsafe fn load(&self, simd: S, class: usize) -> R::Lanes<S> {
+        let mut values = [R::default(); MOST_LANES];
+        {
+            let values: &mut dyn Any = &mut values;
+            // SAFETY: the caller's promise.
+            with_tile!(*self, tile => unsafe {
+                load_vector(simd, tile, class, values.downcast_mut().expect("its own type"));
+            });
+        }
+        R::Lanes::<S>::from_slice(simd, &values[..R::LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, simd: S, class: usize, lanes: R::Lanes<S>) {
+        let mut values = [R::default(); MOST_LANES];
+        lanes.store_slice(&mut values[..R::LANES]);
+        let values: &dyn Any = &values;
+        // SAFETY: the caller's promise.
+        with_tile!(*self, tile => unsafe {
+            store_vector(simd, tile, class, values.downcast_ref().expect("its own type"));
+        });
+    }
+}
+
+/// # Safety
+/// The tile's values are readable.
+#[inline(never)]
+unsafe fn load_vector<S: Simd, E: Element>(simd: S, tile: Tile<E>, class: usize, values: &mut PerLane<E::Real>) {
+    simd.vectorize(
+        #[inline(always)]
+        // SAFETY: the caller's promise.
+        || unsafe { E::load(simd, tile.pointer(class)) }.store_slice(&mut values[..E::Real::LANES]),
+    );
+}
+
+/// # Safety
+/// The tile's values are writeable.
+#[inline(never)]
+unsafe fn store_vector<S: Simd, E: Element>(simd: S, tile: Tile<E>, class: usize, values: &PerLane<E::Real>) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let lanes = <E::Real as Real>::Lanes::<S>::from_slice(simd, &values[..E::Real::LANES]);
+            // SAFETY: the caller's promise.
+            unsafe { E::store(simd, tile.pointer(class), lanes) }
+        },
+    );
+}

@@ -1,0 +1,316 @@
+//! The derivatives of a tile of rows.
+
+use fearless_simd::{Simd, prelude::*};
+
+use super::{AnyTile, Tile, TileWeights, Tiled, value_of};
+use crate::element::Element;
+use crate::math::{Boost, Real, vectors_at_a_time};
+use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets, slopes};
+use crate::row::companion::Weights;
+use crate::row::map::{can_boost, difference_of, share, take_back, variance_of};
+use crate::row::transform::{CAPPED, Exponentials, PLAIN, SCALED, Scale, Value, with_mode, with_uncapped_mode};
+use crate::row::{BLOCK, Transform, per_mass};
+
+/// For each lane `scale` times the gradient of its row, into `out`; lanes that do not count get zeros.
+///
+/// The entry of a confident leader that is what the target names is made of the others' share. If the target names no
+/// class, it is left to [`crate::row::RowLoss::own_gradient`]: here it is a difference.
+/// Nothing is written, and the result is false, if some lanes need the boost of [`Real::exp`] and others must do
+/// without it, which is so when the scales differ by 18 orders of magnitude.
+///
+/// # Safety
+/// The values of `tile` are readable, those of `out` writeable, and `out` is `tile` itself or apart from it.
+#[inline(always)]
+pub unsafe fn gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    simd: S,
+    tile: Tile<E>,
+    out: Tile<O>,
+    targets: &Targets,
+    losses: &Losses,
+    scales: &PerLane<f64>,
+    transform: Transform,
+) -> bool {
+    let slopes = slopes(simd, losses, targets, scales, transform);
+    let (any, any_out) = (AnyTile::of(tile), AnyTile::of(out));
+    let plain = targets.dense.is_empty() && transform.mode() != CAPPED;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (plain, any.computed::<E::Real>(), any_out.computed::<E::Real>()) {
+            (true, Some(tile), Some(out)) if transform.mode() == PLAIN => {
+                gradients_of::<S, E::Real, _, _, PLAIN, false>(simd, tile, out, targets, &slopes, transform)
+            }
+            (true, Some(tile), Some(out)) => {
+                gradients_of::<S, E::Real, _, _, SCALED, false>(simd, tile, out, targets, &slopes, transform)
+            }
+            _ => with_mode!(transform, MODE => {
+                gradients_of::<S, E::Real, _, _, MODE, true>(simd, any, any_out, targets, &slopes, transform)
+            }),
+        }
+    }
+}
+
+/// How the exponentials of all lanes are boosted, if one way will do.
+#[inline(always)]
+fn boost_of<R: Real>(factors: &PerLane<f64>) -> Option<Boost> {
+    let (mut all, mut none) = (true, true);
+    for &factor in factors {
+        let boostable = can_boost::<R>(factor);
+        all &= boostable | (factor == 0.0) | factor.is_nan();
+        none &= !boostable;
+    }
+    if all { Some(Boost::Full) } else { none.then_some(Boost::None) }
+}
+
+/// [`gradients`] of tiles of one kind, with `DENSE` of targets that have a weight for each class.
+///
+/// # Safety
+/// As for [`gradients`].
+#[inline(never)]
+unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const MODE: u8, const DENSE: bool>(
+    simd: S,
+    tile: T,
+    out: O,
+    targets: &Targets,
+    slopes: &Slopes,
+    transform: Transform,
+) -> bool {
+    let Some(boost) = boost_of::<R>(&slopes.factor) else { return false };
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut factor = slopes.factor;
+            for factor in &mut factor {
+                *factor = take_back::<R>(*factor, boost);
+            }
+            let kernel = Gradients::<S, R> {
+                scale: Scale::new(simd, transform),
+                boost,
+                reference: Scale::<S, R>::new(simd, transform)
+                    .references::<MODE>(transform, R::narrow(simd, &slopes.reference)),
+                factor: R::narrow(simd, &factor),
+                counts: R::narrow(simd, &targets.counts),
+                class: R::narrow(simd, &slopes.class),
+                point: R::narrow(simd, &slopes.point),
+                own_class: R::narrow(simd, &slopes.own_class),
+                own: R::narrow(simd, &slopes.own),
+            };
+            let classes = tile.classes();
+            let uniform = R::narrow(simd, &slopes.uniform);
+            // SAFETY: the caller's promise.
+            unsafe {
+                if DENSE && !targets.dense.is_empty() {
+                    let mut weights = TileWeights::new::<R>(targets.dense);
+                    let (mut block, mut offset) = ([0.0; BLOCK], [0.0; MOST_LANES]);
+                    let step = BLOCK / R::LANES;
+                    for class in 0..classes {
+                        if class % step == 0 {
+                            weights.fill(simd, class, step.min(classes - class), &mut block);
+                        }
+                        let here = &block[class % step * R::LANES..][..R::LANES];
+                        for ((lane, weight), scale) in offset.iter_mut().zip(here).zip(&slopes.scale) {
+                            *lane = share(*scale, *weight);
+                        }
+                        let offset = R::narrow(simd, &offset);
+                        kernel.write::<_, _, MODE, 1>(simd, transform, &tile, &out, class, offset);
+                    }
+                    return;
+                }
+                let at_a_time = vectors_at_a_time::<S>();
+                let whole = classes / at_a_time * at_a_time;
+                for class in (0..whole).step_by(at_a_time) {
+                    match at_a_time {
+                        4 => kernel.write::<_, _, MODE, 4>(simd, transform, &tile, &out, class, uniform),
+                        2 => kernel.write::<_, _, MODE, 2>(simd, transform, &tile, &out, class, uniform),
+                        _ => kernel.write::<_, _, MODE, 1>(simd, transform, &tile, &out, class, uniform),
+                    }
+                }
+                for class in whole..classes {
+                    kernel.write::<_, _, MODE, 1>(simd, transform, &tile, &out, class, uniform);
+                }
+            }
+        },
+    );
+    true
+}
+
+/// [`Slopes`] as lanes.
+struct Gradients<S: Simd, R: Real> {
+    scale: Scale<S, R>,
+    boost: Boost,
+    reference: Value<S, R>,
+    factor: R::Lanes<S>,
+    counts: R::Lanes<S>,
+    class: R::Lanes<S>,
+    point: R::Lanes<S>,
+    own_class: R::Lanes<S>,
+    own: R::Lanes<S>,
+}
+
+impl<S: Simd, R: Real> Gradients<S, R> {
+    /// Write those of `K` classes, from which `offset` is subtracted.
+    ///
+    /// # Safety
+    /// The values of `tile` are readable, those of `out` writeable.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
+    unsafe fn write<T: Tiled<S, R>, O: Tiled<S, R>, const MODE: u8, const K: usize>(
+        &self,
+        simd: S,
+        transform: Transform,
+        tile: &T,
+        out: &O,
+        first: usize,
+        offset: R::Lanes<S>,
+    ) {
+        let zero = R::splat(simd, 0.0);
+        let (mut x, mut values, mut slope) = ([zero; K], [Value::plain(zero); K], [None; K]);
+        for k in 0..K {
+            // SAFETY: the caller's promise.
+            x[k] = unsafe { tile.load(simd, first + k) };
+            (values[k], slope[k]) = value_of::<S, R, MODE>(simd, transform, x[k]);
+        }
+        let Exponentials { exp, power, .. } = self.scale.exps::<MODE, K>(values, self.reference, self.boost);
+        for k in 0..K {
+            let number = R::splat(simd, (first + k) as f64);
+            let offset = self.class.simd_eq(number).select(offset + self.point, offset);
+            let gradient = difference_of::<S, R>(x[k], exp[k] * power[k], self.factor, offset);
+            let gradient = slope[k].map_or(gradient, |slope| gradient * slope);
+            let gradient = self.own_class.simd_eq(number).select(self.own, gradient);
+            // SAFETY: the caller's promise.
+            unsafe { out.store(simd, first + k, self.counts.simd_gt(zero).select(gradient, zero)) }
+        }
+    }
+}
+
+/// The softmax of the rows, or, with their `ln total`, its logarithm.
+///
+/// # Safety
+/// As for [`gradients`].
+#[inline(always)]
+pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    simd: S,
+    tile: Tile<E>,
+    out: Tile<O>,
+    found: &LogSumExps,
+    logs: Option<&PerLane<f64>>,
+    transform: Transform,
+) {
+    let (tile, out) = (AnyTile::of(tile), AnyTile::of(out));
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (tile.computed::<E::Real>(), out.computed::<E::Real>()) {
+            (Some(tile), Some(out)) => probabilities_of::<S, E::Real, _, _>(simd, tile, out, found, logs, transform),
+            _ => probabilities_of::<S, E::Real, _, _>(simd, tile, out, found, logs, transform),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`gradients`].
+#[inline(never)]
+unsafe fn probabilities_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>>(
+    simd: S,
+    tile: T,
+    out: O,
+    found: &LogSumExps,
+    logs: Option<&PerLane<f64>>,
+    transform: Transform,
+) {
+    let (mut factors, mut low) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
+    for lane in 0..R::LANES {
+        factors[lane] = take_back::<R>(per_mass(1.0, found.own[lane] + found.others[lane]), Boost::Full);
+        if let Some(logs) = logs.filter(|logs| logs[lane].is_finite()) {
+            low[lane] = logs[lane] - Real::to_f64(<R as Real>::from_f64(logs[lane]));
+        }
+    }
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            with_uncapped_mode!(transform, MODE => {
+                let scale = Scale::<S, R>::new(simd, transform);
+                let reference = Value::plain(R::narrow(simd, &found.reference));
+                let factor = R::narrow(simd, &factors);
+                let logs = logs.map(|logs| [R::narrow(simd, logs), R::narrow(simd, &low)]);
+                for class in 0..tile.classes() {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let value = Value::plain(tile.load(simd, class));
+                        let result = match logs {
+                            Some(logs) => scale.log::<MODE>(value, reference, logs),
+                            None => scale.exp::<MODE>(value, reference, Boost::Full) * factor,
+                        };
+                        out.store(simd, class, result);
+                    }
+                }
+            });
+        },
+    );
+}
+
+/// For each lane `scale` times the diagonal of the Hessian of its row.
+///
+/// # Safety
+/// As for [`gradients`].
+#[inline(always)]
+pub unsafe fn variances<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    simd: S,
+    tile: Tile<E>,
+    out: Tile<O>,
+    targets: &Targets,
+    losses: &Losses,
+    scales: &PerLane<f64>,
+    transform: Transform,
+) {
+    let (tile, out) = (AnyTile::of(tile), AnyTile::of(out));
+    // SAFETY: the caller's promise.
+    unsafe { variances_of::<S, E::Real>(simd, tile, out, targets, losses, scales, transform) }
+}
+
+/// # Safety
+/// As for [`gradients`].
+#[inline(never)]
+unsafe fn variances_of<S: Simd, R: Real>(
+    simd: S,
+    tile: AnyTile,
+    out: AnyTile,
+    targets: &Targets,
+    losses: &Losses,
+    scales: &PerLane<f64>,
+    transform: Transform,
+) {
+    // Nothing equals NaN.
+    let (mut leaders, mut own) = ([f64::NAN; MOST_LANES], [0.0; MOST_LANES]);
+    let [mut factors, mut variance_scales] = [[0.0; MOST_LANES]; 2];
+    for lane in 0..targets.rows {
+        let loss = losses.get(lane, targets);
+        factors[lane] = take_back::<R>(loss.softmax(transform).factor, Boost::Full);
+        variance_scales[lane] = take_back::<R>(loss.variance_scale(scales[lane], transform), Boost::None);
+        if loss.is_led() {
+            leaders[lane] = loss.log_sum_exp.reference;
+            own[lane] = loss.own_variance(scales[lane], transform);
+        }
+    }
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            with_uncapped_mode!(transform, MODE => {
+                let scale = Scale::<S, R>::new(simd, transform);
+                let reference = Value::plain(R::narrow(simd, &losses.log_sum_exps.reference));
+                let (factor, variance_scale) = (R::narrow(simd, &factors), R::narrow(simd, &variance_scales));
+                let (leader, own) = (R::narrow(simd, &leaders), R::narrow(simd, &own));
+                let zero = R::splat(simd, 0.0);
+                let counts = R::narrow(simd, &targets.counts).simd_gt(zero);
+                for class in 0..Tiled::<S, R>::classes(&tile) {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let x: R::Lanes<S> = Tiled::<S, R>::load(&tile, simd, class);
+                        let exp = scale.exp::<MODE>(Value::plain(x), reference, Boost::Full);
+                        let variance = variance_of::<S, R>(exp * factor, variance_scale);
+                        let variance = x.simd_eq(leader).select(own, variance);
+                        Tiled::<S, R>::store(&out, simd, class, counts.select(variance, zero));
+                    }
+                }
+            });
+        },
+    );
+}

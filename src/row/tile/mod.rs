@@ -1,0 +1,448 @@
+//! The vertical twin of the row kernels: rows across lanes.
+//!
+//! A row of ten classes fills ten of a vector's 16 lanes once, and the work around it (horizontal sums, padding) takes
+//! ten times as long as its exponentials. A [`Tile`] is as many rows as there are lanes, lane by lane next to each
+//! other: either because they are so in memory (an inner class axis), or because they were transposed into a room of
+//! their own (`transposed.rs`). Then nothing is horizontal and nothing is padded, and what is once a row is done for
+//! all of them at once (`batch.rs`).
+
+mod any;
+mod gradient;
+mod transposed;
+
+use fearless_simd::{Simd, prelude::*};
+
+use self::any::AnyTile;
+pub use self::gradient::{gradients, probabilities, variances};
+pub use self::transposed::Transposed;
+use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
+use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
+use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
+use super::{BLOCK, Dense, Transform};
+use crate::element::Element;
+use crate::math::{Boost, Real, Total, vectors_at_a_time};
+use crate::view::View;
+
+/// Up to this many classes rows are worth transposing.
+pub const MOST_CLASSES: usize = 64;
+
+/// Classes are counted in lanes, which is exact up to here in f32.
+pub const COUNTABLE_CLASSES: usize = 1 << 24;
+
+/// Rows across lanes: `lanes` neighbouring values for each class.
+#[derive(Clone, Copy)]
+pub struct Tile<E> {
+    base: *mut E,
+    /// Bytes from the values of a class to those of the next.
+    stride: isize,
+    classes: usize,
+}
+
+impl<E: Element> Tile<E> {
+    /// The `rows` rows of `view` from `first` on, if they fill the lanes and lie lane by lane in memory.
+    #[inline(always)]
+    pub fn in_place(view: &View<E>, first: usize, rows: usize) -> Option<Self> {
+        if rows != E::Real::LANES || view.classes() > COUNTABLE_CLASSES {
+            return None;
+        }
+        let (base, stride) = view.neighbours(first, rows)?;
+        Some(Self { base, stride, classes: view.classes() })
+    }
+
+    /// The number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// A value.
+    ///
+    /// # Safety
+    /// The tile's values are readable.
+    ///
+    /// # Panics
+    /// If there is no such class or lane.
+    #[inline(always)]
+    pub unsafe fn get(&self, class: usize, lane: usize) -> E {
+        assert!(class < self.classes && lane < E::Real::LANES);
+        // SAFETY: one of the tile's values, readable by the caller's promise; the read asks for no alignment.
+        unsafe { self.pointer(class).add(lane).read_unaligned() }
+    }
+
+    /// The values of a class.
+    #[inline(always)]
+    fn pointer(&self, class: usize) -> *mut E {
+        debug_assert!(class < self.classes);
+        self.base.wrapping_byte_offset(class as isize * self.stride)
+    }
+}
+
+/// Rows of a view that are worked on together.
+#[derive(Clone, Copy)]
+pub struct Batch<E> {
+    /// The first row.
+    pub first: usize,
+    /// How many there are, no more than there are lanes.
+    pub rows: usize,
+    /// How the rows become lanes; `None` if the classes do.
+    pub across: Option<Across<E>>,
+}
+
+/// How rows become lanes.
+#[derive(Clone, Copy)]
+pub enum Across<E> {
+    /// They lie so.
+    InPlace(Tile<E>),
+    /// They are transposed.
+    Transposed,
+}
+
+/// Rows that are read twice are worked on together as long as they stay in a corner of the L2 cache.
+const BATCH_BYTES: usize = 1 << 17;
+
+/// Cut some rows of a view into batches: by its shape and layout alone. Where results go does not count, lest the losses
+/// depend on it.
+#[inline(always)]
+pub fn batches<E: Element>(view: &View<E>, rows: std::ops::Range<usize>) -> impl Iterator<Item = Batch<E>> {
+    let lanes = E::Real::LANES;
+    let classes = view.classes();
+    let together = (BATCH_BYTES / (classes.saturating_mul(size_of::<E>())).max(1)).clamp(1, lanes);
+    let mut first = rows.start;
+    std::iter::from_fn(
+        #[inline(always)]
+        move || {
+            let left = rows.end - first;
+            if left == 0 {
+                return None;
+            }
+            let in_place = Tile::in_place(view, first, left.min(lanes)).map(Across::InPlace);
+            let across = in_place.or((classes <= MOST_CLASSES).then_some(Across::Transposed));
+            let batch = Batch { first, rows: left.min(if across.is_some() { lanes } else { together }), across };
+            first += batch.rows;
+            Some(batch)
+        },
+    )
+}
+
+/// The log-sum-exps of the rows, and what their targets need to be summed.
+///
+/// # Safety
+/// The tile's values are readable.
+#[inline(always)]
+pub unsafe fn pass<S: Simd, E: Element>(
+    simd: S,
+    tile: Tile<E>,
+    targets: &Targets,
+    transform: Transform,
+) -> (LogSumExps, Spreads) {
+    let mut spreads = Spreads::default();
+    // SAFETY: the caller's promise.
+    let found = unsafe {
+        if !targets.dense.is_empty() {
+            let weights = TileWeights::new::<E::Real>(targets.dense);
+            let mut block = [0.0; BLOCK];
+            let weighted = Weighted::new(simd, weights, &mut block);
+            let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyTile::of(tile), transform, weighted);
+            E::Real::lane_totals(&weighted.mass, &mut spreads.mass);
+            E::Real::lane_totals(&weighted.sum, &mut spreads.sum);
+            spreads.teacher = weighted.weights.sums;
+            found
+        } else if targets.uniform != 0.0 {
+            let (found, uniform) = pass_with(simd, tile, transform, Uniform::new(simd));
+            E::Real::lane_totals(&uniform.sum, &mut spreads.sum);
+            for sum in &mut spreads.sum {
+                *sum *= targets.uniform;
+            }
+            spreads.mass = [targets.uniform * tile.classes as f64; MOST_LANES];
+            found
+        } else {
+            typed_pass(simd, tile, transform, Nothing).0
+        }
+    };
+    (found, spreads)
+}
+
+/// The log-sum-exps of the rows.
+///
+/// # Safety
+/// The tile's values are readable.
+#[inline(always)]
+pub unsafe fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: Tile<E>, transform: Transform) -> LogSumExps {
+    // SAFETY: the caller's promise.
+    unsafe { typed_pass(simd, tile, transform, Nothing).0 }
+}
+
+/// [`pass_of`] a tile with a companion: one that is stored in the type that is computed in is read in place.
+///
+/// # Safety
+/// The tile's values are readable.
+#[inline(always)]
+pub(super) unsafe fn pass_with<S: Simd, E: Element, C: Companion<S, E::Real>>(
+    simd: S,
+    tile: Tile<E>,
+    transform: Transform,
+    companion: C,
+) -> (LogSumExps, C) {
+    let any = AnyTile::of(tile);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match any.computed::<E::Real>() {
+            Some(tile) => typed_pass(simd, tile, transform, companion),
+            None => any_pass::<S, E::Real, C>(simd, any, transform, companion),
+        }
+    }
+}
+
+/// [`pass_of`] the caller's memory, where logits are not capped.
+///
+/// # Safety
+/// The tile's values are readable.
+#[inline(always)]
+unsafe fn typed_pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
+    simd: S,
+    tile: Tile<E>,
+    transform: Transform,
+    companion: C,
+) -> (LogSumExps, C) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match transform.mode() {
+            PLAIN => pass_of::<S, E::Real, C, _, PLAIN>(simd, tile, transform, companion),
+            SCALED => pass_of::<S, E::Real, C, _, SCALED>(simd, tile, transform, companion),
+            _ => pass_of::<S, E::Real, C, _, CAPPED>(simd, AnyTile::of(tile), transform, companion),
+        }
+    }
+}
+
+/// The weights of each lane's target, a few classes at a time.
+struct TileWeights<'a> {
+    targets: &'a [Option<Dense<'a>>],
+    lanes: usize,
+    /// What [`super::Dense::fill`] returned, summed.
+    sums: PerLane<f64>,
+    row: [f64; BLOCK],
+}
+
+impl<'a> TileWeights<'a> {
+    #[inline(always)]
+    fn new<R: Real>(targets: &'a [Option<Dense<'a>>]) -> Self {
+        Self { targets, lanes: R::LANES, sums: [0.0; MOST_LANES], row: [0.0; BLOCK] }
+    }
+}
+
+impl<S: Simd> Weights<S> for TileWeights<'_> {
+    #[inline(always)]
+    fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
+        for lane in 0..self.lanes {
+            let row = &mut self.row[..length];
+            row.fill(0.0);
+            if let Some(Some(dense)) = self.targets.get(lane) {
+                self.sums[lane] += dense.fill(simd, start, length, row);
+            }
+            for (class, weight) in row.iter().enumerate() {
+                block[class * self.lanes + lane] = *weight;
+            }
+        }
+    }
+}
+
+/// Tiles that kernels read and write a vector at a time.
+trait Tiled<S: Simd, R: Real>: Copy {
+    fn classes(&self) -> usize;
+
+    /// # Safety
+    /// The tile's values are readable.
+    unsafe fn load(&self, simd: S, class: usize) -> R::Lanes<S>;
+
+    /// # Safety
+    /// The tile's values are writeable.
+    unsafe fn store(&self, simd: S, class: usize, lanes: R::Lanes<S>);
+}
+
+impl<S: Simd, E: Element> Tiled<S, E::Real> for Tile<E> {
+    #[inline(always)]
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    #[inline(always)]
+    unsafe fn load(&self, simd: S, class: usize) -> <E::Real as Real>::Lanes<S> {
+        // SAFETY: the caller's promise.
+        unsafe { E::load(simd, self.pointer(class)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, simd: S, class: usize, lanes: <E::Real as Real>::Lanes<S>) {
+        // SAFETY: the caller's promise.
+        unsafe { E::store(simd, self.pointer(class), lanes) }
+    }
+}
+
+/// The value of a vector of logits, and, if they are capped, the slope of the cap.
+#[inline(always)]
+fn value_of<S: Simd, R: Real, const MODE: u8>(
+    simd: S,
+    transform: Transform,
+    x: R::Lanes<S>,
+) -> (Value<S, R>, Option<R::Lanes<S>>) {
+    if MODE != CAPPED {
+        return (Value::plain(x), None);
+    }
+    let (mut logits, mut capped) = ([R::default(); MOST_LANES], Capped::<R, MOST_LANES>::default());
+    x.store_slice(&mut logits[..R::LANES]);
+    transform.cap(simd, &logits[..R::LANES], &mut capped);
+    (Value::capped(simd, &capped, 0), Some(R::Lanes::<S>::from_slice(simd, &capped.slope[..R::LANES])))
+}
+
+/// [`pass_of`] for companions that are worth no kernel for each storage type.
+///
+/// # Safety
+/// The tile's values are readable.
+#[inline(always)]
+unsafe fn any_pass<S: Simd, R: Real, C: Companion<S, R>>(
+    simd: S,
+    tile: AnyTile,
+    transform: Transform,
+    companion: C,
+) -> (LogSumExps, C) {
+    // SAFETY: the caller's promise.
+    with_mode!(transform, MODE => unsafe { pass_of::<S, R, C, _, MODE>(simd, tile, transform, companion) })
+}
+
+/// Exponentials are summed a few at a time, as their lanes can.
+const GROUP: usize = 4;
+
+/// The log-sum-exps of the rows, and a companion's sums.
+///
+/// # Safety
+/// The tile's values are readable.
+#[inline(never)]
+unsafe fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MODE: u8>(
+    simd: S,
+    tile: T,
+    transform: Transform,
+    mut companion: C,
+) -> (LogSumExps, C) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let classes = tile.classes();
+            let mut largest = [R::splat(simd, f64::NEG_INFINITY); GROUP];
+            for start in (0..classes).step_by(GROUP) {
+                for (chain, largest) in largest.iter_mut().enumerate() {
+                    // SAFETY: readable by the caller's promise; past the last class it is read again.
+                    let x = unsafe { tile.load(simd, (start + chain).min(classes - 1)) };
+                    // NaN is found again by the sum.
+                    *largest = x.max(*largest);
+                }
+            }
+            let reference = largest[0].max(largest[1]).max(largest[2].max(largest[3]));
+            // Of masked classes alone the lowest number, so that it can be subtracted.
+            let scale = Scale::<S, R>::new(simd, transform);
+            let subtracted = R::splat(simd, R::LOWEST.to_f64()).max(reference);
+            let mut sums = LaneSums {
+                scale,
+                subtracted,
+                reference: scale.references::<MODE>(transform, subtracted),
+                sum: Total::zero(simd),
+                equal: R::splat(simd, 0.0),
+            };
+            let step = BLOCK / R::LANES;
+            for start in (0..classes).step_by(GROUP) {
+                if start % step == 0 {
+                    companion.begin(simd, start, step.min(classes - start));
+                }
+                // SAFETY: readable by the caller's promise.
+                unsafe {
+                    if classes - start < GROUP {
+                        sums.add::<_, C, MODE, 1>(simd, transform, &tile, start..classes, &mut companion);
+                        continue;
+                    }
+                    let group = start..start + GROUP;
+                    match vectors_at_a_time::<S>() {
+                        4 => sums.add::<_, C, MODE, 4>(simd, transform, &tile, group, &mut companion),
+                        2 => sums.add::<_, C, MODE, 2>(simd, transform, &tile, group, &mut companion),
+                        _ => sums.add::<_, C, MODE, 1>(simd, transform, &tile, group, &mut companion),
+                    }
+                }
+            }
+            (sums.finish(simd, reference), companion)
+        },
+    )
+}
+
+/// What a pass knows and sums.
+struct LaneSums<S: Simd, R: Real> {
+    scale: Scale<S, R>,
+    /// The references as they are subtracted, and their values.
+    subtracted: R::Lanes<S>,
+    reference: Value<S, R>,
+    /// Exponentials, boosted, of what is not equal to the reference.
+    sum: Total<S>,
+    /// How many are equal to it.
+    equal: R::Lanes<S>,
+}
+
+impl<S: Simd, R: Real> LaneSums<S, R> {
+    /// Add the exponentials of some classes, `K` at a time.
+    ///
+    /// # Safety
+    /// The tile's values are readable.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
+    unsafe fn add<T: Tiled<S, R>, C: Companion<S, R>, const MODE: u8, const K: usize>(
+        &mut self,
+        simd: S,
+        transform: Transform,
+        tile: &T,
+        classes: std::ops::Range<usize>,
+        companion: &mut C,
+    ) {
+        let (zero, one) = (R::splat(simd, 0.0), R::splat(simd, 1.0));
+        let step = BLOCK / R::LANES;
+        let mut sum = zero;
+        companion.begin_sums(simd);
+        for start in classes.step_by(K) {
+            let mut x = [zero; K];
+            let mut values = [Value::plain(zero); K];
+            let mut is_own = [zero.simd_eq(zero); K];
+            for k in 0..K {
+                // SAFETY: readable by the caller's promise.
+                x[k] = unsafe { tile.load(simd, start + k) };
+                is_own[k] = x[k].simd_eq(self.subtracted);
+                values[k] = value_of::<S, R, MODE>(simd, transform, x[k]).0;
+                if MODE == CAPPED {
+                    values[k] = values[k].same_as(self.reference, is_own[k]);
+                }
+            }
+            let Exponentials { exp, mut power, z } = self.scale.exps::<MODE, K>(values, self.reference, Boost::Full);
+            for k in 0..K {
+                power[k] = is_own[k].select(zero, power[k]);
+                self.equal += is_own[k].select(one, zero);
+                sum = exp[k].mul_add(power[k], sum);
+                let exp = exp[k] * power[k];
+                let term = Term { x: x[k], value: values[k], reference: self.reference, exp, z: z[k], counts: None };
+                companion.add(simd, (start + k) % step, 0, term);
+            }
+        }
+        R::add_to(&mut self.sum, sum);
+        companion.end_sums();
+    }
+
+    #[inline(always)]
+    fn finish(self, simd: S, reference: R::Lanes<S>) -> LogSumExps {
+        let mut found = LogSumExps::default();
+        R::widen(self.subtracted, &mut found.reference);
+        R::lane_totals(&self.sum, &mut found.others);
+        // Beside the reference itself others may be equal to it; where there is none, all is masked.
+        let [mut equal, mut own] = [[0.0; MOST_LANES]; 2];
+        R::widen(self.equal, &mut equal);
+        let (zero, one) = (R::splat(simd, 0.0), R::splat(simd, 1.0));
+        let own_term = self.subtracted.is_finite().select(one, R::splat(simd, f64::NAN));
+        R::widen(reference.simd_eq(R::splat(simd, f64::NEG_INFINITY)).select(zero, own_term), &mut own);
+        found.own = own;
+        for (lane, others) in found.others[..R::LANES].iter_mut().enumerate() {
+            *others = *others / R::BOOST + (equal[lane] - 1.0).max(0.0);
+        }
+        found
+    }
+}
