@@ -26,6 +26,7 @@
 //! | [`view`] | an n-dimensional array in foreign memory, seen as rows of classes |
 //! | [`element`] | storage types: load and store as lanes |
 //! | [`math`] | the two compute types: exp over lanes, sums that keep their accuracy |
+//! | [`buffers`] | the memory of large results, kept from one to the next |
 //! | [`simd`] | which instruction set runs, and the few operations that need an intrinsic |
 //! | [`error`] | one enum; its `Display` is the text users read |
 //!
@@ -44,6 +45,7 @@
 
 #![deny(missing_docs)]
 
+pub mod buffers;
 pub mod element;
 pub mod error;
 pub mod loss;

@@ -376,6 +376,7 @@ def test_info(capsys):
     status, output, errors = run(capsys, "info", "--json")
     assert (status, errors) == (0, "")
     assert json.loads(output) == xent_rs._xent_rs.config()
+    xent_rs.release_memory()  # What an earlier test left may go back at any time.
     status, output, errors = run(capsys, "info")
     assert (status, errors) == (0, "")
     xent_rs.show_config()

@@ -23,7 +23,7 @@ PUBLIC = sorted({*xent_rs.__all__} - {"__version__"}) + [
 ]
 FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(operator.attrgetter(name)(xent_rs))]
 # Nobody else has a function for what these do.
-OWN = {"get_num_threads", "set_num_threads", "show_config"}
+OWN = {"get_num_threads", "release_memory", "set_num_threads", "show_config"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

@@ -41,6 +41,7 @@ SIGNATURES = {
     "Evaluator": f"*, {EVALUATION.replace('sample_weight=None, ', '')}",
     "Evaluator.update": "self, logits, targets, *, sample_weight=None",
     "get_num_threads": "",
+    "release_memory": "",
     "show_config": "",
     "probability.self_information": f"p, *, base={math.e}",
     "probability.entropy": f"p, *, axis=-1, base={math.e}",

@@ -5,7 +5,7 @@ from ._binary_cross_entropy import binary_cross_entropy, binary_cross_entropy_wi
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess
 from ._evaluation import Evaluation, Evaluator, evaluate
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
-from ._settings import get_num_threads, set_num_threads, show_config
+from ._settings import get_num_threads, release_memory, set_num_threads, show_config
 from ._softmax import log_softmax, logsumexp, selective_log_softmax, softmax
 from ._statistics import RowStatistics, row_statistics
 from ._xent_rs import InternalError, __version__
@@ -28,6 +28,7 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "probability",
+    "release_memory",
     "row_statistics",
     "selective_log_softmax",
     "set_num_threads",

@@ -254,8 +254,8 @@ def cross_entropy_with_grad(
     out : ndarray, optional
         Where the gradient goes: an array of the logits' shape, in float32, float16 or bfloat16 for logits of
         these types and in float64 for float64 logits. It may be the logits' array itself, which the gradient
-        then overwrites, and must share no memory with an input otherwise. A loop that passes the same `out`
-        each time saves the time that new memory costs, which is more than that of the gradient.
+        then overwrites, and must share no memory with an input otherwise. Without it the gradient is new,
+        and from 16 MiB on it lies, where it can, in memory that an earlier one left (see `release_memory`).
 
     Returns
     -------

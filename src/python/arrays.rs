@@ -11,6 +11,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use super::arguments::integer;
+use super::memory::with_buffers;
+use crate::buffers;
 use crate::element::{Dtype, Element};
 use crate::error::Error;
 use crate::loss::targets::AnyView;
@@ -266,18 +268,22 @@ impl<'py> Logits<'py> {
         if is_swapped(&descriptor) {
             descriptor = descriptor.call_method1(intern!(py, "newbyteorder"), ("=",))?.cast_into()?;
         }
-        // SAFETY: the prototype is a live array; the call takes over the reference to the descriptor that `into_ptr`
-        // gives up, and returns a new reference or null with an exception set.
-        unsafe {
-            let array = PY_ARRAY_API.PyArray_NewLikeArray(
-                py,
-                self.array.as_array_ptr(),
-                NPY_ORDER::NPY_KEEPORDER,
-                descriptor.into_ptr().cast(),
-                0,
-            );
-            Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
-        }
+        let bytes = self.array.len().saturating_mul(descriptor.itemsize());
+        let make = || {
+            // SAFETY: the prototype is a live array; the call takes over the reference to the descriptor that
+            // `into_ptr` gives up, and returns a new reference or null with an exception set.
+            unsafe {
+                let array = PY_ARRAY_API.PyArray_NewLikeArray(
+                    py,
+                    self.array.as_array_ptr(),
+                    NPY_ORDER::NPY_KEEPORDER,
+                    descriptor.into_ptr().cast(),
+                    0,
+                );
+                Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
+            }
+        };
+        if bytes < buffers::LARGE { make() } else { with_buffers(py, make) }
     }
 
     /// The result array `out`, checked, or a new one of the logits' dtype.

@@ -6,6 +6,7 @@ mod arrays;
 mod binary;
 mod cross_entropy;
 mod evaluation;
+mod memory;
 mod settings;
 mod softmax;
 mod statistics;
@@ -37,8 +38,8 @@ mod _xent_rs {
     use super::evaluation::evaluate;
     #[pymodule_export]
     use super::settings::{
-        config, get_num_threads, memory_copy, memory_read, panic_for_test, set_num_threads, set_simd_level, simd_level,
-        simd_levels,
+        config, get_num_threads, kept_memory, memory_copy, memory_read, panic_for_test, release_memory,
+        set_num_threads, set_simd_level, simd_level, simd_levels,
     };
     #[pymodule_export]
     use super::softmax::{log_softmax, logsumexp, selective_log_softmax, softmax};

@@ -1,4 +1,4 @@
-//! Threads, levels, and what a bug report needs to say; the roofs for benchmarks; a fault on request for tests.
+//! Threads, levels, kept memory, and what a bug report needs to say; the roofs for benchmarks; a fault on request for tests.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -8,7 +8,7 @@ use super::arrays::flat_view;
 use super::{detached, guard};
 use crate::error::Error;
 use crate::loss::bandwidth;
-use crate::{parallel, simd};
+use crate::{buffers, parallel, simd};
 
 #[pyfunction]
 pub(super) fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -56,6 +56,18 @@ pub(super) fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     config.set_item("num_threads", threads)?;
     config.set_item("num_threads_source", source)?;
     Ok(config)
+}
+
+/// The bytes that are kept for the next results.
+#[pyfunction]
+pub(super) fn kept_memory() -> PyResult<usize> {
+    guard(|| Ok(buffers::kept()))
+}
+
+/// Give them back to the system, and return how many they were.
+#[pyfunction]
+pub(super) fn release_memory(py: Python<'_>) -> PyResult<usize> {
+    guard(|| Ok(py.detach(buffers::release)))
 }
 
 /// Read all bytes of a contiguous array; the result depends on every one of them.
