@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import Evaluation, cross_entropy, cross_entropy_with_grad, evaluate, softmax
-from . import _terminal, _timing
-from ._reference import Reference, loss_bounds, numpy_loss, numpy_loss_and_gradient
+from . import _terminal
+from .benchmark.reference import Reference, loss_bounds, numpy_loss, numpy_loss_and_gradient
+from .benchmark.timing import interleaved
 from .evaluate import table
 
 Array = NDArray[Any]
@@ -169,7 +170,7 @@ def _timings(digit_logits: Array, digit_labels: Array) -> list[dict[str, Any]]:
         calls[batch, "loss + gradient", "xent_rs"] = partial(cross_entropy_with_grad, logits, labels, out=out)
         calls[batch, "loss + gradient", "NumPy"] = partial(numpy_loss_and_gradient, logits, labels, out=out)
     with _terminal.progress(_REPEATS * len(calls), "time", unit="run") as bar:
-        samples = _timing.interleaved(calls, _REPEATS, bar.update)
+        samples = interleaved(calls, _REPEATS, bar.update)
     medians = {name: statistics.median(seconds) for name, seconds in samples.items()}
     return [
         {

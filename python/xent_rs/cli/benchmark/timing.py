@@ -12,6 +12,10 @@ Name = TypeVar("Name", bound=Hashable)
 # A sample of a fast call repeats it for about this long.
 _SAMPLE_SECONDS = 0.005
 
+# A call that takes longer than this takes part in one turn of so many: what takes long varies less.
+_SLOW_SECONDS = 0.1
+_SLOW_TURNS = 3
+
 # Threads of the call before, such as OpenMP's, go on spinning for a while when they have nothing to do.
 _SETTLE_SECONDS = 0.02
 
@@ -19,22 +23,24 @@ _SETTLE_SECONDS = 0.02
 def interleaved(
     calls: Mapping[Name, Callable[[], Any]], repeats: int, done: Callable[[], object] = lambda: None
 ) -> dict[Name, list[float]]:
-    """Return the seconds that each call takes, `repeats` samples of each.
+    """Return the seconds that each call takes, `repeats` samples of each, of slow ones a third of that.
 
     The calls take turns, in alternating order, so that whatever else the machine does meets all of them.
     Before each sample the machine settles and the call runs once untimed: it finds the caches as in a loop,
     and threads of the call before it asleep. Its last result is kept meanwhile, as in a loop such as
-    ``loss, gradient = f(...)``.
+    ``loss, gradient = f(...)``. `done` is called `repeats` times for each call.
     """
-    numbers = {name: _calls_a_sample(call) for name, call in calls.items()}
+    plans = {name: _plan(call) for name, call in calls.items()}
     samples: dict[Name, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()
     try:
         for repeat in range(repeats):
             for name in list(calls) if repeat % 2 == 0 else reversed(list(calls)):
-                time.sleep(_SETTLE_SECONDS)
-                samples[name].append(_seconds(calls[name], numbers[name]))
+                number, turns = plans[name]
+                if repeat % turns == 0:
+                    time.sleep(_SETTLE_SECONDS)
+                    samples[name].append(_seconds(calls[name], number))
                 done()
     finally:
         if collecting:
@@ -52,8 +58,9 @@ def _seconds(call: Callable[[], Any], number: int) -> float:
     return seconds / number
 
 
-def _calls_a_sample(call: Callable[[], Any]) -> int:
+def _plan(call: Callable[[], Any]) -> tuple[int, int]:
+    """Return how many calls make a sample, and of how many turns the call takes part in one."""
     number = 1
     while (seconds := _seconds(call, number) * number) < _SAMPLE_SECONDS:
         number = max(2 * number, min(1_000_000, int(number * _SAMPLE_SECONDS / max(seconds, 1e-9))))
-    return number
+    return number, _SLOW_TURNS if seconds / number > _SLOW_SECONDS else 1

@@ -20,6 +20,8 @@ class Reference:
         ``log(sum(exp(z - max(z)))) - (z[target] - max(z))`` of each row.
     span : float
         The largest ``max(z) - z``, on which the rounding errors of softmax depend.
+    distance : float
+        The smallest ``1 - p`` of any target: who subtracts 1 from p loses the digits that this lacks.
     """
 
     def __init__(self, logits: NDArray[Any], targets: NDArray[Any]) -> None:
@@ -32,6 +34,7 @@ class Reference:
             sums = np.exp(z).sum(axis=1)
             self.losses[rows] = np.log(sums) - z[np.arange(len(z)), targets[rows]]
             self.span = max(self.span, float(-z.min(initial=0.0)))
+        self.distance = float(-np.expm1(-self.losses.min(initial=math.inf)))
 
     def gradient(self, rows: slice) -> NDArray[np.float64]:
         """Return some rows of the gradient of the mean loss, ``(softmax(z) - onehot(target)) / len(z)``."""

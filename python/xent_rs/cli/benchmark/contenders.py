@@ -5,23 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__, _xent_rs, cross_entropy, cross_entropy_with_grad, get_num_threads
-from ._reference import Reference, numpy_loss, numpy_loss_and_gradient
+from ... import __version__, _xent_rs, cross_entropy, cross_entropy_with_grad, get_num_threads
+from .cases import GRADIENT, LOSS, Case
+from .reference import numpy_loss, numpy_loss_and_gradient
 
 Array = NDArray[Any]
-
-LOSS = "loss"
-GRADIENT = "loss + gradient"
-JOBS = (LOSS, GRADIENT)
-
-_finfo: Any = ml_dtypes.finfo  # also of bfloat16
 
 # Unit roundoff of the type in which this package computes.
 _FLOAT32_ROUNDOFF, _FLOAT64_ROUNDOFF = 2.0**-24, 2.0**-53
@@ -29,70 +24,6 @@ _FLOAT32_ROUNDOFF, _FLOAT64_ROUNDOFF = 2.0**-24, 2.0**-53
 
 class NotApplicable(Exception):  # noqa: N818 (no error: it is a reason to skip)
     """A contender cannot do a case; the message says why."""
-
-
-class Case:
-    """One problem: normal random logits of a shape and a dtype, random targets, and the float64 answer."""
-
-    def __init__(self, rows: int, classes: int, dtype: str) -> None:
-        random = np.random.default_rng(0)
-        self.rows, self.classes = rows, classes
-        self.dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-        # Made in float32 for float64, too: half of such a number is then zeros and not a random, maybe
-        # subnormal, float32 to `memory_copy`, which reads all bytes as float32.
-        self.logits: Array = random.standard_normal((rows, classes), np.float32).astype(
-            self.dtype, copy=False
-        )
-        self.targets = random.integers(classes, size=rows)
-        self.out = np.zeros_like(self.logits)
-        self.reference = Reference(self.logits, self.targets)
-        self.loss = float(self.reference.losses.mean())
-
-    @property
-    def name(self) -> str:
-        """Shape and dtype."""
-        return f"{self.rows} x {self.classes} {self.dtype.name}"
-
-    @property
-    def eps(self) -> float:
-        """Distance from 1 to the next number of the dtype of the logits."""
-        return float(_finfo(self.dtype).eps)
-
-    def roofs(self) -> dict[str, Callable[[], Any]]:
-        """Return for each job the call that moves as many bytes and computes nothing."""
-        source, target = (array.reshape(-1).view(np.uint8) for array in (self.logits, self.out))
-        whole = len(source) // 4 * 4
-        source, target = source[:whole].view(np.float32), target[:whole].view(np.float32)
-        return {
-            LOSS: lambda: _xent_rs.memory_read(source),
-            GRADIENT: lambda: _xent_rs.memory_copy(source, target),
-        }
-
-    def errors(self, answer: Any) -> tuple[float, float | None]:
-        """Return the relative error of a loss, and the largest of any entry of its gradient if there is one.
-
-        What rounding to a subnormal number does to an entry does not count.
-        """
-        loss, gradient = answer if isinstance(answer, tuple) else (answer, None)
-        loss_error = abs(float(loss) - self.loss) / self.loss
-        if gradient is None:
-            return loss_error, None
-        gradient = np.asarray(gradient)
-        tiny = float(_finfo(gradient.dtype).smallest_subnormal)
-        largest = 0.0
-        for rows in self.reference.blocks():
-            expected = self.reference.gradient(rows)
-            error = gradient[rows].astype(np.float64)
-            error -= expected
-            np.abs(error, out=error)
-            error -= tiny
-            np.abs(expected, out=expected)
-            error /= expected
-            # NaN must not get lost in a maximum.
-            worst = float(error.max())
-            if not worst <= largest:
-                largest = worst
-        return loss_error, largest
 
 
 @dataclass(frozen=True)
@@ -112,6 +43,8 @@ class Contender:
         Takes a `Case`; returns the relative errors allowed in the loss and in the gradient.
     package : str
         The distribution that must be installed.
+    level : str, optional
+        The SIMD level at which this package is held; otherwise the one in use.
     """
 
     name: str
@@ -119,6 +52,7 @@ class Contender:
     make: Callable[[Case], Callable[[], Any]]
     tolerance: Callable[[Case], tuple[float, float]]
     package: str
+    level: str | None = None
 
     def version(self) -> str | None:
         """Return the version of the package; None if it is not installed."""
@@ -130,7 +64,7 @@ class Contender:
             return None
 
 
-def _promised(case: Case) -> tuple[float, float]:
+def promised(case: Case) -> tuple[float, float]:
     """Return what this package promises; a gradient is besides rounded to its dtype."""
     # For float64 twice, because the reference is rounded as well.
     unit = 2 * _FLOAT64_ROUNDOFF if case.dtype == np.float64 else _FLOAT32_ROUNDOFF
@@ -141,13 +75,13 @@ def _promised(case: Case) -> tuple[float, float]:
 
 def _own(case: Case) -> tuple[float, float]:
     """Return 16 and 64 eps of the dtype of the logits, for those who compute in it."""
-    return 16 * case.eps, 64 * case.eps
+    return 16 * case.eps, 64 * case.eps / case.reference.distance
 
 
 def _wide(case: Case) -> tuple[float, float]:
     """Return 16 and 64 eps of at least float32, and one rounding, for those who compute in that."""
     eps = min(case.eps, 2 * _FLOAT32_ROUNDOFF)
-    return 16 * eps, 64 * eps + case.eps / 2
+    return 16 * eps, 64 * eps / case.reference.distance + case.eps / 2
 
 
 def at_level(contender: Contender, level: str) -> Contender:
@@ -166,9 +100,7 @@ def at_level(contender: Contender, level: str) -> Contender:
 
         return at_this_level
 
-    return Contender(
-        f"{contender.name}, {level}", contender.job, make, contender.tolerance, contender.package
-    )
+    return replace(contender, name=f"{contender.name}, {level}", make=make, level=level)
 
 
 def _xent_rs_loss(case: Case) -> Callable[[], Any]:
@@ -249,63 +181,67 @@ def _scikit_learn_out(case: Case) -> Callable[[], Any]:
     return call
 
 
-def _torch_case(case: Case) -> tuple[Any, Any, Any]:
+def torch_tensors(logits: Array, targets: Array) -> tuple[Any, Any, Any]:
+    """Return PyTorch, set to as many threads as this package, and tensors on the same memory."""
     import torch
 
     torch.set_num_threads(get_num_threads())
-    if case.dtype.name == "bfloat16":  # torch.from_numpy does not know the dtype
-        logits = torch.from_numpy(case.logits.view(np.int16)).view(torch.bfloat16)
-    else:
-        logits = torch.from_numpy(case.logits)
-    return torch, logits, torch.from_numpy(case.targets)
+    if logits.dtype.name == "bfloat16":  # torch.from_numpy does not know the dtype
+        return (
+            torch,
+            torch.from_numpy(logits.view(np.int16)).view(torch.bfloat16),
+            torch.from_numpy(targets),
+        )
+    return torch, torch.from_numpy(logits), torch.from_numpy(targets)
 
 
-def _torch_array(torch: Any, tensor: Any) -> Array:
+def torch_array(torch: Any, tensor: Any) -> Array:
+    """Return the array on the memory of a tensor."""
     if tensor.dtype == torch.bfloat16:
         return np.asarray(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
     return np.asarray(tensor.numpy())
 
 
+def compiled(torch: Any, function: Callable[[Any, Any], Any]) -> Any:
+    """Compile for one shape: the default would make the code of the second shape general, and slower."""
+    torch._dynamo.config.recompile_limit = 1000
+    return torch.compile(lambda x, y: function(x, y), dynamic=False)
+
+
 def _torch_loss(case: Case) -> Callable[[], Any]:
-    torch, logits, targets = _torch_case(case)
+    torch, logits, targets = torch_tensors(case.logits, case.targets)
     return lambda: torch.nn.functional.cross_entropy(logits, targets).item()
 
 
 def _torch_gradient(case: Case) -> Callable[[], Any]:
-    torch, logits, targets = _torch_case(case)
+    torch, logits, targets = torch_tensors(case.logits, case.targets)
     logits.requires_grad_()
 
     def call() -> Any:
         loss = torch.nn.functional.cross_entropy(logits, targets)
         (gradient,) = torch.autograd.grad(loss, logits)
-        return loss.item(), _torch_array(torch, gradient)
+        return loss.item(), torch_array(torch, gradient)
 
     return call
 
 
 def _compiled_loss(case: Case) -> Callable[[], Any]:
-    torch, logits, targets = _torch_case(case)
-    compiled = _compile(torch)
-    return lambda: compiled(logits, targets).item()
+    torch, logits, targets = torch_tensors(case.logits, case.targets)
+    loss = compiled(torch, torch.nn.functional.cross_entropy)
+    return lambda: loss(logits, targets).item()
 
 
 def _compiled_gradient(case: Case) -> Callable[[], Any]:
-    torch, logits, targets = _torch_case(case)
+    torch, logits, targets = torch_tensors(case.logits, case.targets)
     logits.requires_grad_()
-    compiled = _compile(torch)
+    loss_of = compiled(torch, torch.nn.functional.cross_entropy)
 
     def call() -> Any:
-        loss = compiled(logits, targets)
+        loss = loss_of(logits, targets)
         (gradient,) = torch.autograd.grad(loss, logits)
-        return loss.item(), _torch_array(torch, gradient)
+        return loss.item(), torch_array(torch, gradient)
 
     return call
-
-
-def _compile(torch: Any) -> Any:
-    """Compile for one shape: the default would make the code of the second shape general, and slower."""
-    torch._dynamo.config.recompile_limit = 1000
-    return torch.compile(lambda x, y: torch.nn.functional.cross_entropy(x, y), dynamic=False)
 
 
 def _jax_case(case: Case) -> tuple[Any, Any, Any, Callable[[Any, Any], Any]]:
@@ -334,15 +270,15 @@ def _jax_gradient(case: Case) -> Callable[[], Any]:
 
 
 CONTENDERS = (
-    Contender("xent_rs", LOSS, _xent_rs_loss, _promised, "xent_rs"),
+    Contender("xent_rs", LOSS, _xent_rs_loss, promised, "xent_rs"),
     Contender("NumPy", LOSS, _numpy_loss, _wide, "numpy"),
     Contender("SciPy", LOSS, _scipy_loss, _wide, "scipy"),
     Contender("scikit-learn", LOSS, _scikit_learn_loss, _wide, "scikit-learn"),
     Contender("PyTorch", LOSS, _torch_loss, _own, "torch"),
     Contender("PyTorch, compiled", LOSS, _compiled_loss, _own, "torch"),
     Contender("JAX", LOSS, _jax_loss, _own, "jax"),
-    Contender("xent_rs, out=", GRADIENT, _xent_rs_out, _promised, "xent_rs"),
-    Contender("xent_rs, new array", GRADIENT, _xent_rs_fresh, _promised, "xent_rs"),
+    Contender("xent_rs, out=", GRADIENT, _xent_rs_out, promised, "xent_rs"),
+    Contender("xent_rs, new array", GRADIENT, _xent_rs_fresh, promised, "xent_rs"),
     Contender("NumPy, out=", GRADIENT, _numpy_out, _wide, "numpy"),
     Contender("NumPy, new array", GRADIENT, _numpy_fresh, _wide, "numpy"),
     Contender("scikit-learn, out=", GRADIENT, _scikit_learn_out, _wide, "scikit-learn"),

@@ -1,0 +1,56 @@
+"""Time against the number of classes: the same number of elements in fewer and longer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ... import cross_entropy, cross_entropy_with_grad
+from .cases import GRADIENT, LOSS, Case
+from .contenders import Contender, promised
+from .measuring import Results, Settings, Skips
+from .peers import compare
+
+_ELEMENTS, _QUICK_ELEMENTS = 1 << 24, 1 << 18
+_CLASSES = (2, 4, 10, 32, 100, 316, 1000, 3162, 10_000, 32_000, 100_000, 262_144)
+_QUICK_CLASSES = (2, 10, 1000, 32_000)
+
+# Those who would take half of all the time, and NumPy's slower way, are left to the comparison with peers.
+_LEFT_OUT = ("SciPy", "scikit-learn", "scikit-learn, out=", "xent_rs, new array", "NumPy, new array")
+
+
+def run(settings: Settings) -> tuple[Results, Skips]:
+    """Compare at each number of classes; this package also with the classes along the first axis."""
+    elements = _QUICK_ELEMENTS if settings.quick else _ELEMENTS
+    cases = [
+        (round(elements / classes), classes, "float32")
+        for classes in (_QUICK_CLASSES if settings.quick else _CLASSES)
+    ]
+    contenders = [contender for contender in settings.contenders if contender.name not in _LEFT_OUT]
+    return compare("classes", cases, _with_inner_axis(contenders), settings.repeats)
+
+
+def _with_inner_axis(contenders: Sequence[Contender]) -> list[Contender]:
+    return [
+        *contenders,
+        Contender("xent_rs, axis=0", LOSS, _loss, promised, "xent_rs"),
+        Contender("xent_rs, axis=0, out=", GRADIENT, _gradient, promised, "xent_rs"),
+    ]
+
+
+def _loss(case: Case) -> Callable[[], Any]:
+    logits = np.ascontiguousarray(case.logits.T)
+    return lambda: cross_entropy(logits, case.targets, axis=0)
+
+
+def _gradient(case: Case) -> Callable[[], Any]:
+    logits = np.ascontiguousarray(case.logits.T)
+    out = np.zeros_like(logits)
+
+    def call() -> Any:
+        loss, gradient = cross_entropy_with_grad(logits, case.targets, axis=0, out=out)
+        return loss, gradient.T
+
+    return call

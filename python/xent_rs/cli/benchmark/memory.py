@@ -1,0 +1,60 @@
+"""How much memory a call takes above its inputs: the peak of a fresh process, around one call.
+
+Results have ``above``, in bytes, and no times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ... import _xent_rs, get_num_threads
+from .contenders import CONTENDERS
+from .measuring import Results, Settings, Skips, progress
+
+_SHAPES, _QUICK_SHAPES = ((2048, 32_000), (16_384, 1000), (262_144, 10), (2_097_152, 10)), ((2048, 1000),)
+
+# Those who compile, and SciPy, which is like NumPy.
+_LEFT_OUT = ("SciPy", "PyTorch, compiled", "JAX", "JAX, new array")
+
+# glibc keeps freed memory for later, where a call could find it without taking any more.
+_NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+
+
+def run(settings: Settings) -> tuple[Results, Skips]:
+    """Measure the loss, and the gradient, of this package and of those peers that do not compile."""
+    if not Path("/proc/self/clear_refs").exists():
+        return [], [{"contender": "memory", "reason": "only Linux can say what a call took"}]
+    contenders = [each for each in settings.contenders if each.name not in _LEFT_OUT]
+    shapes = _QUICK_SHAPES if settings.quick else _SHAPES
+    results: Results = []
+    with progress(len(shapes) * len(contenders)) as bar:
+        for rows, classes in shapes:
+            bar.set_postfix_str(f"memory, {rows} x {classes}")
+            for contender in contenders:
+                fields = {"rows": rows, "classes": classes, "dtype": "float32"}
+                found = _probe(rows, classes, CONTENDERS.index(contender))
+                of = {"job": contender.job, "contender": contender.name}
+                results.append({"suite": "memory", **fields, **of, **found})
+                bar.update()
+    return results, []
+
+
+def _probe(rows: int, classes: int, number: int) -> dict[str, float]:
+    """Run `probe` in a process of its own; return what it prints."""
+    environment = {
+        **os.environ,
+        **_NOTHING_KEPT,
+        "XENT_RS_SIMD": _xent_rs.simd_level(),
+        "XENT_RS_NUM_THREADS": str(get_num_threads()),
+    }
+    command = [sys.executable, "-m", f"{__package__}.probe", str(rows), str(classes), "float32", str(number)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        last = (finished.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise RuntimeError(f"a measurement of memory ended with status {finished.returncode}: {last}")
+    found: dict[str, float] = json.loads(finished.stdout)
+    return found

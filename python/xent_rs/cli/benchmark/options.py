@@ -1,0 +1,280 @@
+"""What the options and the other functions cost, against the plain loss and its gradient.
+
+Results have besides ``ratio``, the time by that of the plain loss (or gradient), and ``beyond``, the same
+less the time in which the memory moves the bytes that the plain one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from ... import (
+    cross_entropy,
+    cross_entropy_with_grad,
+    cross_entropy_with_grad_hess,
+    evaluate,
+    kl_divergence,
+    kl_divergence_with_grad,
+    log_softmax,
+    logsumexp,
+    row_statistics,
+    selective_log_softmax,
+    softmax,
+)
+from .cases import GRADIENT, JOBS, LOSS, ROOFS, Array, Case
+from .formulas import CrossEntropy, KlDivergence, Softmax, share
+from .measuring import Entry, Results, Settings, Skips, progress, steps, take, within
+
+_SHAPES = ((2048, 32_000), (16_384, 1000), (262_144, 10))
+_QUICK_SHAPES = ((64, 32_000), (2048, 10))
+
+PLAIN = "plain"
+
+# One more array of the size of the logits is read, or one more written.
+_ONE_MORE_READ = {LOSS: {"read": 2.0}, GRADIENT: {"copy": 1.0, "read": 1.0}}
+_ONE_MORE_WRITTEN = {"copy": 2.0, "read": -1.0}
+
+
+class _Material(Case):
+    """A case, and what the options need besides."""
+
+    @cached_property
+    def source(self) -> np.random.Generator:
+        return np.random.default_rng(1)
+
+    @cached_property
+    def weight(self) -> Array:
+        return np.asarray(self.source.uniform(0.5, 2, self.classes), np.float32)
+
+    @cached_property
+    def sample_weight(self) -> Array:
+        return np.asarray(self.source.uniform(0.5, 2, self.rows), np.float32)
+
+    @cached_property
+    def teacher(self) -> Array:
+        return self.source.standard_normal((self.rows, self.classes), np.float32)
+
+    @cached_property
+    def probabilities(self) -> Array:
+        return softmax(self.teacher)
+
+    @cached_property
+    def index(self) -> Array:
+        return self.source.integers(self.classes, size=(self.rows, 4))
+
+    @cached_property
+    def some(self) -> Array:
+        """The rows that are compared with float64."""
+        return np.unique([0, 1, self.rows // 2, self.rows - 1])
+
+
+Check = Callable[[Any], dict[str, float]]
+Prepared = tuple[Callable[[], Any], Check]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A call to time: its name and job, what prepares it and its check, and its roof."""
+
+    name: str
+    job: str
+    prepare: Callable[[_Material], Prepared]
+    roof: Mapping[str, float]
+
+    def entry(self, case: _Material) -> Entry:
+        """Return what `take` needs to know."""
+        fields = {"suite": "options", **case.fields, "job": self.job, "contender": self.name}
+        return Entry(fields, partial(self.prepare, case), self.roof)
+
+
+def _option(
+    name: str, arguments: Callable[[_Material], dict[str, Any]] = lambda case: {}, soft: bool = False
+) -> list[_Task]:
+    """Return the loss and the gradient with an option of `cross_entropy`; `soft`: of probabilities."""
+
+    def prepare(job: str, case: _Material) -> Prepared:
+        targets = case.probabilities if soft else case.targets
+        given = (case.logits, targets)
+        check = partial(_check_option, f"{name}, {case.name}", case, targets, arguments(case))
+        if job == LOSS:
+            return partial(cross_entropy, *given, **arguments(case)), check
+        return partial(cross_entropy_with_grad, *given, **arguments(case), out=case.out), check
+
+    roofs = _ONE_MORE_READ if soft else ROOFS
+    return [_Task(name, job, partial(prepare, job), roofs[job]) for job in roofs]
+
+
+def _check_option(
+    what: str, case: _Material, targets: Array, arguments: dict[str, Any], answer: Any
+) -> dict[str, float]:
+    losses = cross_entropy(case.logits, targets, **arguments, reduction="none")
+    counts = np.ones(case.rows)
+    of_some = dict(arguments)
+    if "weight" in arguments and targets.ndim == 1:
+        counts *= arguments["weight"][targets]
+    if "sample_weight" in arguments:
+        counts *= arguments["sample_weight"]
+        of_some["sample_weight"] = arguments["sample_weight"][case.some]
+    expected = CrossEntropy(case.logits[case.some], targets[case.some], **of_some)
+    return _compare(what, case, expected, losses, float(counts.sum()), answer)
+
+
+def _compare(
+    what: str, case: _Material, expected: Any, losses: Array, divisor: float, answer: Any
+) -> dict[str, float]:
+    """Compare the losses and the derivatives of some rows with float64, and the mean with all losses.
+
+    Errors are shares of what is promised.
+    """
+    mean, *derivatives = answer if isinstance(answer, tuple) else (answer,)
+    exact = float(losses.sum(dtype=np.float64)) / divisor
+    bound = 2.0**-23 * float(np.abs(losses).sum(dtype=np.float64)) / divisor
+    found = {
+        "loss": share(losses[case.some], expected.losses, expected.loss_bounds),
+        "mean": abs(mean - exact) / bound,
+    }
+    for name, derivative in zip(("gradient", "hessian"), derivatives, strict=False):
+        values = derivative[case.some].astype(np.float64) * divisor
+        found[name] = share(values, getattr(expected, name), getattr(expected, f"{name}_bounds"))
+    return within(what, {name: (error, 1.0) for name, error in found.items()})
+
+
+def _kl_loss(case: _Material) -> Prepared:
+    return partial(kl_divergence, case.logits, case.teacher), partial(_check_kl, case)
+
+
+def _kl_gradient(case: _Material) -> Prepared:
+    call = partial(kl_divergence_with_grad, case.logits, case.teacher, out=case.out)
+    return call, partial(_check_kl, case)
+
+
+def _check_kl(case: _Material, answer: Any) -> dict[str, float]:
+    losses = kl_divergence(case.logits, case.teacher, reduction="none")
+    expected = KlDivergence(case.logits[case.some], case.teacher[case.some])
+    return _compare(f"KL divergence, {case.name}", case, expected, losses, case.rows, answer)
+
+
+def _hessian(case: _Material) -> Prepared:
+    second = np.zeros_like(case.logits)
+    call = partial(cross_entropy_with_grad_hess, case.logits, case.targets, out=case.out, hess_out=second)
+
+    def check(answer: Any) -> dict[str, float]:
+        losses = cross_entropy(case.logits, case.targets, reduction="none")
+        expected = CrossEntropy(case.logits[case.some], case.targets[case.some])
+        return _compare(f"Hessian, {case.name}", case, expected, losses, case.rows, answer)
+
+    return call, check
+
+
+def _in_place(case: _Material) -> Prepared:
+    # From the second call on these are not the logits of the case: that does not change the work.
+    logits = case.logits.copy()
+
+    def check(answer: Any) -> dict[str, float]:
+        losses = cross_entropy(case.logits, case.targets, reduction="none")
+        expected = CrossEntropy(case.logits[case.some], case.targets[case.some])
+        return _compare(f"in place, {case.name}", case, expected, losses, case.rows, answer)
+
+    return partial(cross_entropy_with_grad, logits, case.targets, out=logits), check
+
+
+def _logsumexp(case: _Material) -> Prepared:
+    return partial(logsumexp, case.logits), lambda answer: _of_softmax(case, answer, "lse")
+
+
+def _row_statistics(case: _Material) -> Prepared:
+    call = partial(row_statistics, case.logits, case.targets)
+    return call, lambda answer: _of_softmax(case, answer.logsumexp, "lse")
+
+
+def _selective(case: _Material) -> Prepared:
+    call = partial(selective_log_softmax, case.logits, case.index)
+    return call, lambda answer: _of_softmax(case, answer, "log_p", index=case.index[case.some])
+
+
+def _softmax(case: _Material) -> Prepared:
+    return partial(softmax, case.logits, out=case.out), lambda answer: _of_softmax(case, answer, "p")
+
+
+def _log_softmax(case: _Material) -> Prepared:
+    call = partial(log_softmax, case.logits, out=case.out)
+    return call, lambda answer: _of_softmax(case, answer, "log_p")
+
+
+def _of_softmax(case: _Material, answer: Array, part: str, index: Array | None = None) -> dict[str, float]:
+    """Compare a part of the softmax of some rows, at the classes `index` or at all."""
+    expected = Softmax(case.logits[case.some])
+    values = getattr(expected, part)
+    bounds = expected.p_bound if part == "p" else np.broadcast_to(expected.log_bound, values.shape)
+    if index is not None:
+        values, bounds = (np.take_along_axis(array, index, axis=1) for array in (values, bounds))
+    found = answer[case.some].reshape(values.shape)
+    rounding = 2.0**-24 * np.abs(values)
+    return within(f"{part}, {case.name}", {"value": (share(found, values, bounds + rounding), 1.0)})
+
+
+def _evaluate(case: _Material) -> Prepared:
+    def check(answer: Any) -> dict[str, float]:
+        error = abs(answer.loss - case.loss) / (float(Softmax(case.logits[:1]).log_bound) + 2.0**-24)
+        return within(f"evaluate, {case.name}", {"loss": (error, 1.0)})
+
+    return partial(evaluate, case.logits, case.targets), check
+
+
+TASKS = (
+    *_option(PLAIN),
+    *_option("label smoothing", lambda case: {"label_smoothing": 0.1}),
+    *_option("class weights", lambda case: {"weight": case.weight}),
+    *_option("class weights, smoothing", lambda case: {"weight": case.weight, "label_smoothing": 0.1}),
+    *_option("sample weights", lambda case: {"sample_weight": case.sample_weight}),
+    *_option("z-loss", lambda case: {"z_loss": 1e-4}),
+    *_option("temperature", lambda case: {"temperature": 2.0}),
+    *_option("softcap", lambda case: {"softcap": 30.0}),
+    *_option("probabilities", soft=True),
+    *_option("probabilities, smoothing", lambda case: {"label_smoothing": 0.1}, soft=True),
+    _Task("KL divergence", LOSS, _kl_loss, _ONE_MORE_READ[LOSS]),
+    _Task("KL divergence", GRADIENT, _kl_gradient, _ONE_MORE_READ[GRADIENT]),
+    _Task("logsumexp", LOSS, _logsumexp, ROOFS[LOSS]),
+    _Task("selective_log_softmax", LOSS, _selective, ROOFS[LOSS]),
+    _Task("row_statistics", LOSS, _row_statistics, ROOFS[LOSS]),
+    _Task("evaluate", LOSS, _evaluate, ROOFS[LOSS]),
+    _Task("in place", GRADIENT, _in_place, ROOFS[GRADIENT]),
+    _Task("Hessian besides", GRADIENT, _hessian, _ONE_MORE_WRITTEN),
+    _Task("softmax", GRADIENT, _softmax, ROOFS[GRADIENT]),
+    _Task("log_softmax", GRADIENT, _log_softmax, ROOFS[GRADIENT]),
+)
+
+
+def run(settings: Settings) -> tuple[Results, Skips]:
+    """Time every option and function on each shape, in float32."""
+    shapes = _QUICK_SHAPES if settings.quick else _SHAPES
+    results: Results = []
+    with progress(len(shapes) * steps(len(TASKS), len(JOBS), settings.repeats)) as bar:
+        for rows, classes in shapes:
+            bar.set_postfix_str(f"options, {rows} x {classes}")
+            case = _Material.random(rows, classes, "float32")
+            some, _ = take([task.entry(case) for task in TASKS], case.roofs(), settings.repeats, bar.update)
+            results += _with_ratios(some)
+    return results, []
+
+
+def _with_ratios(results: Results) -> Results:
+    """Compare the results of one case with those of the plain loss and gradient."""
+    plain = {result["job"]: result for result in results if result["contender"] == PLAIN}
+    found = []
+    for result in results:
+        of_job = plain[result["job"]]
+        extra = result["roof"] - of_job["roof"]
+        found.append(
+            {
+                **result,
+                "ratio": result["median"] / of_job["median"],
+                "beyond": (result["median"] - extra) / of_job["median"],
+            }
+        )
+    return found
