@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Result = dict[str, Any]
+Suites = dict[str, list[Result]]
+Reader = Callable[[Suites], dict[str, float]]
 
 LOSS, GRADIENT = "loss", "loss + gradient"
 LONG = 32_000
@@ -35,10 +37,10 @@ class Goal:
     case: str
     wanted: str
     limit: float
-    values: Callable[[dict[str, list[Result]]], dict[str, float]]
+    values: Reader
     at_most: bool = False
 
-    def line(self, suites: dict[str, list[Result]]) -> list[str] | None:
+    def line(self, suites: Suites) -> list[str] | None:
         """Return the line of the table: case, goal, the worst value and all others, and whether it is met.
 
         None if the record does not know.
@@ -56,18 +58,16 @@ class Goal:
         return [self.case, self.wanted, measured, "met" if met else f"missed by {100 * off:.0f} %"]
 
 
-def table(suites: dict[str, list[Result]]) -> list[list[str]]:
+def table(suites: Suites) -> list[list[str]]:
     """Return the table of the goals of which a record knows, its first line the head."""
     lines = (goal.line(suites) for goal in GOALS)
     return [["case", "goal", "measured", ""], *(line for line in lines if line is not None)]
 
 
-def of_roof(
-    contender: str, job: str, dtype: str, which: Callable[[Result], bool]
-) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
+def of_roof(contender: str, job: str, dtype: str, which: Callable[[Result], bool]) -> Reader:
     """Return a reader of shares of the roof, by shape."""
 
-    def values(suites: dict[str, list[Result]]) -> dict[str, float]:
+    def values(suites: Suites) -> dict[str, float]:
         return {
             where(result): result["of_roof"]
             for result in chosen(suites.get("peers", []), contender, job, dtype)
@@ -77,12 +77,10 @@ def of_roof(
     return values
 
 
-def times_faster(
-    peer: str, job: str, which: Callable[[Result], bool]
-) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
+def times_faster(peer: str, job: str, which: Callable[[Result], bool]) -> Reader:
     """Return a reader of how many times as fast as a peer, in its fastest way, this package is, by shape."""
 
-    def values(suites: dict[str, list[Result]]) -> dict[str, float]:
+    def values(suites: Suites) -> dict[str, float]:
         results = [result for result in suites.get("peers", []) if which(result)]
         theirs: dict[str, float] = {}
         for result in results:
@@ -98,7 +96,7 @@ def times_faster(
     return values
 
 
-def fresh(suites: dict[str, list[Result]]) -> dict[str, float]:
+def fresh(suites: Suites) -> dict[str, float]:
     """Return the time with a new array by that with out=, by shape."""
     peers = suites.get("peers", [])
     with_out = {where(result): result for result in chosen(peers, OURS[GRADIENT], GRADIENT, "float32")}
@@ -109,7 +107,7 @@ def fresh(suites: dict[str, list[Result]]) -> dict[str, float]:
     }
 
 
-def avx2(suites: dict[str, list[Result]]) -> dict[str, float]:
+def avx2(suites: Suites) -> dict[str, float]:
     """Return the speed of AVX2 by that of AVX-512, by job and shape."""
     medians = {
         (result["level"], result["job"], where(result)): result["median"]
@@ -126,7 +124,7 @@ def avx2(suites: dict[str, list[Result]]) -> dict[str, float]:
     }
 
 
-def one_thread(field: str) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
+def one_thread(field: str) -> Reader:
     """Return a reader of the shares of a roof that one thread reaches, by shape."""
     return lambda suites: {
         where(result): result[field]
@@ -135,7 +133,7 @@ def one_thread(field: str) -> Callable[[dict[str, list[Result]]], dict[str, floa
     }
 
 
-def binary(job: str) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
+def binary(job: str) -> Reader:
     """Return a reader of the shares of the roof of binary cross-entropy, by the kind of targets."""
     names = {"xent_rs": "float32 targets", "xent_rs, bool targets": "bool targets"}
     return lambda suites: {
@@ -145,25 +143,24 @@ def binary(job: str) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
     }
 
 
-def options(which: Callable[[str], bool]) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
-    """Return a reader of the worst time of options by that of the plain loss, without their bytes, by shape."""
+def options(which: Callable[[str], bool]) -> Reader:
+    """Return a reader of the three largest times of options beyond their bytes, by that of the plain loss."""
 
-    def values(suites: dict[str, list[Result]]) -> dict[str, float]:
-        worst: dict[str, float] = {}
-        for result in suites.get("options", []):
-            if result["contender"] in OPTIONS and which(result["contender"]):
-                key = f"{result['contender']}, {result['job']}, {where(result)}"
-                worst[key] = result["beyond"]
-        # The three worst say enough.
-        return dict(sorted(worst.items(), key=lambda item: -item[1])[:3])
+    def values(suites: Suites) -> dict[str, float]:
+        found = {
+            f"{result['contender']}, {result['job']}, {where(result)}": result["beyond"]
+            for result in suites.get("options", [])
+            if result["contender"] in OPTIONS and which(result["contender"])
+        }
+        return dict(sorted(found.items(), key=lambda item: -item[1])[:3])
 
     return values
 
 
-def smallest(job: str) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
+def smallest(job: str) -> Reader:
     """Return a reader of the time of the smallest call by that of PyTorch."""
 
-    def values(suites: dict[str, list[Result]]) -> dict[str, float]:
+    def values(suites: Suites) -> dict[str, float]:
         medians = {
             result["contender"]: result["median"]
             for result in suites.get("smallest", [])
@@ -175,14 +172,23 @@ def smallest(job: str) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
     return values
 
 
-def memory(job: str) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
+def in_place(suites: Suites) -> dict[str, float]:
+    """Return the shares of the roof of the gradient in place of the logits, by shape."""
+    return {
+        where(result): result["of_roof"]
+        for result in suites.get("options", [])
+        if result["contender"] == "in place" and long(result)
+    }
+
+
+def memory(job: str) -> Reader:
     """Return a reader of the memory above what is allowed for the shape, in MiB; negative if below.
 
     Allowed are 16 bytes a row, and with a new gradient the gradient.
     """
     name = {LOSS: "xent_rs", GRADIENT: "xent_rs, new array"}[job]
 
-    def values(suites: dict[str, list[Result]]) -> dict[str, float]:
+    def values(suites: Suites) -> dict[str, float]:
         found = {}
         for result in chosen(suites.get("memory", []), name, job, "float32"):
             allowed = 16 * result["rows"]
@@ -194,10 +200,10 @@ def memory(job: str) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
     return values
 
 
-def growth(job: str) -> Callable[[dict[str, list[Result]]], dict[str, float]]:
+def growth(job: str) -> Reader:
     """Return a reader of the largest time per element by the smallest, by the number of classes."""
 
-    def values(suites: dict[str, list[Result]]) -> dict[str, float]:
+    def values(suites: Suites) -> dict[str, float]:
         times: dict[str, list[float]] = {}
         for result in suites.get("growth", []):
             if result["job"] == job:
@@ -267,6 +273,7 @@ GOALS = [
         0.90,
         of_roof("xent_rs, out=", GRADIENT, "float32", long),
     ),
+    Goal(f"loss + gradient, in place, float32, {MANY}", ">= 0.90 W", 0.90, in_place),
     Goal("loss + gradient, a new array each call", "<= 1.3 x the time with `out=`", 1.3, fresh, at_most=True),
     *(
         Goal(f"{job}, 262144 x 10, against {peer}", f">= {times} x", times, times_faster(peer, job, few))

@@ -1,100 +1,180 @@
-"""Show the recorded benchmark in README: its table between the markers, its picture in docs/.
+"""Show the recorded benchmark: in README the comparison with peers, in docs/performance.md everything.
 
     python benches/report.py --record    run `xent-rs bench`, keep its answer in benches/results/, show it
     python benches/report.py             show the newest record
-    python benches/report.py --check     fail unless README shows the newest record
+    python benches/report.py --check     fail unless both pages show the newest record
 
-No figure of README comes from elsewhere. Recording and showing need xent_rs and matplotlib, checking neither.
+No figure of these pages comes from elsewhere. Needs xent_rs, and to draw the pictures matplotlib.
 """
 
 import argparse
 import hashlib
 import json
-import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import goals
+from xent_rs.cli.benchmark import tables
+
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-PICTURE = ROOT / "docs" / "benchmark.png"
-RESULTS = ROOT / "benches" / "results"
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 
-# What a record holds, and what README draws of it.
-SHAPES = ["2048x32000", "512x128256", "16384x1000", "262144x10"]
-RECORD = ["bench", "--json", "--repeats", "9", "--dtype", "float32", "bfloat16", "--shape", *SHAPES]
+# What a record holds.
+SHAPES = ["2048x32000", "512x128256", "256x262144", "16384x1000", "262144x10"]
+DTYPES = ["float32", "bfloat16", "float16", "float64"]
+RECORD = ["bench", "--json", "--suite", "all", "--levels", "--repeats", "9"]
+RECORD += ["--dtype", *DTYPES, "--shape", *SHAPES]
+
+# What README shows of it.
+README_DTYPES = ["float32", "bfloat16"]
 PICTURED = [(2048, 32000, "float32"), (16384, 1000, "float32")]
 
+# Picture in docs/: the suite that it shows. README has the first.
+PICTURES = {"benchmark.png": "peers", "benchmark_classes.png": "classes", "benchmark_options.png": "options"}
+
 Report = dict[str, Any]
+Results = list[dict[str, Any]]
 
 
-def record() -> None:
+def record(root: Path, arguments: Sequence[str]) -> None:
     """Run the benchmark and keep its answer in benches/results/CPU/DATE.json."""
-    finished = subprocess.run([sys.executable, "-m", "xent_rs", *RECORD], stdout=subprocess.PIPE, check=True)
+    finished = subprocess.run(
+        [sys.executable, "-m", "xent_rs", *arguments], stdout=subprocess.PIPE, check=True
+    )
     report = json.loads(finished.stdout)
     now = datetime.now(timezone.utc)
-    report = {"date": f"{now:%Y-%m-%d}", "command": " ".join(["xent-rs", *RECORD]), **report}
+    report = {"date": f"{now:%Y-%m-%d}", "command": " ".join(["xent-rs", *arguments]), **report}
     cpu = re.sub(r"[^a-z0-9]+", "-", report["environment"]["cpu"].lower()).strip("-")
-    path = RESULTS / cpu / f"{now:%Y-%m-%dT%H%M}.json"
+    path = root / "benches" / "results" / cpu / f"{now:%Y-%m-%dT%H%M}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def newest() -> tuple[Path, Report]:
-    """Return the newest record."""
-    paths = sorted(RESULTS.glob("*/*.json"), key=lambda path: (path.stem, path.parent.name))
+def newest(root: Path) -> tuple[str, Report]:
+    """Return the newest record and its path."""
+    paths = sorted(
+        (root / "benches" / "results").glob("*/*.json"), key=lambda path: (path.stem, path.parent.name)
+    )
     if not paths:
         sys.exit("there is no record in benches/results/; make one with --record")
-    return paths[-1], json.loads(paths[-1].read_text(encoding="utf-8"))
+    return paths[-1].relative_to(root).as_posix(), json.loads(paths[-1].read_text(encoding="utf-8"))
 
 
-def section(path: Path, report: Report) -> str:
+def of_readme(root: Path, path: str, report: Report) -> str:
     """Return what stands between the markers of README."""
+    peers = in_use(report)
+    dtypes = [dtype for dtype in README_DTYPES if any(result["dtype"] == dtype for result in peers)]
+    blocks = [
+        provenance(path, report),
+        *(block for dtype in dtypes for block in comparison(peers, dtype)),
+        accuracy(peers),
+        *(f"<!-- docs/{name}: sha256 {digest(root, name)} -->" for name in list(pictures(report))[:1]),
+    ]
+    return "\n\n".join(blocks)
+
+
+def of_page(root: Path, path: str, report: Report) -> str:
+    """Return what stands between the markers of docs/performance.md."""
+    suites = tables.suites(report)
+    peers = in_use(report)
+    others = unique(result["dtype"] for result in peers if result["dtype"] not in README_DTYPES)
+    blocks = [provenance(f"../{path}", report), "## Goals", markdown(goals.table(suites), column="---")]
+    if others:
+        blocks += [
+            "## Against peers",
+            "What float32 and bfloat16 logits take is in [README](../README.md#speed).",
+        ]
+        blocks += [block for dtype in others for block in comparison(peers, dtype)]
+    blocks += levels(report)
+    for name, suite in list(pictures(report).items())[1:]:
+        blocks.append(f"![{suite}]({name})")
+    for suite, results in suites.items():
+        if suite != "peers":
+            blocks.append(f"## {HEADINGS[suite]}")
+            for title, lines in tables.tables({"results": results}):
+                blocks += [f"**{capitalised(title)}**", markdown(lines)]
+    skipped = [f"- {skip['contender']}: {skip['reason']}" for skip in report["skipped"]]
+    if skipped:
+        blocks += ["## Skipped", "\n".join(skipped)]
+    blocks += [f"<!-- {name}: sha256 {digest(root, name)} -->" for name in list(pictures(report))[1:]]
+    return "\n\n".join(blocks)
+
+
+HEADINGS = {
+    "options": "Options and other functions",
+    "binary": "Binary cross-entropy",
+    "smallest": "The smallest call",
+    "growth": "Growth",
+    "threads": "Threads",
+    "memory": "Memory",
+    "classes": "Number of classes",
+}
+
+
+def provenance(path: str, report: Report) -> str:
+    """Return where, with what and how the record was made."""
     environment = report["environment"]
     versions = environment["versions"].items()
     peers = ", ".join(f"{package} {version}" for package, version in versions if package != "xent_rs")
-    lines = [
+    return (
         f"{environment['cpu']}, {environment['simd_level']}, {environment['num_threads']} threads, "
         f"{report['date']}; xent_rs {environment['version']}, Python {environment['python']}, {peers}. "
         f"Medians of {environment['repeats']} interleaved runs, in milliseconds; in brackets, how many times "
-        f"as long as the first line. [All the numbers]({path.relative_to(ROOT).as_posix()}) come from",
-        "",
-        "```sh",
-        report["command"],
-        "```",
+        f"as long as the first line. [All the numbers]({path}) come from\n\n```sh\n{report['command']}\n```"
+    )
+
+
+def in_use(report: Report) -> Results:
+    """Return the comparison with peers, without this package at another level than the one in use."""
+    level = report["environment"]["simd_level"]
+    return [result for result in tables.suites(report)["peers"] if result.get("level", level) == level]
+
+
+def comparison(results: Results, dtype: str) -> list[str]:
+    """Return for each job its name, and a table of the times."""
+    found = []
+    for job in unique(result["job"] for result in results):
+        of_job = [result for result in results if (result["job"], result["dtype"]) == (job, dtype)]
+        found += [f"**{capitalised(job)}, {dtype} logits**", times(of_job)]
+    return found
+
+
+def levels(report: Report) -> list[str]:
+    """Return a table for each dtype and job: this package at each level."""
+    ours = [
+        result
+        for result in tables.suites(report)["peers"]
+        if "level" in result and "new array" not in result["contender"]
     ]
-    for dtype in unique(result["dtype"] for result in report["results"]):
-        for job in unique(result["job"] for result in report["results"]):
-            lines += ["", f"**{job[0].upper()}{job[1:]}, {dtype} logits**", "", *times(report, job, dtype)]
-    lines += ["", *accuracy(report)]
-    picture = hashlib.sha256(PICTURE.read_bytes()).hexdigest()
-    return "\n".join([*lines, "", f"<!-- docs/benchmark.png: sha256 {picture} -->"])
+    if len({result["level"] for result in ours}) < 2:
+        return []
+    blocks = ["## SIMD levels"]
+    for dtype in unique(result["dtype"] for result in ours):
+        of_dtype = [{**result, "contender": result["level"]} for result in ours if result["dtype"] == dtype]
+        blocks += comparison(of_dtype, dtype)
+    return blocks
 
 
-def times(report: Report, job: str, dtype: str) -> list[str]:
-    """Return the times of a job as a table: a line for each contender, a column for each shape."""
-    results = {
-        (shape(result), result["contender"]): result
-        for result in report["results"]
-        if result["job"] == job and result["dtype"] == dtype
-    }
-    shapes, names = (unique(keys) for keys in zip(*results, strict=True))
+def times(results: Results) -> str:
+    """Return times as a table: a line for each contender, a column for each shape, the roof last."""
+    found = {(shape(result), result["contender"]): result for result in results}
+    shapes, names = (unique(keys) for keys in zip(*found, strict=True))
     first = names[0]  # this package
     lines = [["", *shapes]]
     for name in names:
-        found = [(results.get((shape, name)), results[shape, first]) for shape in shapes]
+        pairs = [(found.get((shape, name)), found[shape, first]) for shape in shapes]
         bold = "**" if name.startswith("xent_rs") else ""
-        lines.append([f"{bold}{name}{bold}", *(cell(result, ours, bold) for result, ours in found)])
-    roofs = [milliseconds(results[shape, first]["roof"]) for shape in shapes]
+        lines.append([f"{bold}{name}{bold}", *(cell(result, ours, bold) for result, ours in pairs)])
+    roofs = [milliseconds(found[shape, first]["roof"]) for shape in shapes]
     return markdown([*lines, ["*the roof*", *(f"*{roof}*" for roof in roofs)]])
 
 
-def cell(result: Report | None, ours: Report, bold: str) -> str:
+def cell(result: dict[str, Any] | None, ours: dict[str, Any], bold: str) -> str:
     """Return a time, and the ratio to ours."""
     if result is None:
         return ""
@@ -102,9 +182,9 @@ def cell(result: Report | None, ours: Report, bold: str) -> str:
     return f"{bold}{milliseconds(result['median'])}{bold}{ratio}"
 
 
-def accuracy(report: Report) -> list[str]:
+def accuracy(results: Results) -> str:
     """Return the relative errors of the contenders in the float32 case with the most classes."""
-    single = [result for result in report["results"] if result["dtype"] == "float32"]
+    single = [result for result in results if result["dtype"] == "float32"]
     most = shape(max(single, key=lambda result: result["classes"]))
     errors: dict[str, dict[str, float]] = {}
     for result in single:
@@ -117,10 +197,39 @@ def accuracy(report: Report) -> list[str]:
     for name, key in (("mean loss", "loss_error"), ("worst entry of the gradient", "gradient_error")):
         found = (of_library.get(key) for of_library in errors.values())
         lines.append([name, *("" if error is None else f"{error:.1e}" for error in found)])
-    return [f"**Relative error** against float64, in the same runs, at {most} float32", "", *markdown(lines)]
+    title = f"**Relative error** against float64, in the same runs, at {most} float32"
+    return f"{title}\n\n{markdown(lines)}"
 
 
-def shape(result: Report) -> str:
+def pictures(report: Report) -> dict[str, str]:
+    """Return the pictures that a record has, with their suites."""
+    return {name: suite for name, suite in PICTURES.items() if suite in tables.suites(report)}
+
+
+def draw(root: Path, report: Report) -> None:
+    """Draw the pictures; those that the record does not have go away."""
+    from xent_rs.cli.benchmark import plot
+
+    shown = [
+        result
+        for result in in_use(report)
+        if (result["rows"], result["classes"], result["dtype"]) in PICTURED
+    ]
+    others = [result for result in report["results"] if result.get("suite", "peers") != "peers"]
+    # A record of other shapes, as tests make it, shows what it has.
+    drawn = {**report, "results": [*(shown or in_use(report)), *others]}
+    for name in PICTURES.keys() - pictures(report).keys():
+        (root / "docs" / name).unlink(missing_ok=True)
+    for name, suite in pictures(report).items():
+        plot.draw(drawn, suite, root / "docs" / name)
+
+
+def digest(root: Path, name: str) -> str:
+    """Return the SHA-256 of a picture."""
+    return hashlib.sha256((root / "docs" / name).read_bytes()).hexdigest()
+
+
+def shape(result: dict[str, Any]) -> str:
     """Write the shape of a result for people."""
     return f"{result['rows']} x {result['classes']}"
 
@@ -130,28 +239,42 @@ def unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
+def capitalised(text: str) -> str:
+    """Return a text with its first letter large."""
+    return f"{text[0].upper()}{text[1:]}"
+
+
 def milliseconds(seconds: float) -> str:
     """Write a time in milliseconds with three significant digits: ``7.82``, ``0.120``, ``109``."""
-    value = seconds * 1e3
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+    return tables.significant(1e3 * seconds)
 
 
-def markdown(lines: list[list[str]]) -> list[str]:
-    """Return a table, its first line the head."""
+def markdown(lines: list[list[str]], column: str = "--:") -> str:
+    """Return a table, its first line the head; by default all but the first column are numbers."""
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
-    return [head, f"| {' | '.join(['---'] + ['--:'] * (len(lines[0]) - 1))} |", *body]
+    return "\n".join([head, f"| {' | '.join(['---'] + [column] * (len(lines[0]) - 1))} |", *body])
 
 
-def draw(report: Report) -> None:
-    """Draw the picture of README."""
-    from xent_rs.cli import _plot
+# Page: what stands between its markers.
+PAGES = {"README.md": of_readme, "docs/performance.md": of_page}
 
-    results = [
-        result
-        for result in report["results"]
-        if (result["rows"], result["classes"], result["dtype"]) in PICTURED
-    ]
-    _plot.draw({**report, "results": results}, PICTURE)
+
+def show(root: Path, check: bool) -> None:
+    """Write the pages; or, to check, end unless they are as they would be written."""
+    path, report = newest(root)
+    if not check:
+        draw(root, report)
+    for name, section in PAGES.items():
+        page = root / name
+        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        shown, after = rest.split(END)
+        expected = f"\n{section(root, path, report)}\n"
+        if not check:
+            page.write_text(f"{before}{BEGIN}{expected}{END}{after}", encoding="utf-8")
+        elif shown != expected:
+            sys.exit(f"{name} does not show {path}; run python benches/report.py")
+        else:
+            print(f"{name} shows {path}")
 
 
 def main() -> None:
@@ -160,22 +283,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--record", action="store_true", help="run the benchmark first")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if README is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is out of date")
     arguments = parser.parse_args()
     if arguments.record:
-        record()
-    path, report = newest()
-    if not arguments.check:
-        draw(report)
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    shown, after = rest.split(END)
-    expected = f"\n{section(path, report)}\n"
-    if arguments.check:
-        if shown != expected:
-            sys.exit(f"README.md does not show {path.relative_to(ROOT)}; run python benches/report.py")
-        print(f"README.md shows {path.relative_to(ROOT)}")
-    else:
-        README.write_text(f"{before}{BEGIN}{expected}{END}{after}", encoding="utf-8")
+        record(ROOT, RECORD)
+    show(ROOT, arguments.check)
 
 
 if __name__ == "__main__":
