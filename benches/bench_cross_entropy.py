@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 import xent_rs
 from xent_rs import _xent_rs
-from xent_rs.cli import _timing
-from xent_rs.cli._contenders import CONTENDERS, GRADIENT, JOBS, LOSS, Case, NotApplicable
-from xent_rs.cli._reference import loss_bounds
+from xent_rs.cli.benchmark import options, peers, timing
+from xent_rs.cli.benchmark.cases import GRADIENT, LOSS, ROOFS, Case
+from xent_rs.cli.benchmark.contenders import CONTENDERS, NotApplicable, at_level
+from xent_rs.cli.benchmark.reference import loss_bounds
 
 # The peers warn about themselves; a run with all of them, compiled ones included, takes its time.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(900)]
 
-SHAPES = [(2048, 32_000), (512, 128_256), (16_384, 1000), (262_144, 10)]
+SHAPES = [(2048, 32_000), (512, 128_256), (256, 262_144), (16_384, 1000), (262_144, 10)]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 OURS = [contender for contender in CONTENDERS if contender.package == "xent_rs"]
 
@@ -55,26 +56,34 @@ FUNCTIONS = {
     ),
 }
 
+OPTIONS = [
+    task
+    for task in options.TASKS
+    if task.name not in ("plain", "logsumexp", "evaluate", "softmax", "log_softmax")
+]
+
 
 @pytest.fixture(scope="module", params=[(shape, dtype) for dtype in DTYPES for shape in SHAPES], ids=str)
 def case(request):
     (rows, classes), dtype = request.param
     if request.config.getoption("benchmark_disable") and not request.config.getoption("benchmark_enable"):
         rows //= 64
-    return Case(rows, classes, dtype)
+    return options.Material.random(rows, classes, dtype)
 
 
 @pytest.fixture(scope="module")
 def roofs(case):
-    """The seconds that the memory needs for each job."""
-    samples = _timing.interleaved(case.roofs(), repeats=7)
-    return {job: statistics.median(samples[job]) for job in JOBS}
+    """The seconds that the memory needs to be read, and to be copied."""
+    samples = timing.interleaved(case.roofs(), repeats=7)
+    return {name: statistics.median(seconds) for name, seconds in samples.items()}
 
 
-def time(benchmark, case, name, call, roof):
+def time(benchmark, case, name, call, roofs, roof):
+    """Time a call; `roof` says how often each of the roofs counts."""
     benchmark.group = f"{case.name}, {name}"
     benchmark(call)
     if benchmark.enabled:
+        roof = sum(factor * roofs[name] for name, factor in roof.items())
         benchmark.extra_info |= {
             "roof": roof,
             "of_roof": roof / benchmark.stats.stats.median,
@@ -92,22 +101,17 @@ def test_contender(benchmark, case, roofs, contender):
         call = contender.make(case)
     except NotApplicable as reason:
         pytest.skip(str(reason))
-    check(case, contender, call())
-    time(benchmark, case, contender.job, call, roofs[contender.job])
+    peers.check(case, contender, call())
+    time(benchmark, case, contender.job, call, roofs, ROOFS[contender.job])
 
 
 @pytest.mark.parametrize("level", _xent_rs.simd_levels())
 @pytest.mark.parametrize("contender", OURS, ids=lambda contender: contender.name)
 def test_level(benchmark, case, roofs, contender, level):
     """This package at each SIMD level of the CPU."""
-    before = _xent_rs.simd_level()
-    _xent_rs.set_simd_level(level)
-    try:
-        call = contender.make(case)
-        check(case, contender, call())
-        time(benchmark, case, f"{contender.name} at each level", call, roofs[contender.job])
-    finally:
-        _xent_rs.set_simd_level(before)
+    call = at_level(contender, level).make(case)
+    peers.check(case, contender, call())
+    time(benchmark, case, f"{contender.name} at each level", call, roofs, ROOFS[contender.job])
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -117,7 +121,17 @@ def test_function(benchmark, case, roofs, function):
     allowed = loss_bounds(case.reference.losses, case.classes).mean() + 2 * case.eps * case.loss
     assert abs(mean_loss(case, call(case)) - case.loss) <= allowed
     job = GRADIENT if "out=" in function else LOSS
-    time(benchmark, case, "other functions", lambda: call(case), roofs[job])
+    time(benchmark, case, "other functions", lambda: call(case), roofs, ROOFS[job])
+
+
+@pytest.mark.parametrize("task", OPTIONS, ids=lambda task: f"{task.job}: {task.name}")
+def test_option(benchmark, case, roofs, task):
+    """The options, and the functions that are not in `FUNCTIONS`."""
+    if case.dtype != np.float32:
+        pytest.skip("the formulas of the check are for float32")
+    call, check = task.prepare(case)
+    check(call())
+    time(benchmark, case, f"options, {task.job}", call, roofs, task.roof)
 
 
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: f"{contender.job}: {contender.name}")
@@ -125,15 +139,8 @@ def test_smallest_call(benchmark, contender):
     """What a call costs when there is nothing to compute."""
     if contender.version() is None:
         pytest.skip(f"{contender.package} is not installed")
-    small = Case(4, 10, "float32")
+    small = Case.random(4, 10, "float32")
     call = contender.make(small)
-    check(small, contender, call())
+    peers.check(small, contender, call())
     benchmark.group = f"{small.name}, {contender.job}"
     benchmark(call)
-
-
-def check(case, contender, answer):
-    for what, error, allowed in zip(
-        ("loss", "gradient"), case.errors(answer), contender.tolerance(case), strict=True
-    ):
-        assert error is None or error <= allowed, f"{contender.name}, {case.name}: {what} off by {error}"

@@ -74,14 +74,22 @@ def promised(case: Case) -> tuple[float, float]:
 
 
 def _own(case: Case) -> tuple[float, float]:
-    """Return 16 and 64 eps of the dtype of the logits, for those who compute in it."""
-    return 16 * case.eps, 64 * case.eps / case.reference.distance
+    """Return what is tolerated of those who compute in the dtype of the logits."""
+    return _tolerance(case, case.eps)
 
 
 def _wide(case: Case) -> tuple[float, float]:
-    """Return 16 and 64 eps of at least float32, and one rounding, for those who compute in that."""
-    eps = min(case.eps, 2 * _FLOAT32_ROUNDOFF)
-    return 16 * eps, 64 * eps / case.reference.distance + case.eps / 2
+    """Return what is tolerated of those who compute in at least float32, and round a gradient once."""
+    loss, gradient = _tolerance(case, min(case.eps, 2 * _FLOAT32_ROUNDOFF))
+    return loss, gradient + case.eps / 2
+
+
+def _tolerance(case: Case, eps: float) -> tuple[float, float]:
+    """Return 16 eps for a loss, and for a gradient 64 and what adding up C numbers one by one may lose.
+
+    Who subtracts 1 from the probability of a target loses what `Reference.distance` says besides.
+    """
+    return 16 * eps, (64 + math.sqrt(case.classes)) * eps / case.reference.distance
 
 
 def at_level(contender: Contender, level: str) -> Contender:

@@ -40,31 +40,37 @@ _ONE_MORE_READ = {LOSS: {"read": 2.0}, GRADIENT: {"copy": 1.0, "read": 1.0}}
 _ONE_MORE_WRITTEN = {"copy": 2.0, "read": -1.0}
 
 
-class _Material(Case):
+class Material(Case):
     """A case, and what the options need besides."""
 
     @cached_property
     def source(self) -> np.random.Generator:
+        """What all that is random comes from."""
         return np.random.default_rng(1)
 
     @cached_property
     def weight(self) -> Array:
+        """A weight for each class."""
         return np.asarray(self.source.uniform(0.5, 2, self.classes), np.float32)
 
     @cached_property
     def sample_weight(self) -> Array:
+        """A weight for each row."""
         return np.asarray(self.source.uniform(0.5, 2, self.rows), np.float32)
 
     @cached_property
     def teacher(self) -> Array:
+        """Other logits."""
         return self.source.standard_normal((self.rows, self.classes), np.float32)
 
     @cached_property
     def probabilities(self) -> Array:
+        """Targets that sum to 1."""
         return softmax(self.teacher)
 
     @cached_property
     def index(self) -> Array:
+        """Four classes of each row."""
         return self.source.integers(self.classes, size=(self.rows, 4))
 
     @cached_property
@@ -83,21 +89,21 @@ class _Task:
 
     name: str
     job: str
-    prepare: Callable[[_Material], Prepared]
+    prepare: Callable[[Material], Prepared]
     roof: Mapping[str, float]
 
-    def entry(self, case: _Material) -> Entry:
+    def entry(self, case: Material) -> Entry:
         """Return what `take` needs to know."""
         fields = {"suite": "options", **case.fields, "job": self.job, "contender": self.name}
         return Entry(fields, partial(self.prepare, case), self.roof)
 
 
 def _option(
-    name: str, arguments: Callable[[_Material], dict[str, Any]] = lambda case: {}, soft: bool = False
+    name: str, arguments: Callable[[Material], dict[str, Any]] = lambda case: {}, soft: bool = False
 ) -> list[_Task]:
     """Return the loss and the gradient with an option of `cross_entropy`; `soft`: of probabilities."""
 
-    def prepare(job: str, case: _Material) -> Prepared:
+    def prepare(job: str, case: Material) -> Prepared:
         targets = case.probabilities if soft else case.targets
         given = (case.logits, targets)
         check = partial(_check_option, f"{name}, {case.name}", case, targets, arguments(case))
@@ -110,7 +116,7 @@ def _option(
 
 
 def _check_option(
-    what: str, case: _Material, targets: Array, arguments: dict[str, Any], answer: Any
+    what: str, case: Material, targets: Array, arguments: dict[str, Any], answer: Any
 ) -> dict[str, float]:
     losses = cross_entropy(case.logits, targets, **arguments, reduction="none")
     counts = np.ones(case.rows)
@@ -125,7 +131,7 @@ def _check_option(
 
 
 def _compare(
-    what: str, case: _Material, expected: Any, losses: Array, divisor: float, answer: Any
+    what: str, case: Material, expected: Any, losses: Array, divisor: float, answer: Any
 ) -> dict[str, float]:
     """Compare the losses and the derivatives of some rows with float64, and the mean with all losses.
 
@@ -144,22 +150,22 @@ def _compare(
     return within(what, {name: (error, 1.0) for name, error in found.items()})
 
 
-def _kl_loss(case: _Material) -> Prepared:
+def _kl_loss(case: Material) -> Prepared:
     return partial(kl_divergence, case.logits, case.teacher), partial(_check_kl, case)
 
 
-def _kl_gradient(case: _Material) -> Prepared:
+def _kl_gradient(case: Material) -> Prepared:
     call = partial(kl_divergence_with_grad, case.logits, case.teacher, out=case.out)
     return call, partial(_check_kl, case)
 
 
-def _check_kl(case: _Material, answer: Any) -> dict[str, float]:
+def _check_kl(case: Material, answer: Any) -> dict[str, float]:
     losses = kl_divergence(case.logits, case.teacher, reduction="none")
     expected = KlDivergence(case.logits[case.some], case.teacher[case.some])
     return _compare(f"KL divergence, {case.name}", case, expected, losses, case.rows, answer)
 
 
-def _hessian(case: _Material) -> Prepared:
+def _hessian(case: Material) -> Prepared:
     second = np.zeros_like(case.logits)
     call = partial(cross_entropy_with_grad_hess, case.logits, case.targets, out=case.out, hess_out=second)
 
@@ -171,7 +177,7 @@ def _hessian(case: _Material) -> Prepared:
     return call, check
 
 
-def _in_place(case: _Material) -> Prepared:
+def _in_place(case: Material) -> Prepared:
     # From the second call on these are not the logits of the case: that does not change the work.
     logits = case.logits.copy()
 
@@ -183,30 +189,30 @@ def _in_place(case: _Material) -> Prepared:
     return partial(cross_entropy_with_grad, logits, case.targets, out=logits), check
 
 
-def _logsumexp(case: _Material) -> Prepared:
+def _logsumexp(case: Material) -> Prepared:
     return partial(logsumexp, case.logits), lambda answer: _of_softmax(case, answer, "lse")
 
 
-def _row_statistics(case: _Material) -> Prepared:
+def _row_statistics(case: Material) -> Prepared:
     call = partial(row_statistics, case.logits, case.targets)
     return call, lambda answer: _of_softmax(case, answer.logsumexp, "lse")
 
 
-def _selective(case: _Material) -> Prepared:
+def _selective(case: Material) -> Prepared:
     call = partial(selective_log_softmax, case.logits, case.index)
     return call, lambda answer: _of_softmax(case, answer, "log_p", index=case.index[case.some])
 
 
-def _softmax(case: _Material) -> Prepared:
+def _softmax(case: Material) -> Prepared:
     return partial(softmax, case.logits, out=case.out), lambda answer: _of_softmax(case, answer, "p")
 
 
-def _log_softmax(case: _Material) -> Prepared:
+def _log_softmax(case: Material) -> Prepared:
     call = partial(log_softmax, case.logits, out=case.out)
     return call, lambda answer: _of_softmax(case, answer, "log_p")
 
 
-def _of_softmax(case: _Material, answer: Array, part: str, index: Array | None = None) -> dict[str, float]:
+def _of_softmax(case: Material, answer: Array, part: str, index: Array | None = None) -> dict[str, float]:
     """Compare a part of the softmax of some rows, at the classes `index` or at all."""
     expected = Softmax(case.logits[case.some])
     values = getattr(expected, part)
@@ -218,7 +224,7 @@ def _of_softmax(case: _Material, answer: Array, part: str, index: Array | None =
     return within(f"{part}, {case.name}", {"value": (share(found, values, bounds + rounding), 1.0)})
 
 
-def _evaluate(case: _Material) -> Prepared:
+def _evaluate(case: Material) -> Prepared:
     def check(answer: Any) -> dict[str, float]:
         error = abs(answer.loss - case.loss) / (float(Softmax(case.logits[:1]).log_bound) + 2.0**-24)
         return within(f"evaluate, {case.name}", {"loss": (error, 1.0)})
@@ -257,7 +263,7 @@ def run(settings: Settings) -> tuple[Results, Skips]:
     with progress(len(shapes) * steps(len(TASKS), len(JOBS), settings.repeats)) as bar:
         for rows, classes in shapes:
             bar.set_postfix_str(f"options, {rows} x {classes}")
-            case = _Material.random(rows, classes, "float32")
+            case = Material.random(rows, classes, "float32")
             some, _ = take([task.entry(case) for task in TASKS], case.roofs(), settings.repeats, bar.update)
             results += _with_ratios(some)
     return results, []

@@ -1,0 +1,203 @@
+"""Fail if a kernel has lost its speed: ratios of times in one run, which hold on a noisy machine.
+
+    python benches/guard.py
+
+One thread works on logits that fit into the L2 cache, so that neither the memory nor other threads matter.
+All calls take turns, and of each the shortest time counts: noise only makes times longer. The turns go on
+until all ratios hold, or for `PATIENCE` seconds. Limits are about 1.4 times what was measured with AVX-512 or
+AVX2, whichever was more: room for other CPUs, but not for a kernel that is no longer vectorised, nor for an
+option that takes another pass of exponentials.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xent_rs
+from xent_rs import _xent_rs
+from xent_rs.cli.benchmark import options, peers
+from xent_rs.cli.benchmark.cases import GRADIENT, LOSS, Case
+from xent_rs.cli.benchmark.contenders import CONTENDERS, at_level
+from xent_rs.cli.benchmark.reference import numpy_loss, numpy_loss_and_gradient
+
+# 256 KiB of float32.
+SHAPE = (16, 4096)
+FEW_CLASSES = (4096, 10)
+DTYPES = ["float32", "bfloat16", "float16", "float64"]
+
+TURNS, PATIENCE, SAMPLE_SECONDS = 25, 30.0, 4e-4
+
+# How many times as long as by the portable kernels it may take at any other level.
+OF_PORTABLE = 0.65
+
+# ... as the plain loss (gradient) of float32 it may take with this dtype, ...
+OF_FLOAT32 = {"bfloat16": 1.8, "float16": 1.8, "float64": 3.6}
+
+# ... as the plain loss and as the plain gradient these may take, ...
+OF_PLAIN = {
+    "label smoothing": (1.5, 1.5),
+    "class weights": (1.5, 1.5),
+    "class weights, smoothing": (4.5, 5.5),
+    "sample weights": (1.5, 1.5),
+    "z-loss": (1.5, 1.5),
+    "temperature": (2.4, 2.6),
+    "softcap": (12.0, 13.0),
+    "probabilities": (4.0, 5.2),
+    "probabilities, smoothing": (4.3, 5.7),
+    "KL divergence": (9.5, 11.5),
+    "logsumexp": (1.5, None),
+    "row_statistics": (3.2, None),
+    "evaluate": (4.8, None),
+    "in place": (None, 1.5),
+    "Hessian besides": (None, 2.8),
+    "softmax": (None, 1.5),
+    "log_softmax": (None, 1.5),
+}
+
+# ... and as long as NumPy's exponential of as many float32 numbers: NumPy's own kernels are vectorised.
+OF_EXP = {
+    (SHAPE, LOSS): 0.9,
+    (SHAPE, GRADIENT): 1.5,
+    (FEW_CLASSES, LOSS): 16.0,
+    (FEW_CLASSES, GRADIENT): 26.0,
+}
+
+# What a call costs, against the formula in NumPy: 4 rows of 10 classes.
+OF_NUMPY = {LOSS: 0.35, GRADIENT: 0.35}
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A call that may take at most `limit` times as long as another; both by their names."""
+
+    call: str
+    other: str
+    limit: float
+
+
+def measure(
+    calls: dict[str, Call], ratios: list[Ratio], patience: float = PATIENCE
+) -> tuple[list[str], list[str]]:
+    """Time calls until all ratios hold or patience ends; return a text of each, and of those that fail."""
+    numbers = {name: max(1, round(SAMPLE_SECONDS / seconds(call, 3))) for name, call in calls.items()}
+    shortest = dict.fromkeys(calls, float("inf"))
+    end = time.perf_counter() + patience
+    turns = 0
+    while True:
+        for name, call in calls.items():
+            shortest[name] = min(shortest[name], seconds(call, numbers[name]))
+        turns += 1
+        found = {ratio: shortest[ratio.call] / shortest[ratio.other] for ratio in ratios}
+        beyond = [ratio for ratio in ratios if not found[ratio] <= ratio.limit]
+        if turns >= TURNS and (not beyond or time.perf_counter() > end):
+            break
+    texts = {
+        ratio: f"{ratio.call}: {found[ratio]:.2f} of {ratio.other}; at most {ratio.limit:.2f}"
+        for ratio in ratios
+    }
+    return list(texts.values()), [texts[ratio] for ratio in beyond]
+
+
+def seconds(call: Call, number: int) -> float:
+    """Return the time of a call, the mean of a few after one that is not timed."""
+    call()
+    start = time.perf_counter()
+    for _ in range(number):
+        call()
+    return (time.perf_counter() - start) / number
+
+
+def level_and_dtype_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
+    """Yield the loss and the gradient of each dtype, at the level in use and at all others."""
+    ours = {each.job: each for each in CONTENDERS if each.name in ("xent_rs", "xent_rs, out=")}
+    *levels, portable = _xent_rs.simd_levels()
+    for dtype in DTYPES:
+        case = Case.random(*SHAPE, dtype)
+        for job, contender in ours.items():
+            plain = f"{job}, {dtype}"
+            of_portable = f"{plain}, {portable}"
+            calls = {
+                plain: checked(contender, case),
+                of_portable: checked(at_level(contender, portable), case),
+            }
+            ratios = [Ratio(plain, of_portable, OF_PORTABLE)]
+            for level in levels:
+                if level != _xent_rs.simd_level():
+                    calls[f"{plain}, {level}"] = checked(at_level(contender, level), case)
+                    ratios.append(Ratio(f"{plain}, {level}", of_portable, OF_PORTABLE))
+            if dtype in OF_FLOAT32:
+                ratios.append(Ratio(plain, f"{job}, float32", OF_FLOAT32[dtype]))
+            yield calls, ratios
+
+
+def checked(contender: Any, case: Case) -> Call:
+    """Return the call of a contender whose answer is right."""
+    call: Call = contender.make(case)
+    peers.check(case, contender, call())
+    return call
+
+
+def option_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
+    """Yield the options and the other functions."""
+    case = options.Material.random(*SHAPE, "float32")
+    for task in options.TASKS:
+        limit = OF_PLAIN.get(task.name, (None, None))[0 if task.job == LOSS else 1]
+        if task.name == options.PLAIN or limit is not None:
+            call, check = task.prepare(case)
+            check(call())
+            name, plain = (f"{each}, {task.job}" for each in (task.name, options.PLAIN))
+            yield {name: call}, [Ratio(name, plain, limit)] if limit is not None else []
+
+
+def calibration_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
+    """Yield long and short rows against an exponential, and the smallest call against NumPy."""
+    ours = {each.job: each for each in CONTENDERS if each.name in ("xent_rs", "xent_rs, out=")}
+    for shape in (SHAPE, FEW_CLASSES):
+        case = Case.random(*shape, "float32")
+        exp = f"np.exp of {case.name}"
+        yield {exp: lambda case=case: np.exp(case.logits, out=case.out)}, []
+        for job, contender in ours.items():
+            name = f"{job}, {case.name}"
+            yield {name: checked(contender, case)}, [Ratio(name, exp, OF_EXP[shape, job])]
+    small = Case.random(4, 10, "float32")
+    formulas = {LOSS: numpy_loss, GRADIENT: numpy_loss_and_gradient}
+    for job, formula in formulas.items():
+        name, other = f"{job}, {small.name}", f"NumPy's {job}, {small.name}"
+        calls = {
+            name: checked(ours[job], small),
+            other: lambda formula=formula: formula(small.logits, small.targets),
+        }
+        yield calls, [Ratio(name, other, OF_NUMPY[job])]
+
+
+def checks() -> tuple[dict[str, Call], list[Ratio]]:
+    """Return all calls by their names, and all ratios."""
+    calls: dict[str, Call] = {}
+    ratios = []
+    for group in (level_and_dtype_checks(), option_checks(), calibration_checks()):
+        for some_calls, some_ratios in group:
+            calls |= some_calls
+            ratios += some_ratios
+    return calls, ratios
+
+
+def main() -> int:
+    """Measure and print; return the exit status."""
+    if len(_xent_rs.simd_levels()) == 1:
+        print("this CPU has only the portable kernels, of which nothing is promised")
+        return 0
+    xent_rs.set_num_threads(1)
+    texts, failures = measure(*checks())
+    print("\n".join(texts))
+    for failure in failures:
+        print(f"too slow: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
