@@ -55,7 +55,8 @@ class Goal:
             f"{value:.3g}{f' ({where})' if where and len(values) > 1 else ''}"
             for where, value in values.items()
         )
-        return [self.case, self.wanted, measured, "met" if met else f"missed by {100 * off:.0f} %"]
+        missed = f"missed by {100 * off:.{1 if off < 0.1 else 0}f} %"
+        return [self.case, self.wanted, measured, "met" if met else missed]
 
 
 def table(suites: Suites) -> list[list[str]]:

@@ -80,9 +80,7 @@ class Ratio:
     limit: float
 
 
-def measure(
-    calls: dict[str, Call], ratios: list[Ratio], patience: float = PATIENCE
-) -> tuple[list[str], list[str]]:
+def measure(calls: dict[str, Call], ratios: list[Ratio], patience: float) -> tuple[list[str], list[str]]:
     """Time calls until all ratios hold or patience ends; return a text of each, and of those that fail."""
     numbers = {name: max(1, round(SAMPLE_SECONDS / seconds(call, 3))) for name, call in calls.items()}
     shortest = dict.fromkeys(calls, float("inf"))
@@ -192,7 +190,7 @@ def main() -> int:
         print("this CPU has only the portable kernels, of which nothing is promised")
         return 0
     xent_rs.set_num_threads(1)
-    texts, failures = measure(*checks())
+    texts, failures = measure(*checks(), PATIENCE)
     print("\n".join(texts))
     for failure in failures:
         print(f"too slow: {failure}", file=sys.stderr)

@@ -225,8 +225,9 @@ def draw(root: Path, report: Report) -> None:
 
 
 def digest(root: Path, name: str) -> str:
-    """Return the SHA-256 of a picture."""
-    return hashlib.sha256((root / "docs" / name).read_bytes()).hexdigest()
+    """Return the SHA-256 of a picture, if it is there."""
+    picture = root / "docs" / name
+    return hashlib.sha256(picture.read_bytes()).hexdigest() if picture.exists() else "missing"
 
 
 def shape(result: dict[str, Any]) -> str:

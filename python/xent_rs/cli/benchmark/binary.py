@@ -20,19 +20,22 @@ _SHAPE, _QUICK_SHAPE = (4096, 1024), (64, 1024)
 Prepared = tuple[Callable[[], Any], Callable[[Any], dict[str, float]]]
 
 
-class _Material(Case):
+class Material(Case):
     """Logits, and yes or no for each of them."""
 
     @cached_property
     def yes(self) -> Array:
+        """The targets as bool."""
         return np.random.default_rng(1).integers(2, size=self.logits.shape).astype(bool)
 
     @cached_property
     def yes_as_numbers(self) -> Array:
+        """The targets in the dtype of the logits."""
         return self.yes.astype(self.dtype)
 
     @cached_property
     def expected(self) -> BinaryCrossEntropy:
+        """The answer in float64."""
         return BinaryCrossEntropy(self.logits, self.yes)
 
     def roofs(self) -> dict[str, Callable[[], Any]]:
@@ -56,7 +59,7 @@ def _both(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[], A
 def run(settings: Settings) -> tuple[Results, Skips]:
     """Time the loss, and with the gradient, of random logits and targets."""
     rows, classes = _QUICK_SHAPE if settings.quick else _SHAPE
-    case = _Material.random(rows, classes, "float32")
+    case = Material.random(rows, classes, "float32")
     packages = {contender.package for contender in settings.contenders}
     tasks = [task for task in _TASKS if task[2] in packages]
     entries = []
@@ -69,7 +72,7 @@ def run(settings: Settings) -> tuple[Results, Skips]:
         return take(entries, case.roofs(), settings.repeats, bar.update)
 
 
-def _prepare(case: _Material, name: str, make: Callable[[_Material], Any], exact: bool) -> Prepared:
+def _prepare(case: Material, name: str, make: Callable[[Material], Any], exact: bool) -> Prepared:
     """Return a call and its check: against this package's promise, or, for peers, 16 and 64 eps."""
 
     def check(answer: Any) -> dict[str, float]:
@@ -87,20 +90,20 @@ def _prepare(case: _Material, name: str, make: Callable[[_Material], Any], exact
     return make(case), check
 
 
-def _ours(targets: str, case: _Material) -> Callable[[], Any]:
+def _ours(targets: str, case: Material) -> Callable[[], Any]:
     return partial(binary_cross_entropy, case.logits, getattr(case, targets))
 
 
-def _ours_with_gradient(targets: str, case: _Material) -> Callable[[], Any]:
+def _ours_with_gradient(targets: str, case: Material) -> Callable[[], Any]:
     return partial(binary_cross_entropy_with_grad, case.logits, getattr(case, targets), out=case.out)
 
 
-def _numpy(case: _Material) -> Callable[[], Any]:
+def _numpy(case: Material) -> Callable[[], Any]:
     x, t = case.logits, case.yes_as_numbers
     return lambda: np.mean(np.maximum(x, 0) - x * t + np.log1p(np.exp(-np.abs(x))), dtype=np.float64)
 
 
-def _scikit_learn(case: _Material) -> tuple[Any, dict[str, Any]]:
+def _scikit_learn(case: Material) -> tuple[Any, dict[str, Any]]:
     from sklearn._loss import HalfBinomialLoss
 
     size = case.logits.size
@@ -115,12 +118,12 @@ def _scikit_learn(case: _Material) -> tuple[Any, dict[str, Any]]:
     return HalfBinomialLoss(), arguments
 
 
-def _scikit_learn_loss(case: _Material) -> Callable[[], Any]:
+def _scikit_learn_loss(case: Material) -> Callable[[], Any]:
     loss, arguments = _scikit_learn(case)
     return lambda: loss.loss(**arguments).sum(dtype=np.float64)
 
 
-def _scikit_learn_gradient(case: _Material) -> Callable[[], Any]:
+def _scikit_learn_gradient(case: Material) -> Callable[[], Any]:
     loss, arguments = _scikit_learn(case)
     out = case.out.reshape(-1)
 
@@ -131,7 +134,7 @@ def _scikit_learn_gradient(case: _Material) -> Callable[[], Any]:
     return call
 
 
-def _torch_loss(compiles: bool, case: _Material) -> Callable[[], Any]:
+def _torch_loss(compiles: bool, case: Material) -> Callable[[], Any]:
     torch, logits, targets = torch_tensors(case.logits, case.yes_as_numbers)
     function = torch.nn.functional.binary_cross_entropy_with_logits
     if compiles:
@@ -139,7 +142,7 @@ def _torch_loss(compiles: bool, case: _Material) -> Callable[[], Any]:
     return lambda: function(logits, targets).item()
 
 
-def _torch_gradient(compiles: bool, case: _Material) -> Callable[[], Any]:
+def _torch_gradient(compiles: bool, case: Material) -> Callable[[], Any]:
     torch, logits, targets = torch_tensors(case.logits, case.yes_as_numbers)
     logits.requires_grad_()
     function = torch.nn.functional.binary_cross_entropy_with_logits
@@ -155,7 +158,7 @@ def _torch_gradient(compiles: bool, case: _Material) -> Callable[[], Any]:
 
 
 # name, job, package, what makes the call, whether its accuracy is promised
-_TASKS: tuple[tuple[str, str, str, Callable[[_Material], Any], bool], ...] = (
+_TASKS: tuple[tuple[str, str, str, Callable[[Material], Any], bool], ...] = (
     ("xent_rs", LOSS, "xent_rs", partial(_ours, "yes_as_numbers"), True),
     ("xent_rs, bool targets", LOSS, "xent_rs", partial(_ours, "yes"), True),
     ("NumPy", LOSS, "numpy", _numpy, False),

@@ -265,11 +265,11 @@ def run(settings: Settings) -> tuple[Results, Skips]:
             bar.set_postfix_str(f"options, {rows} x {classes}")
             case = Material.random(rows, classes, "float32")
             some, _ = take([task.entry(case) for task in TASKS], case.roofs(), settings.repeats, bar.update)
-            results += _with_ratios(some)
+            results += with_ratios(some)
     return results, []
 
 
-def _with_ratios(results: Results) -> Results:
+def with_ratios(results: Results) -> Results:
     """Compare the results of one case with those of the plain loss and gradient."""
     plain = {result["job"]: result for result in results if result["contender"] == PLAIN}
     found = []

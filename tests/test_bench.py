@@ -1,0 +1,480 @@
+"""``xent-rs bench``: what it measures, that it checks answers first, and what it shows."""
+
+import json
+import struct
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xent_rs
+from xent_rs import _xent_rs
+from xent_rs.cli import bench, main
+from xent_rs.cli.benchmark import (
+    SUITES,
+    binary,
+    contenders,
+    formulas,
+    growth,
+    measuring,
+    memory,
+    options,
+    peers,
+    reference,
+    tables,
+    threads,
+    timing,
+)
+from xent_rs.cli.benchmark.cases import GRADIENT, LOSS, Case
+from xent_rs.cli.benchmark.contenders import CONTENDERS, Contender, NotApplicable
+from xent_rs.cli.benchmark.measuring import Settings
+
+from . import oracle
+from .bounds import (
+    BinaryCrossEntropyBounds,
+    CrossEntropyBounds,
+    KlDivergenceBounds,
+)
+
+NUMPY_ONLY = [contender for contender in CONTENDERS if contender.package in ("xent_rs", "numpy")]
+
+
+def run(capsys, *arguments):
+    """Run in this process; return status, standard output and standard error."""
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(autouse=True)
+def _same_configuration():
+    """A run may set the number of threads, as it is asked to; the level is as it was."""
+    count, level = xent_rs.get_num_threads(), _xent_rs.simd_level()
+    yield
+    xent_rs.set_num_threads(count)
+    assert _xent_rs.simd_level() == level
+
+
+# the comparison with peers
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_peers(capsys, monkeypatch, dtype):
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    arguments = ["--shape", "33x70", "9x1001", "--dtype", dtype, "--repeats", "1", "--threads", "2"]
+    status, output, errors = run(capsys, "bench", *arguments, "--json")
+    assert (status, errors) == (0, "")
+    found = json.loads(output)
+    assert set(found) == {"environment", "results", "skipped"}
+    assert found["environment"]["num_threads"] == 2
+    assert found["environment"]["versions"] == {"xent_rs": xent_rs.__version__, "numpy": np.__version__}
+    assert {(result["rows"], result["classes"]) for result in found["results"]} == {(33, 70), (9, 1001)}
+    names = [
+        (result["job"], result["contender"]) for result in found["results"][: len(found["results"]) // 2]
+    ]
+    sixteen = dtype in ("float16", "bfloat16")
+    assert names == [(c.job, c.name) for c in NUMPY_ONLY if not (sixteen and c.name == "NumPy, out=")]
+    assert len(found["skipped"]) == (1 if sixteen else 0)
+    for result in found["results"]:
+        assert result["suite"] == "peers"
+        assert 0 < result["minimum"] <= result["median"]
+        assert result["of_roof"] == result["roof"] / result["median"]
+        assert 0 <= result["loss_error"] <= result["loss_tolerance"]
+        if result["job"] == GRADIENT:
+            assert 0 <= result["gradient_error"] <= result["gradient_tolerance"] < 0.02
+
+
+def test_peers_for_people(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    status, output, errors = run(capsys, "bench", "--shape", "33x70", "--repeats", "1")
+    assert (status, errors) == (0, "")
+    for text in (
+        "loss, 33 x 70 float32; the roof is",
+        "xent_rs, new array",
+        "NumPy, out=",
+        f"numpy {np.__version__}",
+    ):
+        assert text in output
+
+
+def test_other_levels(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY[:2])
+    status, output, _ = run(capsys, "bench", "--shape", "33x70", "--repeats", "1", "--levels", "--json")
+    assert status == 0
+    found = [(result["contender"], result.get("level")) for result in json.loads(output)["results"]]
+    level = _xent_rs.simd_level()
+    others = [each for each in _xent_rs.simd_levels() if each != level]
+    assert found == [("xent_rs", level), *((f"xent_rs, {each}", each) for each in others), ("NumPy", None)]
+
+
+def test_each_level_runs_at_that_level():
+    seen = []
+
+    def make(case):
+        return lambda: seen.append(_xent_rs.simd_level()) or case.loss
+
+    contender = Contender("xent_rs", LOSS, make, lambda case: (1.0, 1.0), "xent_rs")
+    peers.compare("peers", [(3, 4, "float32")], peers.with_levels([contender]), 1)
+    assert set(seen) == set(_xent_rs.simd_levels())
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda loss, gradient: loss * (1 + 3e-7), "the loss is off by"),
+        (lambda loss, gradient: np.nan, "the loss is off by nan"),
+        (lambda loss, gradient: (loss, gradient * (1 + 2e-6)), "the gradient is off by"),
+        (
+            lambda loss, gradient: (
+                loss,
+                np.where(np.arange(gradient.size).reshape(gradient.shape) == 40, np.nan, gradient),
+            ),
+            "the gradient is off by nan",
+        ),
+        (lambda loss, gradient: (loss, 0 * gradient), "the gradient is off by 1;"),
+    ],
+)
+def test_a_wrong_answer_is_not_timed(answer, message):
+    def make(case):
+        gradient = case.reference.gradient(slice(0, case.rows)).astype(np.float32)
+        return lambda: answer(case.loss, gradient)
+
+    contender = Contender("xent_rs", LOSS, make, contenders.promised, "xent_rs")
+    with pytest.raises(ArithmeticError, match=f"^xent_rs, 6 x 10 float32: {message}"):
+        peers.compare("peers", [(6, 10, "float32")], [contender], 1)
+
+
+def test_what_is_skipped_is_listed():
+    def refuse(case):
+        raise NotApplicable("not today")
+
+    refusing = [
+        Contender("A", LOSS, refuse, lambda case: (1, 1), "numpy"),
+        Contender("B", LOSS, refuse, lambda case: (1, 1), "there-is-no-such-distribution"),
+    ]
+    settings = Settings(refusing, repeats=1, shapes=[(3, 4), (4, 4)])
+    report = bench.measure(["peers"], settings)
+    assert report["results"] == []
+    assert report["skipped"] == [
+        {"contender": "there-is-no-such-distribution", "reason": "not installed"},
+        {"contender": "A", "reason": "not today"},
+    ]
+
+
+def test_a_fault_of_this_package_is_not_skipped():
+    def fail(case):
+        raise xent_rs.InternalError("internal error: what; please report it")
+
+    contender = Contender("A", LOSS, fail, lambda case: (1, 1), "xent_rs")
+    with pytest.raises(xent_rs.InternalError):
+        peers.compare("peers", [(3, 4, "float32")], [contender], 1)
+
+
+@pytest.mark.parametrize("package", ["scipy", "scikit-learn", "torch", "jax"])
+@pytest.mark.filterwarnings("default")
+def test_installed_peers(package):
+    some = [contender for contender in CONTENDERS if contender.package == package]
+    if some[0].version() is None:
+        pytest.skip(f"{package} is not installed")
+    # Two classes: an entry of the gradient may be next to 0.
+    for shape in ((33, 70, "float32"), (300, 2, "float32"), (6, 300, "float64")):
+        results, skips = peers.compare("peers", [shape], some, 1)
+        assert len(results) + len(skips) == len(some)
+        assert results
+
+
+# the other suites
+
+
+@pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "peers"])
+def test_a_suite(capsys, monkeypatch, tmp_path, suite):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    file = tmp_path / "bench.png"
+    arguments = ["--quick", "--repeats", "1", "--suite", suite]
+    drawn = [] if suite in ("smallest", "memory") else ["--plot", file]
+    status, output, errors = run(capsys, "bench", *arguments, "--json", *drawn)
+    assert (status, errors) == (0, "")
+    report = json.loads(output)
+    assert report["results"]
+    for result in report["results"]:
+        assert result["suite"] == suite
+        assert all(value is not None for value in result.values())
+        errors = {key: value for key, value in result.items() if key.endswith("_error")}
+        assert errors
+        for key, value in errors.items():
+            assert value <= result[key.replace("_error", "_tolerance")]
+        if suite != "memory":
+            assert 0 < result["minimum"] <= result["median"]
+            assert result["roof"] > 0
+    if drawn:
+        assert_picture(file)
+    (*_, (title, lines)) = tables.tables(report)
+    assert title
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) > 1
+
+
+def test_the_options_compare_with_the_plain_loss():
+    shape = {"rows": 4, "classes": 8, "dtype": "float32", "job": LOSS}
+    results = options.with_ratios(
+        [
+            {**shape, "contender": "plain", "median": 2.0, "roof": 1.0},
+            {**shape, "contender": "probabilities", "median": 5.0, "roof": 2.0},
+        ]
+    )
+    # Twice the bytes: one second of the five is theirs.
+    assert [(result["ratio"], result["beyond"]) for result in results] == [(1.0, 1.0), (2.5, 2.0)]
+
+
+@pytest.mark.parametrize("task", options.TASKS, ids=lambda task: f"{task.name}, {task.job}")
+def test_each_option_is_checked(task):
+    """The right answer is accepted, and one that is off in the sixth digit is not."""
+    call, check = task.prepare(options.Material.random(20, 30, "float32"))
+    answer = call()
+    check(answer)
+    with pytest.raises(ArithmeticError, match="is off by"):
+        check(scaled(answer, 1 + 3e-6))
+    if isinstance(answer, tuple) and not hasattr(answer, "_fields"):
+        for position in range(1, len(answer)):
+            one = [scaled(part, 1 + 1e-5) if at == position else part for at, part in enumerate(answer)]
+            with pytest.raises(ArithmeticError, match=r"(gradient|hessian) is off by"):
+                check(tuple(one))
+
+
+def scaled(answer, factor):
+    if hasattr(answer, "loss"):
+        return replace(answer, loss=answer.loss * factor)
+    if hasattr(answer, "_replace"):
+        return answer._replace(logsumexp=answer.logsumexp * factor)
+    if isinstance(answer, tuple):
+        return (answer[0] * factor, *answer[1:])
+    return answer * factor
+
+
+def test_a_roof_of_several_reads():
+    """Each roof counts as often as the entry says."""
+    roofs = {"read": lambda: time.sleep(0.01), "copy": lambda: time.sleep(0.03)}
+
+    def entry(name, roof):
+        prepared = lambda: time.sleep(0.01), lambda answer: {}
+        return measuring.Entry({"contender": name}, lambda: prepared, roof)
+
+    entries = [entry("one", {"read": 1.0}), entry("Hessian", {"copy": 2.0, "read": -1.0})]
+    (one, hessian), skips = measuring.take(entries, roofs, 1, lambda: None)
+    assert skips == []
+    assert 0.01 <= one["roof"] < 0.02
+    assert 0.04 <= hessian["roof"] < 0.07
+    assert hessian["of_roof"] == hessian["roof"] / hessian["median"]
+
+
+def test_growth_goes_as_far_as_the_memory(monkeypatch):
+    monkeypatch.setattr(growth, "_available_memory", lambda: (1 << 30) + 8 * 10**5)
+    results, skips = growth.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
+    assert {result["rows"] * result["classes"] for result in results} == {96_000, 100_000}
+    assert skips == [
+        {"contender": "growth to 1,000,000 elements", "reason": "takes 1.1 GB of memory; 1.1 are free"}
+    ]
+
+
+def test_growth_walks_over_all_of_the_memory():
+    """Each call takes the next window."""
+    calls = [lambda at=at: at for at in range(3)]
+    following = growth._in_turn(calls)
+    assert [following() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_threads_are_set_and_given_back():
+    xent_rs.set_num_threads(5)
+    results, _ = threads.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
+    assert xent_rs.get_num_threads() == 5
+    assert {result["threads"] for result in results} == {1, 2, 4, 5}
+    for result in results:
+        if result["threads"] == 5:
+            assert result["of_full_roof"] == result["of_roof"]
+
+
+def test_memory_sees_what_a_call_takes():
+    """A new gradient is the size of the logits; NumPy makes its own copy even for the loss."""
+    results, _ = memory.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
+    if not results:
+        pytest.skip("only on Linux")
+    above = {(result["contender"], result["job"]): result["above"] for result in results}
+    size = 4 * results[0]["rows"] * results[0]["classes"]
+    assert above["xent_rs", LOSS] < size / 4
+    assert above["xent_rs, out=", GRADIENT] < size / 4
+    assert 0.9 * size < above["xent_rs, new array", GRADIENT] < 1.5 * size
+    assert 0.9 * size < above["NumPy", LOSS]
+
+
+def test_a_probe_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"^a measurement of memory ended with status 1: ValueError: .*"):
+        memory._probe(-1, 10, 0)
+
+
+def test_a_wrong_binary_loss_is_not_timed():
+    case = binary.Material.random(5, 6, "float32")
+    call, check = binary._prepare(case, "xent_rs", lambda case: lambda: 0.7, True)
+    with pytest.raises(ArithmeticError, match=r"^xent_rs, 5 x 6 float32: the loss is off by"):
+        check(call())
+
+
+# pictures
+
+
+def assert_picture(file):
+    content = file.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", content[16:24])
+    assert width > 600
+    assert height > 300
+
+
+def test_plot(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    file = tmp_path / "bench.png"
+    arguments = ["--shape", "33x70", "9x1001", "--repeats", "1", "--plot", file]
+    status, _, errors = run(capsys, "bench", *arguments)
+    assert (status, errors) == (0, "")
+    assert_picture(file)
+
+
+def test_plot_of_several_suites(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    arguments = ["--quick", "--repeats", "1", "--suite", "binary", "threads", "smallest"]
+    status, _, errors = run(capsys, "bench", *arguments, "--plot", tmp_path / "bench.png")
+    assert (status, errors) == (0, "")
+    assert {file.name for file in tmp_path.iterdir()} == {"bench-binary.png", "bench-threads.png"}
+
+
+def test_plot_of_nothing(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+    arguments = ["--repeats", "1", "--suite", "smallest", "--plot", tmp_path / "bench.png"]
+    status, output, errors = run(capsys, "bench", *arguments)
+    assert (status, output) == (1, "")
+    assert errors == (
+        "xent-rs: error: --plot has nothing to draw; "
+        "expected a suite among peers, options, binary, growth, threads, classes\n"
+    )
+
+
+def test_plot_into_a_missing_directory_is_one_line(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY[:1])
+    file = tmp_path / "missing" / "bench.png"
+    status, _, errors = run(capsys, "bench", "--shape", "33x70", "--repeats", "1", "--plot", file)
+    assert (status, errors) == (1, f"xent-rs: error: {file}: No such file or directory\n")
+
+
+# the parts
+
+
+def test_reference_and_numpy_agree():
+    random = np.random.default_rng(0)
+    logits, targets = random.standard_normal((50, 12)), random.integers(12, size=50)
+    wanted = reference.Reference(logits, targets)
+    loss, gradient = reference.numpy_loss_and_gradient(logits, targets)
+    assert reference.numpy_loss(logits, targets) == pytest.approx(wanted.losses.mean(), rel=1e-14)
+    assert loss == pytest.approx(wanted.losses.mean(), rel=1e-14)
+    np.testing.assert_allclose(gradient, wanted.gradient(slice(0, 50)), rtol=1e-12, atol=1e-15)
+    assert wanted.distance == pytest.approx(-50 * gradient[np.arange(50), targets].max(), rel=1e-12)
+    # The derivative, by central differences.
+    step = 1e-6
+    for row, column in [(0, 0), (7, targets[7]), (49, 11)]:
+        up, down = logits.copy(), logits.copy()
+        up[row, column] += step
+        down[row, column] -= step
+        slope = (reference.numpy_loss(up, targets) - reference.numpy_loss(down, targets)) / (2 * step)
+        assert gradient[row, column] == pytest.approx(slope, abs=1e-9)
+    out = np.empty_like(logits)
+    assert reference.numpy_loss_and_gradient(logits, targets, out=out)[1] is out
+    np.testing.assert_array_equal(out, gradient)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"label_smoothing": 0.1},
+        {"weight": np.float32([0.5, 2, 1, 3, 0.1])},
+        {"sample_weight": np.float32([1, 2, 0.5]), "z_loss": 1e-3},
+        {"temperature": 2.0, "weight": np.float32([0.5, 2, 1, 3, 0.1]), "label_smoothing": 0.3},
+        {"softcap": 3.0, "temperature": 0.7},
+    ],
+)
+def test_formulas_are_those_of_the_oracle(random, chosen, soft):
+    logits = (2 * random.standard_normal((3, 5))).astype(np.float32)
+    targets = random.dirichlet(np.ones(5), 3).astype(np.float32) if soft else random.integers(5, size=3)
+    found = formulas.CrossEntropy(logits, targets, **chosen)
+    of_softmax = {key: chosen[key] for key in ("temperature", "softcap") if key in chosen}
+    others = {key: value for key, value in chosen.items() if key not in of_softmax}
+    expected = oracle.CrossEntropy(oracle.Softmax(logits, **of_softmax), targets, **others)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-13)
+    np.testing.assert_allclose(found.gradient, expected.gradients, rtol=1e-11, atol=1e-15)
+    if "softcap" not in chosen and "z_loss" not in chosen:
+        np.testing.assert_allclose(found.hessian, expected.hessians, rtol=1e-11)
+    # What is tolerated is of the size of what the package promises.
+    bounds = CrossEntropyBounds(expected, np.float32)
+    assert (found.loss_bounds <= 1.5 * bounds.losses).all()
+    assert (found.gradient_bounds <= 10 * bounds.gradients()).all()
+
+
+def test_the_other_formulas_are_those_of_the_oracle(random):
+    logits, teacher = (2 * random.standard_normal((2, 4, 6))).astype(np.float32)
+    found = formulas.KlDivergence(logits, teacher)
+    expected = oracle.KlDivergence(oracle.Softmax(logits), oracle.Softmax(teacher))
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
+    np.testing.assert_allclose(found.gradient, expected.gradients, rtol=1e-12)
+    assert (found.loss_bounds <= 1.5 * KlDivergenceBounds(expected, np.float32).losses).all()
+    yes = teacher > 0
+    found = formulas.BinaryCrossEntropy(logits, yes)
+    expected = oracle.BinaryCrossEntropy(logits, yes)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
+    np.testing.assert_allclose(found.gradient, expected.gradients, rtol=1e-12)
+    promised = BinaryCrossEntropyBounds(expected, np.float32).losses.mean()
+    assert found.loss_bounds.mean() <= 4 * promised
+
+
+def test_the_roofs_move_every_byte():
+    case = Case.random(7, 9, "float16")  # 126 bytes: 31 times four, and two that are too few
+    roofs = case.roofs()
+    roofs["copy"]()
+    whole = case.logits.reshape(-1).view(np.uint8)[:124].view(np.float32)
+    np.testing.assert_array_equal(case.out.reshape(-1).view(np.uint8)[:124].view(np.float32), whole / 2)
+    assert roofs["read"]() == int(whole.view(np.uint32).sum(dtype=np.uint64)) % 2**32
+
+
+def test_timing_takes_turns():
+    order = []
+    calls = {name: lambda name=name: (order.append(name), time.sleep(0.006)) for name in "abc"}
+    done = []
+    samples = timing.interleaved(calls, 2, lambda: done.append(1))
+    # Each sample is one untimed and one timed call; before them one of each to see how long they take.
+    assert "".join(order) == "aabbcc" + "aabbcc" + "ccbbaa"
+    assert {name: len(seconds) for name, seconds in samples.items()} == {"a": 2, "b": 2, "c": 2}
+    assert all(second >= 0.006 for seconds in samples.values() for second in seconds)
+    assert len(done) == 6
+
+
+def test_timing_repeats_fast_calls():
+    (seconds,) = timing.interleaved({"fast": lambda: None}, 1)["fast"]
+    assert 0 < seconds < 1e-5
+
+
+def test_timing_repeats_slow_calls_less(monkeypatch):
+    monkeypatch.setattr(timing, "_SLOW_SECONDS", 0.02)
+    done = []
+    calls = {"slow": lambda: time.sleep(0.021), "fast": lambda: time.sleep(0.006)}
+    samples = timing.interleaved(calls, 5, lambda: done.append(1))
+    assert (len(samples["slow"]), len(samples["fast"]), len(done)) == (2, 5, 10)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.109, "109 ms"), (7.82e-3, "7.82 ms"), (4.51e-6, "4.51 us"), (1.5e-4, "0.150 ms"), (1.225, "1225 ms")],
+)
+def test_times_for_people(seconds, text):
+    assert tables.time(seconds) == text

@@ -1,0 +1,233 @@
+"""What stands behind the figures of README and docs/performance.md: the records, the goals and the guard."""
+
+import importlib
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from xent_rs.cli.benchmark import options
+
+BENCHES = Path(__file__).parent.parent / "benches"
+ROOT = BENCHES.parent
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import a script of benches/."""
+    monkeypatch.syspath_prepend(str(BENCHES))
+    yield importlib.import_module
+    for name in ("report", "goals", "guard"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the pages, and of no record."""
+    (tmp_path / "docs").mkdir()
+    for page in ("README.md", "docs/performance.md"):
+        shutil.copy(ROOT / page, tmp_path / page)
+    return tmp_path
+
+
+# pages
+
+
+def test_a_record_is_shown_and_checked(script, checkout, capsys):
+    pytest.importorskip("matplotlib")
+    report = script("report")
+    arguments = ["bench", "--json", "--quick", "--repeats", "1", "--levels", "--dtype", "float32", "float64"]
+    arguments += ["--shape", "64x32000", "32x10", "--suite", "peers", "smallest", "binary", "threads"]
+    report.record(checkout, arguments)
+    with pytest.raises(SystemExit, match=r"^README.md does not show benches/results/"):
+        report.show(checkout, check=True)
+    report.show(checkout, check=False)
+    report.show(checkout, check=True)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    readme, page = (
+        (checkout / name).read_text(encoding="utf-8") for name in ("README.md", "docs/performance.md")
+    )
+    assert "xent-rs bench --json --quick" in readme
+    assert "**Loss + gradient, float32 logits**" in readme
+    assert "**Loss, float64 logits**" not in readme
+    assert "**Loss, float64 logits**" in page
+    for heading in ("Goals", "SIMD levels", "The smallest call", "Binary cross-entropy", "Threads"):
+        assert f"\n## {heading}\n" in page
+    for absent in ("Growth", "Memory"):
+        assert f"\n## {absent}\n" not in page
+    assert "| smallest call, loss | " in page
+    # The picture of README belongs to the record, too.
+    with (checkout / "docs" / "benchmark.png").open("ab") as picture:
+        picture.write(b"?")
+    with pytest.raises(SystemExit, match=r"^README.md does not show"):
+        report.show(checkout, check=True)
+
+
+def test_a_typed_figure_is_found(script, checkout):
+    pytest.importorskip("matplotlib")
+    report = script("report")
+    record = checkout / "benches" / "results" / "cpu" / "2026-01-01T0000.json"
+    record.parent.mkdir(parents=True)
+    path, newest = report.newest(ROOT)
+    record.write_text(json.dumps(newest), encoding="utf-8")
+    assert path.startswith("benches/results/")
+    report.show(checkout, check=False)
+    page = checkout / "docs" / "performance.md"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("| met |", "| met! |", 1), encoding="utf-8")
+    assert "| met |" in text
+    with pytest.raises(SystemExit, match=r"^docs/performance.md does not show"):
+        report.show(checkout, check=True)
+
+
+# goals
+
+
+def peer(contender, median, *, job="loss", rows=2048, classes=32_000, roof=1.0, **fields):
+    return {
+        "rows": rows,
+        "classes": classes,
+        "dtype": "float32",
+        "job": job,
+        "contender": contender,
+        "median": median,
+        "roof": roof,
+        "of_roof": roof / median,
+        **fields,
+    }
+
+
+def lines(goals, suites):
+    return {line[0]: line[2:] for line in goals.table(suites)[1:]}
+
+
+def test_goals_are_computed_from_the_record(script):
+    goals = script("goals")
+    both = "loss + gradient"
+    found = lines(
+        goals,
+        {
+            "peers": [
+                peer("xent_rs", 1.05, level="avx512"),
+                peer("xent_rs, avx2", 1.5, level="avx2"),
+                peer("xent_rs", 1.0, rows=512, classes=128_256, level="avx512"),
+                peer("NumPy", 12.0),
+                peer("PyTorch, compiled", 1.26),
+                peer("xent_rs, out=", 2.0, job=both, level="avx512"),
+                peer("xent_rs, new array", 2.5, job=both, level="avx512"),
+                peer("NumPy, out=", 16.0, job=both),
+                peer("NumPy, new array", 30.0, job=both),
+            ],
+            "smallest": [
+                peer("xent_rs", 2e-6, rows=4, classes=10),
+                peer("PyTorch", 4e-6, rows=4, classes=10),
+            ],
+            "memory": [{**peer("xent_rs", 1), "above": 2 * 2**20 + 16 * 2048}],
+            "growth": [peer("xent_rs", 1.0, rows=31), peer("xent_rs", 12.0, rows=310)],
+            "binary": [peer("xent_rs", 1.25), peer("xent_rs, bool targets", 1.6)],
+            "threads": [peer("xent_rs", 2.0, roof=1.8, threads=1, of_full_roof=0.5)],
+            "options": [
+                peer("label smoothing", 1.5, beyond=1.5),
+                peer("softcap", 1.9, beyond=1.9),
+                peer("evaluate", 9.0, beyond=9.0),
+            ],
+        },
+    )
+    assert found == {
+        "loss, float32, C >= 32000": ["0.952 (2048 x 32000), 1 (512 x 128256)", "met"],
+        "the same on one thread, R of one": ["0.9", "met"],
+        "the same on one thread, R of all": ["0.5", "missed by 38 %"],
+        "loss + gradient, `out=`, float32, C >= 32000": ["0.5", "missed by 44 %"],
+        "loss + gradient, a new array each call": ["1.25", "met"],
+        "loss, C >= 32000, against NumPy": ["11.4", "met"],
+        "loss, C >= 32000, against PyTorch, compiled": ["1.2", "missed by 29 %"],
+        # NumPy in the faster of its ways.
+        "loss + gradient, C >= 32000, against NumPy": ["8", "missed by 11 %"],
+        "binary loss, 4 Mi elements": ["0.8 (float32 targets), 0.625 (bool targets)", "missed by 22 %"],
+        "every option but the softcap, beyond its bytes; the three worst": ["1.5", "missed by 20 %"],
+        "softcap; the three worst": ["1.9", "met"],
+        "smallest call, loss": ["0.5", "met"],
+        "memory of the loss, above 16 bytes a row": ["2", "missed by 100 %"],
+        "loss, time per element, 10^6 to 10^9": ["1.2", "missed by 4.3 %"],
+        "speed of AVX2, float32, C >= 32000": ["0.7", "missed by 12 %"],
+    }
+
+
+def test_a_record_of_nothing_meets_nothing(script):
+    assert script("goals").table({}) == [["case", "goal", "measured", ""]]
+
+
+# guard
+
+
+def work(times):
+    numbers = np.ones(20_000)
+    return lambda: [np.exp(numbers) for _ in range(times)]
+
+
+def test_the_guard_tells_one_pass_from_two(script):
+    guard = script("guard")
+    calls = {"plain": work(1), "one": work(1), "two": work(2)}
+    ratios = [guard.Ratio("one", "plain", 1.5), guard.Ratio("two", "plain", 1.5)]
+    texts, failures = guard.measure(calls, ratios, patience=1.0)
+    assert [text.partition(":")[0] for text in texts] == ["one", "two"]
+    assert len(failures) == 1
+    assert failures[0].startswith("two: 2.") or failures[0].startswith("two: 1.")
+    assert failures[0].endswith("of plain; at most 1.50")
+
+
+def test_the_guard_waits_for_the_end_of_a_disturbance(script):
+    guard = script("guard")
+    end = time.perf_counter() + 1.0
+
+    def disturbed():
+        if time.perf_counter() < end:
+            time.sleep(0.001)
+
+    calls = {"disturbed": disturbed, "other": lambda: time.sleep(0.0001)}
+    _, failures = guard.measure(calls, [guard.Ratio("disturbed", "other", 1.0)], patience=20.0)
+    assert failures == []
+    assert time.perf_counter() >= end
+
+
+def test_the_guard_fails_without_vectors(script, monkeypatch, capsys):
+    guard = script("guard")
+    if len(guard._xent_rs.simd_levels()) == 1:
+        pytest.skip("only the portable kernels")
+    monkeypatch.setattr(guard, "PATIENCE", 0.1)
+    monkeypatch.setattr(guard, "TURNS", 5)
+    guard._xent_rs.set_simd_level("portable")
+    assert guard.main() == 1
+    errors = capsys.readouterr().err
+    for dtype in guard.DTYPES:
+        assert f"too slow: loss, {dtype}: " in errors
+
+
+def test_the_guard_fails_when_an_option_takes_another_pass(script, monkeypatch, capsys):
+    """A smoothing that computes the plain loss besides is named, and nothing else."""
+    guard = script("guard")
+    if len(guard._xent_rs.simd_levels()) == 1:
+        pytest.skip("only the portable kernels")
+
+    def twice(task):
+        plain = next(each for each in options.TASKS if each.name == "plain" and each.job == task.job)
+
+        def prepare(case):
+            (call, check), (besides, _) = task.prepare(case), plain.prepare(case)
+            return lambda: (besides(), call())[1], check
+
+        return replace(task, prepare=prepare)
+
+    tasks = [twice(task) if task.name == "label smoothing" else task for task in options.TASKS]
+    monkeypatch.setattr(guard.options, "TASKS", tasks)
+    calls, ratios = guard.checks()
+    guard.xent_rs.set_num_threads(1)
+    _, failures = guard.measure(calls, ratios, patience=5.0)
+    assert sorted(failure.partition(":")[0] for failure in failures) == [
+        "label smoothing, loss",
+        "label smoothing, loss + gradient",
+    ]
