@@ -39,7 +39,12 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--suite", nargs="+", choices=[*SUITES, "all"], default=["peers"], help="default: peers"
+        "--suite",
+        nargs="+",
+        choices=[*SUITES, "all"],
+        default=["peers"],
+        metavar="SUITE",
+        help="some of them by name, or all (default: peers)",
     )
     parser.add_argument(
         "--shape",
