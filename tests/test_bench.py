@@ -143,6 +143,17 @@ def test_a_wrong_answer_is_not_timed(answer, message):
         peers.compare("peers", [(6, 10, "float32")], [contender], 1)
 
 
+def test_a_wrong_answer_of_a_peer_is_listed_and_not_timed():
+    def make(case):
+        return lambda: np.nan
+
+    contender = Contender("NumPy", LOSS, make, lambda case: (0.1, 0.1), "numpy")
+    results, skips = peers.compare("peers", [(6, 10, "float32")], [contender], 1)
+    assert results == []
+    reason = "NumPy, 6 x 10 float32: the loss is off by nan; expected at most 0.1"
+    assert skips == [{"contender": "NumPy", "reason": reason}]
+
+
 def test_what_is_skipped_is_listed():
     def refuse(case):
         raise NotApplicable("not today")

@@ -1,9 +1,10 @@
 """Time this package against NumPy, and against SciPy, scikit-learn, PyTorch and JAX if installed.
 
 Every contender computes the mean loss of random logits, then the loss and its gradient. Each answer is first
-compared with float64; a wrong one ends the command. Then all take turns. The roof is the time in which the
-machine only reads the logits (for the loss), or reads them and writes as much (for the gradient), measured in
-the same turns on the same memory with all threads. Tolerances are relative.
+compared with float64: a wrong one of this package ends the command, one of a peer is not timed, but listed.
+Then all take turns. The roof is the time in which the machine only reads the logits (for the loss), or reads
+them and writes as much (for the gradient), measured in the same turns on the same memory with all threads.
+Tolerances are relative.
 
 That is the suite "peers". The others, which have shapes of their own and float32 logits:
 
@@ -123,7 +124,7 @@ def measure(suites: Sequence[str], settings: Settings) -> dict[str, Any]:
     Raises
     ------
     ArithmeticError
-        If an answer is further from float64 than is tolerated.
+        If an answer of this package is further from float64 than it promises.
     """
     versions = {contender.package: contender.version() for contender in settings.contenders}
     present = [contender for contender in settings.contenders if versions[contender.package] is not None]

@@ -82,7 +82,12 @@ def take(
         For each entry its fields, what its check found, the ``median`` and the ``minimum`` of ``samples``
         times in seconds, the time of its ``roof``, and ``of_roof``, the share of the roof's speed.
     skips : list of dict
-        The ``contender`` and the ``reason`` for each entry that cannot run here.
+        The ``contender`` and the ``reason`` for each entry that cannot run here, or is wrong.
+
+    Raises
+    ------
+    ArithmeticError
+        If an answer of this package is wrong.
     """
     calls: dict[int | str, Callable[[], Any]] = {name: call for name, call in roofs.items()}
     checks: dict[int, dict[str, float]] = {}
@@ -91,8 +96,9 @@ def take(
         try:
             call, check = entry.prepare()
             checks[number] = check(call())
-        except (NotApplicable, ImportError, OSError, RuntimeError) as error:
-            # OSError: a peer without its shared libraries. RuntimeError: torch.compile without a compiler.
+        except (NotApplicable, ArithmeticError, ImportError, OSError, RuntimeError) as error:
+            # ArithmeticError: a wrong answer, such as PyTorch's mean of many float16 losses. OSError: a peer
+            # without its shared libraries. RuntimeError: torch.compile without a compiler.
             if entry.package == "xent_rs":
                 raise
             skip = {"contender": entry.fields["contender"], "reason": str(error).partition("\n")[0]}
