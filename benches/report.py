@@ -27,7 +27,7 @@ BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 # What a record holds.
 SHAPES = ["2048x32000", "512x128256", "256x262144", "16384x1000", "262144x10"]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
-RECORD = ["bench", "--json", "--suite", "all", "--levels", "--repeats", "9"]
+RECORD = ["bench", "--json", "--suite", "all", "--levels", "--repeats", "7"]
 RECORD += ["--dtype", *DTYPES, "--shape", *SHAPES]
 
 # What README shows of it.
