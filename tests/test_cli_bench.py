@@ -476,9 +476,9 @@ def test_timing_repeats_fast_calls():
 
 
 def test_timing_repeats_slow_calls_less(monkeypatch):
-    monkeypatch.setattr(timing, "_SLOW_SECONDS", 0.02)
+    monkeypatch.setattr(timing, "_SLOW_SECONDS", 0.1)
     done = []
-    calls = {"slow": lambda: time.sleep(0.021), "fast": lambda: time.sleep(0.006)}
+    calls = {"slow": lambda: time.sleep(0.11), "fast": lambda: time.sleep(0.006)}
     samples = timing.interleaved(calls, 5, lambda: done.append(1))
     assert (len(samples["slow"]), len(samples["fast"]), len(done)) == (2, 5, 10)
 

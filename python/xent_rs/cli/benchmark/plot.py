@@ -191,9 +191,9 @@ def _over_elements(results: Sequence[Result]) -> Any:
                 if (result["job"], result["classes"]) == (job, classes)
             ]
             _lines(axes, of_panel, "elements", logarithmic=False)
-            axes.set_ylim(bottom=0)
             axes.set_title(f"{job}, {classes:,} classes", fontsize=10, loc="left")
         row[0].set_ylabel("ns an element", fontsize=9)
+        row[0].set_ylim(bottom=0)
     for axes in panels[-1]:
         axes.set_xlabel("elements", fontsize=9)
     return figure
@@ -215,9 +215,9 @@ def _over_threads(results: Sequence[Result]) -> Any:
             axes.set_xticks([result["threads"] for result in of_panel])
             axes.set_xticks([], minor=True)
             axes.set_xticklabels([str(result["threads"]) for result in of_panel])
-            axes.set_ylim(bottom=0)
             axes.set_title(f"{job}, {shape[0]:,} x {shape[1]:,}", fontsize=10, loc="left")
         row[0].set_ylabel("ns an element", fontsize=9)
+        row[0].set_ylim(bottom=0)
     for axes in panels[-1]:
         axes.set_xlabel("threads", fontsize=9)
     return figure
@@ -253,7 +253,7 @@ def _lines(axes: Any, results: Sequence[Result], over: str, logarithmic: bool = 
     axes.plot(
         *zip(*sorted(roof.items()), strict=True), color=_LINE, linestyle="--", linewidth=1.4, label="the roof"
     )
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     axes.grid(axis="y", color="#e6e9ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9)
