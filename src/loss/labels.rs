@@ -1,7 +1,11 @@
 //! Class-index targets, read once.
 
-use super::Check;
+use fearless_simd::Simd;
+
+use super::{Check, Chunks};
 use crate::error::{Error, Result};
+use crate::parallel::map_chunks;
+use crate::simd::{self, Kernel};
 use crate::view::Axes;
 
 /// Marks an ignored row; no array has that many classes.
@@ -18,7 +22,10 @@ pub struct Labels {
 }
 
 /// The integer types that targets come in.
-pub trait Integer: Copy + PartialEq + TryInto<usize> + TryFrom<i128> + Into<i128> {
+pub trait Integer: Copy + PartialEq + TryFrom<i128> + Into<i128> + Send + Sync {
+    /// As an index: of a negative number one that no array has.
+    fn to_index(self) -> usize;
+
     /// With the bytes in the other order.
     #[must_use]
     fn swap_bytes(self) -> Self;
@@ -27,6 +34,14 @@ pub trait Integer: Copy + PartialEq + TryInto<usize> + TryFrom<i128> + Into<i128
 macro_rules! integers {
     ($($integer:ty),*) => { $(
         impl Integer for $integer {
+            #[inline(always)]
+            #[allow(clippy::cast_lossless, irrefutable_let_patterns)] // for all types alike
+            fn to_index(self) -> usize {
+                // Negative numbers become larger ones than any array has elements. So do those beyond 32 bits on a
+                // machine that has no more.
+                if let Ok(index) = usize::try_from(self as i64 as u64) { index } else { usize::MAX }
+            }
+
             fn swap_bytes(self) -> Self {
                 self.swap_bytes()
             }
@@ -46,6 +61,8 @@ pub struct Integers {
 
 // SAFETY: `Integers::new`'s caller promises memory that stays valid, and it is only read.
 unsafe impl Send for Integers {}
+// SAFETY: as above.
+unsafe impl Sync for Integers {}
 
 impl Integers {
     /// The array at `base` with these lengths and strides in bytes.
@@ -66,8 +83,44 @@ impl Integers {
     }
 }
 
-/// Targets read between two questions whether to go on.
-const BATCH: usize = 1 << 22;
+impl Integers {
+    /// Call `f` with some indices and their elements.
+    #[inline(always)]
+    fn for_each<T: Integer>(&self, range: std::ops::Range<usize>, mut f: impl FnMut(usize, T)) {
+        self.axes.for_each_run(
+            range.start,
+            range.len(),
+            #[inline(always)]
+            |done, count, offset, step| {
+                let first = self.base.wrapping_offset(offset);
+                let numbers = range.start + done..range.start + done + count;
+                // SAFETY: readable by the promise made to `Integers::new`; the reads ask for no alignment.
+                unsafe {
+                    if step == size_of::<T>() as isize && !self.swapped {
+                        for (place, index) in numbers.enumerate() {
+                            f(index, first.cast::<T>().wrapping_add(place).read_unaligned());
+                        }
+                        return;
+                    }
+                    for (place, index) in numbers.enumerate() {
+                        let value = first.wrapping_offset(place as isize * step).cast::<T>().read_unaligned();
+                        f(index, if self.swapped { value.swap_bytes() } else { value });
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Targets of a chunk: enough to make handing it out cheap.
+const CHUNK: usize = 1 << 16;
+
+/// The checked targets of one chunk go here.
+#[derive(Clone, Copy)]
+struct Destination(*mut usize);
+
+// SAFETY: chunks write to places apart from each other.
+unsafe impl Sync for Destination {}
 
 impl Labels {
     /// Read and check targets of type `T`, in C order.
@@ -84,26 +137,24 @@ impl Labels {
     ) -> Result<Self> {
         let ignored = ignore_index.and_then(|index| T::try_from(index).ok());
         let rows = targets.axes.count();
-        let mut counted = 0;
-        let mut checked = Vec::new();
+        let mut checked: Vec<usize> = Vec::new();
         checked.try_reserve_exact(rows).map_err(|_| Error::Memory(format!("no memory for a copy of {rows} {name}")))?;
-        for start in (0..rows).step_by(BATCH) {
-            if start > 0 {
-                check()?;
-            }
-            for index in start..rows.min(start + BATCH) {
+        let destination = Destination(checked.as_mut_ptr());
+        let chunks = Chunks { rows, rows_a_chunk: CHUNK };
+        let level = simd::level();
+        let found = map_chunks(chunks.count(), CHUNK * (size_of::<T>() + size_of::<usize>()), check, |chunk| {
+            let range = chunks.rows_of(chunk);
+            level.run(Read { range, targets, classes, ignored, destination })
+        })?;
+        let mut counted = 0;
+        for found in found {
+            counted += found.map_err(|index| {
                 let value: T = targets.get(index);
-                if Some(value) == ignored {
-                    checked.push(IGNORED);
-                    continue;
-                }
-                match value.try_into() {
-                    Ok(class) if class < classes => checked.push(class),
-                    _ => return Err(out_of_range(name, index, value.into(), &targets.shape, classes, ignore_index)),
-                }
-                counted += 1;
-            }
+                out_of_range(name, index, value.into(), &targets.shape, classes, ignore_index)
+            })?;
         }
+        // SAFETY: there is room for `rows` elements, and the chunks, which all came to their end, wrote each of them.
+        unsafe { checked.set_len(rows) }
         Ok(Self { classes: checked, counted })
     }
 
@@ -121,6 +172,46 @@ impl Labels {
     #[inline(always)]
     pub fn class(&self, row: usize) -> Option<usize> {
         Some(self.classes[row]).filter(|&class| class != IGNORED)
+    }
+}
+
+/// Reads and checks a chunk: how many targets count, or the index of the first bad one.
+struct Read<'a, T> {
+    range: std::ops::Range<usize>,
+    targets: &'a Integers,
+    classes: usize,
+    ignored: Option<T>,
+    destination: Destination,
+}
+
+impl<T: Integer> Kernel for Read<'_, T> {
+    type Output = std::result::Result<usize, usize>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) -> Self::Output {
+        let Self { range, targets, classes, ignored, destination } = self;
+        let (mut bad, mut counted) = (false, 0);
+        // Without a way out of the loop, so that it is done in vectors.
+        targets.for_each::<T>(
+            range.clone(),
+            #[inline(always)]
+            |index, value| {
+                let is_ignored = Some(value) == ignored;
+                let class = value.to_index();
+                bad |= !is_ignored & (class >= classes);
+                counted += usize::from(!is_ignored);
+                // SAFETY: the chunk's own place, for which there is room.
+                unsafe { destination.0.add(index).write(if is_ignored { IGNORED } else { class }) }
+            },
+        );
+        if !bad {
+            return Ok(counted);
+        }
+        let is_bad = |&index: &usize| {
+            let value: T = targets.get(index);
+            Some(value) != ignored && value.to_index() >= classes
+        };
+        Err(range.clone().find(is_bad).unwrap_or(range.start))
     }
 }
 

@@ -254,6 +254,9 @@ impl<S: Simd, R: Real> Cap<S, R> {
     }
 }
 
+/// Up to this temperature, and down to its inverse, nothing on the way overflows or is lost in f32.
+const MODERATE: f64 = 18_446_744_073_709_551_616.0;
+
 /// [`Transform`] over lanes of `R`.
 ///
 /// But for `PLAIN` logits, differences are those of the halves and the factors those of 2 / T: nothing overflows on
@@ -267,6 +270,8 @@ pub(super) struct Scale<S: Simd, R: Real> {
     floor: R::Lanes<S>,
     /// Whether 2 / T overflows; the factor is the largest finite number then.
     steep: bool,
+    /// Whether T is nowhere near the ends of the numbers.
+    moderate: bool,
 }
 
 /// A logit of each lane, as differences are taken of it.
@@ -325,8 +330,9 @@ impl<S: Simd, R: Real> Scale<S, R> {
         let low = if factor < largest { R::from_f64(rest) } else { R::default() };
         let half = if transform.mode() == PLAIN { 1.0 } else { 2.0 };
         let floor = R::from_f64((R::UNDERFLOW * divisor / half).max(-largest));
+        let moderate = (MODERATE.recip()..=MODERATE).contains(&divisor);
         let splat = |value| R::Lanes::<S>::simd_from(simd, value);
-        Self { simd, factor: [splat(high), splat(low)], floor: splat(floor), steep: factor > largest }
+        Self { simd, factor: [splat(high), splat(low)], floor: splat(floor), steep: factor > largest, moderate }
     }
 
     /// The value of a logit in all lanes.
@@ -387,6 +393,26 @@ impl<S: Simd, R: Real> Scale<S, R> {
     ) -> Exponentials<S, R, K> {
         let zero = R::splat(self.simd, 0.0);
         let (mut difference, mut lost) = ([zero; K], [zero; K]);
+        if MODE == SCALED && self.moderate {
+            // No overflow needs halves, and what the difference's rounding loses is an ulp of it, as without T.
+            let [high, low] = [self.factor[0] * R::splat(self.simd, 0.5), self.factor[1] * R::splat(self.simd, 0.5)];
+            let floor = self.floor + self.floor;
+            for k in 0..K {
+                difference[k] = floor.max(values[k].high - reference.high);
+            }
+            let (mut quotient, mut rest) = (difference, difference);
+            for k in 0..K {
+                quotient[k] = difference[k] * high;
+            }
+            for k in 0..K {
+                rest[k] = difference[k].mul_add(low, difference[k].mul_sub_precise(high, quotient[k]));
+            }
+            let [mut exp, power] = R::exps(self.simd, quotient, boost);
+            for k in 0..K {
+                exp[k] = exp[k].mul_add(rest[k], exp[k]);
+            }
+            return Exponentials { exp, power, z: quotient };
+        }
         for k in 0..K {
             [difference[k], lost[k]] = self.difference::<MODE>(values[k], reference);
         }
