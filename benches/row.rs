@@ -43,7 +43,7 @@ impl<E: Element> Kernel for LossAndGradient<E> {
         let target = Target::class(1);
         let loss = target.loss(simd, self.0, Transform::NONE);
         // SAFETY: the output is a vector of its own, used by this thread.
-        unsafe { loss.gradient(simd, &target, self.0, self.1, 1.0, Transform::NONE, Stores::Cached).write(simd) };
+        unsafe { loss.gradient(simd, &target, self.0, self.1, 1.0, Transform::NONE, Stores::Cached) };
         loss.loss
     }
 }

@@ -8,7 +8,6 @@
 //! a pool that an earlier process made is left where it is, neither used nor dropped: its threads do not exist. Long
 //! jobs run in slices of about 50 ms, between which the caller may stop them.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -158,48 +157,19 @@ pub fn map_chunks<T: Send + Sync>(
     check: &dyn Fn() -> Result<()>,
     work: impl Fn(usize) -> T + Sync,
 ) -> Result<Vec<T>> {
-    map_runs(chunks, chunk_bytes, 1, check, |run, finish| {
-        for chunk in run {
-            finish(chunk, work(chunk));
-        }
-    })
-}
-
-/// [`map_chunks`] for work that gains from doing up to `longest` neighbours in one go: it is handed runs of chunks, and
-/// a function that takes the result of each.
-///
-/// # Errors
-/// As for [`map_chunks`].
-///
-/// # Panics
-/// If `work` does, or leaves a chunk without a result.
-pub fn map_runs<T: Send + Sync>(
-    chunks: usize,
-    chunk_bytes: usize,
-    longest: usize,
-    check: &dyn Fn() -> Result<()>,
-    work: impl Fn(Range<usize>, &dyn Fn(usize, T)) + Sync,
-) -> Result<Vec<T>> {
     let mut results: Vec<OnceLock<T>> = Vec::new();
     results.try_reserve_exact(chunks).map_err(|_| Error::Memory(format!("no memory for {chunks} partial results")))?;
     results.resize_with(chunks, OnceLock::new);
-    let finish = |chunk: usize, result| {
-        let _ = results[chunk].set(result);
-    };
-    run(chunks, chunk_bytes, longest, check, &|run| work(run, &finish))?;
-    Ok(results.into_iter().map(|result| result.into_inner().expect("each chunk has a result")).collect())
+    run(chunks, chunk_bytes, check, &|chunk| {
+        let _ = results[chunk].set(work(chunk));
+    })?;
+    Ok(results.into_iter().map(|result| result.into_inner().expect("each chunk was taken once")).collect())
 }
 
-/// Run `work` on every chunk, in runs of up to `longest`, in the pool if that is worth it.
-fn run(
-    chunks: usize,
-    chunk_bytes: usize,
-    longest: usize,
-    check: &dyn Fn() -> Result<()>,
-    work: &(dyn Fn(Range<usize>) + Sync),
-) -> Result<()> {
+/// Run `work` on every chunk, in the pool if that is worth it.
+fn run(chunks: usize, chunk_bytes: usize, check: &dyn Fn() -> Result<()>, work: &(dyn Fn(usize) + Sync)) -> Result<()> {
     if chunks.saturating_mul(chunk_bytes) <= INLINE_BYTES {
-        work(0..chunks);
+        (0..chunks).for_each(work);
         return Ok(());
     }
     let threads = num_threads().0;
@@ -209,17 +179,14 @@ fn run(
         let end = chunks.min(start.saturating_add(slice));
         let began = Instant::now();
         let next = AtomicUsize::new(start);
-        // Chunks are taken in order, so that the threads read neighbouring memory, and in ever shorter runs, so that
-        // they end together.
+        // Chunks are taken in order, so that the threads read neighbouring memory.
         let take = || {
             loop {
-                let left = end.saturating_sub(next.load(Ordering::Relaxed));
-                let run = (left / (2 * threads)).clamp(1, longest);
-                let chunk = next.fetch_add(run, Ordering::Relaxed);
+                let chunk = next.fetch_add(1, Ordering::Relaxed);
                 if chunk >= end {
                     break;
                 }
-                work(chunk..end.min(chunk + run));
+                work(chunk);
             }
         };
         // Asked for each time: `check` may have run a signal handler, and that may have forked.

@@ -6,10 +6,10 @@ use super::targets::Problem;
 use super::{Check, Chunks, GradOutput, Reduction, mean, stores};
 use crate::element::Element;
 use crate::error::Result;
-use crate::parallel::map_runs;
+use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Spreads, Targets, sum_of_lanes};
 use crate::row::tile::{self, Across, Tile, Transposed, batches};
-use crate::row::{Between, RowGradient, RowLoss, Stores, Target, Transform, fill, product, rounded};
+use crate::row::{RowLoss, Stores, Target, Transform, fill, product, rounded};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
 
@@ -61,22 +61,15 @@ pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
         [stores(logits, &derivatives.gradient), hessian]
     });
     let level = simd::level();
-    let longest = if derivatives.is_some() { LONGEST_RUN } else { 1 };
-    let sums = map_runs(chunks.count(), chunks.bytes(classes, traffic), longest, check, |run, finish| {
-        level.run(Rows { chunks, run, finish, logits, problem, divisor, losses, derivatives, stores });
+    let sums = map_chunks(chunks.count(), chunks.bytes(classes, traffic), check, |chunk| {
+        level.run(Rows { range: chunks.rows_of(chunk), logits, problem, divisor, losses, derivatives, stores })
     })?;
     Ok(mean(sums, divisor))
 }
 
-/// Chunks in a row that are worked on in one go: the gradients of one batch are written while the next is read.
-const LONGEST_RUN: usize = 8;
-
-/// The work on some chunks of rows.
+/// The work on a chunk of rows.
 struct Rows<'a, E, O> {
-    chunks: Chunks,
-    run: std::ops::Range<usize>,
-    /// Takes the sum of the losses of each chunk.
-    finish: &'a dyn Fn(usize, f64),
+    range: std::ops::Range<usize>,
     logits: &'a View<E>,
     problem: &'a Problem,
     divisor: f64,
@@ -87,77 +80,32 @@ struct Rows<'a, E, O> {
 }
 
 impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
-    type Output = ();
+    type Output = f64;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd>(self, simd: S) -> f64 {
+        let mut sum = [0.0; MOST_LANES];
         let mut rooms = (Transposed::uninit(), Transposed::uninit());
         let mut dense = [const { None }; MOST_LANES];
-        let mut pending = Pending::default();
-        for chunk in self.run.clone() {
-            let mut sum = [0.0; MOST_LANES];
-            for batch in batches(self.logits, self.chunks.rows_of(chunk)) {
-                let dense = self.problem.denses(simd, batch.first, batch.rows, self.logits, &mut dense);
-                let mut targets = self.problem.batch(batch.first, batch.rows, self.logits.classes(), dense);
-                let losses = match batch.across {
-                    Some(Across::InPlace(tile)) => self.tile(simd, batch.first, tile, &mut targets, &mut rooms.1),
-                    Some(Across::Transposed) => {
-                        let tile = rooms.0.load(simd, self.logits, batch.first, batch.rows);
-                        self.tile(simd, batch.first, tile, &mut targets, &mut rooms.1)
-                    }
-                    None => self.rows(simd, batch.first, &mut targets, &mut pending),
-                };
-                for (sum, loss) in sum.iter_mut().zip(losses) {
-                    *sum += loss;
+        for batch in batches(self.logits, self.range.clone()) {
+            let dense = self.problem.denses(simd, batch.first, batch.rows, self.logits, &mut dense);
+            let mut targets = self.problem.batch(batch.first, batch.rows, self.logits.classes(), dense);
+            let losses = match batch.across {
+                Some(Across::InPlace(tile)) => self.tile(simd, batch.first, tile, &mut targets, &mut rooms.1),
+                Some(Across::Transposed) => {
+                    let tile = rooms.0.load(simd, self.logits, batch.first, batch.rows);
+                    self.tile(simd, batch.first, tile, &mut targets, &mut rooms.1)
                 }
+                None => self.rows(simd, batch.first, &mut targets),
+            };
+            for (sum, loss) in sum.iter_mut().zip(losses) {
+                *sum += loss;
             }
-            (self.finish)(chunk, sum_of_lanes(&sum));
         }
-        // SAFETY: the promise made to `cross_entropy`, and this run alone works on its rows.
-        unsafe { pending.finish(simd) }
         if self.stores.contains(&Stores::Streaming) {
             simd::store_fence();
         }
-    }
-}
-
-/// Gradients that are still to be written, each while a row of the next batch is read: a thread that only reads leaves
-/// half of what the memory can do to others, and so does one that only writes.
-struct Pending<E, O> {
-    gradients: [Option<RowGradient<'static, E, O>>; MOST_LANES],
-    next: usize,
-}
-
-impl<E: Element, O: Element<Real = E::Real>> Default for Pending<E, O> {
-    fn default() -> Self {
-        Self { gradients: [const { None }; MOST_LANES], next: 0 }
-    }
-}
-
-impl<E: Element, O: Element<Real = E::Real>> Pending<E, O> {
-    /// The next one.
-    #[inline(always)]
-    fn take(&mut self) -> Option<RowGradient<'static, E, O>> {
-        while let Some(gradient) = self.gradients.get_mut(self.next) {
-            self.next += 1;
-            if gradient.is_some() {
-                return gradient.take();
-            }
-        }
-        None
-    }
-
-    /// Write what is left, and be ready for the next batch.
-    ///
-    /// # Safety
-    /// As for [`RowGradient::write`].
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&mut self, simd: S) {
-        while let Some(gradient) = self.take() {
-            // SAFETY: the caller's promise.
-            unsafe { gradient.write(simd) }
-        }
-        self.next = 0;
+        sum_of_lanes(&sum)
     }
 }
 
@@ -196,7 +144,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn rows<S: Simd>(&self, simd: S, first: usize, targets: &mut Targets, pending: &mut Pending<E, O>) -> PerLane<f64> {
+    fn rows<S: Simd>(&self, simd: S, first: usize, targets: &mut Targets) -> PerLane<f64> {
         let transform = self.problem.transform;
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..targets.rows {
@@ -205,30 +153,14 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             if targets.names_classes {
                 targets.points.logit[lane] = row.get(targets.points.class[lane]).to_f64();
             }
-            let before = pending.take();
-            let mut written = 0;
-            // SAFETY: the promise made to `cross_entropy`, and this run alone works on its rows.
-            let mut write = |class: usize| unsafe {
-                if let Some(gradient) = &before {
-                    let end = if class == usize::MAX { row.classes() } else { gradient.piece_end(class) };
-                    if class > 0 {
-                        gradient.write_piece(simd, written..end);
-                        written = end;
-                    }
-                }
-            };
-            let between: Between = if before.is_some() { Some(&mut write) } else { None };
-            target.pass(simd, row, transform, lane, &mut found, &mut spreads, between);
-            write(usize::MAX);
+            target.pass(simd, row, transform, lane, &mut found, &mut spreads);
         }
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
         if let Some(derivatives) = self.derivatives {
-            // SAFETY: as above.
-            unsafe { pending.finish(simd) }
             let scales = self.scales(simd, derivatives, first, targets.rows);
             for lane in 0..targets.rows {
                 let loss = targets.get(lane).map(|target| (target, losses.get(lane, targets)));
-                pending.gradients[lane] = self.write_row(simd, derivatives, first + lane, loss, scales[lane]);
+                self.write_row(simd, derivatives, first + lane, loss, scales[lane]);
             }
         }
         self.finish(first, targets, losses.loss)
@@ -271,7 +203,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         losses
     }
 
-    /// Write the derivatives of a row with this loss, zeros if it is ignored; returns a gradient that can wait.
+    /// Write the derivatives of a row with this loss, zeros if it is ignored.
     #[inline(always)]
     fn write_row<S: Simd>(
         &self,
@@ -280,37 +212,36 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         index: usize,
         loss: Option<(Target, RowLoss)>,
         scale: f64,
-    ) -> Option<RowGradient<'static, E, O>> {
+    ) {
         let (row, out) = (self.logits.row(index), derivatives.gradient.row(index));
         let hessian = derivatives.hessian.as_ref().map(|hessian| hessian.row(index));
         let transform = self.problem.transform;
-        // SAFETY: the promise made to `cross_entropy`, and this run alone works on its rows. What overwrites the row
+        // SAFETY: the promise made to `cross_entropy`, and this chunk alone works on its rows. What overwrites the row
         // is written last.
         unsafe {
-            let Some((target, loss)) = loss else {
-                for out in [Some(out), hessian].into_iter().flatten() {
-                    fill(out, O::from_f64(0.0));
+            let write_hessian = |loss: RowLoss| {
+                if let Some(hessian) = hessian {
+                    loss.hessian(simd, row, hessian, scale, transform, self.stores[1]);
                 }
-                return None;
             };
-            let gradient = loss.gradient(simd, &target, row, out, scale, transform, self.stores[0]);
-            let Some(hessian) = hessian else {
-                let waits = gradient.in_pieces();
-                if waits.is_none() {
-                    gradient.write(simd);
+            match loss {
+                Some((target, loss)) => {
+                    let last = row.is_at(out);
+                    if last {
+                        write_hessian(loss);
+                    }
+                    loss.gradient(simd, &target, row, out, scale, transform, self.stores[0]);
+                    if !last {
+                        write_hessian(loss);
+                    }
                 }
-                return waits;
-            };
-            let last = row.is_at(out);
-            if !last {
-                gradient.write(simd);
-            }
-            loss.hessian(simd, row, hessian, scale, transform, self.stores[1]);
-            if last {
-                gradient.write(simd);
+                None => {
+                    for out in [Some(out), hessian].into_iter().flatten() {
+                        fill(out, O::from_f64(0.0));
+                    }
+                }
             }
         }
-        None
     }
 
     /// Write the gradients of a tile of rows, or the diagonals of their Hessians.
@@ -365,7 +296,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 };
                 let (loss, logits) = (losses.get(lane, targets), self.logits.row(first + lane));
                 if gradient {
-                    loss.gradient(simd, &target, logits, row, scales[lane], transform, self.stores[0]).write(simd);
+                    loss.gradient(simd, &target, logits, row, scales[lane], transform, self.stores[0]);
                 } else {
                     loss.hessian(simd, logits, row, scales[lane], transform, self.stores[1]);
                 }

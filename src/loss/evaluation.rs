@@ -124,7 +124,7 @@ impl<E: Element> Rows<'_, E> {
                     for lane in 0..batch.rows {
                         if let Some(target) = targets.get(lane) {
                             let row = self.logits.row(batch.first + lane);
-                            target.pass(simd, row, transform, lane, &mut found, &mut spreads, None);
+                            target.pass(simd, row, transform, lane, &mut found, &mut spreads);
                         }
                     }
                     spreads

@@ -51,9 +51,9 @@ impl Teacher {
     pub fn new<S: Simd>(simd: S, row: AnyRow, transform: Transform, double: bool) -> Self {
         let double = double || row.is_double();
         let log_sum_exp = if double {
-            any_pass::<S, f64, _>(simd, row, transform, Nothing, None).0
+            any_pass::<S, f64, _>(simd, row, transform, Nothing).0
         } else {
-            any_pass::<S, f32, _>(simd, row, transform, Nothing, None).0
+            any_pass::<S, f32, _>(simd, row, transform, Nothing).0
         };
         Self { row, log_sum_exp, log_total: log_sum_exp.log_total(simd), transform, double }
     }

@@ -54,14 +54,8 @@ impl LogSumExp {
 /// `log Σ exp z` over the classes of a row.
 #[inline(always)]
 pub fn log_sum_exp<S: Simd, E: Element>(simd: S, row: Row<E>, transform: Transform) -> LogSumExp {
-    pass(simd, row, transform, Nothing, None).0
+    pass(simd, row, transform, Nothing).0
 }
-
-/// Something to do while a row is read, every [`PIECE`] classes: it is told how many were read.
-pub type Between<'a> = Option<&'a mut dyn FnMut(usize)>;
-
-/// How many classes are read between; whole blocks.
-const PIECE: usize = 4 * BLOCK;
 
 /// [`log_sum_exp`], and what a companion saw on the way: in place where logits are not capped.
 #[inline(always)]
@@ -70,12 +64,11 @@ pub(super) fn pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
     row: Row<E>,
     transform: Transform,
     companion: C,
-    between: Between,
 ) -> (LogSumExp, C) {
     match transform.mode() {
-        PLAIN => pass_in_place::<S, E, C, PLAIN>(simd, row, transform, companion, between),
-        SCALED => pass_in_place::<S, E, C, SCALED>(simd, row, transform, companion, between),
-        _ => pass_by_blocks::<S, E::Real, C, CAPPED>(simd, AnyRow::of(row), transform, companion, between),
+        PLAIN => pass_in_place::<S, E, C, PLAIN>(simd, row, transform, companion),
+        SCALED => pass_in_place::<S, E, C, SCALED>(simd, row, transform, companion),
+        _ => pass_by_blocks::<S, E::Real, C, CAPPED>(simd, AnyRow::of(row), transform, companion),
     }
 }
 
@@ -86,9 +79,8 @@ pub(super) fn any_pass<S: Simd, R: Real, C: Companion<S, R>>(
     row: AnyRow,
     transform: Transform,
     companion: C,
-    between: Between,
 ) -> (LogSumExp, C) {
-    with_mode!(transform, MODE => pass_by_blocks::<S, R, C, MODE>(simd, row, transform, companion, between))
+    with_mode!(transform, MODE => pass_by_blocks::<S, R, C, MODE>(simd, row, transform, companion))
 }
 
 /// What the pass carries from block to block. Exponentials are boosted, so that a leader's distant followers count.
@@ -118,7 +110,6 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
     row: Row<E>,
     transform: Transform,
     mut companion: C,
-    mut between: Between,
 ) -> (LogSumExp, C) {
     simd.vectorize(
         #[inline(always)]
@@ -128,11 +119,6 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
             let mut scratch = Scratch::new();
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = (row.classes() - start).min(BLOCK);
-                if let Some(between) = &mut between
-                    && start % PIECE == 0
-                {
-                    between(start);
-                }
                 prefetch_ahead(row.pointer(start).cast_const().cast(), BLOCK * size_of::<E>());
                 let block = Block { transform, scale, start, length };
                 let logits = if length == BLOCK && row.is_contiguous() {
@@ -161,7 +147,6 @@ fn pass_by_blocks<S: Simd, R: Real, C: Companion<S, R>, const MODE: u8>(
     row: AnyRow,
     transform: Transform,
     mut companion: C,
-    mut between: Between,
 ) -> (LogSumExp, C) {
     simd.vectorize(
         #[inline(always)]
@@ -171,11 +156,6 @@ fn pass_by_blocks<S: Simd, R: Real, C: Companion<S, R>, const MODE: u8>(
             let mut logits = Copied { logits: [R::default(); BLOCK], capped: Capped::default() };
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = (row.classes() - start).min(BLOCK);
-                if let Some(between) = &mut between
-                    && start % PIECE == 0
-                {
-                    between(start);
-                }
                 let block = Block { transform, scale, start, length };
                 row.read(simd, start, length, &mut logits.logits);
                 if MODE == CAPPED {

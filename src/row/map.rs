@@ -1,7 +1,5 @@
 //! The second verb: a pass that writes a value for each class, reading the row from cache.
 
-use std::ops::Range;
-
 use fearless_simd::{Simd, prelude::*};
 
 use super::any::lead;
@@ -85,7 +83,7 @@ pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     stores: Stores,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { shifted_exponentials(simd, row, out, of, 0.0, stores, None, 0..row.classes()) }
+    unsafe { shifted_exponentials(simd, row, out, of, 0.0, stores, None) }
 }
 
 /// Write an [`Exponential`] less `offset`, 0 for masked classes, but for the class that is an exception, which gets its
@@ -94,7 +92,6 @@ pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
 /// # Safety
 /// As for [`probabilities`].
 #[inline(never)]
-#[allow(clippy::too_many_arguments)] // a row, a function of it, and how it is written
 unsafe fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
     row: Row<E>,
@@ -103,7 +100,6 @@ unsafe fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
     offset: f64,
     stores: Stores,
     exception: Option<(usize, O)>,
-    classes: Range<usize>,
 ) {
     simd.vectorize(
         #[inline(always)]
@@ -113,78 +109,38 @@ unsafe fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
             unsafe {
                 with_uncapped_mode!(of.transform, MODE => {
                     let f = Shifted { terms: Terms::<S, E::Real, MODE>::new(simd, of), offset };
-                    map(simd, row, out, stores, &f, exception, classes);
+                    map(simd, row, out, stores, &f, exception);
                 });
             }
         },
     );
 }
 
-/// Where a gradient goes that can be written piece by piece: `(exponential − offset)·dz/dx·T`, and 0 for masked classes,
-/// but for the class that is an exception.
-#[derive(Clone, Copy, Debug)]
-pub struct RowGradient<'a, E, O> {
-    pub(super) row: Row<E>,
-    pub(super) out: Row<O>,
-    pub(super) of: Exponential,
-    pub(super) offset: Offset<'a>,
-    pub(super) stores: Stores,
-    pub(super) exception: Option<(usize, f64)>,
-}
-
-impl<E: Element, O: Element<Real = E::Real>> RowGradient<'_, E, O> {
-    /// The same, to be written piece by piece, if that can be done.
-    #[inline(always)]
-    pub fn in_pieces(self) -> Option<RowGradient<'static, E, O>> {
-        let Self { row, out, of, offset, stores, exception } = self;
-        let offset = Offset { scale: offset.scale, uniform: offset.uniform, dense: None };
-        self.has_pieces().then_some(RowGradient { row, out, of, offset, stores, exception })
-    }
-
-    #[inline(always)]
-    fn has_pieces(&self) -> bool {
-        self.offset.dense.is_none() && self.of.transform.mode() != CAPPED
-    }
-
-    /// Where a piece can end that ends about `class`, which is a multiple of [`BLOCK`].
-    #[inline(always)]
-    pub fn piece_end(&self, class: usize) -> usize {
-        (class + lead(self.out, self.stores).unwrap_or(0)).min(self.row.classes())
-    }
-
-    /// Write the gradient.
-    ///
-    /// # Safety
-    /// As for [`probabilities`].
-    #[inline(always)]
-    pub unsafe fn write<S: Simd>(&self, simd: S) {
-        let Self { row, out, of, offset, stores, exception } = *self;
-        // SAFETY: the caller's promise.
-        unsafe {
-            if self.has_pieces() {
-                self.write_piece(simd, 0..row.classes());
-            } else {
-                let (row, out) = (AnyRow::of(row), AnyRow::of(out));
-                with_mode!(of.transform, MODE => {
-                    difference::<S, E::Real, MODE>(simd, row, out, of, offset, stores, exception);
-                });
-            }
+/// Write `(exponential − offset)·dz/dx·T`, and 0 for masked classes, but for the class that is an exception.
+///
+/// # Safety
+/// As for [`probabilities`].
+#[inline(always)]
+pub(super) unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    simd: S,
+    row: Row<E>,
+    out: Row<O>,
+    of: Exponential,
+    offset: Offset,
+    stores: Stores,
+    exception: Option<(usize, f64)>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if offset.dense.is_none() && of.transform.mode() != CAPPED {
+            let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
+            shifted_exponentials(simd, row, out, of, share(offset.scale, offset.uniform), stores, exception);
+        } else {
+            let (row, out) = (AnyRow::of(row), AnyRow::of(out));
+            with_mode!(of.transform, MODE => {
+                difference::<S, E::Real, MODE>(simd, row, out, of, offset, stores, exception);
+            });
         }
-    }
-
-    /// Write it for some classes, of a gradient that has pieces: it begins where another ends, and ends at a
-    /// [`Self::piece_end`].
-    ///
-    /// # Safety
-    /// As for [`probabilities`].
-    #[inline(always)]
-    pub unsafe fn write_piece<S: Simd>(&self, simd: S, classes: Range<usize>) {
-        let Self { row, out, of, offset, stores, exception } = *self;
-        debug_assert!(self.has_pieces());
-        let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
-        let offset = share(offset.scale, offset.uniform);
-        // SAFETY: the caller's promise.
-        unsafe { shifted_exponentials(simd, row, out, of, offset, stores, exception, classes) }
     }
 }
 
@@ -370,7 +326,7 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
                 with_uncapped_mode!(transform, MODE => {
                     let of = Exponential { reference, factor: 1.0, transform };
                     let f = LogProbability { terms: Terms::<S, E::Real, MODE>::new(simd, of), log_sum };
-                    map(simd, row, out, stores, &f, None, 0..row.classes());
+                    map(simd, row, out, stores, &f, None);
                 });
             }
         },
@@ -485,8 +441,7 @@ pub unsafe fn fill<O: Element>(out: Row<O>, value: O) {
     }
 }
 
-/// Write `f` of the lanes of some classes of a row, but for the class that is an exception, which gets its own value.
-/// The classes begin with the first, or on a boundary of groups behind the lead.
+/// Write `f` of the lanes of a row, but for the class that is an exception, which gets its own value.
 ///
 /// The exception is written with its neighbours, not over them: a store to a line that was just streamed waits for
 /// memory, and all later stores wait for it. Loss and gradient of 16384 × 1000 float32 took 11.5 ms with such a store
@@ -502,9 +457,8 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E:
     stores: Stores,
     f: &F,
     exception: Option<(usize, O)>,
-    classes: Range<usize>,
 ) {
-    assert!(row.classes() == out.classes() && classes.end <= row.classes());
+    debug_assert_eq!(row.classes(), out.classes());
     let lanes = E::Real::LANES;
     // Four vectors, whole lines of the output, are read and written in place; what is left goes through scratches.
     let group = 4 * lanes;
@@ -513,10 +467,9 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E:
     let lead = in_place.then(|| lead(out, stores)).flatten();
     let (streaming, lead) = (lead.is_some(), lead.unwrap_or(0));
     let (mut source, mut result) = (Scratch::new(), Scratch::<O>::new());
-    let mut start = classes.start;
-    debug_assert!(start == 0 || !streaming || (start >= lead && (start - lead).is_multiple_of(group)));
-    while start < classes.end {
-        let rest = classes.end - start;
+    let mut start = 0;
+    while start < row.classes() {
+        let rest = row.classes() - start;
         if in_place && start >= lead && rest >= group {
             let length = rest / group * group;
             let (input, output) = (row.pointer(start).cast_const(), out.pointer(start));

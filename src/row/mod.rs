@@ -43,8 +43,8 @@ mod transform;
 
 pub use any::AnyRow;
 pub use dense::{Dense, Source, Teacher};
-pub use log_sum_exp::{Between, LogSumExp, log_sum_exp};
-pub use map::{Exponential, RowGradient, Stores, fill, log_probabilities, probabilities};
+pub use log_sum_exp::{LogSumExp, log_sum_exp};
+pub use map::{Exponential, Stores, fill, log_probabilities, probabilities};
 pub use statistics::Statistics;
 pub use target::{RowLoss, Target, per_mass, product, rounded};
 pub use transform::Transform;

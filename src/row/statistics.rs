@@ -50,7 +50,7 @@ impl Statistics {
         ranked: Option<usize>,
         transform: Transform,
     ) {
-        let (found, shape) = pass(simd, row, transform, Shape::new(simd, AnyRow::of(row), ranked), None);
+        let (found, shape) = pass(simd, row, transform, Shape::new(simd, AnyRow::of(row), ranked));
         let (top, start) = shape.top;
         let is_top = |class: &usize| row.get(*class).to_f64() == Real::to_f64(top);
         self.log_sum_exps.set(lane, found);

@@ -20,8 +20,8 @@ use fearless_simd::Simd;
 use super::batch::{self, LogSumExps, MOST_LANES, Points, Spreads, Targets};
 use super::companion::{Nothing, Uniform, Weighted};
 use super::dense::RowWeights;
-use super::log_sum_exp::{Between, any_pass, pass};
-use super::map::{self, Exponential, Offset, RowGradient, Stores};
+use super::log_sum_exp::{any_pass, pass};
+use super::map::{self, Exponential, Offset, Stores};
 use super::{AnyRow, BLOCK, Dense, LogSumExp, Transform};
 use crate::element::Element;
 use crate::math::{Real, exp};
@@ -68,13 +68,12 @@ impl<'a> Target<'a> {
     #[inline(always)]
     pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row<E>, transform: Transform) -> RowLoss {
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-        self.pass(simd, row, transform, 0, &mut found, &mut spreads, None);
+        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
         self.loss_of(simd, row, found, &spreads, transform)
     }
 
     /// Read a row for its log-sum-exp, and for what its target needs to be summed: row number `lane` of some.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // a row, its target, and where what is found goes
     pub fn pass<S: Simd, E: Element>(
         &self,
         simd: S,
@@ -83,24 +82,23 @@ impl<'a> Target<'a> {
         lane: usize,
         found: &mut LogSumExps,
         spreads: &mut Spreads,
-        between: Between,
     ) {
         let log_sum_exp = if let Some(&dense) = self.dense {
             let mut block = [0.0; BLOCK];
             let weights = RowWeights { dense, sum: 0.0 };
             let weighted = Weighted::new(simd, weights, &mut block);
-            let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyRow::of(row), transform, weighted, between);
+            let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyRow::of(row), transform, weighted);
             spreads.mass[lane] = weighted.mass.value();
             spreads.sum[lane] = weighted.sum.value();
             spreads.teacher[lane] = weighted.weights.sum;
             found
         } else if self.uniform != 0.0 {
-            let (found, uniform) = pass(simd, row, transform, Uniform::new(simd), between);
+            let (found, uniform) = pass(simd, row, transform, Uniform::new(simd));
             spreads.mass[lane] = self.uniform * row.classes() as f64;
             spreads.sum[lane] = self.uniform * uniform.sum.value();
             found
         } else {
-            pass(simd, row, transform, Nothing, between).0
+            pass(simd, row, transform, Nothing).0
         };
         found.set(lane, log_sum_exp);
     }
@@ -233,30 +231,34 @@ impl RowLoss {
         Exponential { reference: self.log_sum_exp.reference, factor, transform }
     }
 
-    /// `scale` times the gradient, to be written to `out` from the logits, which are read again.
+    /// Write `scale` times the gradient to `out`, reading the logits again.
+    ///
+    /// # Safety
+    /// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)] // a row, its target, and what is wanted of them
-    pub fn gradient<'a, S: Simd, E: Element, O: Element<Real = E::Real>>(
+    pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &self,
         simd: S,
-        target: &Target<'a>,
+        target: &Target,
         row: Row<E>,
         out: Row<O>,
         scale: f64,
         transform: Transform,
         stores: Stores,
-    ) -> RowGradient<'a, E, O> {
-        let of = self.scaled_softmax(scale, transform);
+    ) {
+        let softmax = self.scaled_softmax(scale, transform);
         let loss = if target.point.is_some() { *self } else { self.with_leader(target, row).unwrap_or(*self) };
-        let exception = loss.own_gradient(simd, target, scale, transform);
+        let own = loss.own_gradient(simd, target, scale, transform);
         let offset = target.offset(scale / transform.temperature());
-        RowGradient { row, out, of, offset, stores, exception }
+        // SAFETY: the caller's promise.
+        unsafe { map::gradient(simd, row, out, softmax, offset, stores, own) }
     }
 
     /// Write `scale` times the diagonal of the Hessian, `mass·p·(1 − p) / T²`, to `out`.
     ///
     /// # Safety
-    /// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
+    /// As for [`Self::gradient`].
     #[inline(always)]
     pub unsafe fn hessian<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &self,

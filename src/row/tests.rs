@@ -98,7 +98,7 @@ impl<E: Element> Kernel for LossAndGradient<E> {
         let target = Target::class(self.class);
         let loss = target.loss(simd, self.row, self.transform);
         // SAFETY: the output is a mapping of its own, or the row itself.
-        unsafe { loss.gradient(simd, &target, self.row, self.out, 1.0, self.transform, self.stores).write(simd) };
+        unsafe { loss.gradient(simd, &target, self.row, self.out, 1.0, self.transform, self.stores) };
         loss.loss
     }
 }
@@ -281,7 +281,7 @@ impl<E: Element> Kernel for OfTarget<'_, E> {
         let Self(row, out, target, transform) = self;
         let loss = target.loss(simd, row, transform);
         // SAFETY: the output is a mapping of its own.
-        unsafe { loss.gradient(simd, &target, row, out, 1.0, transform, Stores::Cached).write(simd) };
+        unsafe { loss.gradient(simd, &target, row, out, 1.0, transform, Stores::Cached) };
         loss.loss
     }
 }
