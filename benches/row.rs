@@ -29,7 +29,7 @@ impl<E: Element> Kernel for Loss<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        Target::class(1).loss(simd, self.0, Transform::NONE).loss
+        Target::class(1).loss(simd, self.0, Transform::NONE)
     }
 }
 
@@ -40,11 +40,8 @@ impl<E: Element> Kernel for LossAndGradient<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let target = Target::class(1);
-        let loss = target.loss(simd, self.0, Transform::NONE);
         // SAFETY: the output is a vector of its own, used by this thread.
-        unsafe { loss.gradient(simd, &target, self.0, self.1, 1.0, Transform::NONE, Stores::Cached) };
-        loss.loss
+        unsafe { Target::class(1).loss_and_gradient(simd, self.0, self.1, Transform::NONE, Stores::Cached) }
     }
 }
 

@@ -11,8 +11,9 @@
 //! * [`row::Target`]: what the row should be, a sum of at most three parts (all classes alike, each its own, one);
 //! * a SIMD token: what the CPU can do ([`simd`]).
 //!
-//! A row knows two verbs: its loss, from one pass over the logits ([`row::Target::loss`]), and its gradient, a second
-//! pass while the row is still in cache ([`row::RowLoss::gradient`]).
+//! Rows are worked on in batches of as many as a vector has lanes. Three verbs: a pass over the logits, row by row
+//! ([`row::Target::pass`]) or across lanes ([`row::tile::pass`]); what is once a row, in lanes ([`row::batch`]); and, for
+//! the derivatives, a second pass while the rows are still in cache ([`row::gradient`], [`row::tile::gradients`]).
 //!
 //! # The layers, top down; each imports only from those below it
 //!
@@ -21,7 +22,7 @@
 //! | [`python`] | the only place that knows Python and NumPy: dtypes, strides, validation, exceptions |
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: chunks of rows, the pool, fork, interruption |
-//! | [`row`] | the kernels on one row |
+//! | [`row`] | the kernels: on one row, on a tile of rows across lanes, and what is once a row for a batch of them |
 //! | [`numbers`] | weights and probabilities in foreign memory, of any dtype |
 //! | [`view`] | an n-dimensional array in foreign memory, seen as rows of classes |
 //! | [`element`] | storage types: load and store as lanes |
@@ -35,8 +36,8 @@
 //! * **a dtype**: an `impl Element`, an arm of [`element::Dtype`] and of the two `with_element` macros beside it, and
 //!   one of each enum over storage types ([`row::AnyRow`] names them); how NumPy calls it is `storage_type` in
 //!   `python/arrays.rs`;
-//! * **an option of the softmax losses**: a part of [`row::Target`] or of [`row::Transform`], filled in
-//!   [`loss::targets`]; no kernel;
+//! * **an option of the softmax losses**: a part of [`row::batch::Targets`] or of [`row::Transform`], filled in
+//!   [`loss::targets`] and counted in [`row::batch`]; no kernel;
 //! * **a source of targets**: a [`row::Source`], which writes its weights block by block;
 //! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a file in `python/xent_rs/`;
 //! * **something else to know of a row**: a companion of its pass in `row/companion.rs`;

@@ -145,7 +145,6 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// [`Self::exp`] of some vectors, each as two factors, the second a power of two: a sum of products takes one
     /// operation less than one of exponentials.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
     fn exps<S: Simd, const K: usize>(simd: S, x: [Self::Lanes<S>; K], boost: Boost) -> [[Self::Lanes<S>; K]; 2] {
         let lanes = |value| Self::Lanes::<S>::simd_from(simd, value);
         let [mut r, n, power] = Self::exponents(simd, x, boost);
@@ -229,7 +228,7 @@ const LOG: [f64; 7] = [
     0.666_666_666_666_666_97,
 ];
 
-/// `log(1 + y)` for y from 0 to ∞, within an ulp, however small y is; NaN passes.
+/// `log(1 + y)` for y from 0 to 2¹⁰⁰⁰, and ∞, within an ulp, however small y is; NaN passes.
 ///
 /// `1 + y = 2^e·m` with m from √½ to √2 and `f = m − 1`; `log m = f − (f²/2 − s·(f²/2 + R(s²)))` with `s = f / (2 + f)`,
 /// and what `1 + y` lost is a derivative's worth of it.
@@ -308,7 +307,6 @@ impl Real for f32 {
     const LOG_1P: &'static [Self] = &[0.116_121_65, 0.108_532_876, 0.142_961_79, 0.199_998_53, 0.333_333_34];
 
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
     fn exponents<S: Simd, const K: usize>(simd: S, mut x: [f32x16<S>; K], boost: Boost) -> [[f32x16<S>; K]; 3] {
         // Where n is −127 (−127 − 64): the exponent field, and with it the power of two, is zero.
         let (offset, lowest) = match boost {
@@ -483,7 +481,6 @@ impl Real for f64 {
     ];
 
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
     fn exponents<S: Simd, const K: usize>(simd: S, mut x: [f64x8<S>; K], boost: Boost) -> [[f64x8<S>; K]; 3] {
         // Where n is −1023 (−1023 − 512): the exponent field is zero.
         let (offset, lowest) = match boost {
@@ -689,6 +686,35 @@ mod tests {
                 let exact = x.exp();
                 assert!((result - exact).abs() <= exact.next_up() - exact, "{}: exp({x:e}) = {result:e}", level.name());
             }
+        }
+    }
+
+    struct Logs<'a>(&'a [f64]);
+
+    impl Kernel for Logs<'_> {
+        type Output = Vec<f64>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f64> {
+            self.0.iter().map(|&y| log_one_plus(simd, f64x8::splat(simd, y)).as_slice()[0]).collect()
+        }
+    }
+
+    #[test]
+    fn log_one_plus_is_within_an_ulp() {
+        let sqrt = std::f64::consts::SQRT_2;
+        let mut numbers = vec![0.0, 5e-324, 1e-300, 1e-17, sqrt - 1.0, 0.5, 1.0, 1e15, 1e300];
+        numbers.extend((0..60).map(|power| 2f64.powi(power) * sqrt - 1.0));
+        numbers.extend((1..2000).map(|i| f64::from(i) * 0.00137));
+        numbers.extend((1..200).map(|i| 1.31f64.powi(i - 150)));
+        for level in Level::available() {
+            for (&y, log) in numbers.iter().zip(level.run(Logs(&numbers))) {
+                let exact = y.ln_1p();
+                // Libm's own result may be the one that is off by one.
+                let ulp = exact.next_up() - exact;
+                assert!((log - exact).abs() <= 1.5 * ulp, "{}: log(1 + {y:e}) = {log:e}, not {exact:e}", level.name());
+            }
+            let special = level.run(Logs(&[f64::INFINITY, f64::NAN]));
+            assert!(special[0] == f64::INFINITY && special[1].is_nan());
         }
     }
 

@@ -146,6 +146,13 @@ impl<E: Element> View<E> {
         );
     }
 
+    /// How many rows from `first` on have neighbours for the same class, until the innermost axis of rows ends.
+    #[inline(always)]
+    pub fn neighbours_from(&self, first: usize) -> Option<usize> {
+        let &(length, stride) = self.rows.axes.last()?;
+        (stride == size_of::<E>() as isize).then(|| length - first % length)
+    }
+
     /// Whether the classes of a row lie side by side, as the CPU reads them.
     #[inline(always)]
     pub fn is_contiguous(&self) -> bool {

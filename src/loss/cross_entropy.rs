@@ -7,11 +7,11 @@ use super::{Check, Chunks, GradOutput, Reduction, mean, stores};
 use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
-use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Spreads, Targets, sum_of_lanes};
+use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
 use crate::row::tile::{self, Across, Tile, Transposed, batches};
-use crate::row::{RowLoss, Stores, Target, Transform, fill, product, rounded};
+use crate::row::{Stores, Transform, fill, gradient, product, rounded};
 use crate::simd::{self, Kernel};
-use crate::view::{Column, View};
+use crate::view::{Column, Row, View};
 
 /// Where the derivatives go: outputs of the logits' shape, each the logits themselves or apart from them and from each
 /// other.
@@ -27,7 +27,7 @@ pub struct Derivatives<O> {
 
 /// The reduced loss (the sum, if there is no reduction), with each row's loss and the derivatives written where asked.
 ///
-/// An ignored row has loss 0 and derivatives 0 and is not read. `denominator` replaces the divisor of the mean.
+/// An ignored row has loss 0 and derivatives 0, whatever it holds. `denominator` replaces the divisor of the mean.
 ///
 /// # Errors
 /// What `check` returned.
@@ -98,8 +98,10 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
                 }
                 None => self.rows(simd, batch.first, &mut targets),
             };
-            for (sum, loss) in sum.iter_mut().zip(losses) {
-                *sum += loss;
+            // By the number of the row, wherever its batch begins, so that the layout changes no bit.
+            let first = batch.first - self.range.start;
+            for (lane, loss) in losses[..batch.rows].iter().enumerate() {
+                sum[(first + lane) % MOST_LANES] += loss;
             }
         }
         if self.stores.contains(&Stores::Streaming) {
@@ -158,9 +160,9 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
         if let Some(derivatives) = self.derivatives {
             let scales = self.scales(simd, derivatives, first, targets.rows);
+            let slopes = batch::slopes(simd, &losses, targets, &scales, transform);
             for lane in 0..targets.rows {
-                let loss = targets.get(lane).map(|target| (target, losses.get(lane, targets)));
-                self.write_row(simd, derivatives, first + lane, loss, scales[lane]);
+                self.write_row(simd, derivatives, first, lane, targets, &losses, &slopes, scales[lane]);
             }
         }
         self.finish(first, targets, losses.loss)
@@ -203,44 +205,59 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         losses
     }
 
-    /// Write the derivatives of a row with this loss, zeros if it is ignored.
+    /// Write the derivatives of row number `lane`, zeros if it is ignored.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // what `rows` has found
     fn write_row<S: Simd>(
         &self,
         simd: S,
         derivatives: &Derivatives<O>,
-        index: usize,
-        loss: Option<(Target, RowLoss)>,
+        first: usize,
+        lane: usize,
+        targets: &Targets,
+        losses: &Losses,
+        slopes: &Slopes,
         scale: f64,
     ) {
-        let (row, out) = (self.logits.row(index), derivatives.gradient.row(index));
-        let hessian = derivatives.hessian.as_ref().map(|hessian| hessian.row(index));
+        let (row, out) = (self.logits.row(first + lane), derivatives.gradient.row(first + lane));
+        let hessian = derivatives.hessian.as_ref().map(|hessian| hessian.row(first + lane));
         let transform = self.problem.transform;
         // SAFETY: the promise made to `cross_entropy`, and this chunk alone works on its rows. What overwrites the row
         // is written last.
         unsafe {
-            let write_hessian = |loss: RowLoss| {
-                if let Some(hessian) = hessian {
-                    loss.hessian(simd, row, hessian, scale, transform, self.stores[1]);
-                }
-            };
-            match loss {
-                Some((target, loss)) => {
-                    let last = row.is_at(out);
-                    if last {
-                        write_hessian(loss);
-                    }
-                    loss.gradient(simd, &target, row, out, scale, transform, self.stores[0]);
-                    if !last {
-                        write_hessian(loss);
-                    }
-                }
-                None => {
-                    for out in [Some(out), hessian].into_iter().flatten() {
-                        fill(out, O::from_f64(0.0));
-                    }
+            for is_gradient in [!row.is_at(out), row.is_at(out)] {
+                if is_gradient {
+                    gradient(simd, lane, row, out, targets, losses, slopes, transform, self.stores[0]);
+                } else if let Some(hessian) = hessian {
+                    self.write_hessian(simd, lane, row, hessian, targets, losses, scale);
                 }
             }
+        }
+    }
+
+    /// Write the diagonal of the Hessian of row number `lane`, zeros if it is ignored.
+    ///
+    /// # Safety
+    /// As for [`gradient`].
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // a row of some, and how its Hessian is written
+    unsafe fn write_hessian<S: Simd>(
+        &self,
+        simd: S,
+        lane: usize,
+        row: Row<E>,
+        out: Row<O>,
+        targets: &Targets,
+        losses: &Losses,
+        scale: f64,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if targets.counts[lane] == 0.0 {
+                fill(out, O::from_f64(0.0));
+                return;
+            }
+            losses.get(lane, targets).hessian(simd, row, out, scale, self.problem.transform, self.stores[1]);
         }
     }
 
@@ -255,24 +272,25 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         targets: &Targets,
         losses: &Losses,
         scales: &PerLane<f64>,
-        gradient: bool,
+        is_gradient: bool,
         room: &mut Transposed<E::Real>,
     ) {
         let Some(derivatives) = self.derivatives else { return };
-        let view = if gradient { Some(&derivatives.gradient) } else { derivatives.hessian.as_ref() };
+        let view = if is_gradient { Some(&derivatives.gradient) } else { derivatives.hessian.as_ref() };
         let Some(view) = view else { return };
         let (rows, transform) = (targets.rows, self.problem.transform);
+        let slopes = batch::slopes(simd, losses, targets, scales, transform);
         // The entries that lanes cannot get right are found before anything is overwritten.
-        let has_own = gradient && (!targets.dense.is_empty() || transform.caps());
-        let own = has_own.then(|| self.own_gradients(simd, first, targets, losses, scales));
+        let has_own = is_gradient && (!targets.dense.is_empty() || transform.caps());
+        let own = has_own.then(|| self.own_gradients(simd, first, targets, losses, &slopes));
         // SAFETY: what is written are rows of an output that this chunk alone works on, the logits' rows themselves or
         // apart from them, or the room, which is stored once it was written.
         unsafe {
             let written = if let Some(out) = Tile::in_place(view, first, rows) {
-                Self::derive(simd, tile, out, targets, losses, scales, gradient, transform)
+                Self::derive(simd, tile, out, targets, losses, &slopes, scales, is_gradient, transform)
             } else if tile.classes() <= tile::MOST_CLASSES {
                 let out = room.tile(tile.classes());
-                let written = Self::derive(simd, tile, out, targets, losses, scales, gradient, transform);
+                let written = Self::derive(simd, tile, out, targets, losses, &slopes, scales, is_gradient, transform);
                 if written {
                     room.store(simd, view, first, rows);
                 }
@@ -288,17 +306,13 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 }
                 return;
             }
-            for lane in 0..rows {
+            for (lane, scale) in scales[..rows].iter().enumerate() {
                 let row = view.row(first + lane);
-                let Some(target) = targets.get(lane) else {
-                    fill(row, O::from_f64(0.0));
-                    continue;
-                };
-                let (loss, logits) = (losses.get(lane, targets), self.logits.row(first + lane));
-                if gradient {
-                    loss.gradient(simd, &target, logits, row, scales[lane], transform, self.stores[0]);
+                let logits = self.logits.row(first + lane);
+                if is_gradient {
+                    gradient(simd, lane, logits, row, targets, losses, &slopes, transform, self.stores[0]);
                 } else {
-                    loss.hessian(simd, logits, row, scales[lane], transform, self.stores[1]);
+                    self.write_hessian(simd, lane, logits, row, targets, losses, *scale);
                 }
             }
         }
@@ -316,14 +330,15 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         out: Tile<U>,
         targets: &Targets,
         losses: &Losses,
+        slopes: &Slopes,
         scales: &PerLane<f64>,
-        gradient: bool,
+        is_gradient: bool,
         transform: Transform,
     ) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
-            if gradient {
-                return tile::gradients(simd, tile, out, targets, losses, scales, transform);
+            if is_gradient {
+                return tile::gradients(simd, tile, out, targets, slopes, transform);
             }
             tile::variances(simd, tile, out, targets, losses, scales, transform);
         }
@@ -338,13 +353,13 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         first: usize,
         targets: &Targets,
         losses: &Losses,
-        scales: &PerLane<f64>,
+        slopes: &Slopes,
     ) -> PerLane<Option<(usize, f64)>> {
         let mut own = [None; MOST_LANES];
         for (lane, own) in own[..targets.rows].iter_mut().enumerate() {
             let Some(target) = targets.get(lane) else { continue };
             let loss = losses.get(lane, targets).with_leader(&target, self.logits.row(first + lane));
-            *own = loss.and_then(|loss| loss.own_gradient(simd, &target, scales[lane], self.problem.transform));
+            *own = loss.and_then(|loss| loss.own_gradient(simd, &target, slopes.scale[lane], self.problem.transform));
         }
         own
     }
@@ -385,32 +400,56 @@ mod tests {
             // SAFETY: one axis of i64, 8 bytes apart, which outlives the call.
             let integers = unsafe { Integers::new(targets.as_ptr().cast(), &[rows], &[8], false) };
             let labels = Labels::read::<i64>("targets", &integers, classes, Some(-100), &|| Ok(())).unwrap();
-            let problem = Problem { transform: Transform::divided_by(0.5), ..Problem::new(Targets::Classes(labels)) };
-            for in_place in [false, true] {
-                let (mut input, mut output) = (logits.clone(), vec![f64::NAN; rows * classes]);
-                let out = view(if in_place { &mut input } else { &mut output }, rows, classes, across);
-                let derivatives = Derivatives { gradient: out, hessian: None, grad_output: GradOutput::Scalar(3.0) };
-                let source = view(&mut input, rows, classes, across);
-                // SAFETY: the gradient is written over the logits or to a vector of its own.
-                let loss = unsafe {
-                    cross_entropy(&source, &problem, Reduction::Sum, None, None, Some(&derivatives), &|| Ok(()))
-                }
-                .unwrap();
-                let found = if in_place { &input } else { &output };
-                let mut expected = 0.0;
-                for (row, &target) in targets.iter().enumerate() {
-                    let z: Vec<f64> = (0..classes).map(|class| logit(row, class) / 0.5).collect();
-                    let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
-                    let class = usize::try_from(target).ok();
-                    expected += class.map_or(0.0, |class| log_sum - z[class]);
-                    for (other, z) in z.iter().enumerate() {
-                        let probability = (z - log_sum).exp() - f64::from(class == Some(other));
-                        let expected = if class.is_none() { 0.0 } else { 3.0 * probability / 0.5 };
-                        let found = found[place(row, other)];
-                        assert!((found - expected).abs() < 1e-13, "{classes} {across} row {row}: {found} {expected}");
+            let weights: Vec<f64> = (0..classes).map(|class| 0.5 + (class % 3) as f64).collect();
+            for (softcap, weight, smoothing) in [
+                (None, false, 0.0),
+                (Some(3.0), false, 0.0),
+                (None, true, 0.2),
+                (Some(3.0), true, 0.2),
+                (None, false, 0.2),
+            ] {
+                let problem = Problem {
+                    transform: Transform::new(0.5, softcap),
+                    weight: weight.then(|| weights.clone()),
+                    label_smoothing: smoothing,
+                    ..Problem::new(Targets::Classes(labels.clone()))
+                };
+                let case = format!("C={classes} {across} {softcap:?} {weight} {smoothing}");
+                let capped = |x: f64| softcap.map_or(x, |cap: f64| cap * (x / cap).tanh());
+                let slope = |x: f64| softcap.map_or(1.0, |cap: f64| 1.0 - (x / cap).tanh().powi(2)) / 0.5;
+                for in_place in [false, true] {
+                    let (mut input, mut output) = (logits.clone(), vec![f64::NAN; rows * classes]);
+                    let out = view(if in_place { &mut input } else { &mut output }, rows, classes, across);
+                    let grad_output = GradOutput::Scalar(3.0);
+                    let derivatives = Derivatives { gradient: out, hessian: None, grad_output };
+                    let source = view(&mut input, rows, classes, across);
+                    // SAFETY: the gradient is written over the logits or to a vector of its own.
+                    let loss = unsafe {
+                        cross_entropy(&source, &problem, Reduction::Sum, None, None, Some(&derivatives), &|| Ok(()))
                     }
+                    .unwrap();
+                    let found = if in_place { &input } else { &output };
+                    let mut expected = 0.0;
+                    for (row, &target) in targets.iter().enumerate() {
+                        let z: Vec<f64> = (0..classes).map(|class| capped(logit(row, class)) / 0.5).collect();
+                        let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+                        let class = usize::try_from(target).ok();
+                        let share = |other: usize| {
+                            let point = if class == Some(other) { 1.0 - smoothing } else { 0.0 };
+                            (point + smoothing / classes as f64) * if weight { weights[other] } else { 1.0 }
+                        };
+                        let mass: f64 = (0..classes).map(share).sum();
+                        for (other, z) in z.iter().enumerate() {
+                            let counts = f64::from(class.is_some());
+                            expected += counts * share(other) * (log_sum - z);
+                            let gradient = mass * (z - log_sum).exp() - share(other);
+                            let expected = counts * 3.0 * gradient * slope(logit(row, other));
+                            let found = found[place(row, other)];
+                            assert!((found - expected).abs() < 1e-12, "{case} row {row}: {found} {expected}");
+                        }
+                    }
+                    assert!((loss - expected).abs() < 1e-10, "{case}: {loss} {expected}");
                 }
-                assert!((loss - expected).abs() < 1e-11, "{classes} {across}: {loss} {expected}");
             }
         }
     }

@@ -168,6 +168,17 @@ impl Labels {
         self.counted
     }
 
+    /// The targets of `rows` rows from `first` on, no more than there is room for: 1 and the class for those that count, 0
+    /// and 0 for others.
+    #[inline(always)]
+    pub fn read_into(&self, first: usize, rows: usize, counts: &mut [f64], classes: &mut [usize]) {
+        let labels = &self.classes[first..first + rows];
+        for ((&label, counts), class) in labels.iter().zip(counts).zip(classes) {
+            let is_counted = label != IGNORED;
+            (*counts, *class) = (f64::from(u8::from(is_counted)), if is_counted { label } else { 0 });
+        }
+    }
+
     /// The target of a row; `None` if the row is ignored.
     #[inline(always)]
     pub fn class(&self, row: usize) -> Option<usize> {
@@ -198,7 +209,7 @@ impl<T: Integer> Kernel for Read<'_, T> {
             |index, value| {
                 let is_ignored = Some(value) == ignored;
                 let class = value.to_index();
-                bad |= !is_ignored & (class >= classes);
+                bad |= !is_ignored && class >= classes;
                 counted += usize::from(!is_ignored);
                 // SAFETY: the chunk's own place, for which there is room.
                 unsafe { destination.0.add(index).write(if is_ignored { IGNORED } else { class }) }

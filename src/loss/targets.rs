@@ -188,11 +188,7 @@ impl Problem {
         (targets.names_classes, targets.uniform) = (true, uniform);
         let points = &mut targets.points;
         points.weight = [1.0 - self.label_smoothing; MOST_LANES];
-        for lane in 0..rows {
-            if let Some(class) = labels.class(first + lane) {
-                (targets.counts[lane], points.class[lane]) = (1.0, class);
-            }
-        }
+        labels.read_into(first, rows, &mut targets.counts, &mut points.class);
         if let Some(weight) = &self.weight {
             for (own, class) in points.weight.iter_mut().zip(&points.class) {
                 *own *= weight[*class];

@@ -1,14 +1,15 @@
 //! Some rows together, one a lane: what is done once a row (logarithms, quotients, the loss) is done for all of them at
 //! once.
 //!
-//! A logarithm of libm a row took a third of the time at ten classes, and as long as 60 exponentials at a thousand.
-//! Besides, libm's last bits are those of the machine; these are ours.
+//! Logarithms of libm, row by row, took a third of the time at ten classes. Besides, libm's last bits are those of the
+//! machine; these are ours.
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::target::{RowLoss, Target};
+use super::transform::Capped;
 use super::{Dense, LogSumExp, Transform};
-use crate::math::{UNIT, log_one_plus, two_sum};
+use crate::math::{Boost, Real, UNIT, log_one_plus, two_sum};
 
 /// The most lanes that a type has.
 pub const MOST_LANES: usize = 16;
@@ -108,16 +109,21 @@ pub(super) fn difference_and<S: Simd>(
 #[inline(always)]
 fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divisor: f64) -> [f64x8<S>; 2] {
     let zero = f64x8::splat(simd, 0.0);
-    let divisor = f64x8::splat(simd, divisor);
     // Halves, if the difference of finite numbers overflows.
     let size = (a - b).abs();
     let overflows = size.simd_eq(f64x8::splat(simd, f64::INFINITY)) & a.is_finite() & b.is_finite();
+    // A quotient takes as long as ten other operations.
+    let by_one = divisor == 1.0 && !overflows.any_true();
+    let divisor = f64x8::splat(simd, divisor);
     let share = overflows.select(f64x8::splat(simd, 0.5), f64x8::splat(simd, 1.0));
     let (a, b, divisor) = (a * share, b * share, divisor * share);
     let [high, lost] = two_sum(a, -b);
     let [sum, rest] = two_sum(high, lost + low);
     let finite = high.is_finite();
     let (high, low) = (finite.select(sum, high), finite.select(rest, zero));
+    if by_one {
+        return [high, low];
+    }
     let quotient = high / divisor;
     let rest = (low - quotient.mul_sub_precise(divisor, high)) / divisor;
     [quotient, quotient.is_finite().select(rest, zero)]
@@ -162,6 +168,11 @@ impl Default for Points {
 }
 
 impl<'a> Targets<'a> {
+    /// Whether [`Slopes`] have the derivatives of the classes that the targets name.
+    pub(super) fn has_own(&self, transform: Transform) -> bool {
+        self.names_classes && self.dense.is_empty() && !transform.caps()
+    }
+
     /// The target of row number `lane`; `None` if the row is ignored.
     #[inline(always)]
     pub fn get(&self, lane: usize) -> Option<Target<'a>> {
@@ -226,13 +237,11 @@ struct Values<'a> {
 
 impl<'a> Values<'a> {
     #[inline(always)]
-    fn new<S: Simd>(simd: S, logits: &'a PerLane<f64>, rows: usize, transform: Transform) -> Self {
+    fn new<S: Simd>(simd: S, logits: &'a PerLane<f64>, transform: Transform) -> Self {
         let capped = transform.caps().then(|| {
-            let mut capped = [[0.0; MOST_LANES]; 2];
-            for lane in 0..rows {
-                [capped[0][lane], capped[1][lane]] = transform.capped(simd, logits[lane]);
-            }
-            capped
+            let mut capped = Capped::default();
+            transform.cap(simd, logits, &mut capped);
+            [capped.high, capped.low]
         });
         Self { logits, capped }
     }
@@ -264,8 +273,8 @@ pub fn missed<S: Simd>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let references = Values::new(simd, &found.reference, rows, transform);
-            let logits = Values::new(simd, logits, rows, transform);
+            let references = Values::new(simd, &found.reference, transform);
+            let logits = Values::new(simd, logits, transform);
             let mut missed = [0.0; MOST_LANES];
             for half in (0..rows).step_by(HALF) {
                 let log = found.log_total(simd, half);
@@ -311,8 +320,8 @@ pub fn losses<S: Simd>(
             let rows = targets.rows;
             let zero = f64x8::splat(simd, 0.0);
             let lanes = |value: f64| f64x8::splat(simd, value);
-            let references = Values::new(simd, &found.reference, rows, transform);
-            let logits = Values::new(simd, &targets.points.logit, rows, transform);
+            let references = Values::new(simd, &found.reference, transform);
+            let logits = Values::new(simd, &targets.points.logit, transform);
             let mut teachers = [0.0; MOST_LANES];
             for (log_total, dense) in teachers.iter_mut().zip(targets.dense) {
                 *log_total = dense.map_or(0.0, |dense| dense.log_total());
@@ -364,24 +373,27 @@ pub(super) fn product_of<S: Simd>(weight: f64x8<S>, loss: f64x8<S>) -> f64x8<S> 
 /// The derivatives of some losses as functions of the logits: `factor·exp(z − z(reference))` less what the target has,
 /// all of it times the rows' scales.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slopes {
+pub struct Slopes {
     pub(super) reference: PerLane<f64>,
     pub(super) factor: PerLane<f64>,
     /// What the scale of the row is, divided by the temperature.
-    pub(super) scale: PerLane<f64>,
+    pub scale: PerLane<f64>,
     /// What is subtracted from every class.
     pub(super) uniform: PerLane<f64>,
-    /// What is subtracted from one class besides, and which that is; −1 if there is none.
-    pub(super) point: PerLane<f64>,
+    /// The class that the target names, or −1, and its derivative.
     pub(super) class: PerLane<f64>,
-    /// The class whose derivative is not a difference, or −1, and that derivative.
-    pub(super) own_class: PerLane<f64>,
     pub(super) own: PerLane<f64>,
+    /// What is subtracted from that class besides, where its derivative is not known.
+    pub(super) point: PerLane<f64>,
 }
 
 /// [`Slopes`] of rows whose losses are multiplied by `scales`.
+///
+/// The derivative of the class that the target names is made of the others' share, never a difference from one. A
+/// masked class has 0, the target too. If there are dense targets or a cap, it wants the weight of the class or the
+/// slope of the cap, where it leads: that is [`RowLoss::own_gradient`]'s business (`Targets::has_own`).
 #[inline(never)]
-pub(super) fn slopes<S: Simd>(
+pub fn slopes<S: Simd>(
     simd: S,
     losses: &Losses,
     targets: &Targets,
@@ -391,22 +403,20 @@ pub(super) fn slopes<S: Simd>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let (none, nothing) = ([-1.0; MOST_LANES], [0.0; MOST_LANES]);
+            let nothing = [0.0; MOST_LANES];
             let mut slopes = Slopes {
                 reference: losses.log_sum_exps.reference,
                 factor: nothing,
                 scale: nothing,
                 uniform: nothing,
-                point: nothing,
-                class: none,
-                own_class: none,
+                class: [-1.0; MOST_LANES],
                 own: nothing,
+                point: nothing,
             };
             let lanes = |value: f64| f64x8::splat(simd, value);
             let (zero, one) = (lanes(0.0), lanes(1.0));
-            // Nothing if a weight is 0, whatever the scale.
-            let share = |scale: f64x8<S>, weight: f64x8<S>| weight.simd_eq(zero).select(zero, scale * weight);
             let points = &targets.points;
+            let has_own = targets.has_own(transform);
             if targets.names_classes {
                 for (number, class) in slopes.class.iter_mut().zip(&points.class[..targets.rows]) {
                     *number = *class as f64;
@@ -416,7 +426,8 @@ pub(super) fn slopes<S: Simd>(
                 let found = &losses.log_sum_exps;
                 let (own, others) = (load(simd, &found.own, half), load(simd, &found.others, half));
                 let total = own + others;
-                let scale = load(simd, scales, half) / lanes(transform.temperature());
+                let scale = load(simd, scales, half);
+                let scale = if transform.temperature() == 1.0 { scale } else { scale / lanes(transform.temperature()) };
                 let (spread, pull) = (load(simd, &losses.spread, half), load(simd, &losses.pull, half));
                 let point = load(simd, &points.weight, half);
                 let mass = product_of(scale, (point + spread) + pull);
@@ -425,28 +436,31 @@ pub(super) fn slopes<S: Simd>(
                 let counts = load(simd, &targets.counts, half).simd_gt(zero);
                 store(counts.select(factor, zero), &mut slopes.factor, half);
                 store(scale, &mut slopes.scale, half);
-                store(share(scale, lanes(targets.uniform)), &mut slopes.uniform, half);
-                if !targets.names_classes {
+                // Nothing if a weight is 0, whatever the scale.
+                let uniform = lanes(targets.uniform);
+                store(uniform.simd_eq(zero).select(zero, scale * uniform), &mut slopes.uniform, half);
+                if !has_own {
+                    store(point.simd_eq(zero).select(zero, scale * point), &mut slopes.point, half);
                     continue;
                 }
-                store(share(scale, point), &mut slopes.point, half);
-                // The leader's own share is more than two thirds: made of the others', it has no difference from one.
-                let reference = load(simd, &found.reference, half);
-                let leads = load(simd, &points.logit, half).simd_eq(reference) & others.simd_lt(lanes(0.5));
-                let leads = leads & own.simd_eq(one);
-                let missing = others / total;
-                let of_spread = (spread - lanes(targets.uniform)) - spread * missing;
-                let of_pull = pull.simd_eq(zero).select(zero, pull * own / total);
+                let (reference, logit) = (load(simd, &found.reference, half), load(simd, &points.logit, half));
+                let leads = logit.simd_eq(reference) & own.simd_eq(one);
+                let [high, low] = quotient(simd, logit, reference, zero, transform.temperature());
+                // Subnormal probabilities too.
+                let exp = <f64 as Real>::exp(simd, high + low, Boost::Full) * lanes(1.0 / f64::BOOST);
+                let exp = leads.select(own, exp);
+                let (share, missing) = (exp / total, leads.select(others, total - exp) / total);
+                // Neither part is a difference where it is small.
+                let of_spread =
+                    share.simd_gt(lanes(0.5)).select((spread - uniform) - spread * missing, spread * share - uniform);
+                // Either may be infinite beside the other's 0.
+                let of_pull = (pull.simd_eq(zero) | share.simd_eq(zero)).select(zero, pull * share);
                 let gradient = of_spread - point * missing + of_pull;
                 // A factor that overflowed is not multiplied by 0.
                 let gradient = gradient.simd_eq(zero).select(zero, product_of(scale, gradient));
-                store(gradient, &mut slopes.own, half);
-                let class = load(simd, &slopes.class, half);
-                store(leads.select(class, lanes(-1.0)), &mut slopes.own_class, half);
-            }
-            if !targets.dense.is_empty() || transform.caps() {
-                // Theirs want the weight of the leader's class, or the slope of the cap.
-                slopes.own_class = none;
+                // A row without mass, or with a NaN, is NaN throughout.
+                let masked = logit.simd_eq(lanes(f64::NEG_INFINITY));
+                store(masked.select(zero * missing, gradient), &mut slopes.own, half);
             }
             slopes
         },

@@ -17,7 +17,7 @@
 
 use fearless_simd::Simd;
 
-use super::batch::{self, LogSumExps, MOST_LANES, Points, Spreads, Targets};
+use super::batch::{self, LogSumExps, Losses, MOST_LANES, Points, Slopes, Spreads, Targets};
 use super::companion::{Nothing, Uniform, Weighted};
 use super::dense::RowWeights;
 use super::log_sum_exp::{any_pass, pass};
@@ -58,18 +58,41 @@ pub struct RowLoss {
     pub(super) pull: f64,
 }
 
-impl<'a> Target<'a> {
+impl Target<'_> {
     /// A class, for all of its weight.
     pub fn class(class: usize) -> Self {
         Self { uniform: 0.0, dense: None, point: Some((class, 1.0)), z_loss: 0.0 }
     }
 
-    /// The loss of a row.
+    /// The loss of a row by itself: for tests and benchmarks, since drivers work on batches.
     #[inline(always)]
-    pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row<E>, transform: Transform) -> RowLoss {
-        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
-        self.loss_of(simd, row, found, &spreads, transform)
+    pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row<E>, transform: Transform) -> f64 {
+        let dense = self.dense.map(|dense| [Some(*dense)]);
+        let targets = self.alone(row, dense.as_ref().map_or(&[], |dense| dense));
+        self.losses(simd, row, &targets, transform).loss[0]
+    }
+
+    /// The loss of a row by itself, with its gradient written to `out`.
+    ///
+    /// # Safety
+    /// As for [`gradient`].
+    #[inline(always)]
+    pub unsafe fn loss_and_gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+        &self,
+        simd: S,
+        row: Row<E>,
+        out: Row<O>,
+        transform: Transform,
+        stores: Stores,
+    ) -> f64 {
+        let dense = self.dense.map(|dense| [Some(*dense)]);
+        let targets = self.alone(row, dense.as_ref().map_or(&[], |dense| dense));
+        let losses = self.losses(simd, row, &targets, transform);
+        let scales = [1.0; MOST_LANES];
+        let slopes = batch::slopes(simd, &losses, &targets, &scales, transform);
+        // SAFETY: the caller's promise.
+        unsafe { gradient(simd, 0, row, out, &targets, &losses, &slopes, transform, stores) }
+        losses.loss[0]
     }
 
     /// Read a row for its log-sum-exp, and for what its target needs to be summed: row number `lane` of some.
@@ -103,36 +126,63 @@ impl<'a> Target<'a> {
         found.set(lane, log_sum_exp);
     }
 
-    /// The loss of the row that alone was read.
-    fn loss_of<S: Simd, E: Element>(
-        &self,
-        simd: S,
-        row: Row<E>,
-        found: LogSumExps,
-        spreads: &Spreads,
-        transform: Transform,
-    ) -> RowLoss {
+    /// The target as that of the only row of some.
+    fn alone<'b, E: Element>(&self, row: Row<E>, dense: &'b [Option<Dense<'b>>]) -> Targets<'b> {
         let first = |value: f64| std::array::from_fn(|lane| if lane == 0 { value } else { 0.0 });
         let (class, weight) = self.point.unwrap_or((0, 0.0));
         let logit = if self.point.is_some() { row.get(class).to_f64() } else { 0.0 };
-        let points = Points { class: [class; MOST_LANES], weight: first(weight), logit: first(logit) };
-        let dense = self.dense.map(|dense| [Some(*dense)]);
-        let targets = Targets {
+        Targets {
             rows: 1,
             counts: first(1.0),
             names_classes: self.point.is_some(),
-            points,
+            points: Points { class: [class; MOST_LANES], weight: first(weight), logit: first(logit) },
             uniform: self.uniform,
-            dense: dense.as_ref().map_or(&[], |dense| dense),
+            dense,
             z_loss: self.z_loss,
-        };
-        batch::losses(simd, &found, &targets, spreads, transform).get(0, &targets)
+        }
     }
 
-    /// What is subtracted from the softmax of every class.
-    pub(super) fn offset(&self, scale: f64) -> Offset<'a> {
-        Offset { scale, uniform: self.uniform, dense: self.dense }
+    #[inline(always)]
+    fn losses<S: Simd, E: Element>(&self, simd: S, row: Row<E>, targets: &Targets, transform: Transform) -> Losses {
+        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
+        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
+        batch::losses(simd, &found, targets, &spreads, transform)
     }
+}
+
+/// Write the gradient of row number `lane` to `out`, reading the logits again; zeros if the row is ignored.
+///
+/// # Safety
+/// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // a row of some, and how its gradient is written
+pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    simd: S,
+    lane: usize,
+    row: Row<E>,
+    out: Row<O>,
+    targets: &Targets,
+    losses: &Losses,
+    slopes: &Slopes,
+    transform: Transform,
+    stores: Stores,
+) {
+    let Some(target) = targets.get(lane) else {
+        // SAFETY: the caller's promise.
+        unsafe { map::fill(out, O::from_f64(0.0)) }
+        return;
+    };
+    let exception = if targets.has_own(transform) {
+        Some((targets.points.class[lane], slopes.own[lane]))
+    } else {
+        let loss = losses.get(lane, targets);
+        let loss = if targets.names_classes { loss } else { loss.with_leader(&target, row).unwrap_or(loss) };
+        loss.own_gradient(simd, &target, slopes.scale[lane], transform)
+    };
+    let of = Exponential { reference: slopes.reference[lane], factor: slopes.factor[lane], transform };
+    let offset = Offset { scale: slopes.scale[lane], uniform: target.uniform, dense: target.dense };
+    // SAFETY: the caller's promise.
+    unsafe { map::gradient(simd, row, out, of, offset, stores, exception) }
 }
 
 /// A weight times what it weighs: 0 if a weight of 0 weighs an infinity.
@@ -141,14 +191,6 @@ pub fn product(weight: f64, loss: f64) -> f64 {
 }
 
 impl RowLoss {
-    /// `scale · (mass + 2·z_loss·lse)·softmax(z) / T` as a function of the logits.
-    #[inline(always)]
-    pub(super) fn scaled_softmax(&self, scale: f64, transform: Transform) -> Exponential {
-        let mass = (self.point + self.spread) + self.pull;
-        let factor = per_mass(product(scale / transform.temperature(), mass), self.log_sum_exp.total());
-        Exponential { reference: self.log_sum_exp.reference, factor, transform }
-    }
-
     /// The probability of a logit and what is missing to one, neither a difference where it is small.
     #[inline]
     fn probability<S: Simd>(&self, simd: S, logit: f64, transform: Transform) -> [f64; 2] {
@@ -179,8 +221,8 @@ impl RowLoss {
         Some(Self { leader, ..self })
     }
 
-    /// The class whose gradient the lanes cannot get right, and that gradient, times `scale`: the point, or the class
-    /// that may hold all of the mass.
+    /// The class whose gradient the lanes cannot get right, and that gradient: the point, or the class that may hold all
+    /// of the mass. `scale` is what it is multiplied by, divided by the temperature.
     ///
     /// It is made of the others' share, never a difference from one. A masked class has 0, the target too.
     #[inline(never)]
@@ -201,12 +243,11 @@ impl RowLoss {
             return Some((class, 0.0 * others));
         }
         let here = target.dense.map_or(target.uniform, |dense| dense.at(simd, class));
-        let pull = if self.pull == 0.0 { 0.0 } else { self.pull * own };
+        let pull = if self.pull == 0.0 || own == 0.0 { 0.0 } else { self.pull * own };
         let spread = if own > 0.5 { (self.spread - here) - self.spread * others } else { self.spread * own - here };
         let gradient = spread - self.point * others + pull;
         let gradient = gradient * transform.slope(simd, logit);
         // A factor that overflowed is not multiplied by 0.
-        let scale = scale / transform.temperature();
         Some((class, if gradient == 0.0 { 0.0 } else { product(scale, gradient) }))
     }
 
@@ -231,34 +272,10 @@ impl RowLoss {
         Exponential { reference: self.log_sum_exp.reference, factor, transform }
     }
 
-    /// Write `scale` times the gradient to `out`, reading the logits again.
-    ///
-    /// # Safety
-    /// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // a row, its target, and what is wanted of them
-    pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
-        &self,
-        simd: S,
-        target: &Target,
-        row: Row<E>,
-        out: Row<O>,
-        scale: f64,
-        transform: Transform,
-        stores: Stores,
-    ) {
-        let softmax = self.scaled_softmax(scale, transform);
-        let loss = if target.point.is_some() { *self } else { self.with_leader(target, row).unwrap_or(*self) };
-        let own = loss.own_gradient(simd, target, scale, transform);
-        let offset = target.offset(scale / transform.temperature());
-        // SAFETY: the caller's promise.
-        unsafe { map::gradient(simd, row, out, softmax, offset, stores, own) }
-    }
-
     /// Write `scale` times the diagonal of the Hessian, `mass·p·(1 − p) / T²`, to `out`.
     ///
     /// # Safety
-    /// As for [`Self::gradient`].
+    /// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
     #[inline(always)]
     pub unsafe fn hessian<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &self,

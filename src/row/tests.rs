@@ -96,10 +96,8 @@ impl<E: Element> Kernel for LossAndGradient<E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
         let target = Target::class(self.class);
-        let loss = target.loss(simd, self.row, self.transform);
         // SAFETY: the output is a mapping of its own, or the row itself.
-        unsafe { loss.gradient(simd, &target, self.row, self.out, 1.0, self.transform, self.stores) };
-        loss.loss
+        unsafe { target.loss_and_gradient(simd, self.row, self.out, self.transform, self.stores) }
     }
 }
 
@@ -279,10 +277,8 @@ impl<E: Element> Kernel for OfTarget<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
         let Self(row, out, target, transform) = self;
-        let loss = target.loss(simd, row, transform);
         // SAFETY: the output is a mapping of its own.
-        unsafe { loss.gradient(simd, &target, row, out, 1.0, transform, Stores::Cached) };
-        loss.loss
+        unsafe { target.loss_and_gradient(simd, row, out, transform, Stores::Cached) }
     }
 }
 

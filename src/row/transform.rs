@@ -384,7 +384,6 @@ impl<S: Simd, R: Real> Scale<S, R> {
 
     /// `exp(z − z(reference))` of some vectors.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
     pub(super) fn exps<const MODE: u8, const K: usize>(
         &self,
         values: [Value<S, R>; K],

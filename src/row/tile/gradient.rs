@@ -5,16 +5,16 @@ use fearless_simd::{Simd, prelude::*};
 use super::{AnyTile, Tile, TileWeights, Tiled, value_of};
 use crate::element::Element;
 use crate::math::{Boost, Real, vectors_at_a_time};
-use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets, slopes};
+use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
 use crate::row::companion::Weights;
 use crate::row::map::{can_boost, difference_of, share, take_back, variance_of};
 use crate::row::transform::{CAPPED, Exponentials, PLAIN, SCALED, Scale, Value, with_mode, with_uncapped_mode};
 use crate::row::{BLOCK, Transform, per_mass};
 
-/// For each lane `scale` times the gradient of its row, into `out`; lanes that do not count get zeros.
+/// The gradients of the rows, into `out`; lanes that do not count get zeros.
 ///
-/// The entry of a confident leader that is what the target names is made of the others' share. If the target names no
-/// class, it is left to [`crate::row::RowLoss::own_gradient`]: here it is a difference.
+/// With dense targets or a cap the entry of a leader that may hold all of the mass is a difference here, if the target
+/// names no class or that one; it is left to [`crate::row::RowLoss::own_gradient`].
 /// Nothing is written, and the result is false, if some lanes need the boost of [`Real::exp`] and others must do
 /// without it, which is so when the scales differ by 18 orders of magnitude.
 ///
@@ -26,24 +26,22 @@ pub unsafe fn gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
     tile: Tile<E>,
     out: Tile<O>,
     targets: &Targets,
-    losses: &Losses,
-    scales: &PerLane<f64>,
+    slopes: &Slopes,
     transform: Transform,
 ) -> bool {
-    let slopes = slopes(simd, losses, targets, scales, transform);
     let (any, any_out) = (AnyTile::of(tile), AnyTile::of(out));
     let plain = targets.dense.is_empty() && transform.mode() != CAPPED;
     // SAFETY: the caller's promise.
     unsafe {
         match (plain, any.computed::<E::Real>(), any_out.computed::<E::Real>()) {
             (true, Some(tile), Some(out)) if transform.mode() == PLAIN => {
-                gradients_of::<S, E::Real, _, _, PLAIN, false>(simd, tile, out, targets, &slopes, transform)
+                gradients_of::<S, E::Real, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform)
             }
             (true, Some(tile), Some(out)) => {
-                gradients_of::<S, E::Real, _, _, SCALED, false>(simd, tile, out, targets, &slopes, transform)
+                gradients_of::<S, E::Real, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform)
             }
             _ => with_mode!(transform, MODE => {
-                gradients_of::<S, E::Real, _, _, MODE, true>(simd, any, any_out, targets, &slopes, transform)
+                gradients_of::<S, E::Real, _, _, MODE, true>(simd, any, any_out, targets, slopes, transform)
             }),
         }
     }
@@ -55,7 +53,7 @@ fn boost_of<R: Real>(factors: &PerLane<f64>) -> Option<Boost> {
     let (mut all, mut none) = (true, true);
     for &factor in factors {
         let boostable = can_boost::<R>(factor);
-        all &= boostable | (factor == 0.0) | factor.is_nan();
+        all &= boostable || factor == 0.0 || factor.is_nan();
         none &= !boostable;
     }
     if all { Some(Boost::Full) } else { none.then_some(Boost::None) }
@@ -90,9 +88,8 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                 factor: R::narrow(simd, &factor),
                 counts: R::narrow(simd, &targets.counts),
                 class: R::narrow(simd, &slopes.class),
+                own: targets.has_own(transform).then(|| R::narrow(simd, &slopes.own)),
                 point: R::narrow(simd, &slopes.point),
-                own_class: R::narrow(simd, &slopes.own_class),
-                own: R::narrow(simd, &slopes.own),
             };
             let classes = tile.classes();
             let uniform = R::narrow(simd, &slopes.uniform);
@@ -141,9 +138,8 @@ struct Gradients<S: Simd, R: Real> {
     factor: R::Lanes<S>,
     counts: R::Lanes<S>,
     class: R::Lanes<S>,
+    own: Option<R::Lanes<S>>,
     point: R::Lanes<S>,
-    own_class: R::Lanes<S>,
-    own: R::Lanes<S>,
 }
 
 impl<S: Simd, R: Real> Gradients<S, R> {
@@ -152,7 +148,6 @@ impl<S: Simd, R: Real> Gradients<S, R> {
     /// # Safety
     /// The values of `tile` are readable, those of `out` writeable.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
     unsafe fn write<T: Tiled<S, R>, O: Tiled<S, R>, const MODE: u8, const K: usize>(
         &self,
         simd: S,
@@ -172,10 +167,11 @@ impl<S: Simd, R: Real> Gradients<S, R> {
         let Exponentials { exp, power, .. } = self.scale.exps::<MODE, K>(values, self.reference, self.boost);
         for k in 0..K {
             let number = R::splat(simd, (first + k) as f64);
-            let offset = self.class.simd_eq(number).select(offset + self.point, offset);
+            let is_point = self.class.simd_eq(number);
+            let offset = if self.own.is_some() { offset } else { is_point.select(offset + self.point, offset) };
             let gradient = difference_of::<S, R>(x[k], exp[k] * power[k], self.factor, offset);
             let gradient = slope[k].map_or(gradient, |slope| gradient * slope);
-            let gradient = self.own_class.simd_eq(number).select(self.own, gradient);
+            let gradient = self.own.map_or(gradient, |own| is_point.select(own, gradient));
             // SAFETY: the caller's promise.
             unsafe { out.store(simd, first + k, self.counts.simd_gt(zero).select(gradient, zero)) }
         }

@@ -5,6 +5,13 @@
 //! other: either because they are so in memory (an inner class axis), or because they were transposed into a room of
 //! their own (`transposed.rs`). Then nothing is horizontal and nothing is padded, and what is once a row is done for
 //! all of them at once (`batch.rs`).
+//!
+//! 262144 × 10 float32, one thread, in one run: by rows 40 ms, by tiles that were filled value by value, with a
+//! logarithm of libm a row, 15.6, and now 4.4; with the gradient 25.4 and now 9.4. What gave how much (one thread, not in
+//! one run): squares transposed in registers and all that is once a row in lanes 15 → 5.7 ms; the target's batches
+//! built in place 0.5; asking for the next rows 8 KiB ahead 5.7 → 2.6, since rows shorter than a line hide from the
+//! prefetcher. What is left is the same thing 16 rows at a time: 7 of its 10 ns a row do not depend on the number of
+//! classes.
 
 mod any;
 mod gradient;
@@ -116,6 +123,8 @@ pub fn batches<E: Element>(view: &View<E>, rows: std::ops::Range<usize>) -> impl
             }
             let in_place = Tile::in_place(view, first, left.min(lanes)).map(Across::InPlace);
             let across = in_place.or((classes <= MOST_CLASSES).then_some(Across::Transposed));
+            // The next batch begins where neighbours do.
+            let left = left.min(view.neighbours_from(first).unwrap_or(left));
             let batch = Batch { first, rows: left.min(if across.is_some() { lanes } else { together }), across };
             first += batch.rows;
             Some(batch)
@@ -388,7 +397,6 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
     /// # Safety
     /// The tile's values are readable.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)] // the same step of every chain, then the next
     unsafe fn add<T: Tiled<S, R>, C: Companion<S, R>, const MODE: u8, const K: usize>(
         &mut self,
         simd: S,
