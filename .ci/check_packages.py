@@ -23,7 +23,7 @@ SDIST_FILES = {
 SDIST_FOLDERS = {"src", "python", "tests", "benches", "examples", "docs"}
 WHEEL_FILES = {"xent_rs/__init__.py", "xent_rs/__main__.py", "xent_rs/py.typed", "xent_rs/_xent_rs.pyi"}
 COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3)?\.(so|pyd)")
-LARGEST_WHEEL = 8 * 2**20
+LARGEST_WHEEL = 10 * 2**20
 
 
 def sdist_faults(path: str) -> list[str]:
