@@ -239,37 +239,6 @@ impl<E: Element> Row<E> {
         unsafe { self.pointer(index).write_unaligned(value) }
     }
 
-    /// Call `f` with each class and its element.
-    #[inline(always)]
-    pub fn for_each(&self, mut f: impl FnMut(usize, E)) {
-        for class in 0..self.classes {
-            if self.is_contiguous() {
-                // SAFETY: the element is readable by the promise made to `View::new`; the read asks for no alignment.
-                f(class, unsafe { self.base.cast::<E>().add(class).read_unaligned() });
-            } else {
-                f(class, self.get(class));
-            }
-        }
-    }
-
-    /// Write to each class of an output what `f` has for it.
-    ///
-    /// # Safety
-    /// As for [`Self::set`].
-    #[inline(always)]
-    pub unsafe fn set_each(&self, f: impl Fn(usize) -> E) {
-        for class in 0..self.classes {
-            // SAFETY: the caller's promise; the element is writeable by the promise made to `View::new`.
-            unsafe {
-                if self.is_contiguous() {
-                    self.base.cast::<E>().add(class).write_unaligned(f(class));
-                } else {
-                    self.set(class, f(class));
-                }
-            }
-        }
-    }
-
     /// Copy the elements from `start` on into `block`, all of it.
     #[inline(always)]
     pub fn gather(&self, start: usize, block: &mut [MaybeUninit<E>]) {

@@ -214,11 +214,10 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// The loss of row number `lane`.
+    /// What the derivatives of row number `lane` need.
     #[inline(always)]
     pub fn get(&self, lane: usize, targets: &Targets) -> RowLoss {
         RowLoss {
-            loss: self.loss[lane],
             log_sum_exp: self.log_sum_exps.get(lane),
             logit: targets.points.logit[lane],
             leader: None,

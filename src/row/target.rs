@@ -40,11 +40,9 @@ pub struct Target<'a> {
     pub z_loss: f64,
 }
 
-/// The loss of a row, and what its gradient needs.
+/// What the derivatives of the loss of a row need.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLoss {
-    /// The loss, in nats.
-    pub loss: f64,
     /// The log-sum-exp of the row.
     pub log_sum_exp: LogSumExp,
     /// The point's logit.
