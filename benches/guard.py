@@ -5,8 +5,8 @@
 One thread works on logits that fit into the L2 cache, so that neither the memory nor other threads matter.
 All calls take turns, and of each the shortest time counts: noise only makes times longer. The turns go on
 until all ratios hold, or for `PATIENCE` seconds. Limits are 1.3 to 1.5 times what was measured with AVX-512
-or AVX2, whichever was more: room for other CPUs, but not for a kernel that is no longer vectorised, nor for an
-option of the plain loss that takes another pass of exponentials.
+or AVX2, whichever was more: room for other CPUs, but not for a kernel that is no longer vectorised, nor for
+an option of the plain loss that takes another pass of exponentials.
 """
 
 import sys
