@@ -463,8 +463,8 @@ def test_timing_takes_turns():
     calls = {name: lambda name=name: (order.append(name), time.sleep(0.006)) for name in "abc"}
     done = []
     samples = timing.interleaved(calls, 2, lambda: done.append(1))
-    # Each sample is one untimed and one timed call; before them one of each to see how long they take.
-    assert "".join(order) == "aabbcc" + "aabbcc" + "ccbbaa"
+    # Each sample is two untimed calls and a timed one; before them one of each to see how long they take.
+    assert "".join(order) == "aabbcc" + "aaabbbccc" + "cccbbbaaa"
     assert {name: len(seconds) for name, seconds in samples.items()} == {"a": 2, "b": 2, "c": 2}
     assert all(second >= 0.006 for seconds in samples.values() for second in seconds)
     assert len(done) == 6
