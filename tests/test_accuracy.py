@@ -30,7 +30,7 @@ from .cases import AROUND_BLOCKS, DTYPES, LONG, SHORT, batch, targets_of
 from .oracle import BinaryCrossEntropy, CrossEntropy, KlDivergence, Softmax
 
 LENGTHS = {"short": SHORT, "around blocks": AROUND_BLOCKS, "long": LONG}
-SOME_LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 100, 127, 257, 513, 4097]
+SOME_LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 127, 128, 255, 256, 257, 513, 4097]
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)

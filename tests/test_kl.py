@@ -29,7 +29,7 @@ VALUES = ["normal", "wide", "offset", "masked", "poisoned"]
 FACTORS = {
     "dtype": DTYPES,
     "teacher_dtype": DTYPES,
-    "classes": [1, 2, 3, 10, 64, 65, 300, 1000],
+    "classes": [1, 2, 3, 10, 127, 128, 255, 256, 1000],
     "shape": SHAPES,
     "layout": LAYOUTS,
     "teacher_layout": [*LAYOUTS, "list"],

@@ -205,7 +205,7 @@ impl<E: Element, O: Element<Real = E::Real>> Softmax<'_, E, O> {
         unsafe {
             if let Some(out) = Tile::in_place(self.out, batch.first, batch.rows) {
                 tile::probabilities(simd, tile, out, found, logs, self.transform);
-            } else if tile.classes() <= tile::MOST_CLASSES {
+            } else if Transposed::suits(self.out, self.stores) {
                 tile::probabilities(simd, tile, result.tile(tile.classes()), found, logs, self.transform);
                 result.store(simd, self.out, batch.first, batch.rows);
             } else {

@@ -26,7 +26,7 @@
 //!
 //! A logarithm, some quotients and the loss itself are once a row; one by one they took some 90 ns, as long as 45 vectors
 //! of exponentials. So drivers work
-//! on batches of rows ([`batch`]), as many as there are lanes, and do all of that in lanes. Up to [`tile::MOST_CLASSES`]
+//! on batches of rows ([`batch`]), as many as there are lanes, and do all of that in lanes. Up to [`tile::most_classes`]
 //! classes the rows are in lanes from the beginning ([`tile`]).
 //!
 //! # A second pass for the gradient
