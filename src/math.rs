@@ -17,6 +17,10 @@
 //! by k·ln 2: the gradient takes k = 64 (512) and multiplies by a factor that holds 2^−k, so that probabilities below
 //! 2^−126 round once, to the right subnormal.
 //!
+//! The f32 nearest to ln 2 is so near that one step with it does in sums: its product with n is subtracted without a
+//! rounding, and what is summed is `exp(x·(1 − ε))` with ε = 2.7e-9, u/22. A sum S far below 1, whose x are all close to
+//! ln S, gets that back as a factor `1 + ε·ln S` ([`regrow`]).
+//!
 //! # Sums
 //!
 //! A block of exponentials is summed in lanes, four chains of a few terms each, then added to a [`Total`], which has
@@ -61,6 +65,15 @@ pub enum Boost {
     Full,
 }
 
+/// What [`Real::exps`] takes the exponential of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// x.
+    Exact,
+    /// x, but for one part in [`Real::SHRINKAGE`]: an operation less.
+    Shrunk,
+}
+
 /// Weighted differences are summed in units of this power of two, so that a difference of any two logits is finite, and
 /// the sum of a block of them.
 pub const UNIT: f64 = 1024.0;
@@ -83,6 +96,10 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     const LOG2_E: Self;
     /// ln 2 in two parts: the first has so few bits that its product with an exponent is exact.
     const LN_2: [Self; 2];
+    /// ln 2 as precise as [`Argument::Shrunk`] needs it.
+    const ROUNDED_LN_2: &'static [Self];
+    /// By which part of itself the argument is smaller then.
+    const SHRINKAGE: f64;
     /// q of `exp r = 1 + r·(1 + r·q(r))`, highest power first.
     const EXP: &'static [Self];
     /// c of `exp r − 1 = r + r²/2 + r³·c(r)`, highest power first.
@@ -108,7 +125,7 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// The lanes as f64, the first [`Self::LANES`] of `numbers`.
     fn widen<S: Simd>(lanes: Self::Lanes<S>, numbers: &mut [f64; 16]);
     /// The first [`Self::LANES`] of `numbers`, each rounded once.
-    fn narrow<S: Simd>(simd: S, numbers: &[f64; 16]) -> Self::Lanes<S>;
+    fn narrow<S: Simd>(simd: S, numbers: &[f64]) -> Self::Lanes<S>;
     /// The first [`Self::LANES`] vectors as rows of a square, transposed.
     fn transpose<S: Simd>(simd: S, rows: [Self::Lanes<S>; 16]) -> [Self::Lanes<S>; 16];
     /// The numbers from 0 on.
@@ -138,17 +155,23 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// `exp(x)`, times [`Self::BOOST`] if asked. `x` is at most 2.
     #[inline(always)]
     fn exp<S: Simd>(simd: S, x: Self::Lanes<S>, boost: Boost) -> Self::Lanes<S> {
-        let [[exp], [power]] = Self::exps(simd, [x], boost);
+        let [[exp], [power]] = Self::exps(simd, [x], boost, Argument::Exact);
         exp * power
     }
 
     /// [`Self::exp`] of some vectors, each as two factors, the second a power of two: a sum of products takes one
     /// operation less than one of exponentials.
     #[inline(always)]
-    fn exps<S: Simd, const K: usize>(simd: S, x: [Self::Lanes<S>; K], boost: Boost) -> [[Self::Lanes<S>; K]; 2] {
+    fn exps<S: Simd, const K: usize>(
+        simd: S,
+        x: [Self::Lanes<S>; K],
+        boost: Boost,
+        argument: Argument,
+    ) -> [[Self::Lanes<S>; K]; 2] {
         let lanes = |value| Self::Lanes::<S>::simd_from(simd, value);
         let [mut r, n, power] = Self::exponents(simd, x, boost);
-        for part in Self::LN_2 {
+        let ln_2 = if argument == Argument::Exact { &Self::LN_2 } else { Self::ROUNDED_LN_2 };
+        for &part in ln_2 {
             for k in 0..K {
                 r[k] = n[k].mul_add(-lanes(part), r[k]);
             }
@@ -213,8 +236,23 @@ pub const fn vectors_at_a_time<S: Simd>() -> usize {
 /// The exponential of a number up to 2, subnormal results included.
 #[inline(always)]
 pub fn exp<S: Simd>(simd: S, x: f64) -> f64 {
-    let exp = <f64 as Real>::exp(simd, f64x8::splat(simd, x), Boost::Full);
-    exp.as_slice()[0] / f64::BOOST
+    // The caller may not be compiled for the level.
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let exp = <f64 as Real>::exp(simd, f64x8::splat(simd, x), Boost::Full);
+            exp.as_slice()[0] / f64::BOOST
+        },
+    )
+}
+
+/// A sum of exponentials of [`Argument::Shrunk`], as good as one of exact ones: within u/22 of itself times the entropy
+/// of its terms.
+#[inline(always)]
+pub fn regrow<R: Real>(sum: f64) -> f64 {
+    // log₂ of the sum to within 1, from its exponent field: 1 counts for u/32.
+    let log = (sum.to_bits() >> 52) as f64 - 1023.0;
+    sum * (R::SHRINKAGE * std::f64::consts::LN_2).mul_add(log.min(0.0), 1.0)
 }
 
 /// Coefficients of `R(z) = atanh(s)·2/s − 2` over `z = s²`, over z, for |s| up to that of √2: relative error 2⁻⁵⁷.
@@ -302,6 +340,8 @@ impl Real for f32 {
     const BOOST: f64 = 18_446_744_073_709_551_616.0;
     const LOG2_E: Self = std::f32::consts::LOG2_E;
     const LN_2: [Self; 2] = [0.693_145_75, 1.428_606_8e-6];
+    const ROUNDED_LN_2: &'static [Self] = &[std::f32::consts::LN_2];
+    const SHRINKAGE: f64 = std::f32::consts::LN_2 as f64 / std::f64::consts::LN_2 - 1.0;
     const EXP: &'static [Self] = &[0.001_390_502, 0.008_366_278, 0.041_666_863, 0.166_665_45, 0.5];
     const EXP_MINUS_ONE: &'static [Self] = &[0.000_198_829_4, 0.001_392_64, 0.008_333_321, 0.041_666_552, 0.166_666_67];
     const LOG_1P: &'static [Self] = &[0.116_121_65, 0.108_532_876, 0.142_961_79, 0.199_998_53, 0.333_333_34];
@@ -369,8 +409,8 @@ impl Real for f32 {
     }
 
     #[inline(always)]
-    fn narrow<S: Simd>(simd: S, numbers: &[f64; 16]) -> f32x16<S> {
-        let (low, high) = (f64x8::from_slice(simd, &numbers[..8]), f64x8::from_slice(simd, &numbers[8..]));
+    fn narrow<S: Simd>(simd: S, numbers: &[f64]) -> f32x16<S> {
+        let (low, high) = (f64x8::from_slice(simd, &numbers[..8]), f64x8::from_slice(simd, &numbers[8..16]));
         low.narrow(high)
     }
 
@@ -442,6 +482,8 @@ impl Real for f64 {
     const BOOST: f64 = 1.340_780_792_994_259_7e154;
     const LOG2_E: Self = std::f64::consts::LOG2_E;
     const LN_2: [Self; 2] = [0.693_147_180_485_539_1, 7.440_617_110_012_397e-11];
+    const ROUNDED_LN_2: &'static [Self] = &Self::LN_2;
+    const SHRINKAGE: f64 = 0.0;
     const EXP: &'static [Self] = &[
         2.510_042_415_700_506_7e-8,
         2.762_013_871_973_399_4e-7,
@@ -542,7 +584,7 @@ impl Real for f64 {
     }
 
     #[inline(always)]
-    fn narrow<S: Simd>(simd: S, numbers: &[f64; 16]) -> f64x8<S> {
+    fn narrow<S: Simd>(simd: S, numbers: &[f64]) -> f64x8<S> {
         f64x8::from_slice(simd, &numbers[..8])
     }
 

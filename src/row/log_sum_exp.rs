@@ -6,7 +6,7 @@ use super::companion::{Companion, Nothing, Raise, Term};
 use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{AnyRow, BLOCK, Scratch, Transform, batch};
 use crate::element::Element;
-use crate::math::{Boost, Real, Total, exp, vectors_at_a_time};
+use crate::math::{Argument, Boost, Real, Total, exp, regrow, vectors_at_a_time};
 use crate::simd::prefetch_ahead;
 use crate::view::Row;
 
@@ -46,8 +46,14 @@ impl LogSumExp {
     /// Its logarithm, in which others that are far fewer keep their digits.
     #[inline]
     pub fn log_total<S: Simd>(self, simd: S) -> f64 {
-        let lanes = |value: f64| f64x8::splat(simd, value);
-        batch::log_total(simd, lanes(self.own()), lanes(self.others)).as_slice()[0]
+        let [own, others] = [self.own(), self.others];
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let lanes = |value: f64| f64x8::splat(simd, value);
+                batch::log_total(simd, lanes(own), lanes(others)).as_slice()[0]
+            },
+        )
     }
 }
 
@@ -99,7 +105,7 @@ impl<S: Simd, R: Real> Sums<S, R> {
 
     #[inline(always)]
     fn finish(self) -> LogSumExp {
-        LogSumExp::new(self.reference, self.sum.value() / R::BOOST)
+        LogSumExp::new(self.reference, regrow::<R>(self.sum.value() / R::BOOST))
     }
 }
 
@@ -263,7 +269,8 @@ impl<S: Simd, R: Real> Block<S, R> {
         // Before the first there is nothing to rescale.
         if sums.reference.to_f64() > f64::NEG_INFINITY {
             let [high, low] = self.transform.difference(simd, sums.reference.to_f64(), raised.to_f64());
-            let (moved, factor) = (high + low, exp(simd, high + low));
+            let moved = high + low;
+            let factor = exp(simd, moved * (1.0 - R::SHRINKAGE));
             sums.sum.add_scalar(R::BOOST);
             companion.raise(|| {
                 let [from, to] = [sums.reference, raised].map(|x| self.transform.capped(simd, x.to_f64()));
@@ -331,7 +338,8 @@ impl<S: Simd, R: Real> Block<S, R> {
                     values[k] = values[k].same_as(reference, x[k].simd_eq(R::splat(simd, subtracted)));
                 }
             }
-            let Exponentials { exp, mut power, z } = self.scale.exps::<MODE, K>(values, reference, Boost::Full);
+            let Exponentials { exp, mut power, z } =
+                self.scale.exps::<MODE, K>(values, reference, Boost::Full, Argument::Shrunk);
             for k in 0..K {
                 let mut counts = None;
                 if PART {

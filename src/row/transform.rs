@@ -9,7 +9,7 @@
 
 use fearless_simd::{Simd, prelude::*};
 
-use crate::math::{Boost, Real, two_sum};
+use crate::math::{Argument, Boost, Real, two_sum};
 
 /// Logits as they are.
 pub(super) const PLAIN: u8 = 0;
@@ -378,7 +378,8 @@ impl<S: Simd, R: Real> Scale<S, R> {
     /// `exp(z − z(reference))` of a vector.
     #[inline(always)]
     pub(super) fn exp<const MODE: u8>(&self, value: Value<S, R>, reference: Value<S, R>, boost: Boost) -> R::Lanes<S> {
-        let Exponentials { exp: [exp], power: [power], .. } = self.exps::<MODE, 1>([value], reference, boost);
+        let Exponentials { exp: [exp], power: [power], .. } =
+            self.exps::<MODE, 1>([value], reference, boost, Argument::Exact);
         exp * power
     }
 
@@ -389,6 +390,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
         values: [Value<S, R>; K],
         reference: Value<S, R>,
         boost: Boost,
+        argument: Argument,
     ) -> Exponentials<S, R, K> {
         let zero = R::splat(self.simd, 0.0);
         let (mut difference, mut lost) = ([zero; K], [zero; K]);
@@ -406,7 +408,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
             for k in 0..K {
                 rest[k] = difference[k].mul_add(low, difference[k].mul_sub_precise(high, quotient[k]));
             }
-            let [mut exp, power] = R::exps(self.simd, quotient, boost);
+            let [mut exp, power] = R::exps(self.simd, quotient, boost, argument);
             for k in 0..K {
                 exp[k] = exp[k].mul_add(rest[k], exp[k]);
             }
@@ -421,7 +423,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
             z[k] = self.floor.max(z[k]);
         }
         if MODE == PLAIN {
-            let [exp, power] = R::exps(self.simd, difference, boost);
+            let [exp, power] = R::exps(self.simd, difference, boost, argument);
             return Exponentials { exp, power, z };
         }
         let [high, low] = self.factor;
@@ -433,7 +435,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
         for k in 0..K {
             rest[k] = z[k].mul_sub_precise(high, quotient[k]) + z[k].mul_add(low, lost[k] * high);
         }
-        let [mut exp, mut power] = R::exps(self.simd, quotient, boost);
+        let [mut exp, mut power] = R::exps(self.simd, quotient, boost, argument);
         for k in 0..K {
             exp[k] = exp[k].mul_add(rest[k], exp[k]);
         }
