@@ -32,7 +32,7 @@ FACTORS = {
         *(("one-hot", dtype) for dtype in FLOATS),
     ],
     "target_layout": [*LAYOUTS, "list"],
-    "classes": [1, 2, 3, 10, 64, 65, 300, 1000],
+    "classes": [1, 2, 3, 10, 127, 128, 255, 256, 1000],
     "dtype": DTYPES,
     "shape": SHAPES,
     "layout": LAYOUTS,

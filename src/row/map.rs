@@ -1,12 +1,12 @@
 //! The second verb: a pass that writes a value for each class, reading the row from cache.
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::any::lead;
 use super::transform::{CAPPED, Capped, Exponentials, Scale, Value, with_mode, with_uncapped_mode};
 use super::{AnyRow, BLOCK, Dense, Scratch, Transform, rounded};
 use crate::element::Element;
-use crate::math::{Boost, Real, vectors_at_a_time};
+use crate::math::{Argument, Boost, Real, vectors_at_a_time};
 use crate::simd;
 use crate::view::Row;
 
@@ -39,18 +39,30 @@ impl Exponential {
     }
 }
 
-/// What is subtracted: `scale` times the uniform or the dense part of a target.
+/// What is subtracted: `scale` times the uniform or the dense part of a target, and the weight of its point besides.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Offset<'a> {
     pub(super) scale: f64,
     pub(super) uniform: f64,
     pub(super) dense: Option<&'a Dense<'a>>,
+    /// A class and its weight, for where it is no exception.
+    pub(super) point: Option<(usize, f64)>,
 }
 
 /// What a weight subtracts: nothing if it is 0, whatever the scale.
 #[inline(always)]
 pub(super) fn share(scale: f64, weight: f64) -> f64 {
     if weight == 0.0 { 0.0 } else { scale * weight }
+}
+
+/// [`share`] of whole vectors.
+#[inline(always)]
+pub(super) fn share_all<S: Simd>(simd: S, scale: f64, weights: &mut [f64]) {
+    let (scale, zero) = (f64x8::splat(simd, scale), f64x8::splat(simd, 0.0));
+    for weights in weights.chunks_exact_mut(8) {
+        let lanes = f64x8::from_slice(simd, weights);
+        lanes.simd_eq(zero).select(zero, scale * lanes).store_slice(weights);
+    }
 }
 
 /// Whether a factor can take the boost of [`Real::exp`] back and stay a normal number.
@@ -163,8 +175,8 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
         || {
             let terms = Terms::<S, R, MODE>::new(simd, of);
             let mut capped = Capped::<R, BLOCK>::default();
-            let mut numbers = [0.0; BLOCK];
-            let mut offsets = [R::from_f64(share(offset.scale, offset.uniform)); BLOCK];
+            let uniform = share(offset.scale, offset.uniform);
+            let (mut numbers, mut offsets) = ([0.0; BLOCK], [R::from_f64(uniform); BLOCK]);
             // SAFETY: the caller's promise.
             unsafe {
                 map_blocks(
@@ -175,13 +187,21 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                     exception,
                     #[inline(always)]
                     |start: usize, length: usize, block: &mut [R; BLOCK]| {
+                        let padded = length.next_multiple_of(R::LANES);
+                        let point = offset.point.filter(|(class, _)| (start..start + length).contains(class));
                         if let Some(dense) = offset.dense {
                             dense.fill(simd, start, length, &mut numbers);
-                            for (value, number) in offsets.iter_mut().zip(&numbers) {
-                                *value = R::from_f64(share(offset.scale, *number));
+                            if let Some((class, weight)) = point {
+                                numbers[class - start] += weight;
                             }
+                            share_all(simd, offset.scale, &mut numbers[..padded]);
+                            for index in (0..padded).step_by(R::LANES) {
+                                let numbers = &numbers[index..index + R::LANES];
+                                R::narrow(simd, numbers).store_slice(&mut offsets[index..index + R::LANES]);
+                            }
+                        } else if let Some((class, weight)) = point {
+                            offsets[class - start] = R::from_f64(uniform + share(offset.scale, weight));
                         }
-                        let padded = length.next_multiple_of(R::LANES);
                         if MODE == CAPPED {
                             of.transform.cap(simd, &block[..padded], &mut capped);
                         }
@@ -200,6 +220,9 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                                 gradient
                             };
                             gradient.store_slice(&mut block[here]);
+                        }
+                        if let Some((class, _)) = point {
+                            offsets[class - start] = R::from_f64(uniform);
                         }
                     },
                 );
@@ -388,7 +411,8 @@ impl<S: Simd, R: Real, const MODE: u8> Terms<S, R, MODE> {
             #[inline(always)]
             |x| Value::plain(x),
         );
-        let Exponentials { mut exp, power, .. } = self.scale.exps::<MODE, K>(values, self.reference, self.boost);
+        let Exponentials { mut exp, power, .. } =
+            self.scale.exps::<MODE, K>(values, self.reference, self.boost, Argument::Exact);
         for (exp, power) in exp.iter_mut().zip(power) {
             *exp *= power;
         }

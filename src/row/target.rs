@@ -173,12 +173,12 @@ pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
     let exception = if targets.has_own(transform) {
         Some((targets.points.class[lane], slopes.own[lane]))
     } else {
-        let loss = losses.get(lane, targets);
-        let loss = if targets.names_classes { loss } else { loss.with_leader(&target, row).unwrap_or(loss) };
-        loss.own_gradient(simd, &target, slopes.scale[lane], transform)
+        let loss = losses.get(lane, targets).with_leader(&target, row);
+        loss.and_then(|loss| loss.own_gradient(simd, &target, slopes.scale[lane], transform))
     };
     let of = Exponential { reference: slopes.reference[lane], factor: slopes.factor[lane], transform };
-    let offset = Offset { scale: slopes.scale[lane], uniform: target.uniform, dense: target.dense };
+    let Target { uniform, dense, point, .. } = target;
+    let offset = Offset { scale: slopes.scale[lane], uniform, dense, point };
     // SAFETY: the caller's promise.
     unsafe { map::gradient(simd, row, out, of, offset, stores, exception) }
 }

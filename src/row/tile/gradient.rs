@@ -4,7 +4,7 @@ use fearless_simd::{Simd, prelude::*};
 
 use super::{AnyTile, Tile, TileWeights, Tiled, value_of};
 use crate::element::Element;
-use crate::math::{Boost, Real, vectors_at_a_time};
+use crate::math::{Argument, Boost, Real, vectors_at_a_time};
 use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
 use crate::row::companion::Weights;
 use crate::row::map::{can_boost, difference_of, share, take_back, variance_of};
@@ -73,12 +73,17 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
     transform: Transform,
 ) -> bool {
     let Some(boost) = boost_of::<R>(&slopes.factor) else { return false };
+    let dense = DENSE && !targets.dense.is_empty();
     simd.vectorize(
         #[inline(always)]
         || {
             let mut factor = slopes.factor;
             for factor in &mut factor {
                 *factor = take_back::<R>(*factor, boost);
+            }
+            let mut at_point = slopes.uniform;
+            for (offset, point) in at_point.iter_mut().zip(&slopes.point) {
+                *offset += point;
             }
             let kernel = Gradients::<S, R> {
                 scale: Scale::new(simd, transform),
@@ -89,19 +94,28 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                 counts: R::narrow(simd, &targets.counts),
                 class: R::narrow(simd, &slopes.class),
                 own: targets.has_own(transform).then(|| R::narrow(simd, &slopes.own)),
-                point: R::narrow(simd, &slopes.point),
+                at_point: (!dense).then(|| R::narrow(simd, &at_point)),
             };
             let classes = tile.classes();
             let uniform = R::narrow(simd, &slopes.uniform);
             // SAFETY: the caller's promise.
             unsafe {
-                if DENSE && !targets.dense.is_empty() {
+                if dense {
+                    let named = if targets.names_classes { targets.rows } else { 0 };
                     let mut weights = TileWeights::new::<R>(targets.dense);
                     let (mut block, mut offset) = ([0.0; BLOCK], [0.0; MOST_LANES]);
                     let step = BLOCK / R::LANES;
                     for class in 0..classes {
                         if class % step == 0 {
-                            weights.fill(simd, class, step.min(classes - class), &mut block);
+                            let length = step.min(classes - class);
+                            weights.fill(simd, class, length, &mut block);
+                            // With the points, so that their sum is rounded once.
+                            let points = targets.points.class.iter().zip(&targets.points.weight);
+                            for (lane, (point, weight)) in points.take(named).enumerate() {
+                                if (class..class + length).contains(point) {
+                                    block[(point - class) * R::LANES + lane] += weight;
+                                }
+                            }
                         }
                         let here = &block[class % step * R::LANES..][..R::LANES];
                         for ((lane, weight), scale) in offset.iter_mut().zip(here).zip(&slopes.scale) {
@@ -139,7 +153,8 @@ struct Gradients<S: Simd, R: Real> {
     counts: R::Lanes<S>,
     class: R::Lanes<S>,
     own: Option<R::Lanes<S>>,
-    point: R::Lanes<S>,
+    /// What is subtracted at the class, if not what is elsewhere.
+    at_point: Option<R::Lanes<S>>,
 }
 
 impl<S: Simd, R: Real> Gradients<S, R> {
@@ -164,11 +179,15 @@ impl<S: Simd, R: Real> Gradients<S, R> {
             x[k] = unsafe { tile.load(simd, first + k) };
             (values[k], slope[k]) = value_of::<S, R, MODE>(simd, transform, x[k]);
         }
-        let Exponentials { exp, power, .. } = self.scale.exps::<MODE, K>(values, self.reference, self.boost);
+        let Exponentials { exp, power, .. } =
+            self.scale.exps::<MODE, K>(values, self.reference, self.boost, Argument::Exact);
         for k in 0..K {
             let number = R::splat(simd, (first + k) as f64);
             let is_point = self.class.simd_eq(number);
-            let offset = if self.own.is_some() { offset } else { is_point.select(offset + self.point, offset) };
+            let offset = match self.at_point {
+                Some(at_point) if self.own.is_none() => is_point.select(at_point, offset),
+                _ => offset,
+            };
             let gradient = difference_of::<S, R>(x[k], exp[k] * power[k], self.factor, offset);
             let gradient = slope[k].map_or(gradient, |slope| gradient * slope);
             let gradient = self.own.map_or(gradient, |own| is_point.select(own, gradient));
