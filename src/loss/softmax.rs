@@ -235,24 +235,21 @@ impl<E: Element> Kernel for Selected<'_, E> {
         let mut room = Transposed::uninit();
         for batch in batches(self.logits, self.range.clone()) {
             let found = found(simd, self.logits, &batch, &mut room, self.transform);
-            for lane in 0..batch.rows {
-                let row = self.logits.row(batch.first + lane);
-                // The same row in every lane, with other logits.
-                let mut same = batch::LogSumExps::default();
-                (0..MOST_LANES).for_each(|other| same.set(other, found.get(lane)));
-                let numbers = (batch.first + lane) * chosen..(batch.first + lane + 1) * chosen;
-                for first in numbers.clone().step_by(MOST_LANES) {
-                    let count = MOST_LANES.min(numbers.end - first);
-                    let mut logits = [0.0; MOST_LANES];
-                    for (number, logit) in (first..).zip(&mut logits[..count]) {
-                        let class = self.index.class(number).expect("no index is ignored");
-                        *logit = row.get(class).to_f64();
-                    }
-                    let missed = batch::missed(simd, &same, &logits, count, self.transform);
-                    for (number, missed) in (first..).zip(&missed[..count]) {
-                        // SAFETY: this chunk alone works on its rows.
-                        unsafe { self.out.set(number, 0.0 - missed) }
-                    }
+            // As many choices at a time as there are lanes, be they of one row or of several.
+            let numbers = batch.first * chosen..(batch.first + batch.rows) * chosen;
+            for first in numbers.clone().step_by(MOST_LANES) {
+                let count = MOST_LANES.min(numbers.end - first);
+                let (mut rows, mut logits) = (batch::LogSumExps::default(), [0.0; MOST_LANES]);
+                for (lane, number) in (first..first + count).enumerate() {
+                    let row = number / chosen;
+                    let class = self.index.class(number).expect("no index is ignored");
+                    logits[lane] = self.logits.row(row).get(class).to_f64();
+                    rows.set(lane, found.get(row - batch.first));
+                }
+                let missed = batch::missed(simd, &rows, &logits, count, self.transform);
+                for (number, missed) in (first..).zip(&missed[..count]) {
+                    // SAFETY: this chunk alone works on its rows.
+                    unsafe { self.out.set(number, 0.0 - missed) }
                 }
             }
         }
