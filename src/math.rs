@@ -29,10 +29,13 @@
 
 use fearless_simd::{Simd, SimdFloat, SimdFloatElement, f32x16, f64x8, prelude::*, u32x16, u64x8};
 
-/// A sum over lanes in twice the precision of the lanes; what the two parts mean is [`Real`]'s business.
+/// Lanes in twice their precision: those of f32 as f64, in two halves; those of f64 as a sum of two.
+pub type Twice<S> = [f64x8<S>; 2];
+
+/// A sum over lanes in twice their precision.
 #[derive(Clone, Copy)]
 pub struct Total<S: Simd> {
-    parts: [f64x8<S>; 2],
+    parts: Twice<S>,
 }
 
 impl<S: Simd> Total<S> {
@@ -102,8 +105,6 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     const SHRINKAGE: f64;
     /// q of `exp r = 1 + r·(1 + r·q(r))`, highest power first.
     const EXP: &'static [Self];
-    /// c of `exp r − 1 = r + r²/2 + r³·c(r)`, highest power first.
-    const EXP_MINUS_ONE: &'static [Self];
     /// P of `log1p y = 2s·(1 + s²·P(s²))` with `s = y / (2 + y)`, highest power first.
     const LOG_1P: &'static [Self];
 
@@ -112,16 +113,13 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn exponents<S: Simd, const K: usize>(simd: S, x: [Self::Lanes<S>; K], boost: Boost) -> [[Self::Lanes<S>; K]; 3];
     /// Add a vector to a total.
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
-    /// Add `weight·(value − reference + low)` of each lane to a total, in units of [`UNIT`], where the weights are
+    /// Add `weight·(value − reference)` of each lane to a total, in units of [`UNIT`], where the weights are
     /// [`Self::LANES`] numbers. A weight of 0 counts 0, whatever it weighs.
-    fn add_weighted<S: Simd>(
-        simd: S,
-        total: &mut Total<S>,
-        weights: &[f64],
-        value: Self::Lanes<S>,
-        reference: Self::Lanes<S>,
-        low: Option<Self::Lanes<S>>,
-    );
+    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>);
+    /// The lanes in twice their precision.
+    fn twice<S: Simd>(lanes: Self::Lanes<S>) -> Twice<S>;
+    /// What [`Self::twice`] made of lanes, rounded.
+    fn once<S: Simd>(twice: Twice<S>) -> Self::Lanes<S>;
     /// The lanes as f64, the first [`Self::LANES`] of `numbers`.
     fn widen<S: Simd>(lanes: Self::Lanes<S>, numbers: &mut [f64; 16]);
     /// The first [`Self::LANES`] of `numbers`, each rounded once.
@@ -190,25 +188,6 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
         [exp, power]
     }
 
-    /// `exp(x) − 1` as a sum of two, with a relative error of u/16, for `x = high + low` from 0 to
-    /// [`-UNDERFLOW · 0.62`](Self::UNDERFLOW).
-    #[inline(always)]
-    fn exp_minus_one<S: Simd>(simd: S, [high, low]: [Self::Lanes<S>; 2]) -> [Self::Lanes<S>; 2] {
-        let lanes = |value| Self::Lanes::<S>::simd_from(simd, value);
-        let (half, one) = (Self::splat(simd, 0.5), Self::splat(simd, 1.0));
-        let [[high], [n], [power]] = Self::exponents(simd, [high], Boost::None);
-        let first = n.mul_add(-lanes(Self::LN_2[0]), high);
-        let [r, lost] = quick_sum(first, n.mul_add(-lanes(Self::LN_2[1]), low));
-        // exp(r + lost) − 1 = (r + r²/2) + (lost + r·lost + r³·c(r)).
-        let square = r * r;
-        let cubic = polynomial::<S, Self>(simd, Self::EXP_MINUS_ONE, r);
-        let tail = (square * r).mul_add(cubic, r.mul_add(lost, lost));
-        let tail = half.mul_add(r.mul_sub_precise(r, square), tail);
-        let [exp, rest] = quick_sum(r, half * square);
-        let [sum, lost] = two_sum(power - one, power * exp);
-        quick_sum(sum, power.mul_add(rest + tail, lost))
-    }
-
     /// `log(1 + y)` for y from 0 to 1, within 2 ulp.
     #[inline(always)]
     fn log_1p<S: Simd>(simd: S, y: Self::Lanes<S>) -> Self::Lanes<S> {
@@ -253,6 +232,62 @@ pub fn regrow<R: Real>(sum: f64) -> f64 {
     // log₂ of the sum to within 1, from its exponent field: 1 counts for u/32.
     let log = (sum.to_bits() >> 52) as f64 - 1023.0;
     sum * (R::SHRINKAGE * std::f64::consts::LN_2).mul_add(log.min(0.0), 1.0)
+}
+
+/// c of `exp r − 1 = r + r²/2 + r³·c(r)`, highest power first.
+const EXP_MINUS_ONE: [f64; 10] = [
+    2.091_143_704_598_424_6e-9,
+    2.510_066_614_291_837_4e-8,
+    2.755_728_254_697_946e-7,
+    2.755_726_786_826_200_7e-6,
+    2.480_158_731_741_724_6e-5,
+    0.000_198_412_698_634_355_5,
+    0.001_388_888_888_888_649_8,
+    0.008_333_333_333_329_985,
+    0.041_666_666_666_666_664,
+    0.166_666_666_666_666_69,
+];
+
+/// `exp(x) − 1` as a sum of two, with a relative error of u/16, for `x = high + low` from 0 to 682.
+#[inline(always)]
+pub fn exp_minus_one<S: Simd>(simd: S, [high, low]: [f64x8<S>; 2]) -> [f64x8<S>; 2] {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    let [[high], [n], [power]] = f64::exponents(simd, [high], Boost::None);
+    let first = n.mul_add(-lanes(f64::LN_2[0]), high);
+    let [r, lost] = quick_sum(first, n.mul_add(-lanes(f64::LN_2[1]), low));
+    // exp(r + lost) − 1 = (r + r²/2) + (lost + r·lost + r³·c(r)).
+    let square = r * r;
+    let cubic = polynomial::<S, f64>(simd, &EXP_MINUS_ONE, r);
+    let tail = (square * r).mul_add(cubic, r.mul_add(lost, lost));
+    let half = lanes(0.5);
+    let tail = half.mul_add(r.mul_sub_precise(r, square), tail);
+    let [exp, rest] = quick_sum(r, half * square);
+    let [sum, lost] = two_sum(power - lanes(1.0), power * exp);
+    quick_sum(sum, power.mul_add(rest + tail, lost))
+}
+
+/// h of `tanh(r·ln 2 / 2) = r·h(r²)` for |r| ≤ ½, highest power first: relative error 2⁻³².⁸.
+const HALF_TANH: [f64; 4] =
+    [-3.163_637_285_978_073e-5, 0.000_666_557_353_215_246_4, -0.013_876_021_152_554_341, 0.346_573_590_233_031];
+
+/// `tanh(y·ln 2 / 2)` as a numerator and a denominator, and a quarter of the numerator of `1 − tanh²` over the square of
+/// that, for y from −126 to 126: relative error 2⁻³².
+///
+/// With `n = round(y)`, `t = tanh((y − n)·ln 2 / 2)` and `P = 2ⁿ`, `exp(y·ln 2) = P·(1 + t) / (1 − t)`, so that tanh is
+/// `((P + 1)·t + (P − 1)) / ((P − 1)·t + (P + 1))`, small where y is, and `1 − tanh²` is `4·P·(1 − t²)` over the square
+/// of the denominator, accurate however close to saturation.
+#[inline(always)]
+pub fn half_tanh<S: Simd>(simd: S, y: f64x8<S>) -> [f64x8<S>; 3] {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    // As in `exponents`.
+    let magic = lanes(6_755_399_441_055_744.0 + 1023.0);
+    let sum = y + magic;
+    let bits: u64x8<S> = sum.bitcast();
+    let power: f64x8<S> = (bits << 52).bitcast();
+    let r = y - (sum - magic);
+    let t = r * polynomial::<S, f64>(simd, &HALF_TANH, r * r);
+    let (less, more) = (power - lanes(1.0), power + lanes(1.0));
+    [more.mul_add(t, less), less.mul_add(t, more), power * (-t).mul_add(t, lanes(1.0))]
 }
 
 /// Coefficients of `R(z) = atanh(s)·2/s − 2` over `z = s²`, over z, for |s| up to that of √2: relative error 2⁻⁵⁷.
@@ -343,7 +378,6 @@ impl Real for f32 {
     const ROUNDED_LN_2: &'static [Self] = &[std::f32::consts::LN_2];
     const SHRINKAGE: f64 = std::f32::consts::LN_2 as f64 / std::f64::consts::LN_2 - 1.0;
     const EXP: &'static [Self] = &[0.001_390_502, 0.008_366_278, 0.041_666_863, 0.166_665_45, 0.5];
-    const EXP_MINUS_ONE: &'static [Self] = &[0.000_198_829_4, 0.001_392_64, 0.008_333_321, 0.041_666_552, 0.166_666_67];
     const LOG_1P: &'static [Self] = &[0.116_121_65, 0.108_532_876, 0.142_961_79, 0.199_998_53, 0.333_333_34];
 
     #[inline(always)]
@@ -382,23 +416,25 @@ impl Real for f32 {
 
     /// Differences of 24-bit numbers are as good as exact in f64.
     #[inline(always)]
-    fn add_weighted<S: Simd>(
-        simd: S,
-        total: &mut Total<S>,
-        weights: &[f64],
-        value: f32x16<S>,
-        reference: f32x16<S>,
-        low: Option<f32x16<S>>,
-    ) {
-        let (value, reference, low) = (value.widen(), reference.widen(), low.map(|low| low.widen()));
-        let difference = [value.0 - reference.0, value.1 - reference.1];
-        let difference = low.map_or(difference, |low| [difference[0] + low.0, difference[1] + low.1]);
+    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>) {
         let zero = f64x8::splat(simd, 0.0);
         for half in 0..2 {
             let weights = f64x8::from_slice(simd, &weights[8 * half..8 * half + 8]);
-            let difference = weights.simd_eq(zero).select(zero, difference[half] * (1.0 / UNIT));
+            let difference = (value[half] - reference[half]) * (1.0 / UNIT);
+            let difference = weights.simd_eq(zero).select(zero, difference);
             total.parts[half] = weights.mul_add(difference, total.parts[half]);
         }
+    }
+
+    #[inline(always)]
+    fn twice<S: Simd>(lanes: f32x16<S>) -> Twice<S> {
+        let (low, high) = lanes.widen();
+        [low, high]
+    }
+
+    #[inline(always)]
+    fn once<S: Simd>([low, high]: Twice<S>) -> f32x16<S> {
+        low.narrow(high)
     }
 
     #[inline(always)]
@@ -496,18 +532,6 @@ impl Real for f64 {
         0.166_666_666_666_666_69,
         0.5,
     ];
-    const EXP_MINUS_ONE: &'static [Self] = &[
-        2.091_143_704_598_424_6e-9,
-        2.510_066_614_291_837_4e-8,
-        2.755_728_254_697_946e-7,
-        2.755_726_786_826_200_7e-6,
-        2.480_158_731_741_724_6e-5,
-        0.000_198_412_698_634_355_5,
-        0.001_388_888_888_888_649_8,
-        0.008_333_333_333_329_985,
-        0.041_666_666_666_666_664,
-        0.166_666_666_666_666_69,
-    ];
     const LOG_1P: &'static [Self] = &[
         0.078_152_889_004_614_26,
         0.037_460_718_977_753_83,
@@ -558,24 +582,27 @@ impl Real for f64 {
     }
 
     #[inline(always)]
-    fn add_weighted<S: Simd>(
-        simd: S,
-        total: &mut Total<S>,
-        weights: &[f64],
-        value: f64x8<S>,
-        reference: f64x8<S>,
-        low: Option<f64x8<S>>,
-    ) {
+    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>) {
         let zero = f64x8::splat(simd, 0.0);
         let weights = f64x8::from_slice(simd, weights);
-        let [difference, lost] = two_sum(value * (1.0 / UNIT), -(reference * (1.0 / UNIT)));
-        let lost = low.map_or(lost, |low| low.mul_add(f64x8::splat(simd, 1.0 / UNIT), lost));
+        let [difference, lost] = two_sum(value[0] * (1.0 / UNIT), -(reference[0] * (1.0 / UNIT)));
+        let lost = (value[1] - reference[1]).mul_add(f64x8::splat(simd, 1.0 / UNIT), lost);
         let nothing = weights.simd_eq(zero);
         let (difference, lost) = (nothing.select(zero, difference), nothing.select(zero, lost));
         let product = weights * difference;
         let rest = weights.mul_sub_precise(difference, product) + weights * lost;
         Self::add_to(total, product);
         total.parts[1] += product.is_finite().select(rest, zero);
+    }
+
+    #[inline(always)]
+    fn twice<S: Simd>(lanes: f64x8<S>) -> Twice<S> {
+        [lanes, f64x8::splat(lanes.token(), 0.0)]
+    }
+
+    #[inline(always)]
+    fn once<S: Simd>([sum, rest]: Twice<S>) -> f64x8<S> {
+        sum + rest
     }
 
     #[inline(always)]

@@ -94,7 +94,7 @@ def cross_entropy(
     z_loss : float, optional
         Factor of ``lse²``, which keeps the logits from drifting; at least 0.
     softcap : float, optional
-        Bounds the logits, smoothly, to ±softcap; positive, and with float32 logits taken as 2e-37 at
+        Bounds the logits, smoothly, to ±softcap; positive, and with float32 logits taken as 1e-60 at
         least. A ``-inf`` class stays ``-inf``.
     temperature : float, optional
         Divides the logits, after the softcap; positive.

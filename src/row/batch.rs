@@ -237,10 +237,10 @@ struct Values<'a> {
 impl<'a> Values<'a> {
     #[inline(always)]
     fn new<S: Simd>(simd: S, logits: &'a PerLane<f64>, transform: Transform) -> Self {
-        let capped = transform.caps().then(|| {
-            let mut capped = Capped::default();
-            transform.cap(simd, logits, &mut capped);
-            [capped.high, capped.low]
+        let capped = transform.cap::<S, f64>(simd).map(|cap| {
+            let mut capped = Capped::<f64, MOST_LANES>::default();
+            cap.fill::<_, _, false>(simd, logits, &mut capped);
+            capped.values
         });
         Self { logits, capped }
     }

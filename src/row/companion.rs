@@ -104,10 +104,7 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S, R> {
 
     #[inline(always)]
     fn add(&mut self, simd: S, _vector: usize, chain: usize, term: Term<S, R>) {
-        let unit = R::splat(simd, 1.0 / UNIT);
-        let difference = term.value.high.mul_sub(unit, term.reference.high * unit);
-        let low = term.value.low_difference(term.reference);
-        let difference = low.map_or(difference, |low| low.mul_add(unit, difference));
+        let difference = term.value.minus(simd, term.reference);
         self.block[chain] += term.counts.map_or(difference, |counts| counts.select(difference, R::splat(simd, 0.0)));
     }
 
@@ -157,8 +154,7 @@ impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
     #[inline(always)]
     fn add(&mut self, simd: S, vector: usize, _chain: usize, term: Term<S, R>) {
         let weights = &self.block[vector * R::LANES..(vector + 1) * R::LANES];
-        let low = term.value.low_difference(term.reference);
-        R::add_weighted(simd, &mut self.sum, weights, term.value.high, term.reference.high, low);
+        R::add_weighted(simd, &mut self.sum, weights, term.value.twice(), term.reference.twice());
         R::add_numbers(simd, &mut self.mass, weights);
     }
 }

@@ -145,7 +145,7 @@ fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, start: usize, block: &m
                         *weight = f64::from_bits(1);
                     }
                 }
-                R::add_weighted(simd, &mut sum, &weights[..R::LANES], value.high, reference.high, None);
+                R::add_weighted(simd, &mut sum, &weights[..R::LANES], value.twice(), reference.twice());
                 part.copy_from_slice(&weights[..part.len()]);
             }
             sum.value()

@@ -93,6 +93,8 @@ pub(super) fn any_pass<S: Simd, R: Real, C: Companion<S, R>>(
 struct Sums<S: Simd, R: Real> {
     /// −∞ as long as there are only masked classes.
     reference: R,
+    /// The reference, capped, once that is known.
+    capped: Option<Value<S, R>>,
     /// The reference's own class does not count.
     sum: Total<S>,
 }
@@ -100,7 +102,7 @@ struct Sums<S: Simd, R: Real> {
 impl<S: Simd, R: Real> Sums<S, R> {
     #[inline(always)]
     fn new(simd: S) -> Self {
-        Self { reference: R::from_f64(f64::NEG_INFINITY), sum: Total::zero(simd) }
+        Self { reference: R::from_f64(f64::NEG_INFINITY), capped: None, sum: Total::zero(simd) }
     }
 
     #[inline(always)]
@@ -164,12 +166,18 @@ fn pass_by_blocks<S: Simd, R: Real, C: Companion<S, R>, const MODE: u8>(
                 let length = (row.classes() - start).min(BLOCK);
                 let block = Block { transform, scale, start, length };
                 row.read(simd, start, length, &mut logits.logits);
-                if MODE == CAPPED {
-                    transform.cap(simd, &logits.logits[..block.vectors() * R::LANES], &mut logits.capped);
+                if let Some(cap) = scale.cap.as_ref().filter(|_| MODE == CAPPED) {
+                    let Copied { logits, capped } = &mut logits;
+                    cap.fill::<_, _, false>(simd, &logits[..block.vectors() * R::LANES], capped);
                 }
                 companion.begin(simd, start, length);
                 let raised = block.raise(simd, &logits, &mut sums, &mut companion);
-                block.add::<_, C, MODE, true>(simd, &logits, raised, &mut sums, &mut companion);
+                // The others are worth no second loop.
+                if MODE != CAPPED || raised || length < BLOCK {
+                    block.add::<_, C, MODE, true>(simd, &logits, raised, &mut sums, &mut companion);
+                } else {
+                    block.add::<_, C, MODE, false>(simd, &logits, raised, &mut sums, &mut companion);
+                }
             }
             (sums.finish(), companion)
         },
@@ -201,7 +209,8 @@ impl<S: Simd, E: Element> Logits<S, E::Real> for InPlace<E> {
     }
 }
 
-/// In a copy.
+/// In a copy, on a boundary of cache lines.
+#[repr(align(64))]
 struct Copied<R> {
     logits: [R; BLOCK],
     capped: Capped<R, BLOCK>,
@@ -215,11 +224,7 @@ impl<S: Simd, R: Real> Logits<S, R> for Copied<R> {
 
     #[inline(always)]
     fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, R> {
-        if MODE == CAPPED {
-            Value::capped(simd, &self.capped, vector * R::LANES)
-        } else {
-            Value::plain(self.load(simd, vector))
-        }
+        if MODE == CAPPED { Value::capped(simd, &self.capped, vector) } else { Value::plain(self.load(simd, vector)) }
     }
 }
 
@@ -278,7 +283,7 @@ impl<S: Simd, R: Real> Block<S, R> {
             });
             R::scale(&mut sums.sum, factor);
         }
-        sums.reference = raised;
+        (sums.reference, sums.capped) = (raised, None);
         true
     }
 
@@ -313,7 +318,16 @@ impl<S: Simd, R: Real> Block<S, R> {
         let found = sums.reference.to_f64();
         // Of masked classes alone the lowest number, so that it can be subtracted.
         let subtracted = found.max(R::LOWEST.to_f64());
-        let reference = self.scale.reference::<MODE>(self.transform, subtracted);
+        let reference = R::splat(simd, subtracted);
+        // A cap takes its time.
+        let reference = if MODE == CAPPED {
+            *sums.capped.get_or_insert_with(
+                #[inline(always)]
+                || self.scale.value::<MODE>(reference),
+            )
+        } else {
+            Value::plain(reference)
+        };
         let zero = R::splat(simd, 0.0);
         // Nothing equals NaN.
         let own = R::splat(simd, if raised { found } else { f64::NAN });
@@ -333,9 +347,6 @@ impl<S: Simd, R: Real> Block<S, R> {
                 is_own[k] = x[k].simd_eq(own);
                 if PART {
                     equal += is_own[k].to_bitmask().count_ones();
-                }
-                if MODE == CAPPED {
-                    values[k] = values[k].same_as(reference, x[k].simd_eq(R::splat(simd, subtracted)));
                 }
             }
             let Exponentials { exp, mut power, z } =

@@ -202,24 +202,18 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                         } else if let Some((class, weight)) = point {
                             offsets[class - start] = R::from_f64(uniform + share(offset.scale, weight));
                         }
-                        if MODE == CAPPED {
-                            of.transform.cap(simd, &block[..padded], &mut capped);
+                        // Some vectors at a time, past the last class too.
+                        let vectors = length.div_ceil(4 * R::LANES) * 4;
+                        if let Some(cap) = terms.scale.cap.as_ref().filter(|_| MODE == CAPPED) {
+                            cap.fill::<_, _, true>(simd, &block[..vectors * R::LANES], &mut capped);
                         }
-                        for index in (0..padded).step_by(R::LANES) {
-                            let here = index..index + R::LANES;
-                            let x = R::Lanes::<S>::from_slice(simd, &block[here.clone()]);
-                            let offset = R::Lanes::<S>::from_slice(simd, &offsets[here.clone()]);
-                            let value =
-                                if MODE == CAPPED { Value::capped(simd, &capped, index) } else { Value::plain(x) };
-                            let gradient = difference_of::<S, R>(x, terms.exp(value), terms.factor, offset);
-                            let gradient = if MODE == CAPPED {
-                                // A masked class has no slope, and a gradient of 0, or NaN.
-                                let slope = R::Lanes::<S>::from_slice(simd, &capped.slope[here.clone()]);
-                                gradient * slope
-                            } else {
-                                gradient
-                            };
-                            gradient.store_slice(&mut block[here]);
+                        let at_a_time = vectors_at_a_time::<S>();
+                        for vector in (0..vectors).step_by(at_a_time) {
+                            match at_a_time {
+                                4 => replace::<S, R, MODE, 4>(&terms, &capped, &offsets, block, vector),
+                                2 => replace::<S, R, MODE, 2>(&terms, &capped, &offsets, block, vector),
+                                _ => replace::<S, R, MODE, 1>(&terms, &capped, &offsets, block, vector),
+                            }
                         }
                         if let Some((class, _)) = point {
                             offsets[class - start] = R::from_f64(uniform);
@@ -229,6 +223,33 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
             }
         },
     );
+}
+
+/// Replace `K` vectors of logits by their gradients.
+#[inline(always)]
+fn replace<S: Simd, R: Real, const MODE: u8, const K: usize>(
+    terms: &Terms<S, R, MODE>,
+    capped: &Capped<R, BLOCK>,
+    offsets: &[R; BLOCK],
+    block: &mut [R; BLOCK],
+    first: usize,
+) {
+    let simd = terms.factor.token();
+    let place = |k: usize| (first + k) * R::LANES..(first + k + 1) * R::LANES;
+    let load = |numbers: &[R; BLOCK], k: usize| R::Lanes::<S>::from_slice(simd, &numbers[place(k)]);
+    let mut values = [terms.reference; K];
+    for k in 0..K {
+        values[k] = if MODE == CAPPED { Value::capped(simd, capped, first + k) } else { Value::plain(load(block, k)) };
+    }
+    let Exponentials { exp, power, .. } =
+        terms.scale.exps::<MODE, K>(values, terms.reference, terms.boost, Argument::Exact);
+    for k in 0..K {
+        let offset = load(offsets, k);
+        let gradient = difference_of::<S, R>(load(block, k), exp[k] * power[k], terms.factor, offset);
+        // A masked class has a slope, and a gradient of 0, or NaN.
+        let gradient = if MODE == CAPPED { gradient * capped.slope(simd, first + k) } else { gradient };
+        gradient.store_slice(&mut block[place(k)]);
+    }
 }
 
 /// `exp·factor − offset`, 0 for a masked class, or NaN in a row that is.
@@ -395,7 +416,7 @@ impl<S: Simd, R: Real, const MODE: u8> Terms<S, R, MODE> {
         Self {
             scale,
             boost,
-            reference: scale.reference::<MODE>(of.transform, of.reference),
+            reference: scale.value::<MODE>(R::splat(simd, of.reference)),
             factor: R::splat(simd, factor),
         }
     }

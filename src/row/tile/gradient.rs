@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, prelude::*};
 
-use super::{AnyTile, Tile, TileWeights, Tiled, value_of};
+use super::{AnyTile, Tile, TileWeights, Tiled};
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, vectors_at_a_time};
 use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
@@ -85,11 +85,11 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
             for (offset, point) in at_point.iter_mut().zip(&slopes.point) {
                 *offset += point;
             }
+            let scale = Scale::<S, R>::new(simd, transform);
             let kernel = Gradients::<S, R> {
-                scale: Scale::new(simd, transform),
+                scale,
                 boost,
-                reference: Scale::<S, R>::new(simd, transform)
-                    .references::<MODE>(transform, R::narrow(simd, &slopes.reference)),
+                reference: scale.value::<MODE>(R::narrow(simd, &slopes.reference)),
                 factor: R::narrow(simd, &factor),
                 counts: R::narrow(simd, &targets.counts),
                 class: R::narrow(simd, &slopes.class),
@@ -122,7 +122,7 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                             *lane = share(*scale, *weight);
                         }
                         let offset = R::narrow(simd, &offset);
-                        kernel.write::<_, _, MODE, 1>(simd, transform, &tile, &out, class, offset);
+                        kernel.write::<_, _, MODE, 1>(simd, &tile, &out, class, offset);
                     }
                     return;
                 }
@@ -130,13 +130,13 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                 let whole = classes / at_a_time * at_a_time;
                 for class in (0..whole).step_by(at_a_time) {
                     match at_a_time {
-                        4 => kernel.write::<_, _, MODE, 4>(simd, transform, &tile, &out, class, uniform),
-                        2 => kernel.write::<_, _, MODE, 2>(simd, transform, &tile, &out, class, uniform),
-                        _ => kernel.write::<_, _, MODE, 1>(simd, transform, &tile, &out, class, uniform),
+                        4 => kernel.write::<_, _, MODE, 4>(simd, &tile, &out, class, uniform),
+                        2 => kernel.write::<_, _, MODE, 2>(simd, &tile, &out, class, uniform),
+                        _ => kernel.write::<_, _, MODE, 1>(simd, &tile, &out, class, uniform),
                     }
                 }
                 for class in whole..classes {
-                    kernel.write::<_, _, MODE, 1>(simd, transform, &tile, &out, class, uniform);
+                    kernel.write::<_, _, MODE, 1>(simd, &tile, &out, class, uniform);
                 }
             }
         },
@@ -166,19 +166,22 @@ impl<S: Simd, R: Real> Gradients<S, R> {
     unsafe fn write<T: Tiled<S, R>, O: Tiled<S, R>, const MODE: u8, const K: usize>(
         &self,
         simd: S,
-        transform: Transform,
         tile: &T,
         out: &O,
         first: usize,
         offset: R::Lanes<S>,
     ) {
         let zero = R::splat(simd, 0.0);
-        let (mut x, mut values, mut slope) = ([zero; K], [Value::plain(zero); K], [None; K]);
+        let mut x = [zero; K];
         for k in 0..K {
             // SAFETY: the caller's promise.
             x[k] = unsafe { tile.load(simd, first + k) };
-            (values[k], slope[k]) = value_of::<S, R, MODE>(simd, transform, x[k]);
         }
+        let capped = self.scale.values::<MODE, true, K>(x);
+        let values = capped.map(
+            #[inline(always)]
+            |(value, _)| value,
+        );
         let Exponentials { exp, power, .. } =
             self.scale.exps::<MODE, K>(values, self.reference, self.boost, Argument::Exact);
         for k in 0..K {
@@ -189,7 +192,7 @@ impl<S: Simd, R: Real> Gradients<S, R> {
                 _ => offset,
             };
             let gradient = difference_of::<S, R>(x[k], exp[k] * power[k], self.factor, offset);
-            let gradient = slope[k].map_or(gradient, |slope| gradient * slope);
+            let gradient = if MODE == CAPPED { gradient * capped[k].1 } else { gradient };
             let gradient = self.own.map_or(gradient, |own| is_point.select(own, gradient));
             // SAFETY: the caller's promise.
             unsafe { out.store(simd, first + k, self.counts.simd_gt(zero).select(gradient, zero)) }

@@ -22,7 +22,7 @@ pub use self::gradient::{gradients, probabilities, variances};
 pub use self::transposed::Transposed;
 use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
 use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
-use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
+use super::transform::{CAPPED, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{BLOCK, Dense, Transform};
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, Total, vectors_at_a_time};
@@ -290,22 +290,6 @@ impl<S: Simd, E: Element> Tiled<S, E::Real> for Tile<E> {
     }
 }
 
-/// The value of a vector of logits, and, if they are capped, the slope of the cap.
-#[inline(always)]
-fn value_of<S: Simd, R: Real, const MODE: u8>(
-    simd: S,
-    transform: Transform,
-    x: R::Lanes<S>,
-) -> (Value<S, R>, Option<R::Lanes<S>>) {
-    if MODE != CAPPED {
-        return (Value::plain(x), None);
-    }
-    let (mut logits, mut capped) = ([R::default(); MOST_LANES], Capped::<R, MOST_LANES>::default());
-    x.store_slice(&mut logits[..R::LANES]);
-    transform.cap(simd, &logits[..R::LANES], &mut capped);
-    (Value::capped(simd, &capped, 0), Some(R::Lanes::<S>::from_slice(simd, &capped.slope[..R::LANES])))
-}
-
 /// [`pass_of`] for companions that are worth no kernel for each storage type.
 ///
 /// # Safety
@@ -355,7 +339,7 @@ unsafe fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MO
             let mut sums = LaneSums {
                 scale,
                 subtracted,
-                reference: scale.references::<MODE>(transform, subtracted),
+                reference: scale.value::<MODE>(subtracted),
                 sum: Total::zero(simd),
                 equal: R::splat(simd, 0.0),
             };
@@ -367,14 +351,14 @@ unsafe fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MO
                 // SAFETY: readable by the caller's promise.
                 unsafe {
                     if classes - start < GROUP {
-                        sums.add::<_, C, MODE, 1>(simd, transform, &tile, start..classes, &mut companion);
+                        sums.add::<_, C, MODE, 1>(simd, &tile, start..classes, &mut companion);
                         continue;
                     }
                     let group = start..start + GROUP;
                     match vectors_at_a_time::<S>() {
-                        4 => sums.add::<_, C, MODE, 4>(simd, transform, &tile, group, &mut companion),
-                        2 => sums.add::<_, C, MODE, 2>(simd, transform, &tile, group, &mut companion),
-                        _ => sums.add::<_, C, MODE, 1>(simd, transform, &tile, group, &mut companion),
+                        4 => sums.add::<_, C, MODE, 4>(simd, &tile, group, &mut companion),
+                        2 => sums.add::<_, C, MODE, 2>(simd, &tile, group, &mut companion),
+                        _ => sums.add::<_, C, MODE, 1>(simd, &tile, group, &mut companion),
                     }
                 }
             }
@@ -404,7 +388,6 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
     unsafe fn add<T: Tiled<S, R>, C: Companion<S, R>, const MODE: u8, const K: usize>(
         &mut self,
         simd: S,
-        transform: Transform,
         tile: &T,
         classes: std::ops::Range<usize>,
         companion: &mut C,
@@ -415,17 +398,16 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
         companion.begin_sums(simd);
         for start in classes.step_by(K) {
             let mut x = [zero; K];
-            let mut values = [Value::plain(zero); K];
             let mut is_own = [zero.simd_eq(zero); K];
             for k in 0..K {
                 // SAFETY: readable by the caller's promise.
                 x[k] = unsafe { tile.load(simd, start + k) };
                 is_own[k] = x[k].simd_eq(self.subtracted);
-                values[k] = value_of::<S, R, MODE>(simd, transform, x[k]).0;
-                if MODE == CAPPED {
-                    values[k] = values[k].same_as(self.reference, is_own[k]);
-                }
             }
+            let values = self.scale.values::<MODE, false, K>(x).map(
+                #[inline(always)]
+                |(value, _)| value,
+            );
             let Exponentials { exp, mut power, z } =
                 self.scale.exps::<MODE, K>(values, self.reference, Boost::Full, Argument::Exact);
             for k in 0..K {
