@@ -6,7 +6,7 @@
 use fearless_simd::Simd;
 use half::{bf16, f16};
 
-use crate::element::Element;
+use crate::element::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::math::Real;
 use crate::simd::{self, Kernel, f16_to_f32, prefetch_ahead};
@@ -133,6 +133,34 @@ impl Numbers {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Where the first of them lies.
+    pub fn base(&self) -> *const u8 {
+        self.base
+    }
+
+    /// Whether [`Self::read`] rounds no number to an `R` that it would not round to an f64.
+    pub fn fit_into<R: Element>(&self) -> bool {
+        R::DTYPE == Dtype::F64 || !matches!(self.kind, Kind::I32 | Kind::I64 | Kind::U32 | Kind::U64 | Kind::F64)
+    }
+
+    /// Where the `count` numbers from number `first` on lie, if they lie side by side as `R`s, at any alignment.
+    #[inline(always)]
+    pub fn neighbours<R: Element>(&self, first: usize, count: usize) -> Option<*const R> {
+        let kind = match R::DTYPE {
+            Dtype::F16 => Kind::F16,
+            Dtype::Bf16 => Kind::Bf16,
+            Dtype::F32 => Kind::F32,
+            Dtype::F64 => Kind::F64,
+        };
+        let here = self.kind == kind && !self.swapped && first + count <= self.count;
+        if !here || !self.axes.are_neighbours(first, count, size_of::<R>() as isize) {
+            return None;
+        }
+        let place = self.base.wrapping_offset(self.axes.offset(first));
+        prefetch_ahead(place, count * size_of::<R>());
+        Some(place.cast())
     }
 
     /// The numbers from number `first` on, all that `block` has room for, rounded to the block's type.

@@ -6,10 +6,11 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::Simd;
 
 use crate::element::Element;
 use crate::math::Real;
+use crate::simd;
 
 /// The lengths and byte strides of some axes, in C order, with neighbours that form one axis merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Axes {
 
     /// Whether the `count` index tuples from number `first` on lie `step` bytes apart.
     #[inline]
-    fn are_neighbours(&self, first: usize, count: usize, step: isize) -> bool {
+    pub fn are_neighbours(&self, first: usize, count: usize, step: isize) -> bool {
         self.axes.last().is_some_and(|&(length, stride)| stride == step && first % length + count <= length)
     }
 }
@@ -309,7 +310,12 @@ impl<O: Element> Elements<O> {
         self.count
     }
 
-    /// Write the elements from number `first` on, each rounded once.
+    /// Where the first of them lies.
+    pub fn base(&self) -> *const u8 {
+        self.base
+    }
+
+    /// Write the elements from number `first` on, each rounded once; if `streaming`, whole lines past the cache.
     ///
     /// # Safety
     /// This thread alone works on them.
@@ -317,24 +323,74 @@ impl<O: Element> Elements<O> {
     /// # Panics
     /// If there are no such elements.
     #[inline(always)]
-    pub unsafe fn write<S: Simd>(&self, simd: S, first: usize, values: &[O::Real]) {
-        const MOST: usize = 16;
+    pub unsafe fn write<S: Simd>(&self, simd: S, first: usize, values: &[O::Real], streaming: bool) {
         assert!(first + values.len() <= self.count, "elements {first} to {} of {}", first + values.len(), self.count);
-        let lanes = <O::Real as Real>::LANES;
-        let (mut vector, mut stored) = ([<O::Real>::default(); MOST], [MaybeUninit::<O>::uninit(); MOST]);
-        for (index, part) in values.chunks(lanes).enumerate() {
-            vector[..part.len()].copy_from_slice(part);
-            let values = <O::Real as Real>::Lanes::<S>::from_slice(simd, &vector[..lanes]);
-            // SAFETY: there is room for the lanes of any type.
-            unsafe { O::store(simd, stored.as_mut_ptr().cast(), values) };
-            self.axes.for_each_run(first + index * lanes, part.len(), |done, count, offset, step| {
-                for (index, value) in stored[done..done + count].iter().enumerate() {
-                    let place = self.base.wrapping_offset(offset + index as isize * step);
-                    // SAFETY: the run's elements are writeable by the promise made to `Elements::new`, and this
-                    // thread's by the caller's; the store wrote whole vectors.
-                    unsafe { place.cast::<O>().write_unaligned(value.assume_init()) };
+        self.axes.for_each_run(
+            first,
+            values.len(),
+            #[inline(always)]
+            |done, count, offset, step| {
+                let (place, values) = (self.base.wrapping_offset(offset), &values[done..done + count]);
+                // SAFETY: the run's elements are writeable by the promise made to `Elements::new`, and this thread's by
+                // the caller's.
+                unsafe {
+                    if step == size_of::<O>() as isize || count == 1 {
+                        write_adjacent::<S, O>(simd, place.cast(), values, streaming);
+                    } else {
+                        for (index, value) in values.iter().enumerate() {
+                            let place = place.wrapping_offset(index as isize * step);
+                            write_cached::<S, O>(simd, place.cast(), std::slice::from_ref(value));
+                        }
+                    }
                 }
-            });
+            },
+        );
+    }
+}
+
+/// Write numbers side by side, each rounded once; if `streaming`, whole lines past the cache.
+///
+/// # Safety
+/// Their places are writeable, at any alignment, and nothing else accesses them.
+#[inline(always)]
+unsafe fn write_adjacent<S: Simd, O: Element>(simd: S, place: *mut O, values: &[O::Real], streaming: bool) {
+    let (lanes, line) = (<O::Real as Real>::LANES, 64 / size_of::<O>());
+    let aligned = streaming && place.is_aligned();
+    let lead = if aligned { place.align_offset(64).min(values.len()) } else { values.len() };
+    // SAFETY: as many numbers are read as there are, and written to as many places, which are the caller's promise; the
+    // lines begin on boundaries, and each vector of a line lies in the room for one.
+    unsafe {
+        write_cached(simd, place, &values[..lead]);
+        let mut start = lead;
+        while start + line <= values.len() {
+            let mut rounded = [MaybeUninit::<O>::uninit(); 32];
+            for index in (0..line).step_by(lanes) {
+                let vector = Element::load(simd, values[start + index..].as_ptr());
+                O::store(simd, rounded[index..].as_mut_ptr().cast(), vector);
+            }
+            simd::stream(simd, place.add(start).cast(), &rounded.as_ptr().cast::<[u8; 64]>().read());
+            start += line;
+        }
+        write_cached(simd, place.add(start), &values[start..]);
+    }
+}
+
+/// [`write_adjacent`] through the cache.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn write_cached<S: Simd, O: Element>(simd: S, place: *mut O, values: &[O::Real]) {
+    let lanes = <O::Real as Real>::LANES;
+    for (index, part) in values.chunks(lanes).enumerate() {
+        // SAFETY: as many numbers are read as the part has, and written to as many places, the caller's promise.
+        unsafe {
+            let place = place.add(index * lanes);
+            if part.len() == lanes {
+                O::store(simd, place, Element::load(simd, part.as_ptr()));
+            } else {
+                O::store_part(simd, place, part.len(), Element::load_part(simd, part.as_ptr(), part.len()));
+            }
         }
     }
 }
@@ -379,9 +435,14 @@ impl Column {
     /// If there are no such rows.
     #[inline(always)]
     pub unsafe fn set_all(&self, first: usize, values: &[f64]) {
-        for (index, value) in values.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { self.set(first + index, *value) }
+        assert!(first + values.len() <= self.rows, "rows {first} to {} of {}", first + values.len(), self.rows);
+        // SAFETY: the numbers are writeable by the promise made to `Column::new`, and this thread's by the caller's.
+        unsafe {
+            match self.stored {
+                Stored::F32 => write_all(self.base.cast::<f32>().add(first), values, |value| value as f32),
+                Stored::F64 => write_all(self.base.cast::<f64>().add(first), values, |value| value),
+                Stored::I64 => write_all(self.base.cast::<i64>().add(first), values, |value| value as i64),
+            }
         }
     }
 
@@ -406,9 +467,22 @@ impl Column {
     }
 }
 
+/// A loop of which the compiler makes vectors.
+///
+/// # Safety
+/// As many places as there are values are writeable, at any alignment, and nothing else accesses them.
+#[inline(always)]
+unsafe fn write_all<T>(places: *mut T, values: &[f64], convert: impl Fn(f64) -> T) {
+    for (index, value) in values.iter().enumerate() {
+        // SAFETY: writeable by the caller's promise.
+        unsafe { places.add(index).write_unaligned(convert(*value)) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::{Kernel, Level};
 
     #[test]
     fn neighbouring_axes_merge_and_offsets_follow_c_order() {
@@ -429,5 +503,54 @@ mod tests {
         assert_eq!(Axes::new([(2, 24), (3, 8)]).axes, [(6, 8)]);
         assert_eq!(Axes::new([]).count(), 1);
         assert_eq!(Axes::new([(0, 8), (3, 8)]).count(), 0);
+    }
+
+    struct Write<'a, O: Element>(&'a Elements<O>, usize, &'a [O::Real], bool);
+
+    impl<O: Element> Kernel for Write<'_, O> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            // SAFETY: the test has the elements for itself.
+            unsafe { self.0.write(simd, self.1, self.2, self.3) }
+            simd::store_fence();
+        }
+    }
+
+    /// Every number in its place and no other place touched, at all alignments and with all strides.
+    fn writes<O: Element<Real = f32>>() {
+        const MOST: usize = 300;
+        let values: Vec<f32> = (0..MOST).map(|i| i as f32 / 2.0 + 1.0).collect();
+        for &level in Level::available() {
+            for (offset, count) in [(0, 300), (1, 300), (2, 257), (7, 64), (31, 33), (33, 100), (64, 5), (6, 15)] {
+                for (step, streaming) in [(1, true), (1, false), (3, true), (-1, true)] {
+                    let untouched = O::from_f64(-7.0);
+                    let mut room = vec![untouched; 3 * MOST + 128];
+                    let start = if step < 0 { offset + count } else { offset };
+                    let place = |index: usize| (start as isize + step * index as isize) as usize;
+                    let base = room.as_mut_ptr().wrapping_add(start).cast();
+                    let axes = Axes::new([(count + 1, step * size_of::<O>() as isize)]);
+                    // SAFETY: `room` has all of these places.
+                    let elements = unsafe { Elements::<O>::new(base, axes) };
+                    level.run(Write(&elements, 1, &values[..count], streaming));
+                    for index in 1..=count {
+                        assert_eq!(
+                            room[place(index)].to_f64(),
+                            f64::from(values[index - 1]),
+                            "{offset} {count} {step}"
+                        );
+                        room[place(index)] = untouched;
+                    }
+                    assert!(room.iter().all(|value| value.to_f64() == -7.0), "{offset} {count} {step}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn elements_are_written_where_they_belong() {
+        writes::<f32>();
+        writes::<half::f16>();
     }
 }

@@ -1,15 +1,17 @@
 //! Binary cross-entropy of sigmoid(logits), elementwise, and its gradient.
 
+use std::ops::Range;
+
 use fearless_simd::Simd;
 
-use super::{Check, Chunks, GradOutput, Reduction, mean};
+use super::{Check, Chunks, GradOutput, Reduction, STREAMING_BYTES, mean};
 use crate::element::Element;
 use crate::error::Result;
-use crate::math::Real;
+use crate::math::{Real, Total};
 use crate::numbers::Numbers;
 use crate::parallel::map_chunks;
 use crate::row::BLOCK;
-use crate::row::binary::{Block, losses};
+use crate::row::binary::{Plain, Room, Weighing, Weighted, losses};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, Elements};
 
@@ -52,6 +54,16 @@ impl Binary {
         }
     }
 
+    /// Whether there are targets alone, which fit into `R`.
+    fn is_plain<R: Element>(&self) -> bool {
+        let Self { targets, weight, pos_weight, ignore, label_smoothing, .. } = self;
+        targets.fit_into::<R>()
+            && weight.is_none()
+            && pos_weight.is_none()
+            && ignore.is_none()
+            && *label_smoothing == 0.0
+    }
+
     /// How many elements count.
     fn counted(&self, check: Check) -> Result<f64> {
         let Some(ignored) = self.ignore else { return Ok(self.count() as f64) };
@@ -87,16 +99,20 @@ pub unsafe fn binary_cross_entropy<O: Element>(
         assert_eq!(gradient.out.count(), problem.count());
         gradient.grad_output.assert_fits(problem.count());
     }
+    let streaming = gradient.is_some_and(|gradient| {
+        let in_place = gradient.out.base() == problem.logits.base();
+        !in_place && gradient.out.count().saturating_mul(size_of::<O>()) >= STREAMING_BYTES
+    });
     let chunks = Chunks::new(problem.count(), 1);
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(1, 16), check, |chunk| {
-        level.run(Elementwise { range: chunks.rows_of(chunk), problem, divisor, losses, gradient })
+        level.run(Elementwise { range: chunks.rows_of(chunk), problem, divisor, losses, gradient, streaming })
     })?;
     Ok(mean(sums, divisor))
 }
 
 struct Count<'a> {
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     targets: &'a Numbers,
     ignored: f64,
 }
@@ -119,11 +135,13 @@ impl Kernel for Count<'_> {
 
 /// The work on a chunk of elements.
 struct Elementwise<'a, O> {
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     problem: &'a Binary,
     divisor: f64,
     losses: Option<Column>,
     gradient: Option<&'a Gradient<O>>,
+    /// Whether the gradient is written past the cache.
+    streaming: bool,
 }
 
 impl<O: Element> Kernel for Elementwise<'_, O> {
@@ -131,64 +149,166 @@ impl<O: Element> Kernel for Elementwise<'_, O> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let mut block = Block::<O::Real>::new();
-        let mut sum = 0.0;
-        let smoothing = self.problem.label_smoothing;
-        for start in self.range.clone().step_by(BLOCK) {
-            let length = BLOCK.min(self.range.end - start);
-            self.fill(simd, start, length, &mut block);
-            sum += if let Some(gradient) = self.gradient {
-                let sum = losses::<S, O::Real, true>(simd, &mut block, length, smoothing);
-                // SAFETY: the promise made to `binary_cross_entropy`, and this chunk alone works on its elements.
-                unsafe { gradient.out.write(simd, start, &block.gradients[..length]) }
-                sum
-            } else {
-                losses::<S, O::Real, false>(simd, &mut block, length, smoothing)
-            };
-            if let Some(column) = self.losses {
-                // SAFETY: this chunk alone works on its elements.
-                unsafe { column.set_all(start, &block.losses[..length]) }
-            }
+        let mut total = Total::zero(simd);
+        let scale = match self.gradient.map(|gradient| &gradient.grad_output) {
+            None => Some(0.0),
+            Some(GradOutput::Scalar(scale)) => Some(scale / self.divisor),
+            Some(GradOutput::Each(_)) => None,
+        };
+        match scale {
+            Some(scale) if self.problem.is_plain::<O::Real>() => self.plain(simd, scale, &mut total),
+            _ => self.weighted(simd, scale.unwrap_or_default(), &mut total),
         }
-        sum
+        if self.streaming {
+            simd::store_fence();
+        }
+        total.value()
     }
 }
 
 impl<O: Element> Elementwise<'_, O> {
-    /// Read a block of all inputs.
+    /// The work, with targets alone.
     #[inline(always)]
-    fn fill<S: Simd>(&self, simd: S, start: usize, length: usize, block: &mut Block<O::Real>) {
-        let Binary { logits, targets, weight, pos_weight, ignore, .. } = self.problem;
-        let padded = length.next_multiple_of(O::Real::LANES);
-        logits.read(simd, start, &mut block.logits[..length]);
-        targets.read(simd, start, &mut block.targets[..length]);
-        if let Some(weight) = weight {
-            weight.read(simd, start, &mut block.weights[..length]);
-        } else {
-            block.weights[..length].fill(1.0);
+    fn plain<S: Simd>(&self, simd: S, scale: f64, total: &mut Total<S>) {
+        let mut logits = [<O::Real>::MASKED; BLOCK];
+        let mut targets = [O::Real::default(); BLOCK];
+        let mut room = Room::default();
+        for start in self.range.clone().step_by(BLOCK) {
+            let length = BLOCK.min(self.range.end - start);
+            let logits = lend(simd, &self.problem.logits, start, length, &mut logits, <O::Real>::MASKED);
+            let targets = lend(simd, &self.problem.targets, start, length, &mut targets, O::Real::default());
+            // SAFETY: both are blocks.
+            unsafe { self.block(simd, start..start + length, logits, &Plain { targets, scale }, &mut room, total) }
         }
-        if let Some(pos_weight) = pos_weight {
-            pos_weight.read(simd, start, &mut block.positive[..length]);
-        }
-        if let Some(gradient) = self.gradient {
-            gradient.grad_output.read(simd, start, &mut block.scales[..length]);
-            for scale in &mut block.scales[..length] {
-                *scale /= self.divisor;
+    }
+
+    /// The work, with everything; `scale` is for all gradients, unless each has its own.
+    #[inline(always)]
+    fn weighted<S: Simd>(&self, simd: S, scale: f64, total: &mut Total<S>) {
+        let Binary { logits, targets, weight, pos_weight, ignore, label_smoothing } = self.problem;
+        let each = match self.gradient.map(|gradient| &gradient.grad_output) {
+            Some(GradOutput::Each(numbers)) => Some(numbers),
+            _ => None,
+        };
+        let mut block = [<O::Real>::MASKED; BLOCK];
+        let mut weighted = Weighted {
+            targets: [0.0; BLOCK],
+            weights: [1.0; BLOCK],
+            positive: [1.0; BLOCK],
+            scales: [scale; BLOCK],
+            label_smoothing: *label_smoothing,
+        };
+        let mut room = Room::default();
+        for start in self.range.clone().step_by(BLOCK) {
+            let length = BLOCK.min(self.range.end - start);
+            let Weighted { targets: t, weights: w, positive, scales, .. } = &mut weighted;
+            targets.read(simd, start, &mut t[..length]);
+            if let Some(weight) = weight {
+                weight.read(simd, start, &mut w[..length]);
             }
-        }
-        if let Some(ignored) = ignore {
-            for index in 0..length {
-                if block.targets[index] == *ignored {
-                    (block.logits[index], block.targets[index]) = (O::Real::default(), 0.0);
-                    (block.weights[index], block.positive[index], block.scales[index]) = (0.0, 0.0, 0.0);
-                } else if pos_weight.is_none() {
-                    block.positive[index] = 1.0;
+            if let Some(pos_weight) = pos_weight {
+                pos_weight.read(simd, start, &mut positive[..length]);
+            }
+            if let Some(each) = each {
+                each.read(simd, start, &mut scales[..length]);
+                if self.divisor != 1.0 {
+                    for scale in &mut scales[..length] {
+                        *scale /= self.divisor;
+                    }
                 }
             }
+            let logits = if let Some(ignored) = ignore {
+                logits.read(simd, start, &mut block[..length]);
+                block[length..].fill(<O::Real>::MASKED);
+                for index in 0..length {
+                    // Whatever else it holds, an element that does not count weighs nothing.
+                    let counts = t[index] != *ignored;
+                    block[index] = if counts { block[index] } else { O::Real::default() };
+                    w[index] = if !counts {
+                        0.0
+                    } else if weight.is_some() {
+                        w[index]
+                    } else {
+                        1.0
+                    };
+                    positive[index] = if !counts {
+                        0.0
+                    } else if pos_weight.is_some() {
+                        positive[index]
+                    } else {
+                        1.0
+                    };
+                    scales[index] = if !counts {
+                        0.0
+                    } else if each.is_some() {
+                        scales[index]
+                    } else {
+                        scale
+                    };
+                }
+                block.as_ptr()
+            } else {
+                lend(simd, logits, start, length, &mut block, <O::Real>::MASKED)
+            };
+            w[length..].fill(0.0);
+            // SAFETY: these are blocks.
+            unsafe { self.block(simd, start..start + length, logits, &weighted, &mut room, total) }
         }
-        block.logits[length..padded].fill(O::Real::default());
-        block.weights[length..padded].fill(0.0);
     }
+
+    /// The work on a block.
+    ///
+    /// # Safety
+    /// `logits` and what `weighing` has are readable for a block.
+    #[inline(always)]
+    unsafe fn block<S: Simd, W: Weighing<S, O::Real>>(
+        &self,
+        simd: S,
+        here: Range<usize>,
+        logits: *const O::Real,
+        weighing: &W,
+        room: &mut Room<O::Real>,
+        total: &mut Total<S>,
+    ) {
+        let (start, length) = (here.start, here.len());
+        // SAFETY: the blocks by the caller's promise; the output by that made to `binary_cross_entropy`, and this chunk
+        // alone works on its elements.
+        unsafe {
+            match (self.losses, self.gradient) {
+                (None, None) => losses::<S, _, W, false, false>(simd, logits, weighing, length, total, room),
+                (None, Some(_)) => losses::<S, _, W, false, true>(simd, logits, weighing, length, total, room),
+                (Some(_), None) => losses::<S, _, W, true, false>(simd, logits, weighing, length, total, room),
+                (Some(_), Some(_)) => losses::<S, _, W, true, true>(simd, logits, weighing, length, total, room),
+            }
+            if let Some(column) = self.losses {
+                column.set_all(start, &room.losses[..length]);
+            }
+            if let Some(gradient) = self.gradient {
+                gradient.out.write(simd, start, &room.gradients[..length], self.streaming);
+            }
+        }
+    }
+}
+
+/// Where `length` numbers from `start` on are, and `rest` up to a block: in the array itself, if a whole block of them
+/// lies there as `R`s, else in `block`.
+#[inline(always)]
+fn lend<S: Simd, R: Real + Element>(
+    simd: S,
+    numbers: &Numbers,
+    start: usize,
+    length: usize,
+    block: &mut [R; BLOCK],
+    rest: R,
+) -> *const R {
+    if length == BLOCK
+        && let Some(place) = numbers.neighbours(start, length)
+    {
+        return place;
+    }
+    numbers.read(simd, start, &mut block[..length]);
+    block[length..].fill(rest);
+    block.as_ptr()
 }
 
 #[cfg(test)]
@@ -235,5 +355,56 @@ mod tests {
             assert!((out[index] - slope).abs() < 1e-15, "{index}: {} {slope}", out[index]);
         }
         assert!((found.unwrap() - expected).abs() < 1e-13);
+    }
+
+    /// Loss and gradient of problems with a scalar to multiply the gradient with.
+    fn solved(problem: &Binary, out: &mut [f32]) -> f64 {
+        // SAFETY: one axis of values side by side, used by this test alone.
+        let view = unsafe { Elements::new(out.as_mut_ptr().cast(), Axes::new([(out.len(), 4)])) };
+        let gradient = Gradient { out: view, grad_output: GradOutput::Scalar(1.5) };
+        // SAFETY: the output is a vector of its own, or the logits.
+        unsafe { binary_cross_entropy::<f32>(problem, Reduction::Sum, None, None, Some(&gradient), &|| Ok(())) }
+            .unwrap()
+    }
+
+    /// Read in place or not, with weights of 1 or without, written in place or not: the lengths end blocks and vectors
+    /// everywhere.
+    #[test]
+    fn targets_alone_are_targets_with_weights_of_one() {
+        for length in [1, 7, 8, 16, 17, 255, 256, 257, 700] {
+            let logits: Vec<f32> = (0..length).map(|i| (i as f32 * 0.7).sin() * 12.0).collect();
+            let bools: Vec<u8> = (0..length).map(|i| u8::from(i % 3 == 0)).collect();
+            let floats: Vec<f32> = bools.iter().map(|&target| f32::from(target)).collect();
+            let ones = vec![1i8; length];
+            let problem = |targets| Binary {
+                logits: numbers(&logits, Kind::F32),
+                targets,
+                weight: None,
+                pos_weight: None,
+                ignore: None,
+                label_smoothing: 0.0,
+            };
+            let mut outs = [vec![f32::NAN; length], vec![f32::NAN; length], vec![f32::NAN; length]];
+            let plain = problem(numbers(&floats, Kind::F32));
+            assert!(plain.is_plain::<f32>());
+            let losses = [
+                solved(&plain, &mut outs[0]),
+                solved(&problem(numbers(&bools, Kind::Bool)), &mut outs[1]),
+                solved(&Binary { weight: Some(numbers(&ones, Kind::I8)), ..plain.clone() }, &mut outs[2]),
+            ];
+            assert_eq!(losses, [losses[0]; 3], "{length}");
+            assert_eq!(outs[0], outs[1], "{length}");
+            assert_eq!(outs[0], outs[2], "{length}");
+            let expected: f64 = logits.iter().zip(&floats).map(|(&x, &t)| softplus(f64::from(x), f64::from(t))).sum();
+            assert!((losses[0] - expected).abs() < 1e-6 * expected, "{length}: {} {expected}", losses[0]);
+            let mut in_place = logits.clone();
+            let logits = numbers(&in_place, Kind::F32);
+            assert_eq!(solved(&Binary { logits, ..plain }, &mut in_place), losses[0]);
+            assert_eq!(in_place, outs[0], "{length}");
+        }
+    }
+
+    fn softplus(x: f64, target: f64) -> f64 {
+        (-x.abs()).exp().ln_1p() + x.max(0.0) - target * x
     }
 }

@@ -1,20 +1,69 @@
 //! The binary twin: every logit a problem of its own.
 //!
 //! With ε of the target replaced by one half, `a = w·((1 − ε)(1 − t) + ε/2)` and `b = w·P·((1 − ε)t + ε/2)`, the loss
-//! is `a·softplus(x) + b·softplus(−x)`, and with `E = exp(−|x|)` that is `(a + b)·log1p E + |x|·(a where x > 0, else
-//! b)`: no term is a difference. The gradient `a·σ(x) − b·σ(−x)` is `(a − b·E) / (1 + E)` for x > 0 and `(a·E − b) / (1
-//! + E)` otherwise.
+//! is `a·softplus(x) + b·softplus(−x)` and the gradient `a·σ(x) − b·σ(−x)`. With `E = exp(−|x|)`, a slope d, which is a
+//! where x > 0 and else −b, and a mass `a + b`, they are `d·x + (a + b)·log1p E` and `d ∓ (a + b)·E / (1 + E)`. No term of
+//! the loss is a difference, and what the quotient is off by is a share of σ(−|x|), the smaller side.
+//!
+//! exp, log1p and the quotient are those of the lanes; slope and mass are f64, lest 1 − t and a weight of 50 take their
+//! rounding along.
+//!
+//! # Three loops
+//!
+//! For 16 elements of f32, AVX-512 takes 15 operations for E, 10 for its log1p, and for the rest, in halves of f64, 26
+//! (34 with a gradient): more than a dozen cycles, if nothing waited. But all of them are one chain of 30, and a CPU
+//! sees no more than some seven such chains at a time. So each step is a loop of its own over the block, with its results
+//! in L1: 5.9 ns instead of 6.9 (9.3 instead of 10.8) for 65536 elements in L2.
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::BLOCK;
+use crate::element::Element;
 use crate::math::{Boost, Real, Total};
 
-/// A block of logits and what is wanted of them, side by side. Whoever fills a part of it pads that to whole vectors
-/// with logits and weights of 0.
-pub struct Block<R> {
-    /// The logits.
-    pub logits: [R; BLOCK],
+/// Lanes of f64 that say yes or no.
+type Mask<S> = <f64x8<S> as SimdBase<S>>::Mask;
+
+/// What the two sides of eight elements weigh.
+pub struct Sides<S: Simd> {
+    /// a where the logit is above 0, else −b.
+    slope: f64x8<S>,
+    /// a + b.
+    mass: f64x8<S>,
+    /// By what the gradient is multiplied.
+    scale: f64x8<S>,
+}
+
+/// What the elements of a block weigh.
+pub trait Weighing<S: Simd, R> {
+    /// The sides of eight elements, a half of the [`Real::LANES`] from `index` on.
+    ///
+    /// # Safety
+    /// The block has them.
+    unsafe fn sides(&self, simd: S, index: usize, half: usize, above: Mask<S>) -> Sides<S>;
+}
+
+/// Targets alone, in the type that computes: `a = 1 − t` and `b = t`.
+pub struct Plain<R> {
+    /// A block of them.
+    pub targets: *const R,
+    /// By what all gradients are multiplied.
+    pub scale: f64,
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> Weighing<S, R> for Plain<R> {
+    #[inline(always)]
+    unsafe fn sides(&self, simd: S, index: usize, half: usize, above: Mask<S>) -> Sides<S> {
+        let lanes = |value: f64| f64x8::splat(simd, value);
+        // SAFETY: the caller's promise.
+        let targets = R::twice(unsafe { R::load(simd, self.targets.add(index)) });
+        let slope = above.select(lanes(1.0), lanes(0.0)) - targets[half];
+        Sides { slope, mass: lanes(1.0), scale: lanes(self.scale) }
+    }
+}
+
+/// Targets with weights: a block of everything.
+pub struct Weighted {
     /// The targets t.
     pub targets: [f64; BLOCK],
     /// The weights w; 0 where the element does not count.
@@ -23,87 +72,107 @@ pub struct Block<R> {
     pub positive: [f64; BLOCK],
     /// By what the gradients are multiplied.
     pub scales: [f64; BLOCK],
-    /// Room for the losses.
+    /// ε.
+    pub label_smoothing: f64,
+}
+
+impl<S: Simd, R> Weighing<S, R> for Weighted {
+    #[inline(always)]
+    unsafe fn sides(&self, simd: S, index: usize, half: usize, above: Mask<S>) -> Sides<S> {
+        let lanes = |value: f64| f64x8::splat(simd, value);
+        let start = index + 8 * half;
+        let load = |values: &[f64; BLOCK]| f64x8::from_slice(simd, &values[start..start + 8]);
+        let (keep, half_smoothing) = (lanes(1.0 - self.label_smoothing), lanes(self.label_smoothing / 2.0));
+        let (t, w) = (load(&self.targets), load(&self.weights));
+        let a = w * (keep * (lanes(1.0) - t) + half_smoothing);
+        let b = w * (load(&self.positive) * (keep * t + half_smoothing));
+        Sides { slope: above.select(a, -b), mass: a + b, scale: load(&self.scales) }
+    }
+}
+
+/// The results of a block, and room for what is made of them on the way.
+pub struct Room<R> {
+    /// The losses, if they are kept.
     pub losses: [f64; BLOCK],
-    /// Room for the gradients.
+    /// E, then `E / (1 + E)`, then the gradients, if there are to be any.
     pub gradients: [R; BLOCK],
+    /// log1p E.
+    logs: [R; BLOCK],
 }
 
-impl<R: Real> Block<R> {
-    /// Logits and targets of 0, weights of 1.
-    pub fn new() -> Self {
-        Self {
-            logits: [R::default(); BLOCK],
-            targets: [0.0; BLOCK],
-            weights: [1.0; BLOCK],
-            positive: [1.0; BLOCK],
-            scales: [1.0; BLOCK],
-            losses: [0.0; BLOCK],
-            gradients: [R::default(); BLOCK],
-        }
-    }
-}
-
-impl<R: Real> Default for Block<R> {
+impl<R: Real> Default for Room<R> {
     fn default() -> Self {
-        Self::new()
+        Self { losses: [0.0; BLOCK], gradients: [R::default(); BLOCK], logs: [R::default(); BLOCK] }
     }
 }
 
-/// The losses of the first `length` logits of a block, and their sum; with `GRADIENT`, their gradients too.
+/// Add the losses of the first `length` logits to a total; with `KEEP`, write them; with `GRADIENT`, write their
+/// gradients. The last vector is worked on as a whole.
 ///
-/// exp and log are those of the lanes; the coefficients are f64, lest a weight of 50 take its rounding along.
+/// # Safety
+/// A block of logits is readable, and of what `weighing` has.
 #[inline(never)]
-pub fn losses<S: Simd, R: Real, const GRADIENT: bool>(
+pub unsafe fn losses<
+    S: Simd,
+    R: Real + Element<Real = R>,
+    W: Weighing<S, R>,
+    const KEEP: bool,
+    const GRADIENT: bool,
+>(
     simd: S,
-    block: &mut Block<R>,
+    logits: *const R,
+    weighing: &W,
     length: usize,
-    label_smoothing: f64,
-) -> f64 {
-    let (keep, half_smoothing) = (1.0 - label_smoothing, label_smoothing / 2.0);
+    total: &mut Total<S>,
+    room: &mut Room<R>,
+) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let mut sum = Total::zero(simd);
-            for start in (0..length).step_by(R::LANES) {
-                let here = start..start + R::LANES;
-                let x = R::Lanes::<S>::from_slice(simd, &block.logits[here.clone()]);
+            let (lanes, padded) = (R::LANES, length.next_multiple_of(R::LANES));
+            let Room { losses, gradients, logs } = room;
+            let (gradients, logs) = (&mut gradients[..padded], &mut logs[..padded]);
+            for (vector, part) in gradients.chunks_exact_mut(lanes).enumerate() {
+                // SAFETY: a vector of the block, readable by the caller's promise.
+                let x = unsafe { R::load(simd, logits.add(vector * lanes)) };
                 let exp = R::exp(simd, -x.abs(), Boost::Full);
-                let log = R::log_1p(simd, exp * R::splat(simd, 1.0 / R::BOOST));
-                let [mut x_lanes, mut exp_lanes, mut log_lanes, mut gradients] = [[0.0; 16]; 4];
-                R::widen(x, &mut x_lanes);
-                R::widen(exp, &mut exp_lanes);
-                R::widen(log, &mut log_lanes);
-                for half in (0..R::LANES).step_by(8) {
-                    let lanes = |value: f64| f64x8::splat(simd, value);
-                    let load = |values: &[f64]| f64x8::from_slice(simd, &values[half..half + 8]);
-                    let block_of = |values: &[f64; BLOCK]| load(&values[here.clone()]);
-                    let (zero, one) = (lanes(0.0), lanes(1.0));
-                    let (x, exp) = (load(&x_lanes), load(&exp_lanes) * lanes(1.0 / R::BOOST));
-                    // Where E is too small for the lanes, it is its own log1p.
-                    let log = exp.simd_lt(lanes(1e-20)).select(exp, load(&log_lanes));
-                    let (t, w, positive) =
-                        (block_of(&block.targets), block_of(&block.weights), block_of(&block.positive));
-                    let a = w * (lanes(keep) * (one - t) + lanes(half_smoothing));
-                    let b = w * (positive * (lanes(keep) * t + lanes(half_smoothing)));
-                    let above = x.simd_gt(zero);
-                    let slope = above.select(a, b);
-                    // The right answer is worth every confidence: 0·∞ is 0.
-                    let linear = slope.simd_eq(zero).select(zero, slope * x.abs());
-                    ((a + b) * log + linear).store_slice(&mut block.losses[here.clone()][half..half + 8]);
-                    if GRADIENT {
-                        let share = above.select(a - b * exp, a * exp - b) / (one + exp);
-                        (block_of(&block.scales) * share).store_slice(&mut gradients[half..half + 8]);
-                    }
-                }
-                if GRADIENT {
-                    for (gradient, value) in block.gradients[here.clone()].iter_mut().zip(gradients) {
-                        *gradient = R::from_f64(value);
-                    }
-                }
-                R::add_numbers(simd, &mut sum, &block.losses[here]);
+                (exp * R::splat(simd, 1.0 / R::BOOST)).store_slice(part);
             }
-            sum.value()
+            for (part, logs) in gradients.chunks_exact_mut(lanes).zip(logs.chunks_exact_mut(lanes)) {
+                let exp = R::Lanes::<S>::from_slice(simd, part);
+                R::log_1p(simd, exp).store_slice(logs);
+                if GRADIENT {
+                    (exp / (exp + R::splat(simd, 1.0))).store_slice(part);
+                }
+            }
+            let (zero, none) = (f64x8::splat(simd, 0.0), R::splat(simd, 0.0));
+            let mut sum = *total;
+            for (vector, (part, logs)) in gradients.chunks_exact_mut(lanes).zip(logs.chunks_exact(lanes)).enumerate() {
+                // SAFETY: as above.
+                let x = unsafe { R::load(simd, logits.add(vector * lanes)) };
+                let share = R::Lanes::<S>::from_slice(simd, part);
+                // What a mass of 1 adds to the slope.
+                let share = R::twice(x.simd_gt(none).select(-share, share));
+                let (x, log) = (R::twice(x), R::twice(R::Lanes::<S>::from_slice(simd, logs)));
+                let (mut loss, mut gradient) = ([zero; 2], [zero; 2]);
+                for half in 0..lanes / 8 {
+                    // SAFETY: as above.
+                    let sides = unsafe { weighing.sides(simd, vector * lanes, half, x[half].simd_gt(zero)) };
+                    // The right answer is worth every confidence: 0·∞ is 0.
+                    let linear = sides.slope.simd_eq(zero).select(zero, sides.slope * x[half]);
+                    loss[half] = sides.mass.mul_add(log[half], linear);
+                    gradient[half] = sides.mass.mul_add(share[half], sides.slope) * sides.scale;
+                    if KEEP {
+                        let start = vector * lanes + 8 * half;
+                        loss[half].store_slice(&mut losses[start..start + 8]);
+                    }
+                }
+                R::add_twice(&mut sum, loss);
+                if GRADIENT {
+                    R::once(gradient).store_slice(part);
+                }
+            }
+            *total = sum;
         },
-    )
+    );
 }
