@@ -334,13 +334,10 @@ impl<O: Element> Elements<O> {
                 // SAFETY: the run's elements are writeable by the promise made to `Elements::new`, and this thread's by
                 // the caller's.
                 unsafe {
-                    if step == size_of::<O>() as isize || count == 1 {
+                    if step == size_of::<O>() as isize {
                         write_adjacent::<S, O>(simd, place.cast(), values, streaming);
                     } else {
-                        for (index, value) in values.iter().enumerate() {
-                            let place = place.wrapping_offset(index as isize * step);
-                            write_cached::<S, O>(simd, place.cast(), std::slice::from_ref(value));
-                        }
+                        write_apart::<S, O>(simd, place, step, values);
                     }
                 }
             },
@@ -372,6 +369,25 @@ unsafe fn write_adjacent<S: Simd, O: Element>(simd: S, place: *mut O, values: &[
             start += line;
         }
         write_cached(simd, place.add(start), &values[start..]);
+    }
+}
+
+/// Write numbers `step` bytes apart, each rounded once.
+///
+/// # Safety
+/// As for [`write_adjacent`].
+#[inline(always)]
+unsafe fn write_apart<S: Simd, O: Element>(simd: S, place: *mut u8, step: isize, values: &[O::Real]) {
+    let lanes = <O::Real as Real>::LANES;
+    for (index, part) in values.chunks(lanes).enumerate() {
+        let mut rounded = [MaybeUninit::<O>::uninit(); 16];
+        // SAFETY: as many numbers are read as the part has; there is room for the lanes of any type.
+        unsafe { O::store(simd, rounded.as_mut_ptr().cast(), Element::load_part(simd, part.as_ptr(), part.len())) }
+        for (lane, value) in rounded[..part.len()].iter().enumerate() {
+            let place = place.wrapping_offset((index * lanes + lane) as isize * step);
+            // SAFETY: writeable by the caller's promise; the store wrote a whole vector.
+            unsafe { place.cast::<O>().write_unaligned(value.assume_init()) }
+        }
     }
 }
 
@@ -552,5 +568,6 @@ mod tests {
     fn elements_are_written_where_they_belong() {
         writes::<f32>();
         writes::<half::f16>();
+        writes::<half::bf16>();
     }
 }
