@@ -178,6 +178,21 @@ def test_element(level, dtype, logit, target, expected):
         np.testing.assert_allclose(grad.astype(float), slope, rtol=0.005, atol=5e-8)
 
 
+@pytest.mark.parametrize("offset", [0, 1, 5, 15])
+def test_large_gradients_go_past_the_cache_to_the_right_place(level, offset, random):
+    """Their places are not on the boundaries of cache lines; a result in place goes through the cache."""
+    count = (1 << 22) + 9
+    logits, targets = random.standard_normal(count, np.float32), random.random(count) < 0.5
+    room = np.full(count + 32, 7, np.float32)
+    grad = room[offset : offset + count]
+    loss, _ = xent_rs.binary_cross_entropy_with_grad(logits, targets, out=grad)
+    beside, _ = xent_rs.binary_cross_entropy_with_grad(logits, targets, out=logits)
+    assert same(grad, logits)
+    assert loss == beside
+    assert (room[:offset] == 7).all()
+    assert (room[offset + count :] == 7).all()
+
+
 def test_confident_elements_keep_their_digits():
     """log(1 + exp(-17)) and sigmoid(17) - 1, where float32 has 0."""
     logits, targets = np.array([17, -17], np.float32), np.array([1, 0])
