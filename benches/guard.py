@@ -44,7 +44,7 @@ OF_PLAIN = {
     "sample weights": (1.4, 1.4),
     "z-loss": (1.4, 1.4),
     "temperature": (1.8, 1.7),
-    "softcap": (12.0, 12.0),
+    "softcap": (7.5, 8.8),
     "probabilities": (4.6, 5.8),
     "probabilities, smoothing": (5.1, 6.3),
     "KL divergence": (12.5, 12.5),
