@@ -441,7 +441,8 @@ impl Real for f32 {
         let zero = f64x8::splat(simd, 0.0);
         for half in 0..2 {
             let weights = f64x8::from_slice(simd, &weights[8 * half..8 * half + 8]);
-            let difference = (value[half] - reference[half]) * (1.0 / UNIT);
+            let unit = f64x8::splat(simd, 1.0 / UNIT);
+            let difference = value[half].mul_sub(unit, reference[half] * unit);
             let difference = weights.simd_eq(zero).select(zero, difference);
             total.parts[half] = weights.mul_add(difference, total.parts[half]);
         }

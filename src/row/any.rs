@@ -87,6 +87,28 @@ impl AnyRow {
         with_row!(*self, row => read(simd, row, start, length, block.downcast_mut().expect("the row's own type")));
     }
 
+    /// Like [`Self::read`], but where the row itself has a whole block of `R`s, they stay there.
+    #[inline(always)]
+    pub(super) fn lend<S: Simd, R: Real + Element>(
+        &self,
+        simd: S,
+        start: usize,
+        length: usize,
+        block: &mut [R; BLOCK],
+    ) -> *const R {
+        let row: &dyn Any = with_row!(self, row => row);
+        if let Some(row) = row.downcast_ref::<Row<R>>()
+            && length == BLOCK
+            && row.is_contiguous()
+        {
+            let place = row.pointer(start).cast_const();
+            prefetch_ahead(place.cast(), BLOCK * size_of::<R>());
+            return place;
+        }
+        self.read(simd, start, length, block);
+        block.as_ptr()
+    }
+
     /// How many elements come before the first that streaming stores can write, if that is how results are stored.
     pub(super) fn lead(&self, stores: Stores) -> Option<usize> {
         with_row!(self, row => lead(*row, stores))

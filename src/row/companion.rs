@@ -3,10 +3,12 @@
 //! The target's share of the loss is `Σ t·(lse − z) = mass·ln total − Σ t·(z − z(reference))`, so a pass that knows the
 //! targets sums the second part on its way. Sums are kept in units of the (capped) logits, before any division by T.
 
+use std::ops::Range;
+
 use fearless_simd::{Simd, prelude::*};
 
+use super::AnyRow;
 use super::transform::Value;
-use super::{AnyRow, BLOCK};
 use crate::math::{Real, Total, UNIT};
 
 /// A vector of the pass.
@@ -63,6 +65,17 @@ pub(super) trait Companion<S: Simd, R: Real> {
     /// Sums of the block end.
     #[inline(always)]
     fn end_sums(&mut self) {}
+    /// Some vectors of the block once more, for who needs nothing but their values: after the exponentials, which want
+    /// all registers for themselves.
+    #[inline(always)]
+    fn values(
+        &mut self,
+        _simd: S,
+        _vectors: Range<usize>,
+        _value: impl Fn(usize) -> Value<S, R>,
+        _reference: Value<S, R>,
+    ) {
+    }
 }
 
 /// Nobody.
@@ -124,14 +137,14 @@ pub(super) trait Weights<S: Simd> {
 /// `Σ weight·(value − reference)`, in units of [`UNIT`], and `Σ weight`.
 pub(super) struct Weighted<'a, S: Simd, W> {
     pub(super) weights: W,
-    block: &'a mut [f64; BLOCK],
+    block: &'a mut [f64],
     pub(super) sum: Total<S>,
     pub(super) mass: Total<S>,
 }
 
 impl<'a, S: Simd, W> Weighted<'a, S, W> {
     #[inline(always)]
-    pub(super) fn new(simd: S, weights: W, block: &'a mut [f64; BLOCK]) -> Self {
+    pub(super) fn new(simd: S, weights: W, block: &'a mut [f64]) -> Self {
         Self { weights, block, sum: Total::zero(simd), mass: Total::zero(simd) }
     }
 }
@@ -152,10 +165,16 @@ impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
     }
 
     #[inline(always)]
-    fn add(&mut self, simd: S, vector: usize, _chain: usize, term: Term<S, R>) {
-        let weights = &self.block[vector * R::LANES..(vector + 1) * R::LANES];
-        R::add_weighted(simd, &mut self.sum, weights, term.value.twice(), term.reference.twice());
-        R::add_numbers(simd, &mut self.mass, weights);
+    fn values(&mut self, simd: S, vectors: Range<usize>, value: impl Fn(usize) -> Value<S, R>, reference: Value<S, R>) {
+        // Sums of its own, in registers.
+        let (mut sum, mut mass) = (self.sum, self.mass);
+        let reference = reference.twice();
+        for vector in vectors {
+            let weights = &self.block[vector * R::LANES..(vector + 1) * R::LANES];
+            R::add_weighted(simd, &mut sum, weights, value(vector).twice(), reference);
+            R::add_numbers(simd, &mut mass, weights);
+        }
+        (self.sum, self.mass) = (sum, mass);
     }
 }
 

@@ -1,13 +1,13 @@
 //! Targets that give every class of a row its own weight: probabilities, smoothed or weighted, or the softmax of a
 //! teacher's logits. Kernels know no more of them than a block of weights in f64, written where they ask for it.
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::companion::{Nothing, Weights};
 use super::log_sum_exp::any_pass;
-use super::transform::{Scale, Value, with_uncapped_mode};
+use super::transform::{Exponentials, Scale, Value, with_uncapped_mode};
 use super::{AnyRow, BLOCK, LogSumExp, Transform};
-use crate::math::{Boost, Real, Total};
+use crate::math::{Argument, Boost, Real, Total, vectors_at_a_time};
 use crate::numbers::Numbers;
 
 /// `weight·(keep·p + uniform)` for every class of a row, p being the source's.
@@ -81,7 +81,15 @@ impl Dense<'_> {
         rest.fill(0.0);
         let mut sum = 0.0;
         match self.source {
-            Source::Nothing => block.fill(self.uniform),
+            Source::Nothing => {
+                if let Some(weights) = self.weight {
+                    for (weight, factor) in block.iter_mut().zip(&weights[start..]) {
+                        *weight = self.uniform * factor;
+                    }
+                    return sum;
+                }
+                block.fill(self.uniform);
+            }
             Source::Numbers(numbers, first) => {
                 numbers.read(simd, first + start, block);
                 if self.keep != 1.0 || self.uniform != 0.0 {
@@ -99,6 +107,17 @@ impl Dense<'_> {
             }
         }
         sum
+    }
+
+    /// Whether the weights of the first `length` classes of these targets are all there is of them, and are next to each
+    /// other: those of the first row from the first class on, as many as all have, are those of all rows then.
+    #[inline(always)]
+    pub(super) fn are_neighbours(targets: &[Option<Self>], start: usize, length: usize) -> bool {
+        let Some(Some(Self { source: Source::Numbers(_, first), weight: None, .. })) = targets.first() else {
+            return false;
+        };
+        let is_next = |(lane, target): (usize, &Option<Self>)| matches!(target, Some(Self { source: Source::Numbers(_, at), .. }) if *at == first + lane * length);
+        start == 0 && targets.iter().enumerate().all(is_next)
     }
 
     /// The weight of one class.
@@ -129,28 +148,60 @@ fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, start: usize, block: &m
         || {
             let scale = Scale::<S, R>::new(simd, transform);
             let share = super::per_mass(1.0, log_sum_exp.total()) / R::BOOST;
-            let mut logits = [R::default(); BLOCK];
+            let (mut logits, mut weights) = ([R::default(); BLOCK], [0.0; BLOCK]);
             row.read(simd, start, block.len(), &mut logits);
             let reference = Value::plain(R::splat(simd, log_sum_exp.reference));
-            let mut sum = Total::zero(simd);
-            let mut weights = [0.0; 16];
-            for (part, logits) in block.chunks_mut(R::LANES).zip(logits.chunks_exact(R::LANES)) {
-                let value = Value::plain(R::Lanes::<S>::from_slice(simd, logits));
-                let exp = with_uncapped_mode!(transform, MODE => scale.exp::<MODE>(value, reference, Boost::Full));
-                R::widen(exp, &mut weights);
-                for (weight, logit) in weights[..R::LANES].iter_mut().zip(logits) {
-                    *weight *= share;
-                    // Too small for the lanes, but not nothing: it is infinitely far from a masked class.
-                    if *weight == 0.0 && logit.to_f64() > f64::NEG_INFINITY {
-                        *weight = f64::from_bits(1);
-                    }
-                }
-                R::add_weighted(simd, &mut sum, &weights[..R::LANES], value.twice(), reference.twice());
-                part.copy_from_slice(&weights[..part.len()]);
+            // Some vectors at a time, past the last class too: those are masked.
+            let vectors = block.len().div_ceil(4 * R::LANES) * 4;
+            let at_a_time = vectors_at_a_time::<S>();
+            for first in (0..vectors).step_by(at_a_time) {
+                with_uncapped_mode!(transform, MODE => match at_a_time {
+                    4 => shares::<S, R, MODE, 4>(simd, &scale, &logits, first, reference, share, &mut weights),
+                    2 => shares::<S, R, MODE, 2>(simd, &scale, &logits, first, reference, share, &mut weights),
+                    _ => shares::<S, R, MODE, 1>(simd, &scale, &logits, first, reference, share, &mut weights),
+                });
             }
+            let mut sum = Total::zero(simd);
+            for (weights, logits) in weights.chunks_exact(R::LANES).zip(logits.chunks_exact(R::LANES)).take(vectors) {
+                let value = R::twice(R::Lanes::<S>::from_slice(simd, logits));
+                R::add_weighted(simd, &mut sum, weights, value, reference.twice());
+            }
+            block.copy_from_slice(&weights[..block.len()]);
             sum.value()
         },
     )
+}
+
+/// Write `exp(z − z(reference))·share` of `K` vectors of logits from number `first` on.
+#[inline(always)]
+fn shares<S: Simd, R: Real, const MODE: u8, const K: usize>(
+    simd: S,
+    scale: &Scale<S, R>,
+    logits: &[R; BLOCK],
+    first: usize,
+    reference: Value<S, R>,
+    share: f64,
+    weights: &mut [f64; BLOCK],
+) {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    let mut x = [R::splat(simd, 0.0); K];
+    let mut values = [reference; K];
+    for k in 0..K {
+        let start = (first + k) * R::LANES;
+        x[k] = R::Lanes::<S>::from_slice(simd, &logits[start..start + R::LANES]);
+        values[k] = Value::plain(x[k]);
+    }
+    let Exponentials { exp, power, .. } = scale.exps::<MODE, K>(values, reference, Boost::Full, Argument::Exact);
+    for k in 0..K {
+        let (exp, logit) = (R::twice(exp[k] * power[k]), R::twice(x[k]));
+        for half in 0..R::LANES / 8 {
+            let weight = exp[half] * lanes(share);
+            // Too small for the lanes, but not nothing: it is infinitely far from a masked class.
+            let tiny = weight.simd_eq(lanes(0.0)) & logit[half].simd_gt(lanes(f64::NEG_INFINITY));
+            let start = (first + k) * R::LANES + 8 * half;
+            tiny.select(lanes(f64::from_bits(1)), weight).store_slice(&mut weights[start..start + 8]);
+        }
+    }
 }
 
 /// The weights of a row as its pass asks for them.

@@ -80,7 +80,7 @@ pub(super) fn pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
 
 /// [`pass`] by blocks, for companions that are worth no kernel for each storage type.
 #[inline(always)]
-pub(super) fn any_pass<S: Simd, R: Real, C: Companion<S, R>>(
+pub(super) fn any_pass<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>>(
     simd: S,
     row: AnyRow,
     transform: Transform,
@@ -150,7 +150,7 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
 
 /// The pass over blocks that were read, and capped, before.
 #[inline(never)]
-fn pass_by_blocks<S: Simd, R: Real, C: Companion<S, R>, const MODE: u8>(
+fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, const MODE: u8>(
     simd: S,
     row: AnyRow,
     transform: Transform,
@@ -161,19 +161,22 @@ fn pass_by_blocks<S: Simd, R: Real, C: Companion<S, R>, const MODE: u8>(
         || {
             let mut sums = Sums::new(simd);
             let scale = Scale::new(simd, transform);
-            let mut logits = Copied { logits: [R::default(); BLOCK], capped: Capped::default() };
+            let mut copy = Aligned([R::default(); BLOCK]);
+            let mut capped = Aligned(Capped::default());
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = (row.classes() - start).min(BLOCK);
                 let block = Block { transform, scale, start, length };
-                row.read(simd, start, length, &mut logits.logits);
-                if let Some(cap) = scale.cap.as_ref().filter(|_| MODE == CAPPED) {
-                    let Copied { logits, capped } = &mut logits;
-                    cap.fill::<_, _, false>(simd, &logits[..block.vectors() * R::LANES], capped);
-                }
+                let logits = if let Some(cap) = scale.cap.as_ref().filter(|_| MODE == CAPPED) {
+                    row.read(simd, start, length, &mut copy.0);
+                    cap.fill::<_, _, false>(simd, &copy.0[..block.vectors() * R::LANES], &mut capped.0);
+                    copy.0.as_ptr()
+                } else {
+                    row.lend(simd, start, length, &mut copy.0)
+                };
+                let logits = Lent { logits: InPlace(logits), capped: &capped.0 };
                 companion.begin(simd, start, length);
                 let raised = block.raise(simd, &logits, &mut sums, &mut companion);
-                // The others are worth no second loop.
-                if MODE != CAPPED || raised || length < BLOCK {
+                if raised || length < BLOCK {
                     block.add::<_, C, MODE, true>(simd, &logits, raised, &mut sums, &mut companion);
                 } else {
                     block.add::<_, C, MODE, false>(simd, &logits, raised, &mut sums, &mut companion);
@@ -209,22 +212,25 @@ impl<S: Simd, E: Element> Logits<S, E::Real> for InPlace<E> {
     }
 }
 
-/// In a copy, on a boundary of cache lines.
-#[repr(align(64))]
-struct Copied<R> {
-    logits: [R; BLOCK],
-    capped: Capped<R, BLOCK>,
+/// In memory or in a copy, and capped where they are.
+struct Lent<'a, R> {
+    logits: InPlace<R>,
+    capped: &'a Capped<R, BLOCK>,
 }
 
-impl<S: Simd, R: Real> Logits<S, R> for Copied<R> {
+/// On a boundary of cache lines.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
+impl<S: Simd, R: Real + Element<Real = R>> Logits<S, R> for Lent<'_, R> {
     #[inline(always)]
     fn load(&self, simd: S, vector: usize) -> R::Lanes<S> {
-        R::Lanes::<S>::from_slice(simd, &self.logits[vector * R::LANES..(vector + 1) * R::LANES])
+        self.logits.load(simd, vector)
     }
 
     #[inline(always)]
     fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, R> {
-        if MODE == CAPPED { Value::capped(simd, &self.capped, vector) } else { Value::plain(self.load(simd, vector)) }
+        if MODE == CAPPED { Value::capped(simd, self.capped, vector) } else { Value::plain(self.load(simd, vector)) }
     }
 }
 
@@ -341,13 +347,16 @@ impl<S: Simd, R: Real> Block<S, R> {
             let mut values = [Value::plain(zero); K];
             // Asked before the exponentials: they need the registers.
             let mut is_own = [zero.simd_eq(own); K];
+            // Counted together: one by one the compiler makes vectors of the counts.
+            let mut bits = 0;
             for k in 0..K {
                 x[k] = logits.load(simd, start + k);
                 values[k] = logits.value::<MODE>(simd, start + k);
                 is_own[k] = x[k].simd_eq(own);
-                if PART {
-                    equal += is_own[k].to_bitmask().count_ones();
-                }
+                bits |= is_own[k].to_bitmask() << (k * R::LANES);
+            }
+            if PART {
+                equal += bits.count_ones();
             }
             let Exponentials { exp, mut power, z } =
                 self.scale.exps::<MODE, K>(values, reference, Boost::Full, Argument::Shrunk);
@@ -369,5 +378,12 @@ impl<S: Simd, R: Real> Block<S, R> {
             sums.sum.add_scalar((f64::from(equal) - 1.0) * R::BOOST);
         }
         companion.end_sums();
+        companion.values(
+            simd,
+            0..vectors,
+            #[inline(always)]
+            |vector| logits.value::<MODE>(simd, vector),
+            reference,
+        );
     }
 }

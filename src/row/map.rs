@@ -55,14 +55,11 @@ pub(super) fn share(scale: f64, weight: f64) -> f64 {
     if weight == 0.0 { 0.0 } else { scale * weight }
 }
 
-/// [`share`] of whole vectors.
+/// [`share`] of a vector of weights, in their place.
 #[inline(always)]
-pub(super) fn share_all<S: Simd>(simd: S, scale: f64, weights: &mut [f64]) {
-    let (scale, zero) = (f64x8::splat(simd, scale), f64x8::splat(simd, 0.0));
-    for weights in weights.chunks_exact_mut(8) {
-        let lanes = f64x8::from_slice(simd, weights);
-        lanes.simd_eq(zero).select(zero, scale * lanes).store_slice(weights);
-    }
+pub(super) fn share_lanes<S: Simd>(simd: S, scales: f64x8<S>, weights: &mut [f64]) {
+    let (zero, lanes) = (f64x8::splat(simd, 0.0), f64x8::from_slice(simd, weights));
+    lanes.simd_eq(zero).select(zero, scales * lanes).store_slice(weights);
 }
 
 /// Whether a factor can take the boost of [`Real::exp`] back and stay a normal number.
@@ -194,7 +191,9 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                             if let Some((class, weight)) = point {
                                 numbers[class - start] += weight;
                             }
-                            share_all(simd, offset.scale, &mut numbers[..padded]);
+                            for weights in numbers[..padded].chunks_exact_mut(8) {
+                                share_lanes(simd, f64x8::splat(simd, offset.scale), weights);
+                            }
                             for index in (0..padded).step_by(R::LANES) {
                                 let numbers = &numbers[index..index + R::LANES];
                                 R::narrow(simd, numbers).store_slice(&mut offsets[index..index + R::LANES]);

@@ -122,6 +122,9 @@ mod x86 {
             fearless_simd::kernel!(
                 #[inline(always)]
                 pub(super) fn $store(avx512: Avx512, destination: *mut $value, count: usize, lanes: $lanes) {
+                    // What the compiler knows of a count it may turn into a store that is too wide: of one 16-bit value
+                    // it made one of 4 bytes.
+                    let count = std::hint::black_box(count);
                     let mask = <$mask>::MAX.unbounded_shl(count as u32);
                     // SAFETY: the caller of `store_part` promised that `count` values are writeable; no other is
                     // written.

@@ -1,15 +1,17 @@
 //! The derivatives of a tile of rows.
 
-use fearless_simd::{Simd, prelude::*};
+use std::ops::Range;
 
-use super::{AnyTile, Tile, TileWeights, Tiled};
+use fearless_simd::{Simd, f64x8, prelude::*};
+
+use super::{AnyTile, TOGETHER, Tile, TileWeights, Tiled};
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, vectors_at_a_time};
 use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
 use crate::row::companion::Weights;
-use crate::row::map::{can_boost, difference_of, share, take_back, variance_of};
+use crate::row::map::{can_boost, difference_of, share_lanes, take_back, variance_of};
 use crate::row::transform::{CAPPED, Exponentials, PLAIN, SCALED, Scale, Value, with_mode, with_uncapped_mode};
-use crate::row::{BLOCK, Transform, per_mass};
+use crate::row::{Transform, per_mass};
 
 /// The gradients of the rows, into `out`; lanes that do not count get zeros.
 ///
@@ -100,43 +102,43 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
             let uniform = R::narrow(simd, &slopes.uniform);
             // SAFETY: the caller's promise.
             unsafe {
-                if dense {
-                    let named = if targets.names_classes { targets.rows } else { 0 };
-                    let mut weights = TileWeights::new::<R>(targets.dense);
-                    let (mut block, mut offset) = ([0.0; BLOCK], [0.0; MOST_LANES]);
-                    let step = BLOCK / R::LANES;
-                    for class in 0..classes {
-                        if class % step == 0 {
-                            let length = step.min(classes - class);
-                            weights.fill(simd, class, length, &mut block);
-                            // With the points, so that their sum is rounded once.
-                            let points = targets.points.class.iter().zip(&targets.points.weight);
-                            for (lane, (point, weight)) in points.take(named).enumerate() {
-                                if (class..class + length).contains(point) {
-                                    block[(point - class) * R::LANES + lane] += weight;
-                                }
-                            }
-                        }
-                        let here = &block[class % step * R::LANES..][..R::LANES];
-                        for ((lane, weight), scale) in offset.iter_mut().zip(here).zip(&slopes.scale) {
-                            *lane = share(*scale, *weight);
-                        }
-                        let offset = R::narrow(simd, &offset);
-                        kernel.write::<_, _, MODE, 1>(simd, &tile, &out, class, offset);
-                    }
+                if !dense {
+                    kernel.write_all::<_, _, MODE>(
+                        simd,
+                        &tile,
+                        &out,
+                        0..classes,
+                        #[inline(always)]
+                        |_| uniform,
+                    );
                     return;
                 }
-                let at_a_time = vectors_at_a_time::<S>();
-                let whole = classes / at_a_time * at_a_time;
-                for class in (0..whole).step_by(at_a_time) {
-                    match at_a_time {
-                        4 => kernel.write::<_, _, MODE, 4>(simd, &tile, &out, class, uniform),
-                        2 => kernel.write::<_, _, MODE, 2>(simd, &tile, &out, class, uniform),
-                        _ => kernel.write::<_, _, MODE, 1>(simd, &tile, &out, class, uniform),
+                let named = if targets.names_classes { targets.rows } else { 0 };
+                let mut weights = TileWeights::new::<R>(targets.dense);
+                let mut block = [0.0; TOGETHER * MOST_LANES];
+                for start in (0..classes).step_by(TOGETHER) {
+                    let here = start..classes.min(start + TOGETHER);
+                    weights.fill(simd, start, here.len(), &mut block);
+                    // With the points, so that their sum is rounded once.
+                    let points = targets.points.class.iter().zip(&targets.points.weight);
+                    for (lane, (point, weight)) in points.take(named).enumerate() {
+                        if here.contains(point) {
+                            block[(point - start) * R::LANES + lane] += weight;
+                        }
                     }
-                }
-                for class in whole..classes {
-                    kernel.write::<_, _, MODE, 1>(simd, &tile, &out, class, uniform);
+                    for weights in block[..here.len() * R::LANES].chunks_exact_mut(R::LANES) {
+                        for (weights, scales) in weights.chunks_exact_mut(8).zip(slopes.scale.chunks_exact(8)) {
+                            share_lanes(simd, f64x8::from_slice(simd, scales), weights);
+                        }
+                    }
+                    kernel.write_all::<_, _, MODE>(
+                        simd,
+                        &tile,
+                        &out,
+                        here,
+                        #[inline(always)]
+                        |class| R::narrow(simd, &block[(class - start) * R::LANES..][..R::LANES]),
+                    );
                 }
             }
         },
@@ -158,7 +160,37 @@ struct Gradients<S: Simd, R: Real> {
 }
 
 impl<S: Simd, R: Real> Gradients<S, R> {
-    /// Write those of `K` classes, from which `offset` is subtracted.
+    /// Write those of some classes, from which their offsets are subtracted.
+    ///
+    /// # Safety
+    /// The values of `tile` are readable, those of `out` writeable.
+    #[inline(always)]
+    unsafe fn write_all<T: Tiled<S, R>, O: Tiled<S, R>, const MODE: u8>(
+        &self,
+        simd: S,
+        tile: &T,
+        out: &O,
+        classes: Range<usize>,
+        offset: impl Fn(usize) -> R::Lanes<S>,
+    ) {
+        let at_a_time = vectors_at_a_time::<S>();
+        let whole = classes.start + classes.len() / at_a_time * at_a_time;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for class in (classes.start..whole).step_by(at_a_time) {
+                match at_a_time {
+                    4 => self.write::<_, _, MODE, 4>(simd, tile, out, class, &offset),
+                    2 => self.write::<_, _, MODE, 2>(simd, tile, out, class, &offset),
+                    _ => self.write::<_, _, MODE, 1>(simd, tile, out, class, &offset),
+                }
+            }
+            for class in whole..classes.end {
+                self.write::<_, _, MODE, 1>(simd, tile, out, class, &offset);
+            }
+        }
+    }
+
+    /// [`Self::write_all`] of `K` classes.
     ///
     /// # Safety
     /// The values of `tile` are readable, those of `out` writeable.
@@ -169,7 +201,7 @@ impl<S: Simd, R: Real> Gradients<S, R> {
         tile: &T,
         out: &O,
         first: usize,
-        offset: R::Lanes<S>,
+        offset: &impl Fn(usize) -> R::Lanes<S>,
     ) {
         let zero = R::splat(simd, 0.0);
         let mut x = [zero; K];
@@ -187,6 +219,7 @@ impl<S: Simd, R: Real> Gradients<S, R> {
         for k in 0..K {
             let number = R::splat(simd, (first + k) as f64);
             let is_point = self.class.simd_eq(number);
+            let offset = offset(first + k);
             let offset = match self.at_point {
                 Some(at_point) if self.own.is_none() => is_point.select(at_point, offset),
                 _ => offset,

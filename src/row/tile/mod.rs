@@ -15,7 +15,7 @@ mod any;
 mod gradient;
 mod transposed;
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::{Simd, f64x8, prelude::*};
 
 use self::any::AnyTile;
 pub use self::gradient::{gradients, probabilities, variances};
@@ -23,7 +23,7 @@ pub use self::transposed::Transposed;
 use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
 use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
 use super::transform::{CAPPED, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
-use super::{BLOCK, Dense, Transform};
+use super::{Dense, Transform};
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, Total, vectors_at_a_time};
 use crate::view::View;
@@ -152,7 +152,7 @@ pub unsafe fn pass<S: Simd, E: Element>(
     let found = unsafe {
         if !targets.dense.is_empty() {
             let weights = TileWeights::new::<E::Real>(targets.dense);
-            let mut block = [0.0; BLOCK];
+            let mut block = [0.0; TOGETHER * MOST_LANES];
             let weighted = Weighted::new(simd, weights, &mut block);
             let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyTile::of(tile), transform, weighted);
             E::Real::lane_totals(&weighted.mass, &mut spreads.mass);
@@ -226,33 +226,59 @@ unsafe fn typed_pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
     }
 }
 
-/// The weights of each lane's target, a few classes at a time.
+/// Classes whose weights are read together.
+const TOGETHER: usize = 64;
+
+/// The weights of each lane's target, some classes at a time.
 struct TileWeights<'a> {
     targets: &'a [Option<Dense<'a>>],
     lanes: usize,
     /// What [`super::Dense::fill`] returned, summed.
     sums: PerLane<f64>,
-    row: [f64; BLOCK],
+    /// Those of the rows, one after the other, before they are transposed, and room to read a vector more.
+    rows: [f64; TOGETHER * MOST_LANES + 8],
 }
 
 impl<'a> TileWeights<'a> {
     #[inline(always)]
     fn new<R: Real>(targets: &'a [Option<Dense<'a>>]) -> Self {
-        Self { targets, lanes: R::LANES, sums: [0.0; MOST_LANES], row: [0.0; BLOCK] }
+        Self { targets, lanes: R::LANES, sums: [0.0; MOST_LANES], rows: [0.0; TOGETHER * MOST_LANES + 8] }
     }
 }
 
 impl<S: Simd> Weights<S> for TileWeights<'_> {
     #[inline(always)]
     fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
-        for lane in 0..self.lanes {
-            let row = &mut self.row[..length];
-            row.fill(0.0);
-            if let Some(Some(dense)) = self.targets.get(lane) {
-                self.sums[lane] += dense.fill(simd, start, length, row);
+        let step = if Dense::are_neighbours(self.targets, start, length) {
+            // All rows are one.
+            let (count, dense) = (self.targets.len() * length, self.targets.iter().flatten().next());
+            dense.expect("there are some").fill(simd, 0, count, &mut self.rows[..count]);
+            self.rows[count..self.lanes * length].fill(0.0);
+            length
+        } else {
+            for (lane, row) in self.rows.chunks_exact_mut(TOGETHER).take(self.lanes).enumerate() {
+                let row = &mut row[..length];
+                if let Some(Some(dense)) = self.targets.get(lane) {
+                    self.sums[lane] += dense.fill(simd, start, length, row);
+                } else {
+                    row.fill(0.0);
+                }
             }
-            for (class, weight) in row.iter().enumerate() {
-                block[class * self.lanes + lane] = *weight;
+            TOGETHER
+        };
+        // A square at a time; past the last class with what comes next.
+        for first in (0..self.lanes).step_by(8) {
+            for class in (0..length).step_by(8) {
+                let mut square = [f64x8::splat(simd, 0.0); 16];
+                for (number, lanes) in square[..8].iter_mut().enumerate() {
+                    let start = (first + number) * step + class;
+                    *lanes = f64x8::from_slice(simd, &self.rows[start..start + 8]);
+                }
+                let square = <f64 as Real>::transpose(simd, square);
+                for (number, lanes) in square[..8].iter().enumerate() {
+                    let start = (class + number) * self.lanes + first;
+                    lanes.store_slice(&mut block[start..start + 8]);
+                }
             }
         }
     }
@@ -343,10 +369,9 @@ unsafe fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MO
                 sum: Total::zero(simd),
                 equal: R::splat(simd, 0.0),
             };
-            let step = BLOCK / R::LANES;
             for start in (0..classes).step_by(GROUP) {
-                if start % step == 0 {
-                    companion.begin(simd, start, step.min(classes - start));
+                if start % TOGETHER == 0 {
+                    companion.begin(simd, start, TOGETHER.min(classes - start));
                 }
                 // SAFETY: readable by the caller's promise.
                 unsafe {
@@ -393,7 +418,6 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
         companion: &mut C,
     ) {
         let (zero, one) = (R::splat(simd, 0.0), R::splat(simd, 1.0));
-        let step = BLOCK / R::LANES;
         let mut sum = zero;
         companion.begin_sums(simd);
         for start in classes.step_by(K) {
@@ -416,8 +440,16 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
                 sum = exp[k].mul_add(power[k], sum);
                 let exp = exp[k] * power[k];
                 let term = Term { x: x[k], value: values[k], reference: self.reference, exp, z: z[k], counts: None };
-                companion.add(simd, (start + k) % step, 0, term);
+                companion.add(simd, (start + k) % TOGETHER, 0, term);
             }
+            let first = start % TOGETHER;
+            companion.values(
+                simd,
+                first..first + K,
+                #[inline(always)]
+                |vector| values[vector - first],
+                self.reference,
+            );
         }
         R::add_to(&mut self.sum, sum);
         companion.end_sums();
