@@ -166,7 +166,8 @@ def option_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
             if task.name == options.PLAIN or limit is not None:
                 call, check = task.prepare(case)
                 check(call())
-                name, plain = (f"{each}, {task.job}, {shape[0]} x {shape[1]}" for each in (task.name, options.PLAIN))
+                where = f"{task.job}, {shape[0]} x {shape[1]}"
+                name, plain = (f"{each}, {where}" for each in (task.name, options.PLAIN))
                 yield {name: call}, [Ratio(name, plain, limit)] if limit is not None else []
 
 
