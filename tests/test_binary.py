@@ -265,6 +265,6 @@ def test_an_infinite_weight_ends_with_its_block():
         pos_weight[5] = np.inf
         for reduction in ("sum", "mean"):
             loss = xent_rs.binary_cross_entropy(
-                np.zeros(size, np.float32), np.ones(size), pos_weight=pos_weight, reduction=reduction
+                np.full(size, -1, np.float32), np.ones(size), pos_weight=pos_weight, reduction=reduction
             )
             assert loss == np.inf, (size, reduction)
