@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use fearless_simd::{Simd, f64x8, prelude::*};
+use fearless_simd::{Simd, prelude::*};
 
 use super::AnyRow;
 use super::transform::Value;
@@ -15,10 +15,14 @@ use crate::math::{Real, Total, UNIT};
 pub(super) struct Term<S: Simd, R: Real> {
     /// The logits.
     pub(super) x: R::Lanes<S>,
+    pub(super) value: Value<S, R>,
+    pub(super) reference: Value<S, R>,
     /// `exp(z − z(reference))`, boosted; 0 for the reference's own class.
     pub(super) exp: R::Lanes<S>,
     /// `z − z(reference)`, clamped to where its exponential is 0.
     pub(super) z: R::Lanes<S>,
+    /// The lanes that count, if not all do.
+    pub(super) counts: Option<<R::Lanes<S> as SimdBase<S>>::Mask>,
 }
 
 /// The pass changes its reference.
@@ -62,13 +66,12 @@ pub(super) trait Companion<S: Simd, R: Real> {
     #[inline(always)]
     fn end_sums(&mut self) {}
     /// Some vectors of the block once more, for who needs nothing but their values: after the exponentials, which want
-    /// all registers for themselves. Of the lanes the first `count` count, if not all do.
+    /// all registers for themselves.
     #[inline(always)]
     fn values(
         &mut self,
         _simd: S,
         _vectors: Range<usize>,
-        _count: Option<usize>,
         _value: impl Fn(usize) -> Value<S, R>,
         _reference: Value<S, R>,
     ) {
@@ -81,20 +84,21 @@ pub(super) struct Nothing;
 impl<S: Simd, R: Real> Companion<S, R> for Nothing {}
 
 /// `Σ value − reference` over all classes. Below 2⁻¹¹⁶ (2⁻¹⁰¹² in f64) logits in units of [`UNIT`] lose bits.
-pub(super) struct Uniform<S: Simd> {
+pub(super) struct Uniform<S: Simd, R: Real> {
     /// In units of [`UNIT`].
     pub(super) sum: Total<S>,
+    block: [R::Lanes<S>; 4],
     before: usize,
 }
 
-impl<S: Simd> Uniform<S> {
+impl<S: Simd, R: Real> Uniform<S, R> {
     #[inline(always)]
     pub(super) fn new(simd: S) -> Self {
-        Self { sum: Total::zero(simd), before: 0 }
+        Self { sum: Total::zero(simd), block: [R::splat(simd, 0.0); 4], before: 0 }
     }
 }
 
-impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
+impl<S: Simd, R: Real> Companion<S, R> for Uniform<S, R> {
     #[inline(always)]
     fn begin(&mut self, _simd: S, start: usize, _length: usize) {
         self.before = start;
@@ -106,38 +110,21 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
         self.sum.add_scalar(self.before as f64 * raise.step());
     }
 
-    /// In twice the precision: of a few classes, roundings of the differences would be as large as those of the loss.
     #[inline(always)]
-    fn values(
-        &mut self,
-        simd: S,
-        vectors: Range<usize>,
-        count: Option<usize>,
-        value: impl Fn(usize) -> Value<S, R>,
-        reference: Value<S, R>,
-    ) {
-        let (zero, unit) = (f64x8::splat(simd, 0.0), f64x8::splat(simd, 1.0 / UNIT));
-        let [first, second] = reference.twice();
-        let reference = [first * unit, second * unit];
-        let mut sum = [zero; 2];
-        let whole = count.map_or(vectors.end, |count| vectors.end.min(count / R::LANES));
-        for vector in vectors.start..whole {
-            let value = value(vector).twice();
-            for part in 0..2 {
-                sum[part] += value[part].mul_sub(unit, reference[part]);
-            }
-        }
-        if let Some(rest) = count.map(|count| count % R::LANES).filter(|rest| *rest > 0) {
-            let value = value(whole).twice();
-            for part in 0..2 {
-                // Both parts of f64 are those of the same lanes.
-                let first = if R::LANES == 16 { 8 * part } else { 0 };
-                let counts = f64::numbers(simd).simd_lt(f64x8::splat(simd, rest as f64 - first as f64));
-                let difference = value[part].mul_sub(unit, reference[part]);
-                sum[part] += counts.select(difference, zero);
-            }
-        }
-        R::add_twice(&mut self.sum, sum);
+    fn begin_sums(&mut self, simd: S) {
+        self.block = [R::splat(simd, 0.0); 4];
+    }
+
+    #[inline(always)]
+    fn add(&mut self, simd: S, _vector: usize, chain: usize, term: Term<S, R>) {
+        let difference = term.value.minus(simd, term.reference);
+        self.block[chain] += term.counts.map_or(difference, |counts| counts.select(difference, R::splat(simd, 0.0)));
+    }
+
+    #[inline(always)]
+    fn end_sums(&mut self) {
+        let [a, b, c, d] = self.block;
+        R::add_to(&mut self.sum, (a + b) + (c + d));
     }
 }
 
@@ -178,14 +165,7 @@ impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
     }
 
     #[inline(always)]
-    fn values(
-        &mut self,
-        simd: S,
-        vectors: Range<usize>,
-        _count: Option<usize>,
-        value: impl Fn(usize) -> Value<S, R>,
-        reference: Value<S, R>,
-    ) {
+    fn values(&mut self, simd: S, vectors: Range<usize>, value: impl Fn(usize) -> Value<S, R>, reference: Value<S, R>) {
         // Sums of its own, in registers.
         let (mut sum, mut mass) = (self.sum, self.mass);
         let reference = reference.twice();

@@ -6,7 +6,7 @@ use super::companion::{Companion, Nothing, Raise, Term};
 use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{AnyRow, BLOCK, Scratch, Transform, batch};
 use crate::element::Element;
-use crate::math::{Boost, Real, Total, argument_of_sums, exp, regrow, shrinkage, vectors_at_a_time};
+use crate::math::{Argument, Boost, Real, Total, exp, regrow, vectors_at_a_time};
 use crate::simd::prefetch_ahead;
 use crate::view::Row;
 
@@ -107,7 +107,7 @@ impl<S: Simd, R: Real> Sums<S, R> {
 
     #[inline(always)]
     fn finish(self) -> LogSumExp {
-        LogSumExp::new(self.reference, regrow::<S, R>(self.sum.value() / R::BOOST))
+        LogSumExp::new(self.reference, regrow::<R>(self.sum.value() / R::BOOST))
     }
 }
 
@@ -281,7 +281,7 @@ impl<S: Simd, R: Real> Block<S, R> {
         if sums.reference.to_f64() > f64::NEG_INFINITY {
             let [high, low] = self.transform.difference(simd, sums.reference.to_f64(), raised.to_f64());
             let moved = high + low;
-            let factor = exp(simd, moved * (1.0 - shrinkage::<S, R>()));
+            let factor = exp(simd, moved * (1.0 - R::SHRINKAGE));
             sums.sum.add_scalar(R::BOOST);
             companion.raise(|| {
                 let [from, to] = [sums.reference, raised].map(|x| self.transform.capped(simd, x.to_f64()));
@@ -337,6 +337,8 @@ impl<S: Simd, R: Real> Block<S, R> {
         let zero = R::splat(simd, 0.0);
         // Nothing equals NaN.
         let own = R::splat(simd, if raised { found } else { f64::NAN });
+        let length = R::splat(simd, self.length as f64);
+        let mut number = R::numbers(simd);
         let (mut sum, mut equal) = ([zero; 4], 0);
         companion.begin_sums(simd);
         let vectors = if PART { self.vectors() } else { BLOCK / R::LANES };
@@ -357,14 +359,17 @@ impl<S: Simd, R: Real> Block<S, R> {
                 equal += bits.count_ones();
             }
             let Exponentials { exp, mut power, z } =
-                self.scale.exps::<MODE, K>(values, reference, Boost::Full, argument_of_sums::<S>());
+                self.scale.exps::<MODE, K>(values, reference, Boost::Full, Argument::Shrunk);
             for k in 0..K {
+                let mut counts = None;
                 if PART {
                     power[k] = is_own[k].select(zero, power[k]);
+                    counts = Some(number.simd_lt(length));
+                    number += R::splat(simd, R::LANES as f64);
                 }
                 let chain = (start + k) % 4;
                 sum[chain] = exp[k].mul_add(power[k], sum[chain]);
-                let term = Term { x: x[k], exp: exp[k] * power[k], z: z[k] };
+                let term = Term { x: x[k], value: values[k], reference, exp: exp[k] * power[k], z: z[k], counts };
                 companion.add(simd, start + k, chain, term);
             }
         }
@@ -376,7 +381,6 @@ impl<S: Simd, R: Real> Block<S, R> {
         companion.values(
             simd,
             0..vectors,
-            PART.then_some(self.length),
             #[inline(always)]
             |vector| logits.value::<MODE>(simd, vector),
             reference,

@@ -20,7 +20,7 @@
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::batch::MOST_LANES;
-use crate::math::{Argument, Boost, Real, Twice, exp_minus_one, half_tanh, two_sum};
+use crate::math::{Argument, Boost, Real, Twice, UNIT, exp_minus_one, half_tanh, two_sum};
 
 /// Logits as they are.
 pub(super) const PLAIN: u8 = 0;
@@ -411,6 +411,17 @@ impl<S: Simd, R: Real> Value<S, R> {
             #[inline(always)]
             || R::twice(self.logit),
         )
+    }
+
+    /// `value − reference`, in units of [`UNIT`].
+    #[inline(always)]
+    pub(super) fn minus(self, simd: S, reference: Self) -> R::Lanes<S> {
+        let (Some([a, b]), Some([c, d])) = (self.capped, reference.capped) else {
+            let unit = R::splat(simd, 1.0 / UNIT);
+            return self.logit.mul_sub(unit, reference.logit * unit);
+        };
+        let unit = f64x8::splat(simd, 1.0 / UNIT);
+        R::once([a.mul_sub(unit, c * unit), b.mul_sub(unit, d * unit)])
     }
 }
 

@@ -439,14 +439,13 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
                 self.equal += is_own[k].select(one, zero);
                 sum = exp[k].mul_add(power[k], sum);
                 let exp = exp[k] * power[k];
-                let term = Term { x: x[k], exp, z: z[k] };
+                let term = Term { x: x[k], value: values[k], reference: self.reference, exp, z: z[k], counts: None };
                 companion.add(simd, (start + k) % TOGETHER, 0, term);
             }
             let first = start % TOGETHER;
             companion.values(
                 simd,
                 first..first + K,
-                None,
                 #[inline(always)]
                 |vector| values[vector - first],
                 self.reference,
