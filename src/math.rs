@@ -17,8 +17,8 @@
 //! by k·ln 2: the gradient takes k = 64 (512) and multiplies by a factor that holds 2^−k, so that probabilities below
 //! 2^−126 round once, to the right subnormal.
 //!
-//! The f32 nearest to ln 2 is so near that one step with it does in sums: its product with n is subtracted without a
-//! rounding, and what is summed is `exp(x·(1 − ε))` with ε = 2.7e-9, u/22. A sum S far below 1, whose x are all close to
+//! The f32 nearest to ln 2 is so near that one step with it does in sums: fused, its product with n is subtracted without
+//! a rounding, and what is summed is `exp(x·(1 − ε))` with ε = 2.7e-9, u/22. A sum S far below 1, whose x are all close to
 //! ln S, gets that back as a factor `1 + ε·ln S` ([`regrow`]).
 //!
 //! # Sums
@@ -218,13 +218,27 @@ pub fn exp<S: Simd>(simd: S, x: f64) -> f64 {
     )
 }
 
-/// A sum of exponentials of [`Argument::Shrunk`], as good as one of exact ones: within u/22 of itself times the entropy
+/// What sums take the exponential of: without a fused multiply-add, the one step would round.
+pub const fn argument_of_sums<S: Simd>() -> Argument {
+    match <S::f32s as SimdBase<S>>::LEN {
+        16 | 8 => Argument::Shrunk,
+        _ => Argument::Exact,
+    }
+}
+
+/// By which part of itself their argument is smaller.
+#[inline(always)]
+pub fn shrinkage<S: Simd, R: Real>() -> f64 {
+    if argument_of_sums::<S>() == Argument::Shrunk { R::SHRINKAGE } else { 0.0 }
+}
+
+/// A sum of exponentials of [`argument_of_sums`], as good as one of exact ones: within u/22 of itself times the entropy
 /// of its terms.
 #[inline(always)]
-pub fn regrow<R: Real>(sum: f64) -> f64 {
+pub fn regrow<S: Simd, R: Real>(sum: f64) -> f64 {
     // log₂ of the sum to within 1, from its exponent field: 1 counts for u/32.
     let log = (sum.to_bits() >> 52) as f64 - 1023.0;
-    sum * (R::SHRINKAGE * std::f64::consts::LN_2).mul_add(log.min(0.0), 1.0)
+    sum * (shrinkage::<S, R>() * std::f64::consts::LN_2).mul_add(log.min(0.0), 1.0)
 }
 
 /// c of `exp r − 1 = r + r²/2 + r³·c(r)`, highest power first.

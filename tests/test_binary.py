@@ -256,3 +256,15 @@ def test_it_is_the_cross_entropy_of_two_classes(random):
     losses, grad = xent_rs.binary_cross_entropy_with_grad(logits, targets, reduction="none")
     np.testing.assert_allclose(losses, expected, rtol=1e-14)
     np.testing.assert_allclose(grad, expected_grad[:, 1], rtol=1e-13)
+
+
+def test_an_infinite_weight_ends_with_its_block():
+    """Where its block was, the last one has nothing."""
+    for size in (256, 257, 272, 300):
+        pos_weight = np.ones(size)
+        pos_weight[5] = np.inf
+        for reduction in ("sum", "mean"):
+            loss = xent_rs.binary_cross_entropy(
+                np.full(size, -1, np.float32), np.ones(size), pos_weight=pos_weight, reduction=reduction
+            )
+            assert loss == np.inf, (size, reduction)

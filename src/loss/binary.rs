@@ -250,7 +250,10 @@ impl<O: Element> Elementwise<'_, O> {
             } else {
                 lend(simd, logits, start, length, &mut block, <O::Real>::MASKED)
             };
-            w[length..].fill(0.0);
+            // Nothing counts behind the last element, not even what the block before had there.
+            for numbers in [t, w, positive] {
+                numbers[length..].fill(0.0);
+            }
             // SAFETY: these are blocks.
             unsafe { self.block(simd, start..start + length, logits, &weighted, &mut room, total) }
         }

@@ -6,7 +6,7 @@ use super::companion::{Companion, Nothing, Raise, Term};
 use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{AnyRow, BLOCK, Scratch, Transform, batch};
 use crate::element::Element;
-use crate::math::{Argument, Boost, Real, Total, exp, regrow, vectors_at_a_time};
+use crate::math::{Boost, Real, Total, argument_of_sums, exp, regrow, shrinkage, vectors_at_a_time};
 use crate::simd::prefetch_ahead;
 use crate::view::Row;
 
@@ -107,7 +107,7 @@ impl<S: Simd, R: Real> Sums<S, R> {
 
     #[inline(always)]
     fn finish(self) -> LogSumExp {
-        LogSumExp::new(self.reference, regrow::<R>(self.sum.value() / R::BOOST))
+        LogSumExp::new(self.reference, regrow::<S, R>(self.sum.value() / R::BOOST))
     }
 }
 
@@ -281,7 +281,7 @@ impl<S: Simd, R: Real> Block<S, R> {
         if sums.reference.to_f64() > f64::NEG_INFINITY {
             let [high, low] = self.transform.difference(simd, sums.reference.to_f64(), raised.to_f64());
             let moved = high + low;
-            let factor = exp(simd, moved * (1.0 - R::SHRINKAGE));
+            let factor = exp(simd, moved * (1.0 - shrinkage::<S, R>()));
             sums.sum.add_scalar(R::BOOST);
             companion.raise(|| {
                 let [from, to] = [sums.reference, raised].map(|x| self.transform.capped(simd, x.to_f64()));
@@ -359,7 +359,7 @@ impl<S: Simd, R: Real> Block<S, R> {
                 equal += bits.count_ones();
             }
             let Exponentials { exp, mut power, z } =
-                self.scale.exps::<MODE, K>(values, reference, Boost::Full, Argument::Shrunk);
+                self.scale.exps::<MODE, K>(values, reference, Boost::Full, argument_of_sums::<S>());
             for k in 0..K {
                 let mut counts = None;
                 if PART {
