@@ -145,7 +145,8 @@ impl Numbers {
         R::DTYPE == Dtype::F64 || !matches!(self.kind, Kind::I32 | Kind::I64 | Kind::U32 | Kind::U64 | Kind::F64)
     }
 
-    /// Where the `count` numbers from number `first` on lie, if they lie side by side as `R`s, at any alignment.
+    /// Where the `count` numbers from number `first` on lie, if they lie side by side as `R`s, at any alignment; what
+    /// follows is asked for ahead, as in [`Self::read`].
     #[inline(always)]
     pub fn neighbours<R: Element>(&self, first: usize, count: usize) -> Option<*const R> {
         let kind = match R::DTYPE {

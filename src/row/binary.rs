@@ -5,7 +5,7 @@
 //! where x > 0 and else −b, and a mass `a + b`, they are `d·x + (a + b)·log1p E` and `d ∓ (a + b)·E / (1 + E)`. No term of
 //! the loss is a difference, and what the quotient is off by is a share of σ(−|x|), the smaller side.
 //!
-//! exp, log1p and the quotient are those of the lanes; slope and mass are f64, lest 1 − t and a weight of 50 take their
+//! exp, log1p and the quotient are those of the lanes, E being rounded to them, where it is subnormal too; slope and mass are f64, lest 1 − t and a weight of 50 take their
 //! rounding along.
 //!
 //! # Three loops

@@ -15,9 +15,10 @@ use crate::math::{Real, Total, UNIT};
 pub(super) struct Term<S: Simd, R: Real> {
     /// The logits.
     pub(super) x: R::Lanes<S>,
+    /// Their values, and the reference's.
     pub(super) value: Value<S, R>,
     pub(super) reference: Value<S, R>,
-    /// `exp(z − z(reference))`, boosted; 0 for the reference's own class.
+    /// `exp(z − z(reference))`, boosted, in rows of the shrunk argument; 0 for the reference's own class.
     pub(super) exp: R::Lanes<S>,
     /// `z − z(reference)`, clamped to where its exponential is 0.
     pub(super) z: R::Lanes<S>,
@@ -130,7 +131,7 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S, R> {
 
 /// Where weights of classes come from.
 pub(super) trait Weights<S: Simd> {
-    /// Write the weights of the classes of a block, and 0 behind them.
+    /// Write the weights of the classes of a block; of a row, 0 behind them, of a tile, anything.
     fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]);
 }
 

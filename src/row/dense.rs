@@ -109,8 +109,8 @@ impl Dense<'_> {
         sum
     }
 
-    /// Whether the weights of the first `length` classes of these targets are all there is of them, and are next to each
-    /// other: those of the first row from the first class on, as many as all have, are those of all rows then.
+    /// Whether the probabilities of these rows, of one problem, lie one row after the other, each `length` long and
+    /// unweighted: then one read from the first on has them all.
     #[inline(always)]
     pub(super) fn are_neighbours(targets: &[Option<Self>], start: usize, length: usize) -> bool {
         let Some(Some(Self { source: Source::Numbers(_, first), weight: None, .. })) = targets.first() else {

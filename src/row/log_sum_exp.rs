@@ -196,7 +196,8 @@ trait Logits<S: Simd, R: Real> {
     fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, R>;
 }
 
-/// In memory: its maker saw to it that the vectors of the block are readable, the last padded with masked classes.
+/// In memory, the caller's or a copy: its maker saw to it that the vectors of the block are readable, the last padded with
+/// masked classes.
 struct InPlace<E>(*const E);
 
 impl<S: Simd, E: Element> Logits<S, E::Real> for InPlace<E> {

@@ -354,8 +354,8 @@ const MODERATE: f64 = 18_446_744_073_709_551_616.0;
 
 /// [`Transform`] over lanes of `R`.
 ///
-/// But for `PLAIN` logits, differences are those of the halves and the factors those of 2 / T: nothing overflows on
-/// the way to a quotient that does not.
+/// Where T is not moderate, and for caps of f64, differences are those of the halves and the factors those of 2 / T:
+/// nothing overflows on the way to a quotient that does not.
 #[derive(Clone, Copy)]
 pub(super) struct Scale<S: Simd, R: Real> {
     simd: S,

@@ -12,7 +12,7 @@ use crate::row::batch::MOST_LANES;
 use crate::simd::prefetch_ahead;
 use crate::view::View;
 
-/// The values of the largest tile: of f32, that of f64 takes half.
+/// The values of the largest tile, one of f32; that of f64 has a quarter as many.
 const ROOM: usize = MOST_BYTES / size_of::<f32>() * MOST_LANES;
 
 /// From so many bytes on, results larger than the cache are better streamed, a row after the other, than stored in pieces
