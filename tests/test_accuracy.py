@@ -315,3 +315,26 @@ def test_searched_for_the_worst_row(data, dtype, classes, scale, masked):
     logits = row[None]
     for name, function in FUNCTIONS.items():
         target(check(function, logits, Softmax(logits)), label=name)
+
+
+@dtypes
+@pytest.mark.parametrize("classes", [2, 3, 7, 21, 40, 255, 257])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_label_smoothing(level, dtype, classes, axis):
+    """Of a few classes far apart: the sum of their differences is as large as the loss."""
+    random = np.random.default_rng(classes)
+    rows = 20_000 // classes
+    logits = (random.standard_normal((rows, classes)) * 30).astype(dtype)
+    targets = random.integers(0, classes, rows)
+    softmax = Softmax(logits)
+    for smoothing in (0.1, 0.5, 1.0):
+        oracle = CrossEntropy(softmax, targets, label_smoothing=smoothing)
+        got = xent_rs.cross_entropy(
+            logits if axis == 1 else np.ascontiguousarray(logits.T),
+            targets,
+            axis=axis,
+            label_smoothing=smoothing,
+            reduction="none",
+        )
+        bound = CrossEntropyBounds(oracle, dtype).losses
+        assert_within("smoothed loss", got, oracle.losses, bound, dtype, f"smoothing {smoothing}")

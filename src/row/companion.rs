@@ -5,25 +5,20 @@
 
 use std::ops::Range;
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::AnyRow;
 use super::transform::Value;
-use crate::math::{Real, Total, UNIT};
+use crate::math::{Real, Total, Twice, UNIT};
 
 /// A vector of the pass.
 pub(super) struct Term<S: Simd, R: Real> {
     /// The logits.
     pub(super) x: R::Lanes<S>,
-    /// Their values, and the reference's.
-    pub(super) value: Value<S, R>,
-    pub(super) reference: Value<S, R>,
     /// `exp(z − z(reference))`, boosted, in rows of the shrunk argument; 0 for the reference's own class.
     pub(super) exp: R::Lanes<S>,
     /// `z − z(reference)`, clamped to where its exponential is 0.
     pub(super) z: R::Lanes<S>,
-    /// The lanes that count, if not all do.
-    pub(super) counts: Option<<R::Lanes<S> as SimdBase<S>>::Mask>,
 }
 
 /// The pass changes its reference.
@@ -67,12 +62,13 @@ pub(super) trait Companion<S: Simd, R: Real> {
     #[inline(always)]
     fn end_sums(&mut self) {}
     /// Some vectors of the block once more, for who needs nothing but their values: after the exponentials, which want
-    /// all registers for themselves.
+    /// all registers for themselves. Of the lanes the first `count` count, if not all do.
     #[inline(always)]
     fn values(
         &mut self,
         _simd: S,
         _vectors: Range<usize>,
+        _count: Option<usize>,
         _value: impl Fn(usize) -> Value<S, R>,
         _reference: Value<S, R>,
     ) {
@@ -84,22 +80,40 @@ pub(super) struct Nothing;
 
 impl<S: Simd, R: Real> Companion<S, R> for Nothing {}
 
-/// `Σ value − reference` over all classes. Below 2⁻¹¹⁶ (2⁻¹⁰¹² in f64) logits in units of [`UNIT`] lose bits.
-pub(super) struct Uniform<S: Simd, R: Real> {
+/// `Σ value − reference` over all classes. Below 2⁻¹⁰¹² f64 logits in units of [`UNIT`] lose bits.
+///
+/// In twice the precision: of a few classes, roundings of the differences would be as large as those of the loss.
+pub(super) struct Uniform<S: Simd> {
     /// In units of [`UNIT`].
     pub(super) sum: Total<S>,
-    block: [R::Lanes<S>; 4],
+    /// Of the vectors of the block that came so far: of f32, values, since f64 holds their sum; of f64, differences, in
+    /// units of [`UNIT`].
+    block: Twice<S>,
+    vectors: usize,
+    /// The reference of the block.
+    reference: Twice<S>,
     before: usize,
 }
 
-impl<S: Simd, R: Real> Uniform<S, R> {
+impl<S: Simd> Uniform<S> {
     #[inline(always)]
     pub(super) fn new(simd: S) -> Self {
-        Self { sum: Total::zero(simd), block: [R::splat(simd, 0.0); 4], before: 0 }
+        let zero = [f64x8::splat(simd, 0.0); 2];
+        Self { sum: Total::zero(simd), block: zero, vectors: 0, reference: zero, before: 0 }
+    }
+
+    /// Add a vector to a sum of the block.
+    #[inline(always)]
+    fn add_to<R: Real>(sum: &mut Twice<S>, value: Twice<S>, reference: Twice<S>) {
+        for part in 0..2 {
+            let unit = f64x8::splat(sum[part].token(), 1.0 / UNIT);
+            sum[part] +=
+                if R::LANES == f32::LANES { value[part] } else { value[part].mul_sub(unit, reference[part] * unit) };
+        }
     }
 }
 
-impl<S: Simd, R: Real> Companion<S, R> for Uniform<S, R> {
+impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
     #[inline(always)]
     fn begin(&mut self, _simd: S, start: usize, _length: usize) {
         self.before = start;
@@ -113,19 +127,54 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S, R> {
 
     #[inline(always)]
     fn begin_sums(&mut self, simd: S) {
-        self.block = [R::splat(simd, 0.0); 4];
+        self.block = [f64x8::splat(simd, 0.0); 2];
+        self.vectors = 0;
     }
 
+    /// One after the other, so that it does not matter how many come at a time.
     #[inline(always)]
-    fn add(&mut self, simd: S, _vector: usize, chain: usize, term: Term<S, R>) {
-        let difference = term.value.minus(simd, term.reference);
-        self.block[chain] += term.counts.map_or(difference, |counts| counts.select(difference, R::splat(simd, 0.0)));
+    fn values(
+        &mut self,
+        simd: S,
+        vectors: Range<usize>,
+        count: Option<usize>,
+        value: impl Fn(usize) -> Value<S, R>,
+        reference: Value<S, R>,
+    ) {
+        let mut sum = self.block;
+        self.reference = reference.twice();
+        let count = count.unwrap_or(vectors.end * R::LANES);
+        let whole = vectors.end.min(count / R::LANES);
+        for vector in vectors.start..whole {
+            Self::add_to::<R>(&mut sum, value(vector).twice(), self.reference);
+        }
+        self.vectors += whole - vectors.start;
+        let rest = count - whole * R::LANES;
+        if rest > 0 {
+            // Lanes that do not count differ by nothing.
+            let mut value = value(whole).twice();
+            for part in 0..2 {
+                // Both parts of f64 are those of the same lanes.
+                let first = if R::LANES == f32::LANES { 8 * part } else { 0 };
+                let counts = f64::numbers(simd).simd_lt(f64x8::splat(simd, rest as f64 - first as f64));
+                value[part] = counts.select(value[part], self.reference[part]);
+            }
+            Self::add_to::<R>(&mut sum, value, self.reference);
+            self.vectors += 1;
+        }
+        self.block = sum;
     }
 
     #[inline(always)]
     fn end_sums(&mut self) {
-        let [a, b, c, d] = self.block;
-        R::add_to(&mut self.sum, (a + b) + (c + d));
+        if R::LANES == f32::LANES {
+            for part in 0..2 {
+                let lanes = |value: f64| f64x8::splat(self.block[part].token(), value);
+                let difference = (-self.reference[part]).mul_add(lanes(self.vectors as f64), self.block[part]);
+                self.block[part] = difference * lanes(1.0 / UNIT);
+            }
+        }
+        R::add_twice(&mut self.sum, self.block);
     }
 }
 
@@ -166,7 +215,14 @@ impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
     }
 
     #[inline(always)]
-    fn values(&mut self, simd: S, vectors: Range<usize>, value: impl Fn(usize) -> Value<S, R>, reference: Value<S, R>) {
+    fn values(
+        &mut self,
+        simd: S,
+        vectors: Range<usize>,
+        _count: Option<usize>,
+        value: impl Fn(usize) -> Value<S, R>,
+        reference: Value<S, R>,
+    ) {
         // Sums of its own, in registers.
         let (mut sum, mut mass) = (self.sum, self.mass);
         let reference = reference.twice();

@@ -5,9 +5,9 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::companion::{Nothing, Weights};
 use super::log_sum_exp::any_pass;
-use super::transform::{Exponentials, Scale, Value, with_uncapped_mode};
+use super::transform::{Scale, Value, with_uncapped_mode};
 use super::{AnyRow, BLOCK, LogSumExp, Transform};
-use crate::math::{Argument, Boost, Real, Total, vectors_at_a_time};
+use crate::math::{Boost, Real, Total, vectors_at_a_time};
 use crate::numbers::Numbers;
 
 /// `weight·(keep·p + uniform)` for every class of a row, p being the source's.
@@ -191,9 +191,9 @@ fn shares<S: Simd, R: Real, const MODE: u8, const K: usize>(
         x[k] = R::Lanes::<S>::from_slice(simd, &logits[start..start + R::LANES]);
         values[k] = Value::plain(x[k]);
     }
-    let Exponentials { exp, power, .. } = scale.exps::<MODE, K>(values, reference, Boost::Full, Argument::Exact);
+    let exp = scale.exps::<MODE, K>(values, reference, Boost::Full);
     for k in 0..K {
-        let (exp, logit) = (R::twice(exp[k] * power[k]), R::twice(x[k]));
+        let (exp, logit) = (R::twice(exp[k]), R::twice(x[k]));
         for half in 0..R::LANES / 8 {
             let weight = exp[half] * lanes(share);
             // Too small for the lanes, but not nothing: it is infinitely far from a masked class.

@@ -3,7 +3,7 @@
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::companion::{Companion, Nothing, Raise, Term};
-use super::transform::{CAPPED, Capped, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
+use super::transform::{CAPPED, Capped, Factors, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{AnyRow, BLOCK, Scratch, Transform, batch};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total, argument_of_sums, exp, regrow, shrinkage, vectors_at_a_time};
@@ -338,8 +338,6 @@ impl<S: Simd, R: Real> Block<S, R> {
         let zero = R::splat(simd, 0.0);
         // Nothing equals NaN.
         let own = R::splat(simd, if raised { found } else { f64::NAN });
-        let length = R::splat(simd, self.length as f64);
-        let mut number = R::numbers(simd);
         let (mut sum, mut equal) = ([zero; 4], 0);
         companion.begin_sums(simd);
         let vectors = if PART { self.vectors() } else { BLOCK / R::LANES };
@@ -359,18 +357,15 @@ impl<S: Simd, R: Real> Block<S, R> {
             if PART {
                 equal += bits.count_ones();
             }
-            let Exponentials { exp, mut power, z } =
-                self.scale.exps::<MODE, K>(values, reference, Boost::Full, argument_of_sums::<S>());
+            let Factors { exp, mut power, z } =
+                self.scale.factors::<MODE, K>(values, reference, Boost::Full, argument_of_sums::<S>());
             for k in 0..K {
-                let mut counts = None;
                 if PART {
                     power[k] = is_own[k].select(zero, power[k]);
-                    counts = Some(number.simd_lt(length));
-                    number += R::splat(simd, R::LANES as f64);
                 }
                 let chain = (start + k) % 4;
                 sum[chain] = exp[k].mul_add(power[k], sum[chain]);
-                let term = Term { x: x[k], value: values[k], reference, exp: exp[k] * power[k], z: z[k], counts };
+                let term = Term { x: x[k], exp: exp[k] * power[k], z: z[k] };
                 companion.add(simd, start + k, chain, term);
             }
         }
@@ -378,13 +373,14 @@ impl<S: Simd, R: Real> Block<S, R> {
         if PART && raised {
             sums.sum.add_scalar((f64::from(equal) - 1.0) * R::BOOST);
         }
-        companion.end_sums();
         companion.values(
             simd,
             0..vectors,
+            PART.then_some(self.length),
             #[inline(always)]
             |vector| logits.value::<MODE>(simd, vector),
             reference,
         );
+        companion.end_sums();
     }
 }

@@ -3,10 +3,10 @@
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::any::lead;
-use super::transform::{CAPPED, Capped, Exponentials, Scale, Value, with_mode, with_uncapped_mode};
+use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
 use super::{AnyRow, BLOCK, Dense, Scratch, Transform, rounded};
 use crate::element::Element;
-use crate::math::{Argument, Boost, Real, vectors_at_a_time};
+use crate::math::{Boost, Real, vectors_at_a_time};
 use crate::simd;
 use crate::view::Row;
 
@@ -240,11 +240,10 @@ fn replace<S: Simd, R: Real, const MODE: u8, const K: usize>(
     for k in 0..K {
         values[k] = if MODE == CAPPED { Value::capped(simd, capped, first + k) } else { Value::plain(load(block, k)) };
     }
-    let Exponentials { exp, power, .. } =
-        terms.scale.exps::<MODE, K>(values, terms.reference, terms.boost, Argument::Exact);
+    let exp = terms.scale.exps::<MODE, K>(values, terms.reference, terms.boost);
     for k in 0..K {
         let offset = load(offsets, k);
-        let gradient = difference_of::<S, R>(load(block, k), exp[k] * power[k], terms.factor, offset);
+        let gradient = difference_of::<S, R>(load(block, k), exp[k], terms.factor, offset);
         // A masked class has a slope, and a gradient of 0, or NaN.
         let gradient = if MODE == CAPPED { gradient * capped.slope(simd, first + k) } else { gradient };
         gradient.store_slice(&mut block[place(k)]);
@@ -431,12 +430,7 @@ impl<S: Simd, R: Real, const MODE: u8> Terms<S, R, MODE> {
             #[inline(always)]
             |x| Value::plain(x),
         );
-        let Exponentials { mut exp, power, .. } =
-            self.scale.exps::<MODE, K>(values, self.reference, self.boost, Argument::Exact);
-        for (exp, power) in exp.iter_mut().zip(power) {
-            *exp *= power;
-        }
-        exp
+        self.scale.exps::<MODE, K>(values, self.reference, self.boost)
     }
 }
 

@@ -20,7 +20,7 @@
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::batch::MOST_LANES;
-use crate::math::{Argument, Boost, Real, Twice, UNIT, exp_minus_one, half_tanh, two_sum};
+use crate::math::{Argument, Boost, Real, Twice, exp_minus_one, half_tanh, two_sum};
 
 /// Logits as they are.
 pub(super) const PLAIN: u8 = 0;
@@ -381,13 +381,40 @@ pub(super) struct Value<S: Simd, R: Real> {
     capped: Option<Twice<S>>,
 }
 
-/// Exponentials of some vectors, as [`Real::exps`] returns them, and what they are exponentials of.
-pub(super) struct Exponentials<S: Simd, R: Real, const K: usize> {
+/// Exponentials of some vectors, as [`Real::factors`] returns them, and what they are exponentials of.
+pub(super) struct Factors<S: Simd, R: Real, const K: usize> {
     pub(super) exp: [R::Lanes<S>; K],
-    /// Powers of two to multiply them with.
     pub(super) power: [R::Lanes<S>; K],
     /// `z − z(reference)`, clamped to where its exponential is 0.
     pub(super) z: [R::Lanes<S>; K],
+}
+
+/// What exponentials are taken of.
+struct Arguments<S: Simd, R: Real, const K: usize> {
+    x: [R::Lanes<S>; K],
+    /// What is to be added to that, where it is not nothing.
+    rest: Option<[R::Lanes<S>; K]>,
+    /// Where the exponential is 0, whatever else is said, if that can be.
+    below: Option<[<R::Lanes<S> as SimdBase<S>>::Mask; K]>,
+    /// [`Factors::z`].
+    z: [R::Lanes<S>; K],
+}
+
+impl<S: Simd, R: Real, const K: usize> Arguments<S, R, K> {
+    /// Make the exponentials of x those of all.
+    #[inline(always)]
+    fn complete(&self, exp: &mut [R::Lanes<S>; K]) {
+        if let Some(rest) = self.rest {
+            for k in 0..K {
+                exp[k] = exp[k].mul_add(rest[k], exp[k]);
+            }
+        }
+        if let Some(below) = self.below {
+            for k in 0..K {
+                exp[k] = below[k].select(R::splat(exp[k].token(), 0.0), exp[k]);
+            }
+        }
+    }
 }
 
 impl<S: Simd, R: Real> Value<S, R> {
@@ -411,17 +438,6 @@ impl<S: Simd, R: Real> Value<S, R> {
             #[inline(always)]
             || R::twice(self.logit),
         )
-    }
-
-    /// `value − reference`, in units of [`UNIT`].
-    #[inline(always)]
-    pub(super) fn minus(self, simd: S, reference: Self) -> R::Lanes<S> {
-        let (Some([a, b]), Some([c, d])) = (self.capped, reference.capped) else {
-            let unit = R::splat(simd, 1.0 / UNIT);
-            return self.logit.mul_sub(unit, reference.logit * unit);
-        };
-        let unit = f64x8::splat(simd, 1.0 / UNIT);
-        R::once([a.mul_sub(unit, c * unit), b.mul_sub(unit, d * unit)])
     }
 }
 
@@ -499,9 +515,8 @@ impl<S: Simd, R: Real> Scale<S, R> {
     /// `exp(z − z(reference))` of a vector.
     #[inline(always)]
     pub(super) fn exp<const MODE: u8>(&self, value: Value<S, R>, reference: Value<S, R>, boost: Boost) -> R::Lanes<S> {
-        let Exponentials { exp: [exp], power: [power], .. } =
-            self.exps::<MODE, 1>([value], reference, boost, Argument::Exact);
-        exp * power
+        let [exp] = self.exps::<MODE, 1>([value], reference, boost);
+        exp
     }
 
     /// `exp(z − z(reference))` of some vectors.
@@ -511,8 +526,40 @@ impl<S: Simd, R: Real> Scale<S, R> {
         values: [Value<S, R>; K],
         reference: Value<S, R>,
         boost: Boost,
+    ) -> [R::Lanes<S>; K] {
+        let arguments = self.arguments::<MODE, K>(values, reference);
+        let mut exp = R::exps(self.simd, arguments.x, boost);
+        arguments.complete(&mut exp);
+        exp
+    }
+
+    /// The same, each as two factors.
+    #[inline(always)]
+    pub(super) fn factors<const MODE: u8, const K: usize>(
+        &self,
+        values: [Value<S, R>; K],
+        reference: Value<S, R>,
+        boost: Boost,
         argument: Argument,
-    ) -> Exponentials<S, R, K> {
+    ) -> Factors<S, R, K> {
+        let arguments = self.arguments::<MODE, K>(values, reference);
+        let [mut exp, mut power] = R::factors(self.simd, arguments.x, boost, argument);
+        arguments.complete(&mut exp);
+        if let Some(below) = arguments.below {
+            for k in 0..K {
+                power[k] = below[k].select(R::splat(self.simd, 0.0), power[k]);
+            }
+        }
+        Factors { exp, power, z: arguments.z }
+    }
+
+    /// What exponentials are taken of.
+    #[inline(always)]
+    fn arguments<const MODE: u8, const K: usize>(
+        &self,
+        values: [Value<S, R>; K],
+        reference: Value<S, R>,
+    ) -> Arguments<S, R, K> {
         let zero = R::splat(self.simd, 0.0);
         let (mut difference, mut lost) = ([zero; K], [zero; K]);
         if MODE == SCALED && self.moderate {
@@ -529,11 +576,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
             for k in 0..K {
                 rest[k] = difference[k].mul_add(low, difference[k].mul_sub_precise(high, quotient[k]));
             }
-            let [mut exp, power] = R::exps(self.simd, quotient, boost, argument);
-            for k in 0..K {
-                exp[k] = exp[k].mul_add(rest[k], exp[k]);
-            }
-            return Exponentials { exp, power, z: quotient };
+            return Arguments { x: quotient, rest: Some(rest), below: None, z: quotient };
         }
         if MODE == CAPPED && R::LANES == f32::LANES {
             // f64 has room for the differences and quotients of f32. NaN passes, as below.
@@ -543,8 +586,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
                 let [a, b] = values[k].twice();
                 difference[k] = floor.max(R::once([(a - c) * self.inverse, (b - d) * self.inverse]));
             }
-            let [exp, power] = R::exps(self.simd, difference, boost, argument);
-            return Exponentials { exp, power, z: difference };
+            return Arguments { x: difference, rest: None, below: None, z: difference };
         }
         for k in 0..K {
             [difference[k], lost[k]] = self.difference::<MODE>(values[k], reference);
@@ -555,8 +597,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
             z[k] = self.floor.max(z[k]);
         }
         if MODE == PLAIN {
-            let [exp, power] = R::exps(self.simd, difference, boost, argument);
-            return Exponentials { exp, power, z };
+            return Arguments { x: difference, rest: None, below: None, z };
         }
         let [high, low] = self.factor;
         let mut quotient = z;
@@ -567,18 +608,14 @@ impl<S: Simd, R: Real> Scale<S, R> {
         for k in 0..K {
             rest[k] = z[k].mul_sub_precise(high, quotient[k]) + z[k].mul_add(low, lost[k] * high);
         }
-        let [mut exp, mut power] = R::exps(self.simd, quotient, boost, argument);
-        for k in 0..K {
-            exp[k] = exp[k].mul_add(rest[k], exp[k]);
-        }
         // Below the floor what was lost is NaN or not worth its name; with an enormous T the floor is the lowest finite
         // number, whose exponential is not 0, but that of −∞ is.
+        let mut below = [zero.simd_eq(zero); K];
         for k in 0..K {
-            let below = difference[k].simd_lt(self.floor);
-            (exp[k], power[k]) = (below.select(zero, exp[k]), below.select(zero, power[k]));
-            z[k] = quotient[k] + below.select(zero, rest[k]);
+            below[k] = difference[k].simd_lt(self.floor);
+            z[k] = quotient[k] + below[k].select(zero, rest[k]);
         }
-        Exponentials { exp, power, z }
+        Arguments { x: quotient, rest: Some(rest), below: Some(below), z }
     }
 
     /// `z − z(reference) − log_sum`, the last as a sum of two.

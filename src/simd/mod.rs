@@ -52,7 +52,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
-pub(crate) use operations::{f16_from_f32, f16_to_f32, load_part, prefetch_ahead, store_fence, store_part, stream};
+pub(crate) use operations::{
+    f16_from_f32, f16_to_f32, load_part, look_up, prefetch_ahead, store_fence, store_part, stream,
+};
 
 /// The token of the instructions that every CPU of the target has.
 #[cfg(target_arch = "x86_64")]

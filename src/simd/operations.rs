@@ -1,9 +1,10 @@
 //! The operations that the vector types of `fearless_simd` do not have: streaming stores, prefetches, parts of vectors,
-//! and the conversion of half-precision floats. Each is a plain function with the best instructions per level inside.
+//! lookups, and the conversion of half-precision floats. Each is a plain function with the best instructions per level
+//! inside.
 
 use std::mem::MaybeUninit;
 
-use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u16x16};
+use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u16x16, u32x8, u32x16};
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
@@ -18,8 +19,8 @@ mod x86 {
     use super::{Line, MaybeUninit};
     use core::arch::x86_64 as arch;
 
-    use fearless_simd::x86::Avx512;
-    use fearless_simd::{f32x16, f64x8, prelude::*, u16x16};
+    use fearless_simd::x86::{Avx2, Avx512};
+    use fearless_simd::{f32x16, f64x8, prelude::*, u16x16, u32x8, u32x16};
 
     fearless_simd::kernel!(
         #[inline(always)]
@@ -107,6 +108,22 @@ mod x86 {
                 }
             }
             out
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn look_up_avx512(avx512: Avx512, table: &[u32; 8], index: u32x16<Avx512>) -> u32x16<Avx512> {
+            // SAFETY: the table is read whole. The instruction looks at four bits of an index, so it is there twice.
+            let table = unsafe { arch::_mm512_broadcast_i64x4(arch::_mm256_loadu_si256(table.as_ptr().cast())) };
+            arch::_mm512_permutexvar_epi32(index.into(), table).simd_into(avx512)
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn look_up_avx2(avx2: Avx2, table: &[u32; 8], index: u32x8<Avx2>) -> u32x8<Avx2> {
+            // SAFETY: the table is read whole.
+            let table = unsafe { arch::_mm256_loadu_si256(table.as_ptr().cast()) };
+            arch::_mm256_permutevar8x32_epi32(table, index.into()).simd_into(avx2)
         }
     );
     macro_rules! parts {
@@ -273,6 +290,35 @@ const AHEAD: usize = 8192;
 pub(crate) fn prefetch_ahead(source: *const u8, bytes: usize) {
     for line in (0..bytes).step_by(64) {
         prefetch(source.wrapping_add(AHEAD + line));
+    }
+}
+
+/// Of each lane the number that its three lowest bits are the index of.
+#[inline(always)]
+pub(crate) fn look_up<S: Simd>(simd: S, table: &[u32; 8], index: u32x16<S>) -> u32x16<S> {
+    match simd.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(avx512) => {
+            let index = index.to_array().simd_into(avx512);
+            x86::look_up_avx512(avx512, table, index).to_array().simd_into(simd)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(avx2) => {
+            let (low, high) = index.split();
+            let [low, high] = [low, high].map(
+                #[inline(always)]
+                |half| x86::look_up_avx2(avx2, table, half.to_array().simd_into(avx2)).to_array(),
+            );
+            let [low, high]: [u32x8<S>; 2] = [low.simd_into(simd), high.simd_into(simd)];
+            low.combine(high)
+        }
+        _ => {
+            let numbers = index.to_array().map(
+                #[inline(always)]
+                |index| table[(index & 7) as usize],
+            );
+            numbers.simd_into(simd)
+        }
     }
 }
 

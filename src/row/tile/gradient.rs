@@ -6,11 +6,11 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::{AnyTile, TOGETHER, Tile, TileWeights, Tiled};
 use crate::element::Element;
-use crate::math::{Argument, Boost, Real, vectors_at_a_time};
+use crate::math::{Boost, Real, vectors_at_a_time};
 use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
 use crate::row::companion::Weights;
 use crate::row::map::{can_boost, difference_of, share_lanes, take_back, variance_of};
-use crate::row::transform::{CAPPED, Exponentials, PLAIN, SCALED, Scale, Value, with_mode, with_uncapped_mode};
+use crate::row::transform::{CAPPED, PLAIN, SCALED, Scale, Value, with_mode, with_uncapped_mode};
 use crate::row::{Transform, per_mass};
 
 /// The gradients of the rows, into `out`; lanes that do not count get zeros.
@@ -214,8 +214,7 @@ impl<S: Simd, R: Real> Gradients<S, R> {
             #[inline(always)]
             |(value, _)| value,
         );
-        let Exponentials { exp, power, .. } =
-            self.scale.exps::<MODE, K>(values, self.reference, self.boost, Argument::Exact);
+        let exp = self.scale.exps::<MODE, K>(values, self.reference, self.boost);
         for k in 0..K {
             let number = R::splat(simd, (first + k) as f64);
             let is_point = self.class.simd_eq(number);
@@ -224,7 +223,7 @@ impl<S: Simd, R: Real> Gradients<S, R> {
                 Some(at_point) if self.own.is_none() => is_point.select(at_point, offset),
                 _ => offset,
             };
-            let gradient = difference_of::<S, R>(x[k], exp[k] * power[k], self.factor, offset);
+            let gradient = difference_of::<S, R>(x[k], exp[k], self.factor, offset);
             let gradient = if MODE == CAPPED { gradient * capped[k].1 } else { gradient };
             let gradient = self.own.map_or(gradient, |own| is_point.select(own, gradient));
             // SAFETY: the caller's promise.

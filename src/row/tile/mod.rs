@@ -22,7 +22,7 @@ pub use self::gradient::{gradients, probabilities, variances};
 pub use self::transposed::Transposed;
 use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
 use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
-use super::transform::{CAPPED, Exponentials, PLAIN, SCALED, Scale, Value, with_mode};
+use super::transform::{CAPPED, Factors, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{Dense, Transform};
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, Total, vectors_at_a_time};
@@ -432,20 +432,21 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
                 #[inline(always)]
                 |(value, _)| value,
             );
-            let Exponentials { exp, mut power, z } =
-                self.scale.exps::<MODE, K>(values, self.reference, Boost::Full, Argument::Exact);
+            let Factors { exp, mut power, z } =
+                self.scale.factors::<MODE, K>(values, self.reference, Boost::Full, Argument::Exact);
             for k in 0..K {
                 power[k] = is_own[k].select(zero, power[k]);
                 self.equal += is_own[k].select(one, zero);
                 sum = exp[k].mul_add(power[k], sum);
                 let exp = exp[k] * power[k];
-                let term = Term { x: x[k], value: values[k], reference: self.reference, exp, z: z[k], counts: None };
+                let term = Term { x: x[k], exp, z: z[k] };
                 companion.add(simd, (start + k) % TOGETHER, 0, term);
             }
             let first = start % TOGETHER;
             companion.values(
                 simd,
                 first..first + K,
+                None,
                 #[inline(always)]
                 |vector| values[vector - first],
                 self.reference,
