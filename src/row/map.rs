@@ -113,12 +113,16 @@ unsafe fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let offset = E::Real::splat(simd, offset);
             // SAFETY: the caller's promise.
             unsafe {
                 with_uncapped_mode!(of.transform, MODE => {
-                    let f = Shifted { terms: Terms::<S, E::Real, MODE>::new(simd, of), offset };
-                    map(simd, row, out, stores, &f, exception);
+                    let terms = Terms::<S, E::Real, MODE>::new(simd, of);
+                    if offset == 0.0 {
+                        map(simd, row, out, stores, &terms, exception);
+                    } else {
+                        let offset = E::Real::splat(simd, offset);
+                        map(simd, row, out, stores, &Shifted { terms, offset }, exception);
+                    }
                 });
             }
         },
@@ -431,6 +435,18 @@ impl<S: Simd, R: Real, const MODE: u8> Terms<S, R, MODE> {
             |x| Value::plain(x),
         );
         self.scale.exps::<MODE, K>(values, self.reference, self.boost)
+    }
+}
+
+/// Times the factor.
+impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for Terms<S, R, MODE> {
+    #[inline(always)]
+    fn of<const K: usize>(&self, x: [R::Lanes<S>; K]) -> [R::Lanes<S>; K] {
+        let mut result = self.exps(x);
+        for result in &mut result {
+            *result *= self.factor;
+        }
+        result
     }
 }
 
