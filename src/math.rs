@@ -7,17 +7,17 @@
 //! wrong by up to 1.008 ulp. Rounding to `n` is done by adding 1.5·2^23 (1.5·2^52), which leaves `n` in the low bits of the
 //! sum; a shift moves them to where exponents are.
 //!
-//! For f32, N is 8 where a level has an instruction that looks eight numbers up ([`two_to_the_eighths`]): q is linear then
-//! (minimax, relative error 0.43 u), three multiplications less than with N = 1 and degree 4 (0.11 u). In a spike, 16
-//! logits in L2 took 1.25 instead of 1.48 ns with AVX-512, and 3.23 instead of 4.23 with AVX2. A table of 16 with the
+//! N is 8 where a level has an instruction that looks a number up in eight, and q minimax and short then: linear in f32
+//! (relative error 0.43 u), of degree 5 in f64 (0.03 u), in place of 4 (0.11 u) and 9 (0.15 u) with N = 1. In a spike, 16
+//! f32 logits in L2 took 1.25 instead of 1.48 ns with AVX-512, and 3.23 instead of 4.23 with AVX2. A table of 16 with the
 //! same q was no faster, and on AVX2, where it takes two lookups, slower (3.84); so was leaving the reduction and the power
-//! to `vreduceps` and `vscalefps` (1.32). For f64, whose lookups take AVX2 half a dozen operations, N is 1 (q Chebyshev,
-//! degree 9, 0.15 u).
+//! to `vreduceps` and `vscalefps` (1.32). What binds is the number of operations: taking any one of them away was worth
+//! 0.1 ns.
 //!
 //! | | worst error | domain | below it |
 //! |---|---|---|---|
 //! | f32 | 1.148 ulp, 1.88 u of itself; with N = 1 and no fused multiply-add 1.209 ulp (every float tested) | −87.3 ≤ x ≤ 2 | exactly 0 from −88 |
-//! | f64 | 1 ulp (a sample tested) | −708 ≤ x ≤ 2 | exactly 0 from −709 |
+//! | f64 | 1 ulp (a sample tested) | −708 ≤ x ≤ 2 | exactly 0 from −709.1 |
 //!
 //! `exp 0 = 1`, `exp −∞ = 0`, NaN passes. [`Real::exp`] can return `exp(x)·2^k` for k ≥ 0, which moves the domain down
 //! by k·ln 2: the gradient takes k = 64 (512) and multiplies by a factor that holds 2^−k, so that probabilities below
@@ -35,7 +35,7 @@
 
 use fearless_simd::{Simd, SimdFloat, SimdFloatElement, f32x16, f64x8, prelude::*, u32x16, u64x8};
 
-use crate::simd::look_up;
+use crate::simd::{Table, look_up_u32, look_up_u64};
 
 /// Lanes in twice their precision: those of f32 as f64, in two halves; those of f64 as a sum of two.
 pub type Twice<S> = [f64x8<S>; 2];
@@ -122,9 +122,14 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
 
     /// How a level takes exponentials.
     fn reduction<S: Simd>() -> Reduction<Self>;
-    /// x, `n = round(N·x / ln 2)`, and 2^(n/N), times [`Self::BOOST`] if asked: x is clamped to where that is 0, too small
-    /// for an exponent field.
-    fn exponents<S: Simd, const K: usize>(simd: S, x: [Self::Lanes<S>; K], boost: Boost) -> [[Self::Lanes<S>; K]; 3];
+    /// x, `n = round(N·x / ln 2)` for N = 1 or 8 steps, and 2^(n/N), times [`Self::BOOST`] if asked: x is clamped to where
+    /// that is 0, too small for an exponent field.
+    fn exponents<S: Simd, const K: usize>(
+        simd: S,
+        x: [Self::Lanes<S>; K],
+        boost: Boost,
+        steps: u32,
+    ) -> [[Self::Lanes<S>; K]; 3];
     /// Add a vector to a total.
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
     /// Add `weight·(value − reference)` of each lane to a total, in units of [`UNIT`], where the weights are
@@ -224,7 +229,7 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     ) -> [[Self::Lanes<S>; K]; 3] {
         let lanes = |value| Self::Lanes::<S>::simd_from(simd, value);
         let Reduction { steps, q } = Self::reduction::<S>();
-        let [mut r, n, power] = Self::exponents(simd, x, boost);
+        let [mut r, n, power] = Self::exponents(simd, x, boost, steps);
         let ln_2 = if argument == Argument::Exact { &Self::LN_2 } else { Self::ROUNDED_LN_2 };
         for part in ln_2 {
             let part = Self::splat(simd, -part.to_f64() / f64::from(steps));
@@ -313,7 +318,7 @@ const EXP_MINUS_ONE: [f64; 10] = [
 #[inline(always)]
 pub fn exp_minus_one<S: Simd>(simd: S, [high, low]: [f64x8<S>; 2]) -> [f64x8<S>; 2] {
     let lanes = |value: f64| f64x8::splat(simd, value);
-    let [[high], [n], [power]] = f64::exponents(simd, [high], Boost::None);
+    let [[high], [n], [power]] = f64::exponents(simd, [high], Boost::None, 1);
     let first = n.mul_add(-lanes(f64::LN_2[0]), high);
     let [r, lost] = quick_sum(first, n.mul_add(-lanes(f64::LN_2[1]), low));
     // exp(r + lost) − 1 = (r + r²/2) + (lost + r·lost + r³·c(r)).
@@ -391,32 +396,47 @@ pub fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
     y.simd_lt(lanes(f64::INFINITY)).select(log, y)
 }
 
-/// `2^(n/8)` for n in the low bits.
+/// The bits of `2^(j/8)` for j from 0 to 7, less those of j three places above the exponent's lowest.
 ///
-/// With n = 8·k + j that is 2ᵏ·2^(j/8): k is added to the exponent of one of eight numbers. So that the shift of n, which
-/// moves j into the mantissa, needs no mask, the numbers lack what it adds.
-#[inline(always)]
-fn two_to_the_eighths<S: Simd>(simd: S, n: u32x16<S>) -> f32x16<S> {
-    const LESS_THEIR_SHIFT: [u32; 8] = {
-        let mut numbers: [u32; 8] = [
-            1f32.to_bits(),
-            1.090_507_7f32.to_bits(),
-            1.189_207_1f32.to_bits(),
-            1.296_839_6f32.to_bits(),
-            std::f32::consts::SQRT_2.to_bits(),
-            1.542_210_8f32.to_bits(),
-            1.681_792_9f32.to_bits(),
-            1.834_008_1f32.to_bits(),
-        ];
-        let mut j = 0;
-        while j < 8 {
-            numbers[j] -= (j as u32) << 20;
-            j += 1;
-        }
-        numbers
-    };
-    (look_up(simd, &LESS_THEIR_SHIFT, n) + (n << 20)).bitcast()
-}
+/// With n = 8·k + j, `2^(n/8)` is one of these, and n, shifted so that k meets the exponent: j needs no mask.
+const EIGHTHS_F32: [u32; 8] = {
+    let mut numbers: [u32; 8] = [
+        1f32.to_bits(),
+        1.090_507_7f32.to_bits(),
+        1.189_207_1f32.to_bits(),
+        1.296_839_6f32.to_bits(),
+        std::f32::consts::SQRT_2.to_bits(),
+        1.542_210_8f32.to_bits(),
+        1.681_792_9f32.to_bits(),
+        1.834_008_1f32.to_bits(),
+    ];
+    let mut j = 0;
+    while j < 8 {
+        numbers[j] -= (j as u32) << 20;
+        j += 1;
+    }
+    numbers
+};
+
+/// The same of f64.
+const EIGHTHS_F64: Table = {
+    let mut numbers: [u64; 8] = [
+        1f64.to_bits(),
+        1.090_507_732_665_257_7f64.to_bits(),
+        1.189_207_115_002_721f64.to_bits(),
+        1.296_839_554_651_009_6f64.to_bits(),
+        std::f64::consts::SQRT_2.to_bits(),
+        1.542_210_825_407_940_7f64.to_bits(),
+        1.681_792_830_507_429f64.to_bits(),
+        1.834_008_086_409_342_4f64.to_bits(),
+    ];
+    let mut j = 0;
+    while j < 8 {
+        numbers[j] -= (j as u64) << 49;
+        j += 1;
+    }
+    Table::new(numbers)
+};
 
 /// A polynomial by Horner's rule, highest power first.
 #[inline(always)]
@@ -504,8 +524,12 @@ impl Real for f32 {
     }
 
     #[inline(always)]
-    fn exponents<S: Simd, const K: usize>(simd: S, mut x: [f32x16<S>; K], boost: Boost) -> [[f32x16<S>; K]; 3] {
-        let steps = Self::reduction::<S>().steps;
+    fn exponents<S: Simd, const K: usize>(
+        simd: S,
+        mut x: [f32x16<S>; K],
+        boost: Boost,
+        steps: u32,
+    ) -> [[f32x16<S>; K]; 3] {
         // Where n/N is −127 (−127 − 64): the exponent field, and with it the power of two, is zero. Between that and −126
         // the power is a smaller subnormal than it should be.
         let (offset, lowest) = match boost {
@@ -525,7 +549,12 @@ impl Real for f32 {
         }
         for k in 0..K {
             let bits: u32x16<S> = n[k].bitcast();
-            power[k] = if steps == 1 { (bits << 23).bitcast() } else { two_to_the_eighths(simd, bits) };
+            // The numbers lack what the shift adds of j.
+            power[k] = if steps == 1 {
+                (bits << 23).bitcast()
+            } else {
+                (look_up_u32(simd, &EIGHTHS_F32, bits) + (bits << 20)).bitcast()
+            };
         }
         for k in 0..K {
             n[k] -= magic;
@@ -662,31 +691,50 @@ impl Real for f64 {
 
     #[inline(always)]
     fn reduction<S: Simd>() -> Reduction<Self> {
-        Reduction {
-            steps: 1,
-            q: &[
-                2.510_042_415_700_506_7e-8,
-                2.762_013_871_973_399_4e-7,
-                2.755_726_837_868_419_2e-6,
-                2.480_152_119_021_773e-5,
-                0.000_198_412_698_631_059_68,
-                0.001_388_888_891_728_179_4,
-                0.008_333_333_333_330_051,
-                0.041_666_666_666_623_99,
-                0.166_666_666_666_666_69,
-                0.5,
-            ],
+        match <S::f32s as SimdBase<S>>::LEN {
+            16 | 8 => Reduction {
+                steps: 8,
+                q: &[
+                    0.000_198_405_641_993_281_7,
+                    0.001_388_978_227_522_131_5,
+                    0.008_333_333_371_271_533,
+                    0.041_666_666_569_726_37,
+                    0.166_666_666_666_637_07,
+                    0.500_000_000_000_029_8,
+                ],
+            },
+            _ => Reduction {
+                steps: 1,
+                q: &[
+                    2.510_042_415_700_506_7e-8,
+                    2.762_013_871_973_399_4e-7,
+                    2.755_726_837_868_419_2e-6,
+                    2.480_152_119_021_773e-5,
+                    0.000_198_412_698_631_059_68,
+                    0.001_388_888_891_728_179_4,
+                    0.008_333_333_333_330_051,
+                    0.041_666_666_666_623_99,
+                    0.166_666_666_666_666_69,
+                    0.5,
+                ],
+            },
         }
     }
 
     #[inline(always)]
-    fn exponents<S: Simd, const K: usize>(simd: S, mut x: [f64x8<S>; K], boost: Boost) -> [[f64x8<S>; K]; 3] {
-        // Where n is −1023 (−1023 − 512): the exponent field is zero.
+    fn exponents<S: Simd, const K: usize>(
+        simd: S,
+        mut x: [f64x8<S>; K],
+        boost: Boost,
+        steps: u32,
+    ) -> [[f64x8<S>; K]; 3] {
+        // Where n/N is −1023 (−1023 − 512), as in f32.
         let (offset, lowest) = match boost {
-            Boost::None => (1023.0, -709.0),
-            Boost::Full => (1023.0 + 512.0, -1063.9),
+            Boost::None => (0, -709.09),
+            Boost::Full => (512, -1063.98),
         };
-        let magic = f64x8::splat(simd, 6_755_399_441_055_744.0 + offset);
+        let offset = if steps == 1 { offset + 1023 } else { offset * steps };
+        let magic = f64x8::splat(simd, 6_755_399_441_055_744.0 + f64::from(offset));
         // NaN passes, as in f32.
         let lowest = f64x8::splat(simd, lowest);
         for k in 0..K {
@@ -694,11 +742,15 @@ impl Real for f64 {
         }
         let (mut n, mut power) = (x, x);
         for k in 0..K {
-            n[k] = x[k].mul_add(f64x8::splat(simd, Self::LOG2_E), magic);
+            n[k] = x[k].mul_add(f64x8::splat(simd, Self::LOG2_E * f64::from(steps)), magic);
         }
         for k in 0..K {
             let bits: u64x8<S> = n[k].bitcast();
-            power[k] = (bits << 52).bitcast();
+            power[k] = if steps == 1 {
+                (bits << 52).bitcast()
+            } else {
+                (look_up_u64(simd, &EIGHTHS_F64, bits) + (bits << 49)).bitcast()
+            };
         }
         for k in 0..K {
             n[k] -= magic;

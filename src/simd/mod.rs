@@ -53,7 +53,8 @@ use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
 pub(crate) use operations::{
-    f16_from_f32, f16_to_f32, load_part, look_up, prefetch_ahead, store_fence, store_part, stream,
+    Table, f16_from_f32, f16_to_f32, load_part, look_up_u32, look_up_u64, prefetch_ahead, store_fence, store_part,
+    stream,
 };
 
 /// The token of the instructions that every CPU of the target has.

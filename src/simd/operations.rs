@@ -4,7 +4,7 @@
 
 use std::mem::MaybeUninit;
 
-use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u16x16, u32x8, u32x16};
+use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u16x16, u32x8, u32x16, u64x4, u64x8};
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
@@ -20,7 +20,7 @@ mod x86 {
     use core::arch::x86_64 as arch;
 
     use fearless_simd::x86::{Avx2, Avx512};
-    use fearless_simd::{f32x16, f64x8, prelude::*, u16x16, u32x8, u32x16};
+    use fearless_simd::{f32x16, f64x8, prelude::*, u16x16, u32x8, u32x16, u64x4, u64x8};
 
     fearless_simd::kernel!(
         #[inline(always)]
@@ -112,7 +112,7 @@ mod x86 {
     );
     fearless_simd::kernel!(
         #[inline(always)]
-        pub(super) fn look_up_avx512(avx512: Avx512, table: &[u32; 8], index: u32x16<Avx512>) -> u32x16<Avx512> {
+        pub(super) fn look_up_u32_avx512(avx512: Avx512, table: &[u32; 8], index: u32x16<Avx512>) -> u32x16<Avx512> {
             // SAFETY: the table is read whole. The instruction looks at four bits of an index, so it is there twice.
             let table = unsafe { arch::_mm512_broadcast_i64x4(arch::_mm256_loadu_si256(table.as_ptr().cast())) };
             arch::_mm512_permutexvar_epi32(index.into(), table).simd_into(avx512)
@@ -120,10 +120,32 @@ mod x86 {
     );
     fearless_simd::kernel!(
         #[inline(always)]
-        pub(super) fn look_up_avx2(avx2: Avx2, table: &[u32; 8], index: u32x8<Avx2>) -> u32x8<Avx2> {
+        pub(super) fn look_up_u32_avx2(avx2: Avx2, table: &[u32; 8], index: u32x8<Avx2>) -> u32x8<Avx2> {
             // SAFETY: the table is read whole.
             let table = unsafe { arch::_mm256_loadu_si256(table.as_ptr().cast()) };
             arch::_mm256_permutevar8x32_epi32(table, index.into()).simd_into(avx2)
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn look_up_u64_avx512(avx512: Avx512, table: &[u64; 8], index: u64x8<Avx512>) -> u64x8<Avx512> {
+            // SAFETY: the table is read whole.
+            let table = unsafe { arch::_mm512_loadu_si512(table.as_ptr().cast()) };
+            arch::_mm512_permutexvar_epi64(index.into(), table).simd_into(avx512)
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn look_up_u64_avx2(avx2: Avx2, low: &[u32; 8], high: &[u32; 8], index: u64x4<Avx2>) -> u64x4<Avx2> {
+            // SAFETY: the tables are read whole.
+            let (low, high) = unsafe {
+                (arch::_mm256_loadu_si256(low.as_ptr().cast()), arch::_mm256_loadu_si256(high.as_ptr().cast()))
+            };
+            let index = index.into();
+            // There is an instruction for 32 bits alone: the upper halves move to where they belong.
+            let low = arch::_mm256_permutevar8x32_epi32(low, index);
+            let high = arch::_mm256_slli_epi64::<32>(arch::_mm256_permutevar8x32_epi32(high, index));
+            arch::_mm256_blend_epi32::<0b1010_1010>(low, high).simd_into(avx2)
         }
     );
     macro_rules! parts {
@@ -295,27 +317,79 @@ pub(crate) fn prefetch_ahead(source: *const u8, bytes: usize) {
 
 /// Of each lane the number that its three lowest bits are the index of.
 #[inline(always)]
-pub(crate) fn look_up<S: Simd>(simd: S, table: &[u32; 8], index: u32x16<S>) -> u32x16<S> {
+pub(crate) fn look_up_u32<S: Simd>(simd: S, table: &[u32; 8], index: u32x16<S>) -> u32x16<S> {
     match simd.level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(avx512) => {
             let index = index.to_array().simd_into(avx512);
-            x86::look_up_avx512(avx512, table, index).to_array().simd_into(simd)
+            x86::look_up_u32_avx512(avx512, table, index).to_array().simd_into(simd)
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2(avx2) => {
             let (low, high) = index.split();
-            let [low, high] = [low, high].map(
-                #[inline(always)]
-                |half| x86::look_up_avx2(avx2, table, half.to_array().simd_into(avx2)).to_array(),
-            );
-            let [low, high]: [u32x8<S>; 2] = [low.simd_into(simd), high.simd_into(simd)];
+            let low = x86::look_up_u32_avx2(avx2, table, low.to_array().simd_into(avx2));
+            let high = x86::look_up_u32_avx2(avx2, table, high.to_array().simd_into(avx2));
+            let (low, high): (u32x8<S>, u32x8<S>) = (low.to_array().simd_into(simd), high.to_array().simd_into(simd));
             low.combine(high)
         }
         _ => {
             let numbers = index.to_array().map(
                 #[inline(always)]
                 |index| table[(index & 7) as usize],
+            );
+            numbers.simd_into(simd)
+        }
+    }
+}
+
+/// What [`look_up_u64`] looks up, whole and in halves.
+pub(crate) struct Table {
+    whole: [u64; 8],
+    #[cfg(target_arch = "x86_64")]
+    low: [u32; 8],
+    #[cfg(target_arch = "x86_64")]
+    high: [u32; 8],
+}
+
+impl Table {
+    pub(crate) const fn new(whole: [u64; 8]) -> Self {
+        let (mut low, mut high) = ([0; 8], [0; 8]);
+        let mut number = 0;
+        while number < 8 {
+            (low[number], high[number]) = (whole[number] as u32, (whole[number] >> 32) as u32);
+            number += 1;
+        }
+        Self {
+            whole,
+            #[cfg(target_arch = "x86_64")]
+            low,
+            #[cfg(target_arch = "x86_64")]
+            high,
+        }
+    }
+}
+
+/// [`look_up_u32`] of numbers of 64 bits.
+#[inline(always)]
+pub(crate) fn look_up_u64<S: Simd>(simd: S, table: &Table, index: u64x8<S>) -> u64x8<S> {
+    match simd.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(avx512) => {
+            let index = index.to_array().simd_into(avx512);
+            x86::look_up_u64_avx512(avx512, &table.whole, index).to_array().simd_into(simd)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(avx2) => {
+            let (low, high) = index.split();
+            let low = x86::look_up_u64_avx2(avx2, &table.low, &table.high, low.to_array().simd_into(avx2));
+            let high = x86::look_up_u64_avx2(avx2, &table.low, &table.high, high.to_array().simd_into(avx2));
+            let (low, high): (u64x4<S>, u64x4<S>) = (low.to_array().simd_into(simd), high.to_array().simd_into(simd));
+            low.combine(high)
+        }
+        _ => {
+            let numbers = index.to_array().map(
+                #[inline(always)]
+                |index| table.whole[(index & 7) as usize],
             );
             numbers.simd_into(simd)
         }
