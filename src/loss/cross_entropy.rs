@@ -6,9 +6,10 @@ use super::targets::Problem;
 use super::{Check, Chunks, GradOutput, Reduction, mean, stores};
 use crate::element::Element;
 use crate::error::Result;
+use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
-use crate::row::tile::{self, Across, Tile, Transposed, batches};
+use crate::row::tile::{self, Across, Tile, Transposed, WeightRoom, batches};
 use crate::row::{Stores, Transform, fill, gradient, product, rounded};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, Row, View};
@@ -67,6 +68,19 @@ pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
     Ok(mean(sums, divisor))
 }
 
+/// What the work on a tile needs besides the tile.
+struct Room<R: Real> {
+    /// For its results.
+    results: Transposed<R>,
+    weights: Option<WeightRoom>,
+}
+
+impl<R: Real + Element<Real = R>> Room<R> {
+    fn new() -> Self {
+        Self { results: Transposed::uninit(), weights: None }
+    }
+}
+
 /// The work on a chunk of rows.
 struct Rows<'a, E, O> {
     range: std::ops::Range<usize>,
@@ -85,16 +99,16 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
         let mut sum = [0.0; MOST_LANES];
-        let mut rooms = (Transposed::uninit(), Transposed::uninit());
+        let (mut loaded, mut room) = (Transposed::uninit(), Room::new());
         let mut dense = [const { None }; MOST_LANES];
         for batch in batches(self.logits, self.range.clone()) {
             let dense = self.problem.denses(simd, batch.first, batch.rows, self.logits, &mut dense);
             let mut targets = self.problem.batch(batch.first, batch.rows, self.logits.classes(), dense);
             let losses = match batch.across {
-                Some(Across::InPlace(tile)) => self.tile(simd, batch.first, tile, &mut targets, &mut rooms.1),
+                Some(Across::InPlace(tile)) => self.tile(simd, batch.first, tile, &mut targets, &mut room),
                 Some(Across::Transposed) => {
-                    let tile = rooms.0.load(simd, self.logits, batch.first, batch.rows);
-                    self.tile(simd, batch.first, tile, &mut targets, &mut rooms.1)
+                    let tile = loaded.load(simd, self.logits, batch.first, batch.rows);
+                    self.tile(simd, batch.first, tile, &mut targets, &mut room)
                 }
                 None => self.rows(simd, batch.first, &mut targets),
             };
@@ -120,7 +134,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         first: usize,
         tile: Tile<T>,
         targets: &mut Targets,
-        room: &mut Transposed<E::Real>,
+        room: &mut Room<E::Real>,
     ) -> PerLane<f64> {
         let transform = self.problem.transform;
         // SAFETY: the tile's values are the view's, or were loaded into the room.
@@ -130,7 +144,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                     targets.points.logit[lane] = Element::to_f64(tile.get(targets.points.class[lane], lane));
                 }
             }
-            tile::pass(simd, tile, targets, transform)
+            tile::pass(simd, tile, targets, transform, &mut room.weights)
         };
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
         if let Some(derivatives) = self.derivatives {
@@ -273,7 +287,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         losses: &Losses,
         scales: &PerLane<f64>,
         is_gradient: bool,
-        room: &mut Transposed<E::Real>,
+        room: &mut Room<E::Real>,
     ) {
         let Some(derivatives) = self.derivatives else { return };
         let view = if is_gradient { Some(&derivatives.gradient) } else { derivatives.hessian.as_ref() };
@@ -287,12 +301,15 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         // apart from them, or the room, which is stored once it was written.
         unsafe {
             let written = if let Some(out) = Tile::in_place(view, first, rows) {
-                Self::derive(simd, tile, out, targets, losses, &slopes, scales, is_gradient, transform)
+                let weights = &mut room.weights;
+                Self::derive(simd, tile, out, targets, losses, &slopes, scales, is_gradient, transform, weights)
             } else if Transposed::suits(view, self.stores[usize::from(!is_gradient)]) {
-                let out = room.tile(tile.classes());
-                let written = Self::derive(simd, tile, out, targets, losses, &slopes, scales, is_gradient, transform);
+                let Room { results, weights } = room;
+                let out = results.tile(tile.classes());
+                let written =
+                    Self::derive(simd, tile, out, targets, losses, &slopes, scales, is_gradient, transform, weights);
                 if written {
-                    room.store(simd, view, first, rows);
+                    results.store(simd, view, first, rows);
                 }
                 written
             } else {
@@ -334,11 +351,12 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         scales: &PerLane<f64>,
         is_gradient: bool,
         transform: Transform,
+        room: &mut Option<WeightRoom>,
     ) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
             if is_gradient {
-                return tile::gradients(simd, tile, out, targets, slopes, transform);
+                return tile::gradients(simd, tile, out, targets, slopes, transform, room);
             }
             tile::variances(simd, tile, out, targets, losses, scales, transform);
         }

@@ -13,7 +13,7 @@ use crate::math::precise_sum;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, MOST_LANES, Spreads};
 use crate::row::product;
-use crate::row::tile::{self, Across, Batch, Transposed, batches};
+use crate::row::tile::{self, Across, Batch, Transposed, WeightRoom, batches};
 use crate::simd::{self, Kernel};
 use crate::view::View;
 
@@ -65,7 +65,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
     fn run<S: Simd>(self, simd: S) -> [f64; 2] {
         let mut sums = [0.0, 0.0];
         let transform = self.problem.transform;
-        let mut room = Transposed::uninit();
+        let (mut room, mut weights) = (Transposed::uninit(), None);
         let mut dense = [const { None }; MOST_LANES];
         for batch in batches(self.logits, self.range.clone()) {
             let (first, rows) = (batch.first, batch.rows);
@@ -80,7 +80,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
                 }
             }
             let found = read(simd, self.logits, &batch, &mut room, &ranked, transform);
-            let spreads = self.spreads(simd, &batch, &targets, &mut room);
+            let spreads = self.spreads(simd, &batch, &targets, &mut room, &mut weights);
             let losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
             let entropies = found.entropies(simd, rows);
             for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
@@ -109,6 +109,7 @@ impl<E: Element> Rows<'_, E> {
         batch: &Batch<E>,
         targets: &batch::Targets,
         room: &mut Transposed<E::Real>,
+        weights: &mut Option<WeightRoom>,
     ) -> Spreads {
         if targets.uniform == 0.0 && targets.dense.is_empty() {
             return Spreads::default();
@@ -117,8 +118,10 @@ impl<E: Element> Rows<'_, E> {
         // SAFETY: the tile's values are the view's, or were loaded into the room by the first pass.
         unsafe {
             match batch.across {
-                Some(Across::InPlace(tile)) => tile::pass(simd, tile, targets, transform).1,
-                Some(Across::Transposed) => tile::pass(simd, room.tile(self.logits.classes()), targets, transform).1,
+                Some(Across::InPlace(tile)) => tile::pass(simd, tile, targets, transform, weights).1,
+                Some(Across::Transposed) => {
+                    tile::pass(simd, room.tile(self.logits.classes()), targets, transform, weights).1
+                }
                 None => {
                     let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
                     for lane in 0..batch.rows {

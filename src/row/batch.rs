@@ -203,17 +203,17 @@ impl Default for Spreads {
 
 /// The losses of some rows, and what their derivatives need.
 #[derive(Clone, Copy, Debug)]
-pub struct Losses {
+pub struct Losses<'a> {
     /// In nats.
     pub loss: PerLane<f64>,
-    pub(super) log_sum_exps: LogSumExps,
+    pub(super) log_sum_exps: &'a LogSumExps,
     /// The weights of all but the point.
-    pub(super) spread: PerLane<f64>,
+    pub(super) spread: &'a PerLane<f64>,
     /// `2·z_loss·lse`.
     pub(super) pull: PerLane<f64>,
 }
 
-impl Losses {
+impl Losses<'_> {
     /// What the derivatives of row number `lane` need.
     #[inline(always)]
     pub fn get(&self, lane: usize, targets: &Targets) -> RowLoss {
@@ -306,13 +306,13 @@ pub fn log_totals<S: Simd>(simd: S, found: &LogSumExps, rows: usize) -> PerLane<
 /// Where the point leads, its loss is `log1p(others)`: relative accuracy however confident the row. Elsewhere it is
 /// `(z(reference) − z) + ln total`, the difference taken in twice the precision, rounded once.
 #[inline(never)]
-pub fn losses<S: Simd>(
+pub fn losses<'a, S: Simd>(
     simd: S,
-    found: &LogSumExps,
+    found: &'a LogSumExps,
     targets: &Targets,
-    spreads: &Spreads,
+    spreads: &'a Spreads,
     transform: Transform,
-) -> Losses {
+) -> Losses<'a> {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -327,7 +327,7 @@ pub fn losses<S: Simd>(
             }
             let is_divergence = targets.dense.iter().flatten().any(Dense::is_softmax);
             let mut losses =
-                Losses { loss: [0.0; MOST_LANES], log_sum_exps: *found, spread: spreads.mass, pull: [0.0; MOST_LANES] };
+                Losses { loss: [0.0; MOST_LANES], log_sum_exps: found, spread: &spreads.mass, pull: [0.0; MOST_LANES] };
             for half in (0..rows).step_by(HALF) {
                 let reference = references.load(simd, half);
                 let log_total = found.log_total(simd, half);
@@ -422,12 +422,12 @@ pub fn slopes<S: Simd>(
                 }
             }
             for half in (0..targets.rows).step_by(HALF) {
-                let found = &losses.log_sum_exps;
+                let found = losses.log_sum_exps;
                 let (own, others) = (load(simd, &found.own, half), load(simd, &found.others, half));
                 let total = own + others;
                 let scale = load(simd, scales, half);
                 let scale = if transform.temperature() == 1.0 { scale } else { scale / lanes(transform.temperature()) };
-                let (spread, pull) = (load(simd, &losses.spread, half), load(simd, &losses.pull, half));
+                let (spread, pull) = (load(simd, losses.spread, half), load(simd, &losses.pull, half));
                 let point = load(simd, &points.weight, half);
                 let mass = product_of(scale, (point + spread) + pull);
                 let factor = total.simd_eq(zero).select(lanes(f64::NAN), mass / total);

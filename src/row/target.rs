@@ -67,7 +67,9 @@ impl Target<'_> {
     pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row<E>, transform: Transform) -> f64 {
         let dense = self.dense.map(|dense| [Some(*dense)]);
         let targets = self.alone(row, dense.as_ref().map_or(&[], |dense| dense));
-        self.losses(simd, row, &targets, transform).loss[0]
+        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
+        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
+        batch::losses(simd, &found, &targets, &spreads, transform).loss[0]
     }
 
     /// The loss of a row by itself, with its gradient written to `out`.
@@ -85,7 +87,9 @@ impl Target<'_> {
     ) -> f64 {
         let dense = self.dense.map(|dense| [Some(*dense)]);
         let targets = self.alone(row, dense.as_ref().map_or(&[], |dense| dense));
-        let losses = self.losses(simd, row, &targets, transform);
+        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
+        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
+        let losses = batch::losses(simd, &found, &targets, &spreads, transform);
         let scales = [1.0; MOST_LANES];
         let slopes = batch::slopes(simd, &losses, &targets, &scales, transform);
         // SAFETY: the caller's promise.
@@ -138,13 +142,6 @@ impl Target<'_> {
             dense,
             z_loss: self.z_loss,
         }
-    }
-
-    #[inline(always)]
-    fn losses<S: Simd, E: Element>(&self, simd: S, row: Row<E>, targets: &Targets, transform: Transform) -> Losses {
-        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
-        batch::losses(simd, &found, targets, &spreads, transform)
     }
 }
 

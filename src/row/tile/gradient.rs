@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::{AnyTile, TOGETHER, Tile, TileWeights, Tiled};
+use super::{AnyTile, TOGETHER, Tile, TileWeights, Tiled, WeightRoom};
 use crate::element::Element;
 use crate::math::{Boost, Real, vectors_at_a_time};
 use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
@@ -30,6 +30,7 @@ pub unsafe fn gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
     targets: &Targets,
     slopes: &Slopes,
     transform: Transform,
+    room: &mut Option<WeightRoom>,
 ) -> bool {
     let (any, any_out) = (AnyTile::of(tile), AnyTile::of(out));
     let plain = targets.dense.is_empty() && transform.mode() != CAPPED;
@@ -37,13 +38,13 @@ pub unsafe fn gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
     unsafe {
         match (plain, any.computed::<E::Real>(), any_out.computed::<E::Real>()) {
             (true, Some(tile), Some(out)) if transform.mode() == PLAIN => {
-                gradients_of::<S, E::Real, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform)
+                gradients_of::<S, E::Real, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform, room)
             }
             (true, Some(tile), Some(out)) => {
-                gradients_of::<S, E::Real, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform)
+                gradients_of::<S, E::Real, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform, room)
             }
             _ => with_mode!(transform, MODE => {
-                gradients_of::<S, E::Real, _, _, MODE, true>(simd, any, any_out, targets, slopes, transform)
+                gradients_of::<S, E::Real, _, _, MODE, true>(simd, any, any_out, targets, slopes, transform, room)
             }),
         }
     }
@@ -73,6 +74,7 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
     targets: &Targets,
     slopes: &Slopes,
     transform: Transform,
+    room: &mut Option<WeightRoom>,
 ) -> bool {
     let Some(boost) = boost_of::<R>(&slopes.factor) else { return false };
     let dense = DENSE && !targets.dense.is_empty();
@@ -114,11 +116,11 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                     return;
                 }
                 let named = if targets.names_classes { targets.rows } else { 0 };
-                let mut weights = TileWeights::new::<R>(targets.dense);
-                let mut block = [0.0; TOGETHER * MOST_LANES];
+                let WeightRoom { rows, block } = room.get_or_insert_default();
+                let mut weights = TileWeights::new::<R>(targets.dense, rows);
                 for start in (0..classes).step_by(TOGETHER) {
                     let here = start..classes.min(start + TOGETHER);
-                    weights.fill(simd, start, here.len(), &mut block);
+                    weights.fill(simd, start, here.len(), block);
                     // With the points, so that their sum is rounded once.
                     let points = targets.points.class.iter().zip(&targets.points.weight);
                     for (lane, (point, weight)) in points.take(named).enumerate() {

@@ -146,14 +146,14 @@ pub unsafe fn pass<S: Simd, E: Element>(
     tile: Tile<E>,
     targets: &Targets,
     transform: Transform,
+    room: &mut Option<WeightRoom>,
 ) -> (LogSumExps, Spreads) {
     let mut spreads = Spreads::default();
     // SAFETY: the caller's promise.
     let found = unsafe {
         if !targets.dense.is_empty() {
-            let weights = TileWeights::new::<E::Real>(targets.dense);
-            let mut block = [0.0; TOGETHER * MOST_LANES];
-            let weighted = Weighted::new(simd, weights, &mut block);
+            let WeightRoom { rows, block } = room.get_or_insert_default();
+            let weighted = Weighted::new(simd, TileWeights::new::<E::Real>(targets.dense, rows), block);
             let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyTile::of(tile), transform, weighted);
             E::Real::lane_totals(&weighted.mass, &mut spreads.mass);
             E::Real::lane_totals(&weighted.sum, &mut spreads.sum);
@@ -229,20 +229,34 @@ unsafe fn typed_pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
 /// Classes whose weights are read together.
 const TOGETHER: usize = 64;
 
+/// Room for the weights of a tile's targets, from one tile to the next.
+pub struct WeightRoom {
+    /// Those of the rows, one after the other, and room to read a vector more.
+    rows: [f64; TOGETHER * MOST_LANES + 8],
+    /// The same, transposed.
+    block: [f64; TOGETHER * MOST_LANES],
+}
+
+impl Default for WeightRoom {
+    fn default() -> Self {
+        Self { rows: [0.0; TOGETHER * MOST_LANES + 8], block: [0.0; TOGETHER * MOST_LANES] }
+    }
+}
+
 /// The weights of each lane's target, some classes at a time.
 struct TileWeights<'a> {
     targets: &'a [Option<Dense<'a>>],
     lanes: usize,
     /// What [`super::Dense::fill`] returned, summed.
     sums: PerLane<f64>,
-    /// Those of the rows, one after the other, before they are transposed, and room to read a vector more.
-    rows: [f64; TOGETHER * MOST_LANES + 8],
+    /// [`WeightRoom::rows`].
+    rows: &'a mut [f64],
 }
 
 impl<'a> TileWeights<'a> {
     #[inline(always)]
-    fn new<R: Real>(targets: &'a [Option<Dense<'a>>]) -> Self {
-        Self { targets, lanes: R::LANES, sums: [0.0; MOST_LANES], rows: [0.0; TOGETHER * MOST_LANES + 8] }
+    fn new<R: Real>(targets: &'a [Option<Dense<'a>>], rows: &'a mut [f64]) -> Self {
+        Self { targets, lanes: R::LANES, sums: [0.0; MOST_LANES], rows }
     }
 }
 
