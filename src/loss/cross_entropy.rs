@@ -103,7 +103,8 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
         let mut dense = [const { None }; MOST_LANES];
         for batch in batches(self.logits, self.range.clone()) {
             let dense = self.problem.denses(simd, batch.first, batch.rows, self.logits, &mut dense);
-            let mut targets = self.problem.batch(batch.first, batch.rows, self.logits.classes(), dense);
+            let mut targets = Targets::none(batch.rows, dense);
+            self.problem.set(batch.first, self.logits.classes(), &mut targets);
             let losses = match batch.across {
                 Some(Across::InPlace(tile)) => self.tile(simd, batch.first, tile, &mut targets, &mut room),
                 Some(Across::Transposed) => {

@@ -70,7 +70,8 @@ impl<E: Element> Kernel for Rows<'_, E> {
         for batch in batches(self.logits, self.range.clone()) {
             let (first, rows) = (batch.first, batch.rows);
             let dense = self.problem.denses(simd, first, rows, self.logits, &mut dense);
-            let mut targets = self.problem.batch(first, rows, self.logits.classes(), dense);
+            let mut targets = batch::Targets::none(rows, dense);
+            self.problem.set(first, self.logits.classes(), &mut targets);
             let mut ranked = [None; MOST_LANES];
             for lane in 0..rows {
                 if targets.counts[lane] != 0.0 {

@@ -7,7 +7,7 @@ use super::labels::Labels;
 use crate::element::Element;
 use crate::math::precise_sum;
 use crate::numbers::Numbers;
-use crate::row::batch::{self, MOST_LANES, Points};
+use crate::row::batch::{self, MOST_LANES};
 use crate::row::{AnyRow, Dense, Source, Teacher, Transform};
 use crate::view::View;
 
@@ -161,39 +161,24 @@ impl Problem {
         &room[..rows]
     }
 
-    /// The targets of `rows` rows of `classes` classes from `first` on, with their dense parts; the logits of the
-    /// points are still to come.
+    /// Set the targets of rows of `classes` classes from `first` on, but for their dense parts; the logits of the points
+    /// are still to come.
     #[inline(always)]
-    pub(super) fn batch<'a>(
-        &self,
-        first: usize,
-        rows: usize,
-        classes: usize,
-        dense: &'a [Option<Dense<'a>>],
-    ) -> batch::Targets<'a> {
-        let uniform = if self.weight.is_none() { self.label_smoothing / classes as f64 } else { 0.0 };
-        let mut targets = batch::Targets {
-            rows,
-            counts: [0.0; MOST_LANES],
-            names_classes: false,
-            points: Points::default(),
-            uniform: 0.0,
-            dense,
-            z_loss: self.z_loss,
-        };
+    pub(super) fn set(&self, first: usize, classes: usize, targets: &mut batch::Targets) {
+        targets.z_loss = self.z_loss;
         let Targets::Classes(labels) = &self.targets else {
-            targets.counts[..rows].fill(1.0);
-            return targets;
+            targets.counts[..targets.rows].fill(1.0);
+            return;
         };
-        (targets.names_classes, targets.uniform) = (true, uniform);
+        targets.names_classes = true;
+        targets.uniform = if self.weight.is_none() { self.label_smoothing / classes as f64 } else { 0.0 };
         let points = &mut targets.points;
         points.weight = [1.0 - self.label_smoothing; MOST_LANES];
-        labels.read_into(first, rows, &mut targets.counts, &mut points.class);
+        labels.read_into(first, targets.rows, &mut targets.counts, &mut points.class);
         if let Some(weight) = &self.weight {
             for (own, class) in points.weight.iter_mut().zip(&points.class) {
                 *own *= weight[*class];
             }
         }
-        targets
     }
 }

@@ -168,6 +168,20 @@ impl Default for Points {
 }
 
 impl<'a> Targets<'a> {
+    /// None of `rows` rows counts, or is to be anything, but for the dense parts.
+    #[inline(always)]
+    pub fn none(rows: usize, dense: &'a [Option<Dense<'a>>]) -> Self {
+        Self {
+            rows,
+            counts: [0.0; MOST_LANES],
+            names_classes: false,
+            points: Points::default(),
+            uniform: 0.0,
+            dense,
+            z_loss: 0.0,
+        }
+    }
+
     /// Whether [`Slopes`] have the derivatives of the classes that the targets name.
     pub(super) fn has_own(&self, transform: Transform) -> bool {
         self.names_classes && self.dense.is_empty() && !transform.caps()
