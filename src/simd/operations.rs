@@ -4,7 +4,7 @@
 
 use std::mem::MaybeUninit;
 
-use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u16x16, u32x8, u32x16, u64x4, u64x8};
+use fearless_simd::{Simd, f32x8, f32x16, f64x4, f64x8, prelude::*, u16x16, u32x8, u32x16, u64x4, u64x8};
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
@@ -20,7 +20,7 @@ mod x86 {
     use core::arch::x86_64 as arch;
 
     use fearless_simd::x86::{Avx2, Avx512};
-    use fearless_simd::{f32x16, f64x8, prelude::*, u16x16, u32x8, u32x16, u64x4, u64x8};
+    use fearless_simd::{f32x8, f32x16, f64x4, f64x8, prelude::*, u16x16, u32x8, u32x16, u64x4, u64x8};
 
     fearless_simd::kernel!(
         #[inline(always)]
@@ -172,6 +172,26 @@ mod x86 {
             );
         };
     }
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn load_4_avx2(avx2: Avx2, source: *const f32, count: usize, rest: f32x8<Avx2>) -> f32x8<Avx2> {
+            let lanes = arch::_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let mask = arch::_mm256_cmpgt_epi32(arch::_mm256_set1_epi32(count.min(8) as i32), lanes);
+            // SAFETY: the caller of `load_part` promised that `count` values are readable; no other is read.
+            let values = unsafe { arch::_mm256_maskload_ps(source, mask) };
+            arch::_mm256_blendv_ps(rest.into(), values, arch::_mm256_castsi256_ps(mask)).simd_into(avx2)
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn load_8_avx2(avx2: Avx2, source: *const f64, count: usize, rest: f64x4<Avx2>) -> f64x4<Avx2> {
+            let lanes = arch::_mm256_setr_epi64x(0, 1, 2, 3);
+            let mask = arch::_mm256_cmpgt_epi64(arch::_mm256_set1_epi64x(count.min(4) as i64), lanes);
+            // SAFETY: the caller of `load_part` promised that `count` values are readable; no other is read.
+            let values = unsafe { arch::_mm256_maskload_pd(source, mask) };
+            arch::_mm256_blendv_pd(rest.into(), values, arch::_mm256_castsi256_pd(mask)).simd_into(avx2)
+        }
+    );
     parts!(load_4, store_4, f32, f32x16<Avx512>, u16, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps);
     parts!(load_8, store_8, f64, f64x8<Avx512>, u8, _mm512_mask_loadu_pd, _mm512_mask_storeu_pd);
     parts!(load_2, store_2, u16, u16x16<Avx512>, u16, _mm256_mask_loadu_epi16, _mm256_mask_storeu_epi16);
@@ -193,7 +213,7 @@ pub(crate) trait Parts<S: Simd>: SimdBase<S> {
 }
 
 macro_rules! parts {
-    ($lanes:ident, $load:ident, $store:ident) => {
+    ($lanes:ident, $load:ident, $store:ident $(, $half:ident, $load_avx2:ident)?) => {
         impl<S: Simd> Parts<S> for $lanes<S> {
             #[inline(always)]
             unsafe fn masked_load(simd: S, source: *const Self::Element, count: usize, rest: Self) -> Option<Self> {
@@ -203,6 +223,18 @@ macro_rules! parts {
                         let rest = rest.to_array().simd_into(avx512);
                         Some(x86::$load(avx512, source, count, rest).to_array().simd_into(simd))
                     }
+                    $(
+                        #[cfg(target_arch = "x86_64")]
+                        Level::Avx2(avx2) => {
+                            let (low, high) = rest.split();
+                            let (low, high) = (low.to_array().simd_into(avx2), high.to_array().simd_into(avx2));
+                            let (place, beyond) = (source.wrapping_add(Self::LEN / 2), count.saturating_sub(Self::LEN / 2));
+                            let low = x86::$load_avx2(avx2, source, count, low).to_array();
+                            let high = x86::$load_avx2(avx2, place, beyond, high).to_array();
+                            let (low, high): ($half<S>, $half<S>) = (low.simd_into(simd), high.simd_into(simd));
+                            Some(low.combine(high))
+                        }
+                    )?
                     _ => None,
                 }
             }
@@ -221,8 +253,8 @@ macro_rules! parts {
         }
     };
 }
-parts!(f32x16, load_4, store_4);
-parts!(f64x8, load_8, store_8);
+parts!(f32x16, load_4, store_4, f32x8, load_4_avx2);
+parts!(f64x8, load_8, store_8, f64x4, load_8_avx2);
 parts!(u16x16, load_2, store_2);
 
 /// The first `count` values at `source`, no more than there are lanes, and `rest` behind them.
