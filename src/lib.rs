@@ -41,8 +41,8 @@
 //! * **a source of targets**: a [`row::Source`], which writes its weights block by block;
 //! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a file in `python/xent_rs/`;
 //! * **something else to know of a row**: a companion of its pass in `row/companion.rs`;
-//! * **an instruction set**: a variant of [`simd::Level`] with its arms there, and, where it has better ones, its
-//!   instructions in `simd/operations.rs`.
+//! * **an instruction set**: a variant of [`simd::Level`] with its arms there, where it has better ones, its instructions
+//!   in `simd/operations.rs`, and in [`math`] how it takes exponentials and how many vectors at a time.
 
 #![deny(missing_docs)]
 

@@ -338,3 +338,15 @@ def test_label_smoothing(level, dtype, classes, axis):
         )
         bound = CrossEntropyBounds(oracle, dtype).losses
         assert_within("smoothed loss", got, oracle.losses, bound, dtype, f"smoothing {smoothing}")
+
+
+@pytest.mark.parametrize(("classes", "far"), [(4096, 512.023716050312), (32000, 512.0029216977337)])
+def test_label_smoothing_of_equal_differences(level, classes, far):
+    """Each of which is rounded alike, and so is their sum."""
+    for dtype in (np.float64, np.float32):
+        logits = np.full((1, classes), -far, dtype)
+        logits[0, 0] = 0
+        oracle = CrossEntropy(Softmax(logits), np.array([0]), label_smoothing=1.0)
+        got = xent_rs.cross_entropy(logits, np.array([0]), label_smoothing=1.0, reduction="none")
+        bound = CrossEntropyBounds(oracle, dtype).losses
+        assert_within("smoothed loss", got, oracle.losses, bound, dtype, f"{classes} classes")

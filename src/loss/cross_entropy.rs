@@ -138,7 +138,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         room: &mut Room<E::Real>,
     ) -> PerLane<f64> {
         let transform = self.problem.transform;
-        // SAFETY: the tile's values are the view's, or were loaded into the room.
+        // SAFETY: the tile's values are the view's, or were transposed.
         let (found, spreads) = unsafe {
             if targets.names_classes {
                 for lane in 0..targets.rows {
@@ -352,12 +352,12 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         scales: &PerLane<f64>,
         is_gradient: bool,
         transform: Transform,
-        room: &mut Option<WeightRoom>,
+        weights: &mut Option<WeightRoom>,
     ) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
             if is_gradient {
-                return tile::gradients(simd, tile, out, targets, slopes, transform, room);
+                return tile::gradients(simd, tile, out, targets, slopes, transform, weights);
             }
             tile::variances(simd, tile, out, targets, losses, scales, transform);
         }

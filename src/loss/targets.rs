@@ -161,8 +161,10 @@ impl Problem {
         &room[..rows]
     }
 
-    /// Set the targets of rows of `classes` classes from `first` on, but for their dense parts; the logits of the points
-    /// are still to come.
+    /// Make `targets` those of the rows of `classes` classes from `first` on, but for their dense parts; the logits of the
+    /// points are still to come.
+    ///
+    /// In place: returned, they would be copied, which takes 6 % of the time of ten classes.
     #[inline(always)]
     pub(super) fn set(&self, first: usize, classes: usize, targets: &mut batch::Targets) {
         targets.z_loss = self.z_loss;

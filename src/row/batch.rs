@@ -168,7 +168,7 @@ impl Default for Points {
 }
 
 impl<'a> Targets<'a> {
-    /// None of `rows` rows counts, or is to be anything, but for the dense parts.
+    /// Targets of `rows` rows, none of which counts yet, with these dense parts.
     #[inline(always)]
     pub fn none(rows: usize, dense: &'a [Option<Dense<'a>>]) -> Self {
         Self {

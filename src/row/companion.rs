@@ -9,7 +9,7 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::AnyRow;
 use super::transform::Value;
-use crate::math::{Real, Total, Twice, UNIT};
+use crate::math::{Real, Total, Twice, UNIT, lane_numbers};
 
 /// A vector of the pass.
 pub(super) struct Term<S: Simd, R: Real> {
@@ -82,12 +82,12 @@ impl<S: Simd, R: Real> Companion<S, R> for Nothing {}
 
 /// `Σ value − reference` over all classes. Below 2⁻¹⁰¹² f64 logits in units of [`UNIT`] lose bits.
 ///
-/// In twice the precision: of a few classes, roundings of the differences would be as large as those of the loss.
+/// In twice the precision: of a few classes, roundings of the differences would be as large as those of the loss, and of
+/// many, roundings of their sum.
 pub(super) struct Uniform<S: Simd> {
     /// In units of [`UNIT`].
     pub(super) sum: Total<S>,
-    /// Of the vectors of the block that came so far: of f32, values, since f64 holds their sum; of f64, differences, in
-    /// units of [`UNIT`].
+    /// Of f32 the sum of the values of the block that came so far: f64 holds it.
     block: Twice<S>,
     vectors: usize,
     /// The reference of the block.
@@ -102,13 +102,16 @@ impl<S: Simd> Uniform<S> {
         Self { sum: Total::zero(simd), block: zero, vectors: 0, reference: zero, before: 0 }
     }
 
-    /// Add a vector to a sum of the block.
+    /// Add a vector: of f32 to the sum of the block, of f64 to that of all.
     #[inline(always)]
-    fn add_to<R: Real>(sum: &mut Twice<S>, value: Twice<S>, reference: Twice<S>) {
-        for part in 0..2 {
-            let unit = f64x8::splat(sum[part].token(), 1.0 / UNIT);
-            sum[part] +=
-                if R::LANES == f32::LANES { value[part] } else { value[part].mul_sub(unit, reference[part] * unit) };
+    fn add_to<R: Real>(sum: &mut Total<S>, block: &mut Twice<S>, value: Twice<S>, reference: Twice<S>) {
+        if R::LANES == f32::LANES {
+            *block = [block[0] + value[0], block[1] + value[1]];
+        } else {
+            let unit = f64x8::splat(value[0].token(), 1.0 / UNIT);
+            let high = value[0].mul_sub(unit, reference[0] * unit);
+            let low = value[1].mul_sub(unit, reference[1] * unit);
+            R::add_twice(sum, [high, low]);
         }
     }
 }
@@ -141,14 +144,14 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
         value: impl Fn(usize) -> Value<S, R>,
         reference: Value<S, R>,
     ) {
-        let mut sum = self.block;
+        // Sums of its own, in registers.
+        let (mut sum, mut block) = (self.sum, self.block);
         self.reference = reference.twice();
         let count = count.unwrap_or(vectors.end * R::LANES);
         let whole = vectors.end.min(count / R::LANES);
         for vector in vectors.start..whole {
-            Self::add_to::<R>(&mut sum, value(vector).twice(), self.reference);
+            Self::add_to::<R>(&mut sum, &mut block, value(vector).twice(), self.reference);
         }
-        self.vectors += whole - vectors.start;
         let rest = count - whole * R::LANES;
         if rest > 0 {
             // Lanes that do not count differ by nothing.
@@ -156,13 +159,13 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
             for part in 0..2 {
                 // Both parts of f64 are those of the same lanes.
                 let first = if R::LANES == f32::LANES { 8 * part } else { 0 };
-                let counts = f64::numbers(simd).simd_lt(f64x8::splat(simd, rest as f64 - first as f64));
+                let counts = lane_numbers(simd).simd_lt(f64x8::splat(simd, rest as f64 - first as f64));
                 value[part] = counts.select(value[part], self.reference[part]);
             }
-            Self::add_to::<R>(&mut sum, value, self.reference);
-            self.vectors += 1;
+            Self::add_to::<R>(&mut sum, &mut block, value, self.reference);
         }
-        self.block = sum;
+        self.vectors += whole - vectors.start + usize::from(rest > 0);
+        (self.sum, self.block) = (sum, block);
     }
 
     #[inline(always)]
@@ -173,8 +176,8 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
                 let difference = (-self.reference[part]).mul_add(lanes(self.vectors as f64), self.block[part]);
                 self.block[part] = difference * lanes(1.0 / UNIT);
             }
+            R::add_twice(&mut self.sum, self.block);
         }
-        R::add_twice(&mut self.sum, self.block);
     }
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Logits of f32 are capped in lanes of f64 ([`half_tanh`]), a block at a time, and so are the differences taken and
 //! divided. In L2 on AVX-512, 16 of them take 5.6 ns, and 8.8 with the slope, of which the divisions are 2.2; in sums
-//! of two f32 the loss took 21.8 ns and the gradient with it 42.9, now 9.7 and 24.2 (without a cap 1.9 and 3.8). What it
+//! of two f32 the loss took 21.8 ns and the gradient with it 42.9, now 9.7 and 24.2 (without a cap 1.4 and 2.7). What it
 //! is bound by are 50 operations for two chains of 85 cycles, more than the scheduler holds. Neither a quotient of f32
 //! and a Newton step (2.9 ns more, for the conversions), nor two or four vectors in turn, nor one division for two
 //! numbers, nor tanh of |y| gave anything; nor did capping where the exponentials are taken (10.6 ns: the registers do
@@ -543,13 +543,9 @@ impl<S: Simd, R: Real> Scale<S, R> {
         argument: Argument,
     ) -> Factors<S, R, K> {
         let arguments = self.arguments::<MODE, K>(values, reference);
-        let [mut exp, mut power] = R::factors(self.simd, arguments.x, boost, argument);
+        let [mut exp, power] = R::factors(self.simd, arguments.x, boost, argument);
+        // Where they are 0, x is clamped, and the powers are finite.
         arguments.complete(&mut exp);
-        if let Some(below) = arguments.below {
-            for k in 0..K {
-                power[k] = below[k].select(R::splat(self.simd, 0.0), power[k]);
-            }
-        }
         Factors { exp, power, z: arguments.z }
     }
 

@@ -42,7 +42,8 @@
 //!
 //! The AVX-512 level is that of Ice Lake, Zen 4 and later; older AVX-512 machines run AVX2. Every level sees the
 //! same virtual lanes (16 of float32, 8 of float64) and the same fused multiply-adds, so AVX-512 and AVX2 give
-//! the same bits; the portable level (the target's baseline, SSE2 on x86-64) has no fused multiply-add.
+//! the same bits; the portable level (the target's baseline, SSE2 on x86-64) has no fused multiply-add, and takes exponentials
+//! without a table.
 
 mod operations;
 
@@ -53,7 +54,7 @@ use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
 pub(crate) use operations::{
-    Table, f16_from_f32, f16_to_f32, load_part, look_up_u32, look_up_u64, prefetch_ahead, store_fence, store_part,
+    Table64, f16_from_f32, f16_to_f32, load_part, look_up_u32, look_up_u64, prefetch_ahead, store_fence, store_part,
     stream,
 };
 

@@ -4,7 +4,9 @@
 
 use std::mem::MaybeUninit;
 
-use fearless_simd::{Simd, f32x8, f32x16, f64x4, f64x8, prelude::*, u16x16, u32x8, u32x16, u64x4, u64x8};
+use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u16x16, u32x16, u64x8};
+#[cfg(target_arch = "x86_64")]
+use fearless_simd::{f32x8, f64x4, u32x8, u64x4};
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
@@ -375,7 +377,7 @@ pub(crate) fn look_up_u32<S: Simd>(simd: S, table: &[u32; 8], index: u32x16<S>) 
 }
 
 /// What [`look_up_u64`] looks up, whole and in halves.
-pub(crate) struct Table {
+pub(crate) struct Table64 {
     whole: [u64; 8],
     #[cfg(target_arch = "x86_64")]
     low: [u32; 8],
@@ -383,7 +385,7 @@ pub(crate) struct Table {
     high: [u32; 8],
 }
 
-impl Table {
+impl Table64 {
     pub(crate) const fn new(whole: [u64; 8]) -> Self {
         let (mut low, mut high) = ([0; 8], [0; 8]);
         let mut number = 0;
@@ -403,7 +405,7 @@ impl Table {
 
 /// [`look_up_u32`] of numbers of 64 bits.
 #[inline(always)]
-pub(crate) fn look_up_u64<S: Simd>(simd: S, table: &Table, index: u64x8<S>) -> u64x8<S> {
+pub(crate) fn look_up_u64<S: Simd>(simd: S, table: &Table64, index: u64x8<S>) -> u64x8<S> {
     match simd.level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(avx512) => {

@@ -30,7 +30,7 @@ pub unsafe fn gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
     targets: &Targets,
     slopes: &Slopes,
     transform: Transform,
-    room: &mut Option<WeightRoom>,
+    weights: &mut Option<WeightRoom>,
 ) -> bool {
     let (any, any_out) = (AnyTile::of(tile), AnyTile::of(out));
     let plain = targets.dense.is_empty() && transform.mode() != CAPPED;
@@ -38,13 +38,13 @@ pub unsafe fn gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
     unsafe {
         match (plain, any.computed::<E::Real>(), any_out.computed::<E::Real>()) {
             (true, Some(tile), Some(out)) if transform.mode() == PLAIN => {
-                gradients_of::<S, E::Real, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform, room)
+                gradients_of::<S, E::Real, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform, weights)
             }
             (true, Some(tile), Some(out)) => {
-                gradients_of::<S, E::Real, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform, room)
+                gradients_of::<S, E::Real, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform, weights)
             }
             _ => with_mode!(transform, MODE => {
-                gradients_of::<S, E::Real, _, _, MODE, true>(simd, any, any_out, targets, slopes, transform, room)
+                gradients_of::<S, E::Real, _, _, MODE, true>(simd, any, any_out, targets, slopes, transform, weights)
             }),
         }
     }
@@ -74,7 +74,7 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
     targets: &Targets,
     slopes: &Slopes,
     transform: Transform,
-    room: &mut Option<WeightRoom>,
+    weights: &mut Option<WeightRoom>,
 ) -> bool {
     let Some(boost) = boost_of::<R>(&slopes.factor) else { return false };
     let dense = DENSE && !targets.dense.is_empty();
@@ -116,7 +116,7 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                     return;
                 }
                 let named = if targets.names_classes { targets.rows } else { 0 };
-                let WeightRoom { rows, block } = room.get_or_insert_default();
+                let WeightRoom { rows, block } = weights.get_or_insert_default();
                 let mut weights = TileWeights::new::<R>(targets.dense, rows);
                 for start in (0..classes).step_by(TOGETHER) {
                     let here = start..classes.min(start + TOGETHER);
