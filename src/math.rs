@@ -4,8 +4,8 @@
 //!
 //! `exp x = 2^(n/N) · exp r` with `n = round(N·x / ln 2)` and `r = x − n·ln 2/N` in two steps (Cody and Waite),
 //! |r| ≤ ln 2 / 2N, and `exp r = 1 + r·(1 + r·q(r))` by Horner's rule; `1 + (r + r²·q(r))` takes an operation more and
-//! was worse (with N = 1 1.008 ulp, not 0.943). Rounding to `n` is done by adding 1.5·2^23 (1.5·2^52), which leaves `n` in the low bits of the
-//! sum; a shift moves them to where exponents are.
+//! was worse (with N = 1 1.008 ulp, not 0.943). Rounding to `n` is done by adding 1.5·2^23 (1.5·2^52), which leaves `n` in
+//! the low bits of the sum; a shift moves them to where exponents are.
 //!
 //! N is 8 where a level has an instruction that looks a number up in eight, and q minimax and short then: linear in f32
 //! (relative error 0.43 u), of degree 5 in f64 (0.03 u), in place of 4 (0.11 u) and 9 (0.15 u) with N = 1. In a spike, 16

@@ -42,8 +42,8 @@
 //!
 //! The AVX-512 level is that of Ice Lake, Zen 4 and later; older AVX-512 machines run AVX2. Every level sees the
 //! same virtual lanes (16 of float32, 8 of float64) and the same fused multiply-adds, so AVX-512 and AVX2 give
-//! the same bits; the portable level (the target's baseline, SSE2 on x86-64) has no fused multiply-add, and takes exponentials
-//! without a table.
+//! the same bits; the portable level (the target's baseline, SSE2 on x86-64) has no fused multiply-add, and takes
+//! exponentials without a table.
 
 mod operations;
 
