@@ -289,7 +289,7 @@ impl<S: Simd> Weights<S> for TileWeights<'_> {
                     let start = (first + number) * step + class;
                     *lanes = f64x8::from_slice(simd, &self.rows[start..start + 8]);
                 }
-                let square = <f64 as Real>::transpose(simd, square);
+                let square = <f64 as Real>::transpose(square);
                 for (number, lanes) in square[..8].iter().enumerate() {
                     let start = (class + number) * self.lanes + first;
                     lanes.store_slice(&mut block[start..start + 8]);

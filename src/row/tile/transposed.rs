@@ -105,7 +105,7 @@ fn store_columns<S: Simd, R: Real + Element<Real = R>>(
     if count < R::LANES {
         rows[count..].fill(R::splat(simd, f64::NEG_INFINITY));
     }
-    let columns = R::transpose(simd, rows);
+    let columns = R::transpose(rows);
     for (column, room) in columns.iter().zip(room.chunks_exact_mut(R::LANES)) {
         // SAFETY: the room has a place for each lane.
         unsafe { R::store(simd, room.as_mut_ptr().cast(), *column) }
@@ -187,7 +187,7 @@ unsafe fn store_squares<S: Simd, O: Element>(
                     // SAFETY: the tile was written, by the promise of `store`'s caller.
                     *column = unsafe { Element::load(simd, room.as_ptr().cast::<O::Real>()) };
                 }
-                let rows = O::Real::transpose(simd, columns);
+                let rows = O::Real::transpose(columns);
                 // SAFETY: `width` elements from `start` on are each row's, writeable by the caller's promise.
                 unsafe {
                     if width == lanes {

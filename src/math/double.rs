@@ -1,0 +1,198 @@
+//! f64, in 8 lanes.
+
+use fearless_simd::{Simd, f64x8, prelude::*, u64x8};
+
+use super::exponential::EIGHTHS;
+use super::logarithm::LOG_1P_OF_QUOTIENT;
+use super::{Boost, Method, Real, Total, Twice, UNIT, is_wide, polynomial, two_sum};
+use crate::simd::{Table64, look_up_u64};
+
+/// The bits of `2^(j/8)`, less those of j, as in f32.
+const TABLE: Table64 = {
+    let mut numbers = [0; 8];
+    let mut j = 0;
+    while j < 8 {
+        numbers[j] = EIGHTHS[j].to_bits() - ((j as u64) << 49);
+        j += 1;
+    }
+    Table64::new(numbers)
+};
+
+impl Real for f64 {
+    type Lanes<S: Simd> = f64x8<S>;
+    const LANES: usize = 8;
+    const LOWEST: Self = f64::MIN;
+    const UNDERFLOW: f64 = -1100.0;
+    const SMALLEST_NORMAL: f64 = f64::MIN_POSITIVE;
+    const BOOST: f64 = 1.340_780_792_994_259_7e154;
+    const LOG2_E: Self = std::f64::consts::LOG2_E;
+    const LN_2: [Self; 2] = [0.693_147_180_485_539_1, 7.440_617_110_012_397e-11];
+    const ROUNDED_LN_2: &'static [Self] = &Self::LN_2;
+    const SHRINKAGE: f64 = 0.0;
+
+    #[inline(always)]
+    fn method<S: Simd>() -> Method<Self> {
+        if is_wide::<S>() {
+            Method {
+                steps: 8,
+                q: &[
+                    0.000_198_405_641_993_281_7,
+                    0.001_388_978_227_522_131_5,
+                    0.008_333_333_371_271_533,
+                    0.041_666_666_569_726_37,
+                    0.166_666_666_666_637_07,
+                    0.500_000_000_000_029_8,
+                ],
+            }
+        } else {
+            Method {
+                steps: 1,
+                q: &[
+                    2.510_042_415_700_506_7e-8,
+                    2.762_013_871_973_399_4e-7,
+                    2.755_726_837_868_419_2e-6,
+                    2.480_152_119_021_773e-5,
+                    0.000_198_412_698_631_059_68,
+                    0.001_388_888_891_728_179_4,
+                    0.008_333_333_333_330_051,
+                    0.041_666_666_666_623_99,
+                    0.166_666_666_666_666_69,
+                    0.5,
+                ],
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn exponents<S: Simd, const K: usize>(
+        simd: S,
+        mut x: [f64x8<S>; K],
+        boost: Boost,
+        steps: u32,
+    ) -> [[f64x8<S>; K]; 3] {
+        // Where n/N is −1023 (−1023 − 512), as in f32.
+        let (offset, lowest) = match boost {
+            Boost::None => (0, -709.09),
+            Boost::Full => (512, -1063.98),
+        };
+        let offset = if steps == 1 { offset + 1023 } else { offset * steps };
+        let magic = f64x8::splat(simd, 6_755_399_441_055_744.0 + f64::from(offset));
+        // NaN passes, as in f32.
+        let lowest = f64x8::splat(simd, lowest);
+        for k in 0..K {
+            x[k] = lowest.max(x[k]);
+        }
+        let (mut n, mut power) = (x, x);
+        for k in 0..K {
+            n[k] = x[k].mul_add(f64x8::splat(simd, Self::LOG2_E * f64::from(steps)), magic);
+        }
+        for k in 0..K {
+            let bits: u64x8<S> = n[k].bitcast();
+            power[k] = if steps == 1 {
+                (bits << 52).bitcast()
+            } else {
+                (look_up_u64(simd, &TABLE, bits) + (bits << 49)).bitcast()
+            };
+        }
+        for k in 0..K {
+            n[k] -= magic;
+        }
+        [x, n, power]
+    }
+
+    /// Two-sum: the second part collects what the first one's rounding loses, which is NaN for an infinity.
+    #[inline(always)]
+    fn add_to<S: Simd>(total: &mut Total<S>, lanes: f64x8<S>) {
+        let [sum, lost] = two_sum(total.parts[0], lanes);
+        total.parts[0] = sum;
+        total.parts[1] += sum.is_finite().select(lost, f64x8::splat(sum.token(), 0.0));
+    }
+
+    #[inline(always)]
+    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>) {
+        let zero = f64x8::splat(simd, 0.0);
+        let weights = f64x8::from_slice(simd, weights);
+        let [difference, lost] = two_sum(value[0] * (1.0 / UNIT), -(reference[0] * (1.0 / UNIT)));
+        let lost = (value[1] - reference[1]).mul_add(f64x8::splat(simd, 1.0 / UNIT), lost);
+        let nothing = weights.simd_eq(zero);
+        let (difference, lost) = (nothing.select(zero, difference), nothing.select(zero, lost));
+        let product = weights * difference;
+        let rest = weights.mul_sub_precise(difference, product) + weights * lost;
+        Self::add_to(total, product);
+        total.parts[1] += product.is_finite().select(rest, zero);
+    }
+
+    /// `2s·(1 + s²·P(s²))` with `s = y / (2 + y)`: a polynomial in y would have twice the terms.
+    #[inline(always)]
+    fn log_1p<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
+        let s = y / (y + f64x8::splat(simd, 2.0));
+        let square = s * s;
+        let double = s + s;
+        (polynomial::<S, f64>(simd, &LOG_1P_OF_QUOTIENT, square) * square).mul_add(double, double)
+    }
+
+    #[inline(always)]
+    fn add_twice<S: Simd>(total: &mut Total<S>, [lanes, rest]: Twice<S>) {
+        Self::add_to(total, lanes);
+        total.parts[1] += rest;
+    }
+
+    #[inline(always)]
+    fn twice<S: Simd>(lanes: f64x8<S>) -> Twice<S> {
+        [lanes, f64x8::splat(lanes.token(), 0.0)]
+    }
+
+    #[inline(always)]
+    fn once<S: Simd>([sum, rest]: Twice<S>) -> f64x8<S> {
+        sum + rest
+    }
+
+    #[inline(always)]
+    fn widen<S: Simd>(lanes: f64x8<S>, numbers: &mut [f64; 16]) {
+        numbers[..8].copy_from_slice(lanes.as_slice());
+    }
+
+    #[inline(always)]
+    fn narrow<S: Simd>(simd: S, numbers: &[f64]) -> f64x8<S> {
+        f64x8::from_slice(simd, &numbers[..8])
+    }
+
+    #[inline(always)]
+    fn add_numbers<S: Simd>(simd: S, total: &mut Total<S>, numbers: &[f64]) {
+        Self::add_to(total, f64x8::from_slice(simd, numbers));
+    }
+
+    #[inline(always)]
+    fn scale<S: Simd>(total: &mut Total<S>, factor: f64) {
+        let [sum, lost] = total.parts;
+        let factor = f64x8::splat(sum.token(), factor);
+        let product = sum * factor;
+        total.parts[0] = product;
+        total.parts[1] = lost.mul_add(factor, sum.mul_sub_precise(factor, product));
+    }
+
+    #[inline(always)]
+    fn lane_totals<S: Simd>(total: &Total<S>, lanes: &mut [f64]) {
+        lanes[..8].copy_from_slice((total.parts[0] + total.parts[1]).as_slice());
+    }
+
+    #[inline(always)]
+    fn largest<S: Simd>(lanes: f64x8<S>) -> f64 {
+        lanes.token().reduce_max_f64x8(lanes)
+    }
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn next_smaller(self) -> Self {
+        self.next_down()
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+}

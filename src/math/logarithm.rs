@@ -1,0 +1,144 @@
+//! The logarithm of `1 + y` over lanes.
+
+use fearless_simd::{Simd, f64x8, prelude::*, u64x8};
+
+use super::{Real, polynomial, two_sum};
+
+/// Coefficients of `R(z) = atanh(s)·2/s − 2` over `z = s²`, over z, for |s| up to that of √2: relative error 2⁻⁵⁷.
+const LOG: [f64; 7] = [
+    0.146_164_510_424_341_67,
+    0.153_317_214_907_386_43,
+    0.181_828_891_285_655_09,
+    0.222_222_111_347_497_35,
+    0.285_714_286_259_757_63,
+    0.399_999_999_998_995_04,
+    0.666_666_666_666_666_97,
+];
+
+/// `log(1 + y)` for y from 0 to 2¹⁰⁰⁰, and ∞, within an ulp, however small y is; NaN passes.
+///
+/// `1 + y = 2^e·m` with m from √½ to √2 and `f = m − 1`; `log m = f − (f²/2 − s·(f²/2 + R(s²)))` with `s = f / (2 + f)`,
+/// and what `1 + y` lost is a derivative's worth of it.
+#[inline(always)]
+pub fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    let integers = |value: u64| u64x8::splat(simd, value);
+    let one = lanes(1.0);
+    let [sum, lost] = two_sum(y, one);
+    let bits: u64x8<S> = sum.bitcast();
+    let exponent = (bits - integers(std::f64::consts::FRAC_1_SQRT_2.to_bits())) >> 52;
+    let mantissa: f64x8<S> = (bits - (exponent << 52)).bitcast();
+    let inverse: f64x8<S> = ((integers(1023) - exponent) << 52).bitcast();
+    let two_to_52 = 4_503_599_627_370_496f64;
+    let number: f64x8<S> = (exponent | integers(two_to_52.to_bits())).bitcast();
+    let number = number - lanes(two_to_52);
+    let f = mantissa - one;
+    let s = f / (f + lanes(2.0));
+    let z = s * s;
+    let rest = polynomial::<S, f64>(simd, &LOG, z) * z;
+    let half_square = lanes(0.5) * f * f;
+    // 1 / m is near enough to 1 − f + f².
+    let correction = lost * inverse * (f * f - f + one);
+    let low = number.mul_add(lanes(<f64 as Real>::LN_2[1]), correction);
+    let log = number * lanes(<f64 as Real>::LN_2[0]) - ((half_square - (s * (half_square + rest) + low)) - f);
+    y.simd_lt(lanes(f64::INFINITY)).select(log, y)
+}
+
+/// P of `log(1 + y) = y·P(y)` over y from 0 to 1, highest power first: minimax, relative error 0.09 u of f32.
+pub(super) const LOG_1P: [f32; 10] = [
+    -0.003_290_468_6,
+    0.020_086_242,
+    -0.057_457_23,
+    0.106_611_28,
+    -0.153_448_8,
+    0.196_921_02,
+    -0.249_580_19,
+    0.333_304_64,
+    -0.499_999_3,
+    1.0,
+];
+
+/// P of `log(1 + y) = 2s·(1 + s²·P(s²))` with `s = y / (2 + y)`, highest power first.
+pub(super) const LOG_1P_OF_QUOTIENT: [f64; 11] = [
+    0.078_152_889_004_614_26,
+    0.037_460_718_977_753_83,
+    0.054_225_891_974_400_07,
+    0.058_671_395_306_515_99,
+    0.066_675_893_157_246_29,
+    0.076_922_719_824_302_75,
+    0.090_909_099_489_813_57,
+    0.111_111_110_991_183_86,
+    0.142_857_142_858_000_5,
+    0.199_999_999_999_997_62,
+    0.333_333_333_333_333_3,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Kernel, Level};
+
+    struct Logs<'a>(&'a [f64]);
+
+    impl Kernel for Logs<'_> {
+        type Output = Vec<f64>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f64> {
+            self.0.iter().map(|&y| log_one_plus(simd, f64x8::splat(simd, y)).as_slice()[0]).collect()
+        }
+    }
+
+    #[test]
+    fn log_one_plus_is_within_an_ulp() {
+        let sqrt = std::f64::consts::SQRT_2;
+        let mut numbers = vec![0.0, 5e-324, 1e-300, 1e-17, sqrt - 1.0, 0.5, 1.0, 1e15, 1e300];
+        numbers.extend((0..60).map(|power| 2f64.powi(power) * sqrt - 1.0));
+        numbers.extend((1..2000).map(|i| f64::from(i) * 0.00137));
+        numbers.extend((1..200).map(|i| 1.31f64.powi(i - 150)));
+        for level in Level::available() {
+            for (&y, log) in numbers.iter().zip(level.run(Logs(&numbers))) {
+                let exact = y.ln_1p();
+                // Libm's own result may be the one that is off by one.
+                let ulp = exact.next_up() - exact;
+                assert!((log - exact).abs() <= 1.5 * ulp, "{}: log(1 + {y:e}) = {log:e}, not {exact:e}", level.name());
+            }
+            let special = level.run(Logs(&[f64::INFINITY, f64::NAN]));
+            assert!(special[0] == f64::INFINITY && special[1].is_nan());
+        }
+    }
+
+    struct Log1p<'a, R>(&'a [R]);
+
+    impl<R: Real> Kernel for Log1p<'_, R> {
+        type Output = Vec<f64>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f64> {
+            let lanes = |&y: &R| R::Lanes::<S>::simd_from(simd, y);
+            self.0.iter().map(|y| R::log_1p(simd, lanes(y)).as_slice()[0].to_f64()).collect()
+        }
+    }
+
+    #[test]
+    fn log_1p_is_within_two_ulps() {
+        let numbers: Vec<f64> = (0..=1 << 14)
+            .map(|i| f64::from(i) / f64::from(1 << 14))
+            .chain((1..140).map(|i| 0.7 * 0.5f64.powi(i)))
+            .collect();
+        let singles: Vec<f32> = numbers.iter().map(|&y| y as f32).collect();
+        for level in Level::available() {
+            let mut worst = [0.0f64; 2];
+            for (&y, log) in singles.iter().zip(level.run(Log1p(&singles))) {
+                let exact = f64::from(y).ln_1p();
+                let ulp = f64::from((exact as f32).next_up() - exact as f32);
+                worst[0] = worst[0].max((log - exact).abs() / ulp);
+            }
+            for (&y, log) in numbers.iter().zip(level.run(Log1p(&numbers))) {
+                let exact = y.ln_1p();
+                worst[1] = worst[1].max((log - exact).abs() / (exact.next_up() - exact));
+            }
+            println!("{}: {worst:?} ulp", level.name());
+            assert!(worst.iter().all(|worst| *worst <= 2.0), "{}: {worst:?} ulp", level.name());
+            assert!(level.run(Log1p(&[f32::NAN]))[0].is_nan() && level.run(Log1p(&[f64::NAN]))[0].is_nan());
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A type to compute in: its lanes and what the kernels need of them.
+
+use fearless_simd::{Simd, SimdFloat, SimdFloatElement, prelude::*};
+
+use super::{Argument, Boost, Method, Total, Twice};
+
+/// A type to compute in: its lanes and what the kernels need of them.
+pub trait Real: SimdFloatElement + Send + Sync + 'static {
+    /// The virtual lanes: the same number on every level.
+    type Lanes<S: Simd>: SimdFloat<S, Element = Self> + std::ops::Neg<Output = Self::Lanes<S>>;
+    /// How many there are.
+    const LANES: usize;
+    /// The smallest finite value.
+    const LOWEST: Self;
+    /// Where exponentials are 0 for certain, boosted or not.
+    const UNDERFLOW: f64;
+    /// The smallest positive normal number.
+    const SMALLEST_NORMAL: f64;
+    /// The power of two of [`Boost::Full`].
+    const BOOST: f64;
+    /// log₂ e.
+    const LOG2_E: Self;
+    /// ln 2 in two parts: the first has so few bits that its product with an exponent is exact.
+    const LN_2: [Self; 2];
+    /// ln 2 as precise as [`Argument::Shrunk`] needs it.
+    const ROUNDED_LN_2: &'static [Self];
+    /// By which part of itself the argument is smaller then.
+    const SHRINKAGE: f64;
+
+    /// How a level takes exponentials.
+    fn method<S: Simd>() -> Method<Self>;
+    /// x, `n = round(N·x / ln 2)` for N = 1 or 8 steps, and 2^(n/N), times [`Self::BOOST`] if asked: x is clamped to where
+    /// that is 0, too small for an exponent field.
+    fn exponents<S: Simd, const K: usize>(
+        simd: S,
+        x: [Self::Lanes<S>; K],
+        boost: Boost,
+        steps: u32,
+    ) -> [[Self::Lanes<S>; K]; 3];
+    /// Add a vector to a total.
+    fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
+    /// Add `weight·(value − reference)` of each lane to a total, in units of [`UNIT`], where the weights are
+    /// [`Self::LANES`] numbers. A weight of 0 counts 0, whatever it weighs.
+    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>);
+    /// The lanes in twice their precision.
+    fn twice<S: Simd>(lanes: Self::Lanes<S>) -> Twice<S>;
+    /// What [`Self::twice`] made of lanes, rounded.
+    fn once<S: Simd>(twice: Twice<S>) -> Self::Lanes<S>;
+    /// Add to a total what [`Self::twice`] could have made.
+    fn add_twice<S: Simd>(total: &mut Total<S>, twice: Twice<S>);
+    /// `log(1 + y)` for y from 0 to 1, within 2 ulp.
+    fn log_1p<S: Simd>(simd: S, y: Self::Lanes<S>) -> Self::Lanes<S>;
+    /// The lanes as f64, the first [`Self::LANES`] of `numbers`.
+    fn widen<S: Simd>(lanes: Self::Lanes<S>, numbers: &mut [f64; 16]);
+    /// The first [`Self::LANES`] of `numbers`, each rounded once.
+    fn narrow<S: Simd>(simd: S, numbers: &[f64]) -> Self::Lanes<S>;
+    /// Add [`Self::LANES`] numbers to a total.
+    fn add_numbers<S: Simd>(simd: S, total: &mut Total<S>, numbers: &[f64]);
+    /// Multiply a total by `factor`.
+    fn scale<S: Simd>(total: &mut Total<S>, factor: f64);
+    /// The sum of each lane.
+    fn lane_totals<S: Simd>(total: &Total<S>, lanes: &mut [f64]);
+    /// The largest lane; what NaN lanes do to it is unspecified.
+    fn largest<S: Simd>(lanes: Self::Lanes<S>) -> Self;
+    /// Rounded from f64.
+    fn from_f64(value: f64) -> Self;
+    /// The next smaller number.
+    #[must_use]
+    fn next_smaller(self) -> Self;
+    /// As f64, exactly.
+    fn to_f64(self) -> f64;
+
+    /// The number in all lanes.
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, value: f64) -> Self::Lanes<S> {
+        Self::Lanes::<S>::simd_from(simd, Self::from_f64(value))
+    }
+
+    /// The first [`Self::LANES`] vectors as rows of a square, transposed.
+    ///
+    /// Each round interleaves the two halves, which turns the digits of (row, lane) by one: after log₂ of the lanes they
+    /// have changed places.
+    #[inline(always)]
+    fn transpose<S: Simd>(mut rows: [Self::Lanes<S>; 16]) -> [Self::Lanes<S>; 16] {
+        for _ in 0..Self::LANES.ilog2() {
+            let mut turned = rows;
+            for row in 0..Self::LANES / 2 {
+                (turned[2 * row], turned[2 * row + 1]) = rows[row].interleave(rows[row + Self::LANES / 2]);
+            }
+            rows = turned;
+        }
+        rows
+    }
+
+    /// `exp(x)`, times [`Self::BOOST`] if asked. `x` is at most 2.
+    #[inline(always)]
+    fn exp<S: Simd>(simd: S, x: Self::Lanes<S>, boost: Boost) -> Self::Lanes<S> {
+        let [exp] = Self::exps(simd, [x], boost);
+        exp
+    }
+
+    /// [`Self::exp`] of some vectors, the same step of each in turn.
+    #[inline(always)]
+    fn exps<S: Simd, const K: usize>(simd: S, x: [Self::Lanes<S>; K], boost: Boost) -> [Self::Lanes<S>; K] {
+        let [mut exp, r, power] = Self::reduced(simd, x, boost, Argument::Exact);
+        if Self::method::<S>().steps == 1 {
+            // The product with a power of two is exact.
+            for k in 0..K {
+                exp[k] = exp[k].mul_add(r[k], Self::splat(simd, 1.0));
+            }
+            for k in 0..K {
+                exp[k] *= power[k];
+            }
+        } else {
+            // Rounded once.
+            for k in 0..K {
+                exp[k] *= r[k];
+            }
+            for k in 0..K {
+                exp[k] = exp[k].mul_add(power[k], power[k]);
+            }
+        }
+        exp
+    }
+
+    /// [`Self::exps`] as two factors: a sum of products takes an operation less than one of exponentials.
+    #[inline(always)]
+    fn factors<S: Simd, const K: usize>(
+        simd: S,
+        x: [Self::Lanes<S>; K],
+        boost: Boost,
+        argument: Argument,
+    ) -> [[Self::Lanes<S>; K]; 2] {
+        let [mut exp, r, power] = Self::reduced(simd, x, boost, argument);
+        for k in 0..K {
+            exp[k] = exp[k].mul_add(r[k], Self::splat(simd, 1.0));
+        }
+        [exp, power]
+    }
+
+    /// `1 + r·q(r)`, r and 2^(n/N).
+    #[inline(always)]
+    fn reduced<S: Simd, const K: usize>(
+        simd: S,
+        x: [Self::Lanes<S>; K],
+        boost: Boost,
+        argument: Argument,
+    ) -> [[Self::Lanes<S>; K]; 3] {
+        let lanes = |value| Self::Lanes::<S>::simd_from(simd, value);
+        let Method { steps, q } = Self::method::<S>();
+        let [mut r, n, power] = Self::exponents(simd, x, boost, steps);
+        let ln_2 = if argument == Argument::Exact { &Self::LN_2 } else { Self::ROUNDED_LN_2 };
+        for part in ln_2 {
+            let part = Self::splat(simd, -part.to_f64() / f64::from(steps));
+            for k in 0..K {
+                r[k] = n[k].mul_add(part, r[k]);
+            }
+        }
+        let mut exp = [lanes(q[0]); K];
+        for &coefficient in &q[1..] {
+            for k in 0..K {
+                exp[k] = exp[k].mul_add(r[k], lanes(coefficient));
+            }
+        }
+        for k in 0..K {
+            exp[k] = exp[k].mul_add(r[k], Self::splat(simd, 1.0));
+        }
+        [exp, r, power]
+    }
+}
