@@ -450,7 +450,7 @@ impl Column {
     /// # Panics
     /// If there are no such rows.
     #[inline(always)]
-    pub unsafe fn set_all(&self, first: usize, values: &[f64]) {
+    pub unsafe fn set(&self, first: usize, values: &[f64]) {
         assert!(first + values.len() <= self.rows, "rows {first} to {} of {}", first + values.len(), self.rows);
         // SAFETY: the numbers are writeable by the promise made to `Column::new`, and this thread's by the caller's.
         unsafe {
@@ -458,26 +458,6 @@ impl Column {
                 Stored::F32 => write_all(self.base.cast::<f32>().add(first), values, |value| value as f32),
                 Stored::F64 => write_all(self.base.cast::<f64>().add(first), values, |value| value),
                 Stored::I64 => write_all(self.base.cast::<i64>().add(first), values, |value| value as i64),
-            }
-        }
-    }
-
-    /// Write the number of row `index`.
-    ///
-    /// # Safety
-    /// This thread alone works on the row.
-    ///
-    /// # Panics
-    /// If there is no such row.
-    #[inline]
-    pub unsafe fn set(&self, index: usize, value: f64) {
-        assert!(index < self.rows, "row {index} of {}", self.rows);
-        // SAFETY: the number is writeable by the promise made to `Column::new`, and this thread's by the caller's.
-        unsafe {
-            match self.stored {
-                Stored::F32 => self.base.cast::<f32>().add(index).write_unaligned(value as f32),
-                Stored::F64 => self.base.cast::<f64>().add(index).write_unaligned(value),
-                Stored::I64 => self.base.cast::<i64>().add(index).write_unaligned(value as i64),
             }
         }
     }

@@ -284,7 +284,7 @@ impl<O: Element> Elementwise<'_, O> {
                 (Some(_), Some(_)) => losses::<S, _, W, true, true>(simd, logits, weighing, length, total, room),
             }
             if let Some(column) = self.losses {
-                column.set_all(start, &room.losses[..length]);
+                column.set(start, &room.losses[..length]);
             }
             if let Some(gradient) = self.gradient {
                 gradient.out.write(simd, start, &room.gradients[..length], self.streaming);

@@ -10,7 +10,7 @@ use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
 use crate::row::tile::{self, Across, Tile, Transposed, WeightRoom, batches};
-use crate::row::{Stores, Transform, fill, gradient, product, rounded};
+use crate::row::{Stores, Transform, fill, find_point, gradient, product};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, Row, View};
 
@@ -99,12 +99,12 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
         let mut sum = [0.0; MOST_LANES];
-        let (mut loaded, mut room) = (Transposed::uninit(), Room::new());
-        let mut dense = [const { None }; MOST_LANES];
+        let (mut loaded, mut teachers, mut room) = (Transposed::uninit(), Transposed::uninit(), Room::new());
         for batch in batches(self.logits, self.range.clone()) {
-            let dense = self.problem.denses(simd, batch.first, batch.rows, self.logits, &mut dense);
-            let mut targets = Targets::none(batch.rows, dense);
-            self.problem.set(batch.first, self.logits.classes(), &mut targets);
+            let classes = self.logits.classes();
+            let teacher = self.problem.teacher(simd, &batch, &mut teachers);
+            let mut targets = Targets::none(batch.rows, self.problem.dense(batch.first, classes, teacher.as_ref()));
+            self.problem.set(batch.first, classes, &mut targets);
             let losses = match batch.across {
                 Some(Across::InPlace(tile)) => self.tile(simd, batch.first, tile, &mut targets, &mut room),
                 Some(Across::Transposed) => {
@@ -141,14 +141,14 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         // SAFETY: the tile's values are the view's, or were transposed.
         let (found, spreads) = unsafe {
             if targets.names_classes {
-                for lane in 0..targets.rows {
-                    targets.points.logit[lane] = Element::to_f64(tile.get(targets.points.class[lane], lane));
-                }
+                targets.points.logit = tile.pick(&targets.points.class);
             }
             tile::pass(simd, tile, targets, transform, &mut room.weights)
         };
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
         if let Some(derivatives) = self.derivatives {
+            // SAFETY: as above.
+            unsafe { tile::find_points(simd, tile, &found, targets, room.weights.as_ref()) };
             let scales = self.scales(simd, derivatives, first, targets.rows);
             let in_place = self.logits.row(first).is_at(derivatives.gradient.row(first));
             // What overwrites the tile is written last.
@@ -175,6 +175,9 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
         if let Some(derivatives) = self.derivatives {
             let scales = self.scales(simd, derivatives, first, targets.rows);
+            for lane in 0..targets.rows {
+                find_point(simd, lane, self.logits.row(first + lane), &found, targets);
+            }
             let slopes = batch::slopes(simd, &losses, targets, &scales, transform);
             for lane in 0..targets.rows {
                 self.write_row(simd, derivatives, first, lane, targets, &losses, &slopes, scales[lane]);
@@ -212,10 +215,8 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             }
         }
         if let Some(column) = self.losses {
-            for (lane, loss) in losses[..rows].iter().enumerate() {
-                // SAFETY: this chunk alone works on its rows.
-                unsafe { column.set(first + lane, *loss) }
-            }
+            // SAFETY: this chunk alone works on its rows.
+            unsafe { column.set(first, &losses[..rows]) }
         }
         losses
     }
@@ -242,7 +243,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         unsafe {
             for is_gradient in [!row.is_at(out), row.is_at(out)] {
                 if is_gradient {
-                    gradient(simd, lane, row, out, targets, losses, slopes, transform, self.stores[0]);
+                    gradient(simd, lane, row, out, targets, slopes, transform, self.stores[0]);
                 } else if let Some(hessian) = hessian {
                     self.write_hessian(simd, lane, row, hessian, targets, losses, scale);
                 }
@@ -295,9 +296,6 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         let Some(view) = view else { return };
         let (rows, transform) = (targets.rows, self.problem.transform);
         let slopes = batch::slopes(simd, losses, targets, scales, transform);
-        // The entries that lanes cannot get right are found before anything is overwritten.
-        let has_own = is_gradient && (!targets.dense.is_empty() || transform.caps());
-        let own = has_own.then(|| self.own_gradients(simd, first, targets, losses, &slopes));
         // SAFETY: what is written are rows of an output that this chunk alone works on, the logits' rows themselves or
         // apart from them, or the room, which is stored once it was written.
         unsafe {
@@ -317,18 +315,13 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 false
             };
             if written {
-                for (lane, own) in own.iter().flatten().enumerate() {
-                    if let Some((class, own)) = *own {
-                        view.row(first + lane).set(class, rounded(own));
-                    }
-                }
                 return;
             }
             for (lane, scale) in scales[..rows].iter().enumerate() {
                 let row = view.row(first + lane);
                 let logits = self.logits.row(first + lane);
                 if is_gradient {
-                    gradient(simd, lane, logits, row, targets, losses, &slopes, transform, self.stores[0]);
+                    gradient(simd, lane, logits, row, targets, &slopes, transform, self.stores[0]);
                 } else {
                     self.write_hessian(simd, lane, logits, row, targets, losses, *scale);
                 }
@@ -362,25 +355,6 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             tile::variances(simd, tile, out, targets, losses, scales, transform);
         }
         true
-    }
-
-    /// The entries of the gradient that lanes cannot get right: see [`tile::gradients`].
-    #[inline(always)]
-    fn own_gradients<S: Simd>(
-        &self,
-        simd: S,
-        first: usize,
-        targets: &Targets,
-        losses: &Losses,
-        slopes: &Slopes,
-    ) -> PerLane<Option<(usize, f64)>> {
-        let mut own = [None; MOST_LANES];
-        for (lane, own) in own[..targets.rows].iter_mut().enumerate() {
-            let Some(target) = targets.get(lane) else { continue };
-            let loss = losses.get(lane, targets).with_leader(&target, self.logits.row(first + lane));
-            *own = loss.and_then(|loss| loss.own_gradient(simd, &target, slopes.scale[lane], self.problem.transform));
-        }
-        own
     }
 }
 

@@ -64,14 +64,14 @@ impl<E: Element> Kernel for Rows<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> [f64; 2] {
         let mut sums = [0.0, 0.0];
+        let mut hits = vec![0; self.top_k.len()];
         let transform = self.problem.transform;
         let (mut room, mut weights) = (Transposed::uninit(), None);
-        let mut dense = [const { None }; MOST_LANES];
         for batch in batches(self.logits, self.range.clone()) {
             let (first, rows) = (batch.first, batch.rows);
-            let dense = self.problem.denses(simd, first, rows, self.logits, &mut dense);
-            let mut targets = batch::Targets::none(rows, dense);
-            self.problem.set(first, self.logits.classes(), &mut targets);
+            let classes = self.logits.classes();
+            let mut targets = batch::Targets::none(rows, self.problem.dense(first, classes, None));
+            self.problem.set(first, classes, &mut targets);
             let mut ranked = [None; MOST_LANES];
             for lane in 0..rows {
                 if targets.counts[lane] != 0.0 {
@@ -89,13 +89,14 @@ impl<E: Element> Kernel for Rows<'_, E> {
                 sums[1] += entropies[lane];
                 // A row with a NaN, or of masked classes alone, hits nothing.
                 if found.log_sum_exps.get(lane).total() > 0.0 {
-                    for (hits, &k) in self.hits.iter().zip(self.top_k) {
-                        if found.above[lane] < k as f64 {
-                            hits.fetch_add(1, Ordering::Relaxed);
-                        }
+                    for (hits, &k) in hits.iter_mut().zip(self.top_k) {
+                        *hits += u64::from(found.above[lane] < k as f64);
                     }
                 }
             }
+        }
+        for (all, hits) in self.hits.iter().zip(hits) {
+            all.fetch_add(hits, Ordering::Relaxed);
         }
         sums
     }
@@ -112,7 +113,7 @@ impl<E: Element> Rows<'_, E> {
         room: &mut Transposed<E::Real>,
         weights: &mut Option<WeightRoom>,
     ) -> Spreads {
-        if targets.uniform == 0.0 && targets.dense.is_empty() {
+        if targets.uniform == 0.0 && targets.dense.is_none() {
             return Spreads::default();
         }
         let transform = self.problem.transform;

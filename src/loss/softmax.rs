@@ -117,10 +117,8 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
         for batch in batches(self.logits, self.range.clone()) {
             let found = found(simd, self.logits, &batch, &mut room, self.transform);
             let values = batch::values(simd, &found, batch.rows, self.transform);
-            for (lane, value) in values[..batch.rows].iter().enumerate() {
-                // SAFETY: this chunk alone works on its rows.
-                unsafe { self.out.set(batch.first + lane, *value) }
-            }
+            // SAFETY: this chunk alone works on its rows.
+            unsafe { self.out.set(batch.first, &values[..batch.rows]) }
         }
     }
 }
@@ -246,11 +244,12 @@ impl<E: Element> Kernel for Selected<'_, E> {
                     logits[lane] = self.logits.row(row).get(class).to_f64();
                     rows.set(lane, found.get(row - batch.first));
                 }
-                let missed = batch::missed(simd, &rows, &logits, count, self.transform);
-                for (number, missed) in (first..).zip(&missed[..count]) {
-                    // SAFETY: this chunk alone works on its rows.
-                    unsafe { self.out.set(number, 0.0 - missed) }
+                let [mut missed] = batch::missed(simd, &rows, [&logits], count, self.transform);
+                for missed in &mut missed {
+                    *missed = 0.0 - *missed;
                 }
+                // SAFETY: this chunk alone works on its rows.
+                unsafe { self.out.set(first, &missed[..count]) }
             }
         }
     }

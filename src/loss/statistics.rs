@@ -6,7 +6,7 @@ use super::{Check, Chunks, labels::Labels};
 use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
-use crate::row::batch::{self, MOST_LANES, PerLane};
+use crate::row::batch::{MOST_LANES, PerLane};
 use crate::row::tile::{Across, Batch, Transposed, batches};
 use crate::row::{Statistics, Transform};
 use crate::simd::{self, Kernel};
@@ -73,24 +73,26 @@ impl<E: Element> Kernel for Rows<'_, E> {
                 }
             }
             let found = read(simd, self.logits, &batch, &mut room, &classes, self.transform);
-            let values = batch::values(simd, &found.log_sum_exps, rows, self.transform);
-            let missed = batch::missed(simd, &found.log_sum_exps, &logits, rows, self.transform);
-            let probabilities = found.leader_probabilities(simd, rows, self.transform);
+            let [values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
             let entropies = found.entropies(simd, rows);
+            let (mut leaders, mut ranks) = ([0.0; MOST_LANES], [-1.0; MOST_LANES]);
             for lane in 0..rows {
-                let index = first + lane;
-                // SAFETY: this chunk alone works on its rows.
-                unsafe {
-                    log_sum_exp.set(index, values[lane]);
-                    argmax.set(index, found.leader[lane] as f64);
-                    max_probability.set(index, probabilities[lane]);
-                    entropy.set(index, entropies[lane]);
-                    if let Some((log_probability, rank)) = target {
-                        let counts = classes[lane].is_some();
-                        let ranked = counts && found.log_sum_exps.get(lane).total() > 0.0;
-                        log_probability.set(index, if counts { 0.0 - missed[lane] } else { 0.0 });
-                        rank.set(index, if ranked { found.above[lane] } else { -1.0 });
-                    }
+                leaders[lane] = found.leader[lane] as f64;
+                let counts = classes[lane].is_some();
+                missed[lane] = if counts { 0.0 - missed[lane] } else { 0.0 };
+                if counts && found.log_sum_exps.get(lane).total() > 0.0 {
+                    ranks[lane] = found.above[lane];
+                }
+            }
+            // SAFETY: this chunk alone works on its rows.
+            unsafe {
+                log_sum_exp.set(first, &values[..rows]);
+                argmax.set(first, &leaders[..rows]);
+                max_probability.set(first, &probabilities[..rows]);
+                entropy.set(first, &entropies[..rows]);
+                if let Some((log_probability, rank)) = target {
+                    log_probability.set(first, &missed[..rows]);
+                    rank.set(first, &ranks[..rows]);
                 }
             }
         }

@@ -1,15 +1,14 @@
 //! What the rows of a softmax loss should be, and how much each of them counts.
 
 use fearless_simd::Simd;
-use half::{bf16, f16};
 
 use super::labels::Labels;
 use crate::element::Element;
 use crate::math::precise_sum;
 use crate::numbers::Numbers;
 use crate::row::batch::{self, MOST_LANES};
-use crate::row::{AnyRow, Dense, Source, Teacher, Transform};
-use crate::view::View;
+use crate::row::tile::{Batch, Transposed};
+use crate::row::{AnyView, Dense, Source, Teacher, Transform};
 
 /// The targets of all rows.
 #[derive(Clone, Debug)]
@@ -20,36 +19,6 @@ pub enum Targets {
     Probabilities(Numbers),
     /// The softmax of a teacher's logits; the loss is the divergence from it.
     Teacher(AnyView),
-}
-
-/// Logits of any storage type.
-#[derive(Clone, Debug)]
-#[allow(missing_docs)] // their names say it
-pub enum AnyView {
-    F16(View<f16>),
-    Bf16(View<bf16>),
-    F32(View<f32>),
-    F64(View<f64>),
-}
-
-impl AnyView {
-    fn shape(&self) -> (usize, usize) {
-        match self {
-            Self::F16(view) => (view.rows(), view.classes()),
-            Self::Bf16(view) => (view.rows(), view.classes()),
-            Self::F32(view) => (view.rows(), view.classes()),
-            Self::F64(view) => (view.rows(), view.classes()),
-        }
-    }
-
-    fn row(&self, index: usize) -> AnyRow {
-        match self {
-            Self::F16(view) => AnyRow::F16(view.row(index)),
-            Self::Bf16(view) => AnyRow::Bf16(view.row(index)),
-            Self::F32(view) => AnyRow::F32(view.row(index)),
-            Self::F64(view) => AnyRow::F64(view.row(index)),
-        }
-    }
 }
 
 /// A problem but for its logits: the targets, and the options that change the loss of a row.
@@ -115,50 +84,42 @@ impl Problem {
         }
     }
 
-    /// Whether rows have weights of each class.
-    fn is_dense(&self) -> bool {
-        !matches!(self.targets, Targets::Classes(_)) || (self.weight.is_some() && self.label_smoothing != 0.0)
-    }
-
-    /// The weights of each class of a row of `logits`, if the problem has such.
-    #[inline]
-    fn dense<S: Simd, E: Element>(&self, simd: S, index: usize, logits: &View<E>) -> Option<Dense<'_>> {
-        let classes = logits.classes();
-        let (keep, uniform) = (1.0 - self.label_smoothing, self.label_smoothing / classes as f64);
-        let weight = self.weight.as_deref();
-        match &self.targets {
-            Targets::Classes(labels) if weight.is_some() && uniform != 0.0 => {
-                labels.class(index)?;
-                Some(Dense { source: Source::Nothing, keep: 0.0, uniform, weight })
-            }
-            Targets::Classes(_) => None,
-            Targets::Probabilities(numbers) => {
-                Some(Dense { source: Source::Numbers(numbers, index * classes), keep, uniform, weight })
-            }
-            Targets::Teacher(view) => {
-                let teacher = Teacher::new(simd, view.row(index), self.transform, E::DTYPE.is_double());
-                Some(Dense { source: Source::Softmax(teacher), keep: 1.0, uniform: 0.0, weight: None })
-            }
-        }
-    }
-
-    /// The weights of each class of some rows from `first` on; none if the problem has none.
+    /// The teacher of a batch of rows, if the problem has one; `room` is for its logits.
     #[inline(always)]
-    pub(super) fn denses<'a, 'b, S: Simd, E: Element>(
+    pub(super) fn teacher<'a, S: Simd, E: Element>(
         &'a self,
         simd: S,
-        first: usize,
-        rows: usize,
-        logits: &View<E>,
-        room: &'b mut [Option<Dense<'a>>; MOST_LANES],
-    ) -> &'b [Option<Dense<'a>>] {
-        if !self.is_dense() {
-            return &[];
-        }
-        for (lane, dense) in room[..rows].iter_mut().enumerate() {
-            *dense = self.dense(simd, first + lane, logits);
-        }
-        &room[..rows]
+        batch: &Batch<E>,
+        room: &'a mut Transposed<E::Real>,
+    ) -> Option<Teacher<'a>> {
+        let Targets::Teacher(view) = &self.targets else { return None };
+        let rows = batch.first..batch.first + batch.rows;
+        Some(if batch.across.is_some() {
+            Teacher::across(simd, view, rows, self.transform, room)
+        } else {
+            Teacher::new::<S, E::Real>(simd, view, rows, self.transform)
+        })
+    }
+
+    /// The weights of each class of the rows of `classes` classes from `first` on, if the problem has such.
+    #[inline(always)]
+    pub(super) fn dense<'a>(&'a self, first: usize, classes: usize, teacher: Option<&'a Teacher>) -> Option<Dense<'a>> {
+        let source = match &self.targets {
+            Targets::Classes(_) if self.weight.is_some() && self.label_smoothing != 0.0 => Source::Nothing,
+            Targets::Classes(_) => return None,
+            Targets::Probabilities(numbers) => Source::Numbers(numbers),
+            Targets::Teacher(_) => {
+                return Some(Dense::of_teacher(teacher?, first, classes));
+            }
+        };
+        Some(Dense {
+            source,
+            row: first,
+            classes,
+            keep: 1.0 - self.label_smoothing,
+            uniform: self.label_smoothing / classes as f64,
+            weight: self.weight.as_deref(),
+        })
     }
 
     /// Make `targets` those of the rows of `classes` classes from `first` on, but for their dense parts; the logits of the

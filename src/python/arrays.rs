@@ -15,8 +15,8 @@ use super::memory::with_buffers;
 use crate::buffers;
 use crate::element::{Dtype, Element};
 use crate::error::Error;
-use crate::loss::targets::AnyView;
 use crate::numbers::{Kind, Numbers};
+use crate::row::AnyView;
 use crate::view::{Axes, Column, Elements, Stored, View};
 
 /// A shape, as Python writes it.

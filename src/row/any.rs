@@ -6,16 +6,80 @@
 //! combination with transforms, targets and outputs, the release build took more than ten minutes; now it takes one.
 
 use std::any::Any;
+use std::ops::Range;
 
 use fearless_simd::{Simd, prelude::*};
 use half::{bf16, f16};
 
 use super::map::Stores;
+use super::tile::{Tile, Transposed, most_classes};
 use super::{BLOCK, Scratch};
 use crate::element::Element;
 use crate::math::Real;
 use crate::simd::prefetch_ahead;
-use crate::view::Row;
+use crate::view::{Row, View};
+
+/// Logits of any storage type.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)] // their names say it
+pub enum AnyView {
+    F16(View<f16>),
+    Bf16(View<bf16>),
+    F32(View<f32>),
+    F64(View<f64>),
+}
+
+impl AnyView {
+    /// The numbers of rows and of classes.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::F16(view) => (view.rows(), view.classes()),
+            Self::Bf16(view) => (view.rows(), view.classes()),
+            Self::F32(view) => (view.rows(), view.classes()),
+            Self::F64(view) => (view.rows(), view.classes()),
+        }
+    }
+
+    /// A row.
+    #[inline]
+    pub(super) fn row(&self, index: usize) -> AnyRow {
+        match self {
+            Self::F16(view) => AnyRow::F16(view.row(index)),
+            Self::Bf16(view) => AnyRow::Bf16(view.row(index)),
+            Self::F32(view) => AnyRow::F32(view.row(index)),
+            Self::F64(view) => AnyRow::F64(view.row(index)),
+        }
+    }
+
+    /// Whether the rows compute in f64.
+    pub(super) fn is_double(&self) -> bool {
+        matches!(self, Self::F64(_))
+    }
+
+    /// Some rows across lanes, if they compute in `R` and have few enough classes.
+    #[inline(always)]
+    pub(super) fn transpose<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        rows: Range<usize>,
+        room: &mut Transposed<R>,
+    ) -> Option<Tile<R>> {
+        let (_, classes) = self.shape();
+        if self.is_double() != (R::LANES == f64::LANES) || classes > most_classes::<R>() {
+            return None;
+        }
+        {
+            let room: &mut dyn Any = room;
+            match self {
+                Self::F16(view) => load(simd, view, rows, room.downcast_mut()?),
+                Self::Bf16(view) => load(simd, view, rows, room.downcast_mut()?),
+                Self::F32(view) => load(simd, view, rows, room.downcast_mut()?),
+                Self::F64(view) => load(simd, view, rows, room.downcast_mut()?),
+            }
+        }
+        Some(room.tile(classes))
+    }
+}
 
 /// A row of any storage type.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +173,43 @@ impl AnyRow {
         block.as_ptr()
     }
 
+    /// How many of `length` classes from `start` on, a block at most, have this logit, and the first that has.
+    #[inline(never)]
+    pub(super) fn equal_to<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        start: usize,
+        length: usize,
+        logit: R,
+    ) -> (u32, Option<usize>) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut copy = [R::default(); BLOCK];
+                let logits = self.lend(simd, start, length, &mut copy);
+                let logit = R::Lanes::<S>::simd_from(simd, logit);
+                let (mut count, mut first) = (0, None);
+                for index in (0..length).step_by(R::LANES) {
+                    // SAFETY: whole vectors: the block is one, or was padded to a multiple.
+                    let found = unsafe { R::load(simd, logits.add(index)) }.simd_eq(logit).to_bitmask();
+                    // What was padded does not count.
+                    let found = found & (u64::MAX >> (64 - (length - index).min(R::LANES)));
+                    if found != 0 {
+                        first = first.or(Some(start + index + found.trailing_zeros() as usize));
+                        count += found.count_ones();
+                    }
+                }
+                (count, first)
+            },
+        )
+    }
+
+    /// The first class with this logit.
+    pub(super) fn find<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, logit: R) -> Option<usize> {
+        let classes = self.classes();
+        (0..classes).step_by(BLOCK).find_map(|start| self.equal_to(simd, start, (classes - start).min(BLOCK), logit).1)
+    }
+
     /// How many elements come before the first that streaming stores can write, if that is how results are stored.
     pub(super) fn lead(&self, stores: Stores) -> Option<usize> {
         with_row!(self, row => lead(*row, stores))
@@ -138,6 +239,11 @@ impl AnyRow {
             });
         }
     }
+}
+
+#[inline(always)]
+fn load<S: Simd, E: Element>(simd: S, view: &View<E>, rows: Range<usize>, room: &mut Transposed<E::Real>) {
+    room.load(simd, view, rows.start, rows.len());
 }
 
 #[inline(never)]

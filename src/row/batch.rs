@@ -17,7 +17,7 @@ pub const MOST_LANES: usize = 16;
 /// Lanes of f64.
 const HALF: usize = 8;
 
-/// A number for each lane.
+/// A number for each lane. Structs of them begin on a boundary of cache lines, these first, lest vectors lie across two.
 pub type PerLane<T> = [T; MOST_LANES];
 
 /// The sum of all lanes, in a fixed order.
@@ -44,6 +44,7 @@ pub(super) fn store<S: Simd>(lanes: f64x8<S>, numbers: &mut PerLane<f64>, half: 
 
 /// The log-sum-exps of some rows, in the parts of [`LogSumExp`].
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub struct LogSumExps {
     /// Logits, close to the largest of each row.
     pub reference: PerLane<f64>,
@@ -72,6 +73,12 @@ impl LogSumExps {
     #[inline(always)]
     pub fn set(&mut self, lane: usize, found: LogSumExp) {
         (self.reference[lane], self.own[lane], self.others[lane]) = (found.reference, found.own(), found.others);
+    }
+
+    /// [`LogSumExp::is_led`] of row number `lane`.
+    #[inline(always)]
+    pub fn is_led(&self, lane: usize) -> bool {
+        self.get(lane).is_led()
     }
 
     /// `ln total` of each row, so accurate that it need not be close to zero where others are few.
@@ -131,25 +138,27 @@ fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divisor: 
 
 /// What some rows should be.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub struct Targets<'a> {
-    /// How many rows there are.
-    pub rows: usize,
     /// 1 for the rows that count; an ignored one loses nothing, and its derivatives are 0.
     pub counts: PerLane<f64>,
+    /// The classes that they name, if they do; else those that lead, for nothing, where [`LogSumExps::is_led`].
+    pub points: Points,
+    /// How many rows there are.
+    pub rows: usize,
     /// Whether they name classes.
     pub names_classes: bool,
-    /// The classes that they name, if they do.
-    pub points: Points,
     /// The weight of every class.
     pub uniform: f64,
-    /// The weights of each class, for each row; none if no row has any.
-    pub dense: &'a [Option<Dense<'a>>],
+    /// The weights of each class, if they have such.
+    pub dense: Option<Dense<'a>>,
     /// The factor of lse².
     pub z_loss: f64,
 }
 
 /// A class of each row.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub struct Points {
     /// The class.
     pub class: PerLane<usize>,
@@ -157,20 +166,23 @@ pub struct Points {
     pub weight: PerLane<f64>,
     /// Its logit.
     pub logit: PerLane<f64>,
+    /// What else of the target it has, of those that are dense.
+    pub(super) rest: PerLane<f64>,
 }
 
 impl Default for Points {
     /// The first class, for nothing.
     #[inline(always)]
     fn default() -> Self {
-        Self { class: [0; MOST_LANES], weight: [0.0; MOST_LANES], logit: [0.0; MOST_LANES] }
+        let nothing = [0.0; MOST_LANES];
+        Self { class: [0; MOST_LANES], weight: nothing, logit: nothing, rest: nothing }
     }
 }
 
 impl<'a> Targets<'a> {
-    /// Targets of `rows` rows, none of which counts yet, with these dense parts.
+    /// Targets of `rows` rows, none of which counts yet, with this dense part.
     #[inline(always)]
-    pub fn none(rows: usize, dense: &'a [Option<Dense<'a>>]) -> Self {
+    pub fn none(rows: usize, dense: Option<Dense<'a>>) -> Self {
         Self {
             rows,
             counts: [0.0; MOST_LANES],
@@ -182,15 +194,10 @@ impl<'a> Targets<'a> {
         }
     }
 
-    /// Whether [`Slopes`] have the derivatives of the classes that the targets name.
-    pub(super) fn has_own(&self, transform: Transform) -> bool {
-        self.names_classes && self.dense.is_empty() && !transform.caps()
-    }
-
     /// The target of row number `lane`; `None` if the row is ignored.
     #[inline(always)]
     pub fn get(&self, lane: usize) -> Option<Target<'a>> {
-        let dense = self.dense.get(lane).and_then(Option::as_ref);
+        let dense = self.dense.map(|dense| dense.skip(lane));
         let point = self.names_classes.then(|| (self.points.class[lane], self.points.weight[lane]));
         (self.counts[lane] != 0.0).then_some(Target { uniform: self.uniform, dense, point, z_loss: self.z_loss })
     }
@@ -198,6 +205,7 @@ impl<'a> Targets<'a> {
 
 /// What passes summed for the uniform or the dense parts of targets.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub struct Spreads {
     /// `Σ t`.
     pub(super) mass: PerLane<f64>,
@@ -217,44 +225,38 @@ impl Default for Spreads {
 
 /// The losses of some rows, and what their derivatives need.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub struct Losses<'a> {
     /// In nats.
     pub loss: PerLane<f64>,
+    /// `2·z_loss·lse`.
+    pub(super) pull: PerLane<f64>,
     pub(super) log_sum_exps: &'a LogSumExps,
     /// The weights of all but the point.
     pub(super) spread: &'a PerLane<f64>,
-    /// `2·z_loss·lse`.
-    pub(super) pull: PerLane<f64>,
 }
 
 impl Losses<'_> {
     /// What the derivatives of row number `lane` need.
     #[inline(always)]
     pub fn get(&self, lane: usize, targets: &Targets) -> RowLoss {
-        RowLoss {
-            log_sum_exp: self.log_sum_exps.get(lane),
-            logit: targets.points.logit[lane],
-            leader: None,
-            point: targets.points.weight[lane],
-            spread: self.spread[lane],
-            pull: self.pull[lane],
-        }
+        RowLoss { log_sum_exp: self.log_sum_exps.get(lane), mass: targets.points.weight[lane] + self.spread[lane] }
     }
 }
 
-/// Logits, capped if there is a cap, as sums of two.
+/// Logits, capped if there is a cap, as sums of two, and the slopes of the cap.
 struct Values<'a> {
     logits: &'a PerLane<f64>,
-    capped: Option<[PerLane<f64>; 2]>,
+    capped: Option<Capped<f64, MOST_LANES>>,
 }
 
 impl<'a> Values<'a> {
     #[inline(always)]
     fn new<S: Simd>(simd: S, logits: &'a PerLane<f64>, transform: Transform) -> Self {
         let capped = transform.cap::<S, f64>(simd).map(|cap| {
-            let mut capped = Capped::<f64, MOST_LANES>::default();
-            cap.fill::<_, _, false>(simd, logits, &mut capped);
-            capped.values
+            let mut capped = Capped::default();
+            cap.fill::<_, _, true>(simd, logits, &mut capped);
+            capped
         });
         Self { logits, capped }
     }
@@ -262,38 +264,46 @@ impl<'a> Values<'a> {
     #[inline(always)]
     fn load<S: Simd>(&self, simd: S, half: usize) -> [f64x8<S>; 2] {
         match &self.capped {
-            Some([high, low]) => [load(simd, high, half), load(simd, low, half)],
+            Some(Capped { values: [high, low], .. }) => [load(simd, high, half), load(simd, low, half)],
             None => [load(simd, self.logits, half), f64x8::splat(simd, 0.0)],
         }
+    }
+
+    #[inline(always)]
+    fn slopes<S: Simd>(&self, simd: S, half: usize) -> Option<f64x8<S>> {
+        self.capped.as_ref().map(|capped| load(simd, &capped.slopes, half))
     }
 }
 
 /// The log-sum-exps, the losses of targets that are 0 everywhere but for lse: −∞ for a row of only −∞.
-#[inline(never)]
+#[inline(always)]
 pub fn values<S: Simd>(simd: S, found: &LogSumExps, rows: usize, transform: Transform) -> PerLane<f64> {
-    missed(simd, found, &[0.0; MOST_LANES], rows, transform)
+    let [values] = missed(simd, found, [&[0.0; MOST_LANES]], rows, transform);
+    values
 }
 
-/// `lse − z` for a logit of each row: minus the log-probabilities.
+/// `lse − z` for some logits of each row: minus the log-probabilities.
 #[inline(never)]
-pub fn missed<S: Simd>(
+pub fn missed<S: Simd, const N: usize>(
     simd: S,
     found: &LogSumExps,
-    logits: &PerLane<f64>,
+    logits: [&PerLane<f64>; N],
     rows: usize,
     transform: Transform,
-) -> PerLane<f64> {
+) -> [PerLane<f64>; N] {
     simd.vectorize(
         #[inline(always)]
         || {
             let references = Values::new(simd, &found.reference, transform);
-            let logits = Values::new(simd, logits, transform);
-            let mut missed = [0.0; MOST_LANES];
-            for half in (0..rows).step_by(HALF) {
-                let log = found.log_total(simd, half);
-                let (reference, logits) = (references.load(simd, half), logits.load(simd, half));
-                let above = difference_and(simd, reference, logits, log, transform);
-                store(above, &mut missed, half);
+            let logs = log_totals(simd, found, rows);
+            let mut missed = [[0.0; MOST_LANES]; N];
+            for (missed, logits) in missed.iter_mut().zip(logits) {
+                let logits = Values::new(simd, logits, transform);
+                for half in (0..rows).step_by(HALF) {
+                    let (reference, logits) = (references.load(simd, half), logits.load(simd, half));
+                    let above = difference_and(simd, reference, logits, load(simd, &logs, half), transform);
+                    store(above, missed, half);
+                }
             }
             missed
         },
@@ -335,11 +345,7 @@ pub fn losses<'a, S: Simd>(
             let lanes = |value: f64| f64x8::splat(simd, value);
             let references = Values::new(simd, &found.reference, transform);
             let logits = Values::new(simd, &targets.points.logit, transform);
-            let mut teachers = [0.0; MOST_LANES];
-            for (log_total, dense) in teachers.iter_mut().zip(targets.dense) {
-                *log_total = dense.map_or(0.0, |dense| dense.log_total());
-            }
-            let is_divergence = targets.dense.iter().flatten().any(Dense::is_softmax);
+            let teacher = targets.dense.as_ref().and_then(Dense::teacher);
             let mut losses =
                 Losses { loss: [0.0; MOST_LANES], log_sum_exps: found, spread: &spreads.mass, pull: [0.0; MOST_LANES] };
             for half in (0..rows).step_by(HALF) {
@@ -352,13 +358,12 @@ pub fn losses<'a, S: Simd>(
                 }
                 let (mass, sum) = (load(simd, &spreads.mass, half), load(simd, &spreads.sum, half));
                 let distance = |sum: f64x8<S>| sum / lanes(transform.temperature()) * lanes(UNIT);
-                if !targets.dense.is_empty() {
+                if let Some(teacher) = teacher {
                     let distance = distance(sum - load(simd, &spreads.teacher, half));
-                    let divergence = mass * (log_total - load(simd, &teachers, half)) - distance;
+                    let divergence = mass * (log_total - load(simd, teacher.log_totals(), half)) - distance;
                     // What rounding leaves of no divergence.
-                    let nothing = divergence.simd_lt(lanes(if is_divergence { 0.0 } else { f64::NEG_INFINITY }));
-                    loss += nothing.select(zero, divergence);
-                } else if targets.uniform != 0.0 {
+                    loss += divergence.simd_lt(zero).select(zero, divergence);
+                } else if targets.dense.is_some() || targets.uniform != 0.0 {
                     loss += mass * log_total - distance(sum);
                 }
                 if targets.z_loss != 0.0 {
@@ -386,25 +391,31 @@ pub(super) fn product_of<S: Simd>(weight: f64x8<S>, loss: f64x8<S>) -> f64x8<S> 
 /// The derivatives of some losses as functions of the logits: `factor·exp(z − z(reference))` less what the target has,
 /// all of it times the rows' scales.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub struct Slopes {
     pub(super) reference: PerLane<f64>,
     pub(super) factor: PerLane<f64>,
     /// What the scale of the row is, divided by the temperature.
-    pub scale: PerLane<f64>,
+    pub(super) scale: PerLane<f64>,
     /// What is subtracted from every class.
     pub(super) uniform: PerLane<f64>,
-    /// The class that the target names, or −1, and its derivative.
+    /// The class that the target names, or that may hold all of the mass, or −1, and its derivative.
     pub(super) class: PerLane<f64>,
     pub(super) own: PerLane<f64>,
-    /// What is subtracted from that class besides, where its derivative is not known.
-    pub(super) point: PerLane<f64>,
+}
+
+impl Slopes {
+    /// The class of row number `lane` whose derivative is known, and that.
+    #[inline(always)]
+    pub(super) fn own(&self, lane: usize) -> Option<(usize, f64)> {
+        (self.class[lane] >= 0.0).then(|| (self.class[lane] as usize, self.own[lane]))
+    }
 }
 
 /// [`Slopes`] of rows whose losses are multiplied by `scales`.
 ///
-/// The derivative of the class that the target names is made of the others' share, never a difference from one. A
-/// masked class has 0, the target too. If there are dense targets or a cap, it wants the weight of the class or the
-/// slope of the cap, where it leads: that is [`RowLoss::own_gradient`]'s business (`Targets::has_own`).
+/// The derivative of the class that the target names, or that may hold all of the mass, is made of the others' share,
+/// never a difference from one: lanes cannot get it right. A masked class has 0, the target too.
 #[inline(never)]
 pub fn slopes<S: Simd>(
     simd: S,
@@ -417,26 +428,29 @@ pub fn slopes<S: Simd>(
         #[inline(always)]
         || {
             let nothing = [0.0; MOST_LANES];
+            let found = losses.log_sum_exps;
             let mut slopes = Slopes {
-                reference: losses.log_sum_exps.reference,
+                reference: found.reference,
                 factor: nothing,
                 scale: nothing,
                 uniform: nothing,
                 class: [-1.0; MOST_LANES],
                 own: nothing,
-                point: nothing,
             };
             let lanes = |value: f64| f64x8::splat(simd, value);
             let (zero, one) = (lanes(0.0), lanes(1.0));
             let points = &targets.points;
-            let has_own = targets.has_own(transform);
-            if targets.names_classes {
-                for (number, class) in slopes.class.iter_mut().zip(&points.class[..targets.rows]) {
-                    *number = *class as f64;
+            for (number, class) in slopes.class.iter_mut().zip(&points.class[..targets.rows]) {
+                *number = *class as f64;
+            }
+            if !targets.names_classes {
+                for lane in (0..targets.rows).filter(|&lane| !found.is_led(lane)) {
+                    slopes.class[lane] = -1.0;
                 }
             }
+            let references = Values::new(simd, &found.reference, transform);
+            let logits = Values::new(simd, &points.logit, transform);
             for half in (0..targets.rows).step_by(HALF) {
-                let found = losses.log_sum_exps;
                 let (own, others) = (load(simd, &found.own, half), load(simd, &found.others, half));
                 let total = own + others;
                 let scale = load(simd, scales, half);
@@ -452,23 +466,22 @@ pub fn slopes<S: Simd>(
                 // Nothing if a weight is 0, whatever the scale.
                 let uniform = lanes(targets.uniform);
                 store(uniform.simd_eq(zero).select(zero, scale * uniform), &mut slopes.uniform, half);
-                if !has_own {
-                    store(point.simd_eq(zero).select(zero, scale * point), &mut slopes.point, half);
-                    continue;
-                }
-                let (reference, logit) = (load(simd, &found.reference, half), load(simd, &points.logit, half));
-                let leads = logit.simd_eq(reference) & own.simd_eq(one);
-                let [high, low] = quotient(simd, logit, reference, zero, transform.temperature());
+                let logit = load(simd, &points.logit, half);
+                let leads = logit.simd_eq(load(simd, &found.reference, half)) & own.simd_eq(one);
+                let ([a, a_low], [b, b_low]) = (logits.load(simd, half), references.load(simd, half));
+                let [high, low] = quotient(simd, a, b, a_low - b_low, transform.temperature());
                 // Subnormal probabilities too.
                 let exp = <f64 as Real>::exp(simd, high + low, Boost::Full) * lanes(1.0 / f64::BOOST);
                 let exp = leads.select(own, exp);
                 let (share, missing) = (exp / total, leads.select(others, total - exp) / total);
+                let here = if targets.dense.is_some() { load(simd, &points.rest, half) } else { uniform };
                 // Neither part is a difference where it is small.
                 let of_spread =
-                    share.simd_gt(lanes(0.5)).select((spread - uniform) - spread * missing, spread * share - uniform);
+                    share.simd_gt(lanes(0.5)).select((spread - here) - spread * missing, spread * share - here);
                 // Either may be infinite beside the other's 0.
                 let of_pull = (pull.simd_eq(zero) | share.simd_eq(zero)).select(zero, pull * share);
                 let gradient = of_spread - point * missing + of_pull;
+                let gradient = logits.slopes(simd, half).map_or(gradient, |slopes| gradient * slopes);
                 // A factor that overflowed is not multiplied by 0.
                 let gradient = gradient.simd_eq(zero).select(zero, product_of(scale, gradient));
                 // A row without mass, or with a NaN, is NaN throughout.

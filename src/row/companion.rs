@@ -9,6 +9,7 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::AnyRow;
 use super::transform::Value;
+use crate::element::Element;
 use crate::math::{Real, Total, Twice, UNIT, lane_numbers};
 
 /// A vector of the pass.
@@ -272,15 +273,14 @@ impl<S: Simd, R: Real> Shape<S, R> {
     }
 }
 
-impl<S: Simd, R: Real> Companion<S, R> for Shape<S, R> {
+impl<S: Simd, R: Real + Element<Real = R>> Companion<S, R> for Shape<S, R> {
     #[inline(always)]
-    fn begin(&mut self, _simd: S, start: usize, length: usize) {
+    fn begin(&mut self, simd: S, start: usize, length: usize) {
         let Some(class) = self.rival else { return };
         self.ties = start + length <= class;
         if (start..start + length).contains(&class) {
-            let logit = Real::to_f64(self.logit);
-            let ties = (start..class).filter(|&other| self.row.get(other) == logit).count();
-            self.above.add_scalar(ties as f64);
+            let (ties, _) = self.row.equal_to(simd, start, class - start, self.logit);
+            self.above.add_scalar(f64::from(ties));
         }
     }
 
@@ -307,7 +307,7 @@ impl<S: Simd, R: Real> Companion<S, R> for Shape<S, R> {
     #[inline(always)]
     fn add(&mut self, simd: S, _vector: usize, chain: usize, term: Term<S, R>) {
         let [weighted, above] = &mut self.block;
-        weighted[chain] += term.z * term.exp;
+        weighted[chain] = term.z.mul_add(term.exp, weighted[chain]);
         let logit = R::Lanes::<S>::simd_from(simd, self.logit);
         let ahead = if self.ties { term.x.simd_ge(logit) } else { term.x.simd_gt(logit) };
         above[chain] += ahead.select(R::splat(simd, 1.0), R::splat(simd, 0.0));
@@ -369,7 +369,7 @@ impl<S: Simd, R: Real> Companion<S, R> for LaneShape<S, R> {
     #[inline(always)]
     fn add(&mut self, simd: S, vector: usize, _chain: usize, term: Term<S, R>) {
         let number = R::splat(simd, (self.before + vector) as f64);
-        self.block += term.z * term.exp;
+        self.block = term.z.mul_add(term.exp, self.block);
         let ahead = term.x.simd_gt(self.logit) | (term.x.simd_eq(self.logit) & number.simd_lt(self.rival));
         self.above += ahead.select(R::splat(simd, 1.0), R::splat(simd, 0.0));
         let larger = term.x.simd_gt(self.top);

@@ -1,21 +1,30 @@
 //! Targets that give every class of a row its own weight: probabilities, smoothed or weighted, or the softmax of a
 //! teacher's logits. Kernels know no more of them than a block of weights in f64, written where they ask for it.
 
+use std::ops::Range;
+
 use fearless_simd::{Simd, f64x8, prelude::*};
 
+use super::batch::{LogSumExps, MOST_LANES, PerLane, log_totals};
 use super::companion::{Nothing, Weights};
 use super::log_sum_exp::any_pass;
+use super::tile::{AnyTile, Transposed, log_sum_exps};
 use super::transform::{Scale, Value, with_uncapped_mode};
-use super::{AnyRow, BLOCK, LogSumExp, Transform};
-use crate::math::{Boost, Real, Total, vectors_at_a_time};
+use super::{AnyView, BLOCK, Transform, per_mass};
+use crate::element::Element;
+use crate::math::{Boost, Real, Total, Twice, vectors_at_a_time};
 use crate::numbers::Numbers;
 
-/// `weight·(keep·p + uniform)` for every class of a row, p being the source's.
+/// `weight·(keep·p + uniform)` for every class of a row, p being the source's, and of those that follow it.
 #[derive(Clone, Copy, Debug)]
 pub struct Dense<'a> {
     /// The probabilities p.
     pub source: Source<'a>,
-    /// What is left of them.
+    /// The number of the row, and of the classes that each has.
+    pub row: usize,
+    /// See [`Self::row`].
+    pub classes: usize,
+    /// What is left of the probabilities.
     pub keep: f64,
     /// What every class gets instead.
     pub uniform: f64,
@@ -23,50 +32,143 @@ pub struct Dense<'a> {
     pub weight: Option<&'a [f64]>,
 }
 
-/// Where the probabilities of a row come from.
+/// Where the probabilities of all rows come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     /// There are none.
     Nothing,
-    /// Numbers, from this one on.
-    Numbers(&'a Numbers, usize),
+    /// Numbers, row after row.
+    Numbers(&'a Numbers),
     /// The softmax of logits.
-    Softmax(Teacher),
+    Softmax(&'a Teacher<'a>),
 }
 
-/// A row of logits whose softmax is the target.
+/// Some rows of logits whose softmax is the target.
 #[derive(Clone, Copy, Debug)]
-pub struct Teacher {
-    row: AnyRow,
-    log_sum_exp: LogSumExp,
-    log_total: f64,
+pub struct Teacher<'a> {
+    view: &'a AnyView,
+    /// The first of the rows.
+    first: usize,
+    log_sum_exps: LogSumExps,
+    log_totals: PerLane<f64>,
     transform: Transform,
-    /// Whether it computes in f64.
+    /// Whether it computes in f64: it does if its own logits or those of its pupil do.
     double: bool,
+    /// The rows across lanes, if they are so.
+    tile: Option<AnyTile>,
 }
 
-impl Teacher {
-    /// The softmax of a row of logits, computed in f64 if they or those of its pupil are.
-    #[inline]
-    pub fn new<S: Simd>(simd: S, row: AnyRow, transform: Transform, double: bool) -> Self {
-        let double = double || row.is_double();
-        let log_sum_exp = if double {
-            any_pass::<S, f64, _>(simd, row, transform, Nothing).0
-        } else {
-            any_pass::<S, f32, _>(simd, row, transform, Nothing).0
+impl<'a> Teacher<'a> {
+    /// The softmax of some rows, for a pupil that computes in `R`.
+    #[inline(never)]
+    pub fn new<S: Simd, R: Real>(simd: S, view: &'a AnyView, rows: Range<usize>, transform: Transform) -> Self {
+        let double = R::LANES == f64::LANES || view.is_double();
+        let mut found = LogSumExps::default();
+        for (lane, row) in rows.clone().enumerate() {
+            let row = view.row(row);
+            let of_row = if double {
+                any_pass::<S, f64, _>(simd, row, transform, Nothing).0
+            } else {
+                any_pass::<S, f32, _>(simd, row, transform, Nothing).0
+            };
+            found.set(lane, of_row);
+        }
+        Self::of(simd, view, rows, transform, double, &found, None)
+    }
+
+    /// The same across lanes, if that can be, in a room of theirs.
+    #[inline(never)]
+    pub fn across<S: Simd, R: Real + Element<Real = R>>(
+        simd: S,
+        view: &'a AnyView,
+        rows: Range<usize>,
+        transform: Transform,
+        room: &'a mut Transposed<R>,
+    ) -> Self {
+        let Some(tile) = view.transpose(simd, rows.clone(), room) else {
+            return Self::new::<S, R>(simd, view, rows, transform);
         };
-        Self { row, log_sum_exp, log_total: log_sum_exp.log_total(simd), transform, double }
+        // SAFETY: the tile was just loaded, and the room is borrowed as long as the teacher lives.
+        let found = unsafe { log_sum_exps(simd, tile, transform) };
+        Self::of(simd, view, rows, transform, R::LANES == f64::LANES, &found, Some(AnyTile::of(tile)))
     }
 
-    /// `ln Σ exp(z − z(reference))` of the teacher.
-    pub fn log_total(&self) -> f64 {
-        self.log_total
+    #[inline(always)]
+    fn of<S: Simd>(
+        simd: S,
+        view: &'a AnyView,
+        rows: Range<usize>,
+        transform: Transform,
+        double: bool,
+        found: &LogSumExps,
+        tile: Option<AnyTile>,
+    ) -> Self {
+        let log_totals = log_totals(simd, found, rows.len());
+        Self { view, first: rows.start, log_sum_exps: *found, log_totals, transform, double, tile }
+    }
+
+    /// `ln Σ exp(z − z(reference))` of each row.
+    pub(super) fn log_totals(&self) -> &PerLane<f64> {
+        &self.log_totals
+    }
+
+    /// [`Dense::fill`] of rows across lanes, lane by lane: returns the sums, `None` if the rows are not across lanes of `R`.
+    #[inline(never)]
+    pub(super) fn fill<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        start: usize,
+        length: usize,
+        block: &mut [f64],
+    ) -> Option<PerLane<f64>> {
+        let tile = self.tile?.computed::<R>()?;
+        let mut sums = [0.0; MOST_LANES];
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let scale = Scale::<S, R>::new(simd, self.transform);
+                let mut shares = [0.0; MOST_LANES];
+                for (lane, share) in shares.iter_mut().enumerate() {
+                    *share = per_mass(1.0, self.log_sum_exps.get(lane).total()) / R::BOOST;
+                }
+                let share = [f64x8::from_slice(simd, &shares[..8]), f64x8::from_slice(simd, &shares[8..])];
+                let reference = Value::plain(R::narrow(simd, &self.log_sum_exps.reference));
+                let mut sum = Total::zero(simd);
+                with_uncapped_mode!(self.transform, MODE => {
+                    for (class, weights) in block[..length * R::LANES].chunks_exact_mut(R::LANES).enumerate() {
+                        // SAFETY: one of the tile's classes, whose values are in a room that is borrowed.
+                        let x = unsafe { tile.load_class(simd, start + class) };
+                        let [of_class] = shares_of::<S, R, MODE, 1>(simd, &scale, [x], reference, share);
+                        for (lanes, part) in weights.chunks_exact_mut(8).zip(of_class) {
+                            part.store_slice(lanes);
+                        }
+                        R::add_weighted(simd, &mut sum, weights, R::twice(x), reference.twice());
+                    }
+                });
+                R::lane_totals(&sum, &mut sums);
+            },
+        );
+        Some(sums)
     }
 }
 
-impl Dense<'_> {
+impl<'a> Dense<'a> {
+    /// The softmax of a teacher's logits, from row number `row` on.
+    #[inline(always)]
+    pub fn of_teacher(teacher: &'a Teacher, row: usize, classes: usize) -> Self {
+        Self { source: Source::Softmax(teacher), row, classes, keep: 1.0, uniform: 0.0, weight: None }
+    }
+
+    /// The row `count` further on, and those that follow it.
+    #[inline(always)]
+    pub(super) fn skip(self, count: usize) -> Self {
+        Self { row: self.row + count, ..self }
+    }
+
     /// Write the weights of `length` classes from `start` on and 0 behind them: returns `Σ p·(x − reference)` over a
     /// teacher's logits in units of [`crate::math::UNIT`], 0 for other sources.
+    ///
+    /// Of numbers the classes may be more than the row has: those of the rows that follow come then.
     #[inline(never)]
     pub(super) fn fill<S: Simd>(&self, simd: S, start: usize, length: usize, block: &mut [f64]) -> f64 {
         simd.vectorize(
@@ -90,16 +192,22 @@ impl Dense<'_> {
                 }
                 block.fill(self.uniform);
             }
-            Source::Numbers(numbers, first) => {
-                numbers.read(simd, first + start, block);
+            Source::Numbers(numbers) => {
+                numbers.read(simd, self.row * self.classes + start, block);
                 if self.keep != 1.0 || self.uniform != 0.0 {
                     for weight in &mut *block {
                         *weight = self.keep * *weight + self.uniform;
                     }
                 }
             }
-            Source::Softmax(teacher) if teacher.double => sum = softmax::<S, f64>(simd, &teacher, start, block),
-            Source::Softmax(teacher) => sum = softmax::<S, f32>(simd, &teacher, start, block),
+            Source::Softmax(teacher) => {
+                let lane = self.row - teacher.first;
+                sum = if teacher.double {
+                    softmax::<S, f64>(simd, teacher, lane, start, block)
+                } else {
+                    softmax::<S, f32>(simd, teacher, lane, start, block)
+                };
+            }
         }
         if let Some(weights) = self.weight {
             for (weight, factor) in block.iter_mut().zip(&weights[start..]) {
@@ -107,17 +215,6 @@ impl Dense<'_> {
             }
         }
         sum
-    }
-
-    /// Whether the probabilities of these rows, of one problem, lie one row after the other, each `length` long and
-    /// unweighted: then one read from the first on has them all.
-    #[inline(always)]
-    pub(super) fn are_neighbours(targets: &[Option<Self>], start: usize, length: usize) -> bool {
-        let Some(Some(Self { source: Source::Numbers(_, first), weight: None, .. })) = targets.first() else {
-            return false;
-        };
-        let is_next = |(lane, target): (usize, &Option<Self>)| matches!(target, Some(Self { source: Source::Numbers(_, at), .. }) if *at == first + lane * length);
-        start == 0 && targets.iter().enumerate().all(is_next)
     }
 
     /// The weight of one class.
@@ -128,26 +225,22 @@ impl Dense<'_> {
         weight[0]
     }
 
-    /// `ln Σ exp` of the teacher, 0 for other sources: with [`Self::fill`]'s sums, minus the entropy of the target.
-    pub(super) fn log_total(&self) -> f64 {
-        if let Source::Softmax(teacher) = self.source { teacher.log_total() } else { 0.0 }
-    }
-
-    /// Whether the loss is a divergence, which is never negative.
-    pub(super) fn is_softmax(&self) -> bool {
-        matches!(self.source, Source::Softmax(_))
+    /// The teacher, if the loss is a divergence from one: it is never negative.
+    pub(super) fn teacher(&self) -> Option<&Teacher<'_>> {
+        if let Source::Softmax(teacher) = self.source { Some(teacher) } else { None }
     }
 }
 
 /// The softmax of some classes of a teacher's row; returns `Σ p·(x − reference)` in units of [`crate::math::UNIT`].
 #[inline(never)]
-fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, start: usize, block: &mut [f64]) -> f64 {
-    let Teacher { row, log_sum_exp, transform, .. } = *teacher;
+fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, lane: usize, start: usize, block: &mut [f64]) -> f64 {
+    let (row, log_sum_exp) = (teacher.view.row(teacher.first + lane), teacher.log_sum_exps.get(lane));
+    let transform = teacher.transform;
     simd.vectorize(
         #[inline(always)]
         || {
             let scale = Scale::<S, R>::new(simd, transform);
-            let share = super::per_mass(1.0, log_sum_exp.total()) / R::BOOST;
+            let share = per_mass(1.0, log_sum_exp.total()) / R::BOOST;
             let (mut logits, mut weights) = ([R::default(); BLOCK], [0.0; BLOCK]);
             row.read(simd, start, block.len(), &mut logits);
             let reference = Value::plain(R::splat(simd, log_sum_exp.reference));
@@ -172,7 +265,7 @@ fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, start: usize, block: &m
     )
 }
 
-/// Write `exp(z − z(reference))·share` of `K` vectors of logits from number `first` on.
+/// Write [`shares_of`] `K` vectors of logits from number `first` on.
 #[inline(always)]
 fn shares<S: Simd, R: Real, const MODE: u8, const K: usize>(
     simd: S,
@@ -183,25 +276,45 @@ fn shares<S: Simd, R: Real, const MODE: u8, const K: usize>(
     share: f64,
     weights: &mut [f64; BLOCK],
 ) {
-    let lanes = |value: f64| f64x8::splat(simd, value);
     let mut x = [R::splat(simd, 0.0); K];
+    for k in 0..K {
+        x[k] = R::Lanes::<S>::from_slice(simd, &logits[(first + k) * R::LANES..][..R::LANES]);
+    }
+    let of_all = shares_of::<S, R, MODE, K>(simd, scale, x, reference, [f64x8::splat(simd, share); 2]);
+    for k in 0..K {
+        let weights = &mut weights[(first + k) * R::LANES..][..R::LANES];
+        for (lanes, part) in weights.chunks_exact_mut(8).zip(of_all[k]) {
+            part.store_slice(lanes);
+        }
+    }
+}
+
+/// `exp(z − z(reference))·share` of some vectors of logits, as f64; of f64 the second halves are nothing.
+#[inline(always)]
+fn shares_of<S: Simd, R: Real, const MODE: u8, const K: usize>(
+    simd: S,
+    scale: &Scale<S, R>,
+    x: [R::Lanes<S>; K],
+    reference: Value<S, R>,
+    share: Twice<S>,
+) -> [Twice<S>; K] {
+    let lanes = |value: f64| f64x8::splat(simd, value);
     let mut values = [reference; K];
     for k in 0..K {
-        let start = (first + k) * R::LANES;
-        x[k] = R::Lanes::<S>::from_slice(simd, &logits[start..start + R::LANES]);
         values[k] = Value::plain(x[k]);
     }
     let exp = scale.exps::<MODE, K>(values, reference, Boost::Full);
+    let mut shares = [share; K];
     for k in 0..K {
         let (exp, logit) = (R::twice(exp[k]), R::twice(x[k]));
         for half in 0..R::LANES / 8 {
-            let weight = exp[half] * lanes(share);
+            let weight = exp[half] * share[half];
             // Too small for the lanes, but not nothing: it is infinitely far from a masked class.
             let tiny = weight.simd_eq(lanes(0.0)) & logit[half].simd_gt(lanes(f64::NEG_INFINITY));
-            let start = (first + k) * R::LANES + 8 * half;
-            tiny.select(lanes(f64::from_bits(1)), weight).store_slice(&mut weights[start..start + 8]);
+            shares[k][half] = tiny.select(lanes(f64::from_bits(1)), weight);
         }
     }
+    shares
 }
 
 /// The weights of a row as its pass asks for them.

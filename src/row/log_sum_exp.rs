@@ -43,6 +43,12 @@ impl LogSumExp {
         self.own() + self.others
     }
 
+    /// Whether the reference's class may hold so much of the mass that lanes cannot tell the rest.
+    #[inline(always)]
+    pub(super) fn is_led(self) -> bool {
+        self.others < 0.5 && !self.masked
+    }
+
     /// Its logarithm, in which others that are far fewer keep their digits.
     #[inline]
     pub fn log_total<S: Simd>(self, simd: S) -> f64 {

@@ -39,14 +39,12 @@ impl Exponential {
     }
 }
 
-/// What is subtracted: `scale` times the uniform or the dense part of a target, and the weight of its point besides.
+/// What is subtracted: `scale` times the uniform or the dense part of a target.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Offset<'a> {
     pub(super) scale: f64,
     pub(super) uniform: f64,
-    pub(super) dense: Option<&'a Dense<'a>>,
-    /// A class and its weight, for where it is no exception.
-    pub(super) point: Option<(usize, f64)>,
+    pub(super) dense: Option<Dense<'a>>,
 }
 
 /// What a weight subtracts: nothing if it is 0, whatever the scale.
@@ -189,12 +187,8 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                     #[inline(always)]
                     |start: usize, length: usize, block: &mut [R; BLOCK]| {
                         let padded = length.next_multiple_of(R::LANES);
-                        let point = offset.point.filter(|(class, _)| (start..start + length).contains(class));
                         if let Some(dense) = offset.dense {
                             dense.fill(simd, start, length, &mut numbers);
-                            if let Some((class, weight)) = point {
-                                numbers[class - start] += weight;
-                            }
                             for weights in numbers[..padded].chunks_exact_mut(8) {
                                 share_lanes(simd, f64x8::splat(simd, offset.scale), weights);
                             }
@@ -202,8 +196,6 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                                 let numbers = &numbers[index..index + R::LANES];
                                 R::narrow(simd, numbers).store_slice(&mut offsets[index..index + R::LANES]);
                             }
-                        } else if let Some((class, weight)) = point {
-                            offsets[class - start] = R::from_f64(uniform + share(offset.scale, weight));
                         }
                         // Some vectors at a time, past the last class too.
                         let vectors = length.div_ceil(4 * R::LANES) * 4;
@@ -217,9 +209,6 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                                 2 => replace::<S, R, MODE, 2>(&terms, &capped, &offsets, block, vector),
                                 _ => replace::<S, R, MODE, 1>(&terms, &capped, &offsets, block, vector),
                             }
-                        }
-                        if let Some((class, _)) = point {
-                            offsets[class - start] = R::from_f64(uniform);
                         }
                     },
                 );

@@ -55,12 +55,12 @@ mod tests;
 pub mod tile;
 mod transform;
 
-pub use any::AnyRow;
+pub use any::{AnyRow, AnyView};
 pub use dense::{Dense, Source, Teacher};
 pub use log_sum_exp::{LogSumExp, log_sum_exp};
 pub use map::{Exponential, Stores, fill, log_probabilities, probabilities};
 pub use statistics::Statistics;
-pub use target::{RowLoss, Target, gradient, per_mass, product, rounded};
+pub use target::{RowLoss, Target, find_point, gradient, per_mass, product, rounded};
 pub use transform::Transform;
 
 use std::mem::MaybeUninit;

@@ -1,14 +1,14 @@
 //! What one pass can tell of rows beside their losses.
 
-use fearless_simd::Simd;
+use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::batch::{LogSumExps, MOST_LANES, PerLane, load, missed, store};
 use super::companion::{LaneShape, Shape};
 use super::log_sum_exp::pass;
 use super::tile::{Tile, pass_with};
-use super::{AnyRow, Transform};
+use super::{AnyRow, BLOCK, Transform};
 use crate::element::Element;
-use crate::math::{Real, exp};
+use crate::math::{Boost, Real};
 use crate::view::Row;
 
 /// The distributions of some rows, and the places of classes in them.
@@ -50,11 +50,12 @@ impl Statistics {
         ranked: Option<usize>,
         transform: Transform,
     ) {
-        let (found, shape) = pass(simd, row, transform, Shape::new(simd, AnyRow::of(row), ranked));
+        let any = AnyRow::of(row);
+        let (found, shape) = pass(simd, row, transform, Shape::new(simd, any, ranked));
         let (top, start) = shape.top;
-        let is_top = |class: &usize| row.get(*class).to_f64() == Real::to_f64(top);
+        let (_, leader) = any.equal_to(simd, start, (row.classes() - start).min(BLOCK), top);
         self.log_sum_exps.set(lane, found);
-        self.leader[lane] = (start..row.classes()).find(is_top).unwrap_or(0);
+        self.leader[lane] = leader.unwrap_or(0);
         self.top[lane] = Real::to_f64(top);
         self.weighted[lane] = shape.weighted.value() / E::Real::BOOST;
         self.above[lane] = shape.above.value();
@@ -74,10 +75,15 @@ impl Statistics {
     ) -> Self {
         let mut found = Self::default();
         let (mut rivals, mut logits) = ([-1.0; MOST_LANES], [f64::INFINITY; MOST_LANES]);
-        for (lane, class) in ranked.iter().enumerate() {
-            if let Some(class) = *class {
-                // SAFETY: the caller's promise.
-                (rivals[lane], logits[lane]) = (class as f64, unsafe { tile.get(class, lane) }.to_f64());
+        let mut classes = [0; MOST_LANES];
+        for (own, class) in classes.iter_mut().zip(ranked) {
+            *own = class.unwrap_or(0);
+        }
+        // SAFETY: the caller's promise.
+        let values = unsafe { tile.pick(&classes) };
+        for lane in 0..MOST_LANES {
+            if let Some(class) = ranked[lane] {
+                (rivals[lane], logits[lane]) = (class as f64, values[lane]);
             }
         }
         let shape = LaneShape::<S, E::Real>::new(simd, &rivals, &logits);
@@ -124,14 +130,30 @@ impl Statistics {
         )
     }
 
-    /// The probabilities of the largest logits.
-    #[inline]
-    pub fn leader_probabilities<S: Simd>(&self, simd: S, rows: usize, transform: Transform) -> PerLane<f64> {
-        let mut probabilities = missed(simd, &self.log_sum_exps, &self.top, rows, transform);
-        for (lane, probability) in probabilities[..rows].iter_mut().enumerate() {
-            let total = self.log_sum_exps.get(lane).total();
-            *probability = if total > 0.0 { exp(simd, -*probability) } else { f64::NAN };
-        }
-        probabilities
+    /// The log-sum-exps, `lse − z` for a logit of each row, and the probabilities of the largest logits.
+    #[inline(never)]
+    pub fn columns<S: Simd>(
+        &self,
+        simd: S,
+        logits: &PerLane<f64>,
+        rows: usize,
+        transform: Transform,
+    ) -> [PerLane<f64>; 3] {
+        let found = &self.log_sum_exps;
+        let [values, missed, mut leaders] =
+            missed(simd, found, [&[0.0; MOST_LANES], logits, &self.top], rows, transform);
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let lanes = |value: f64| f64x8::splat(simd, value);
+                for half in (0..rows).step_by(8) {
+                    let exp = <f64 as Real>::exp(simd, -load(simd, &leaders, half), Boost::Full);
+                    let total = load(simd, &found.own, half) + load(simd, &found.others, half);
+                    let probability = exp * lanes(1.0 / f64::BOOST);
+                    store(total.simd_gt(lanes(0.0)).select(probability, lanes(f64::NAN)), &mut leaders, half);
+                }
+            },
+        );
+        [values, missed, leaders]
     }
 }

@@ -17,14 +17,14 @@
 
 use fearless_simd::Simd;
 
-use super::batch::{self, LogSumExps, Losses, MOST_LANES, Points, Slopes, Spreads, Targets};
+use super::batch::{self, LogSumExps, MOST_LANES, Points, Slopes, Spreads, Targets};
 use super::companion::{Nothing, Uniform, Weighted};
 use super::dense::RowWeights;
 use super::log_sum_exp::{any_pass, pass};
 use super::map::{self, Exponential, Offset, Stores};
 use super::{AnyRow, BLOCK, Dense, LogSumExp, Transform};
 use crate::element::Element;
-use crate::math::{Real, exp};
+use crate::math::Real;
 use crate::view::Row;
 
 /// What a row should be.
@@ -33,27 +33,20 @@ pub struct Target<'a> {
     /// The weight of every class.
     pub uniform: f64,
     /// The weights of each class.
-    pub dense: Option<&'a Dense<'a>>,
+    pub dense: Option<Dense<'a>>,
     /// A class and its own weight.
     pub point: Option<(usize, f64)>,
     /// The factor of lse².
     pub z_loss: f64,
 }
 
-/// What the derivatives of the loss of a row need.
+/// What the second derivatives of the loss of a row need.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLoss {
     /// The log-sum-exp of the row.
     pub log_sum_exp: LogSumExp,
-    /// The point's logit.
-    pub(super) logit: f64,
-    /// The class whose logit the reference is, where that is known.
-    pub(super) leader: Option<usize>,
-    /// The weight of the point, and of all the rest.
-    pub(super) point: f64,
-    pub(super) spread: f64,
-    /// `2·z_loss·lse`.
-    pub(super) pull: f64,
+    /// The weight of all classes.
+    pub(super) mass: f64,
 }
 
 impl Target<'_> {
@@ -65,8 +58,7 @@ impl Target<'_> {
     /// The loss of a row by itself: for tests and benchmarks, since drivers work on batches.
     #[inline(always)]
     pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row<E>, transform: Transform) -> f64 {
-        let dense = self.dense.map(|dense| [Some(*dense)]);
-        let targets = self.alone(row, dense.as_ref().map_or(&[], |dense| dense));
+        let targets = self.alone(row);
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         self.pass(simd, row, transform, 0, &mut found, &mut spreads);
         batch::losses(simd, &found, &targets, &spreads, transform).loss[0]
@@ -85,15 +77,15 @@ impl Target<'_> {
         transform: Transform,
         stores: Stores,
     ) -> f64 {
-        let dense = self.dense.map(|dense| [Some(*dense)]);
-        let targets = self.alone(row, dense.as_ref().map_or(&[], |dense| dense));
+        let mut targets = self.alone(row);
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         self.pass(simd, row, transform, 0, &mut found, &mut spreads);
+        find_point(simd, 0, row, &found, &mut targets);
         let losses = batch::losses(simd, &found, &targets, &spreads, transform);
         let scales = [1.0; MOST_LANES];
         let slopes = batch::slopes(simd, &losses, &targets, &scales, transform);
         // SAFETY: the caller's promise.
-        unsafe { gradient(simd, 0, row, out, &targets, &losses, &slopes, transform, stores) }
+        unsafe { gradient(simd, 0, row, out, &targets, &slopes, transform, stores) }
         losses.loss[0]
     }
 
@@ -108,7 +100,7 @@ impl Target<'_> {
         found: &mut LogSumExps,
         spreads: &mut Spreads,
     ) {
-        let log_sum_exp = if let Some(&dense) = self.dense {
+        let log_sum_exp = if let Some(dense) = self.dense {
             let mut block = [0.0; BLOCK];
             let weights = RowWeights { dense, sum: 0.0 };
             let weighted = Weighted::new(simd, weights, &mut block);
@@ -129,7 +121,7 @@ impl Target<'_> {
     }
 
     /// The target as that of the only row of some.
-    fn alone<'b, E: Element>(&self, row: Row<E>, dense: &'b [Option<Dense<'b>>]) -> Targets<'b> {
+    fn alone<E: Element>(&self, row: Row<E>) -> Targets<'_> {
         let first = |value: f64| std::array::from_fn(|lane| if lane == 0 { value } else { 0.0 });
         let (class, weight) = self.point.unwrap_or((0, 0.0));
         let logit = if self.point.is_some() { row.get(class).to_f64() } else { 0.0 };
@@ -137,12 +129,35 @@ impl Target<'_> {
             rows: 1,
             counts: first(1.0),
             names_classes: self.point.is_some(),
-            points: Points { class: [class; MOST_LANES], weight: first(weight), logit: first(logit) },
+            points: Points {
+                class: [class; MOST_LANES],
+                weight: first(weight),
+                logit: first(logit),
+                ..Points::default()
+            },
             uniform: self.uniform,
-            dense,
+            dense: self.dense,
             z_loss: self.z_loss,
         }
     }
+}
+
+/// Find the class of row number `lane` whose derivative lanes cannot get right, and its weight, for [`batch::slopes`]: if
+/// the target names none, that which may hold all of the mass.
+#[inline(always)]
+pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row<E>, found: &LogSumExps, targets: &mut Targets) {
+    let Some(dense) = targets.dense else { return };
+    if !targets.names_classes {
+        if !found.is_led(lane) {
+            return;
+        }
+        let reference = found.reference[lane];
+        let leader = AnyRow::of(row).find(simd, <E::Real as Real>::from_f64(reference));
+        // There is one, unless somebody has written to the row meanwhile.
+        targets.points.class[lane] = leader.unwrap_or(0);
+        targets.points.logit[lane] = reference;
+    }
+    targets.points.rest[lane] = dense.skip(lane).at(simd, targets.points.class[lane]);
 }
 
 /// Write the gradient of row number `lane` to `out`, reading the logits again; zeros if the row is ignored.
@@ -157,7 +172,6 @@ pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
     row: Row<E>,
     out: Row<O>,
     targets: &Targets,
-    losses: &Losses,
     slopes: &Slopes,
     transform: Transform,
     stores: Stores,
@@ -167,17 +181,10 @@ pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
         unsafe { map::fill(out, O::from_f64(0.0)) }
         return;
     };
-    let exception = if targets.has_own(transform) {
-        Some((targets.points.class[lane], slopes.own[lane]))
-    } else {
-        let loss = losses.get(lane, targets).with_leader(&target, row);
-        loss.and_then(|loss| loss.own_gradient(simd, &target, slopes.scale[lane], transform))
-    };
     let of = Exponential { reference: slopes.reference[lane], factor: slopes.factor[lane], transform };
-    let Target { uniform, dense, point, .. } = target;
-    let offset = Offset { scale: slopes.scale[lane], uniform, dense, point };
+    let offset = Offset { scale: slopes.scale[lane], uniform: target.uniform, dense: target.dense };
     // SAFETY: the caller's promise.
-    unsafe { map::gradient(simd, row, out, of, offset, stores, exception) }
+    unsafe { map::gradient(simd, row, out, of, offset, stores, slopes.own(lane)) }
 }
 
 /// A weight times what it weighs: 0 if a weight of 0 weighs an infinity.
@@ -186,66 +193,6 @@ pub fn product(weight: f64, loss: f64) -> f64 {
 }
 
 impl RowLoss {
-    /// The probability of a logit and what is missing to one, neither a difference where it is small.
-    #[inline]
-    fn probability<S: Simd>(&self, simd: S, logit: f64, transform: Transform) -> [f64; 2] {
-        let found = self.log_sum_exp;
-        let total = found.total();
-        if logit == found.reference && !found.masked {
-            return [found.own() / total, found.others / total];
-        }
-        let [high, low] = transform.difference(simd, logit, found.reference);
-        let exp = exp(simd, high + low);
-        [exp / total, (total - exp) / total]
-    }
-
-    /// Whether the reference's class may hold so much of the mass that lanes cannot tell the rest.
-    pub(super) fn is_led(&self) -> bool {
-        self.log_sum_exp.others < 0.5 && !self.log_sum_exp.masked
-    }
-
-    /// With the class whose logit the reference is; `None` unless it holds most of the mass, and is what the target
-    /// names if that names a class.
-    #[inline]
-    pub fn with_leader<E: Element>(self, target: &Target, row: Row<E>) -> Option<Self> {
-        let reference = self.log_sum_exp.reference;
-        if !self.is_led() || (target.point.is_some() && self.logit != reference) {
-            return None;
-        }
-        let leader = if target.point.is_some() { None } else { leader(row, reference) };
-        Some(Self { leader, ..self })
-    }
-
-    /// The class whose gradient the lanes cannot get right, and that gradient: the point, or the class that may hold all
-    /// of the mass. `scale` is what it is multiplied by, divided by the temperature.
-    ///
-    /// It is made of the others' share, never a difference from one. A masked class has 0, the target too.
-    #[inline(never)]
-    pub fn own_gradient<S: Simd>(
-        &self,
-        simd: S,
-        target: &Target,
-        scale: f64,
-        transform: Transform,
-    ) -> Option<(usize, f64)> {
-        let (class, logit) = match target.point {
-            Some((class, _)) => (class, self.logit),
-            None => (self.leader?, self.log_sum_exp.reference),
-        };
-        let [own, others] = self.probability(simd, logit, transform);
-        if logit == f64::NEG_INFINITY {
-            // A row without mass, or with a NaN, is NaN throughout.
-            return Some((class, 0.0 * others));
-        }
-        let here = target.dense.map_or(target.uniform, |dense| dense.at(simd, class));
-        let pull = if self.pull == 0.0 || own == 0.0 { 0.0 } else { self.pull * own };
-        let spread = if own > 0.5 { (self.spread - here) - self.spread * others } else { self.spread * own - here };
-        let gradient = spread - self.point * others + pull;
-        let gradient = gradient * transform.slope(simd, logit);
-        // A factor that overflowed is not multiplied by 0.
-        Some((class, if gradient == 0.0 { 0.0 } else { product(scale, gradient) }))
-    }
-
     /// The entry of the Hessian's diagonal of the reference's class, times `scale`: of the others' share too.
     #[inline(always)]
     pub(super) fn own_variance(&self, scale: f64, transform: Transform) -> f64 {
@@ -257,7 +204,7 @@ impl RowLoss {
     /// The Hessian's factor of `p·(1 − p)`.
     #[inline(always)]
     pub(super) fn variance_scale(&self, scale: f64, transform: Transform) -> f64 {
-        scale / transform.temperature() / transform.temperature() * (self.point + self.spread)
+        scale / transform.temperature() / transform.temperature() * self.mass
     }
 
     /// The softmax as a function of the logits.
@@ -281,19 +228,14 @@ impl RowLoss {
         transform: Transform,
         stores: Stores,
     ) {
-        let leader = if self.is_led() { leader(row, self.log_sum_exp.reference) } else { None };
-        let own = leader.map(|leader| (leader, self.own_variance(scale, transform)));
         let (row, out) = (AnyRow::of(row), AnyRow::of(out));
+        let reference = <E::Real as Real>::from_f64(self.log_sum_exp.reference);
+        let leader = self.log_sum_exp.is_led().then(|| row.find(simd, reference)).flatten();
+        let own = leader.map(|leader| (leader, self.own_variance(scale, transform)));
         let scale = self.variance_scale(scale, transform);
         // SAFETY: the caller's promise.
         unsafe { map::variance::<S, E::Real>(simd, row, out, self.softmax(transform), scale, stores, own) }
     }
-}
-
-/// The first class with this logit.
-#[inline(never)]
-fn leader<E: Element>(row: Row<E>, logit: f64) -> Option<usize> {
-    (0..row.classes()).find(|&class| row.get(class).to_f64() == logit)
 }
 
 /// `scale / total`, and NaN for a row without mass, all of whose classes are masked.

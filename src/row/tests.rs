@@ -306,7 +306,8 @@ fn every_part_of_a_target_counts() {
         let shares: Vec<f64> = numbers(length, 2, 1.0).into_iter().map(f64::abs).collect();
         // SAFETY: one axis of numbers side by side, which outlive the call.
         let numbers = unsafe { Numbers::new(shares.as_ptr().cast(), Axes::new([(length, 8)]), Kind::F64, false) };
-        let dense = Dense { source: Source::Numbers(&numbers, 0), keep: 0.9, uniform: 0.01, weight: Some(&shares) };
+        let source = Source::Numbers(&numbers);
+        let dense = Dense { source, row: 0, classes: length, keep: 0.9, uniform: 0.01, weight: Some(&shares) };
         let point = Some((length / 2, 0.7));
         for (softcap, temperature) in [(None, 1.0), (None, 1.7), (Some(6.0), 1.0), (Some(20.0), 0.8)] {
             let transform = Transform::new(temperature, softcap);
@@ -314,7 +315,7 @@ fn every_part_of_a_target_counts() {
             let slope = |x: f64| softcap.map_or(1.0, |cap: f64| 1.0 - (x / cap).tanh().powi(2)) / temperature;
             let z: Vec<f64> = logits.iter().map(|&x| capped(f64::from(x)) / temperature).collect();
             let lse = z.iter().map(|z| z.exp()).sum::<f64>().ln();
-            for (uniform, dense) in [(0.0, Some(&dense)), (0.02, None)] {
+            for (uniform, dense) in [(0.0, Some(dense)), (0.02, None)] {
                 let target = Target { uniform, dense, point, z_loss: 0.01 };
                 let weight = |class: usize| {
                     let own = if class == length / 2 { 0.7 } else { 0.0 };

@@ -11,8 +11,8 @@ use crate::math::Real;
 use crate::row::batch::{MOST_LANES, PerLane};
 
 /// A tile of any storage type.
-#[derive(Clone, Copy)]
-pub(super) enum AnyTile {
+#[derive(Clone, Copy, Debug)]
+pub(in crate::row) enum AnyTile {
     F16(Tile<f16>),
     Bf16(Tile<bf16>),
     F32(Tile<f32>),
@@ -21,7 +21,7 @@ pub(super) enum AnyTile {
 
 impl AnyTile {
     #[inline(always)]
-    pub(super) fn of<E: Element>(tile: Tile<E>) -> Self {
+    pub(in crate::row) fn of<E: Element>(tile: Tile<E>) -> Self {
         let tile: &dyn Any = &tile;
         let f16 = tile.downcast_ref().copied().map(Self::F16);
         let bf16 = tile.downcast_ref().copied().map(Self::Bf16);
@@ -32,7 +32,7 @@ impl AnyTile {
 
     /// The tile, if it is stored in the type that is computed in.
     #[inline(always)]
-    pub(super) fn computed<R: Element>(self) -> Option<Tile<R>> {
+    pub(in crate::row) fn computed<R: Element>(self) -> Option<Tile<R>> {
         let tile: &dyn Any = match &self {
             Self::F16(tile) => tile,
             Self::Bf16(tile) => tile,

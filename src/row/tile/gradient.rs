@@ -15,8 +15,6 @@ use crate::row::{Transform, per_mass};
 
 /// The gradients of the rows, into `out`; lanes that do not count get zeros.
 ///
-/// With dense targets or a cap the entry of a leader that may hold all of the mass is a difference here, if the target
-/// names no class or that one; it is left to [`crate::row::RowLoss::own_gradient`].
 /// Nothing is written, and the result is false, if some lanes need the boost of [`Real::exp`] and others must do
 /// without it, which is so when the scales differ by 18 orders of magnitude.
 ///
@@ -33,7 +31,7 @@ pub unsafe fn gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
     weights: &mut Option<WeightRoom>,
 ) -> bool {
     let (any, any_out) = (AnyTile::of(tile), AnyTile::of(out));
-    let plain = targets.dense.is_empty() && transform.mode() != CAPPED;
+    let plain = targets.dense.is_none() && transform.mode() != CAPPED;
     // SAFETY: the caller's promise.
     unsafe {
         match (plain, any.computed::<E::Real>(), any_out.computed::<E::Real>()) {
@@ -67,7 +65,7 @@ fn boost_of<R: Real>(factors: &PerLane<f64>) -> Option<Boost> {
 /// # Safety
 /// As for [`gradients`].
 #[inline(never)]
-unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const MODE: u8, const DENSE: bool>(
+unsafe fn gradients_of<S, R, T, O, const MODE: u8, const DENSE: bool>(
     simd: S,
     tile: T,
     out: O,
@@ -75,19 +73,21 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
     slopes: &Slopes,
     transform: Transform,
     weights: &mut Option<WeightRoom>,
-) -> bool {
+) -> bool
+where
+    S: Simd,
+    R: Real + Element<Real = R>,
+    T: Tiled<S, R>,
+    O: Tiled<S, R>,
+{
     let Some(boost) = boost_of::<R>(&slopes.factor) else { return false };
-    let dense = DENSE && !targets.dense.is_empty();
+    let dense = targets.dense.filter(|_| DENSE);
     simd.vectorize(
         #[inline(always)]
         || {
             let mut factor = slopes.factor;
             for factor in &mut factor {
                 *factor = take_back::<R>(*factor, boost);
-            }
-            let mut at_point = slopes.uniform;
-            for (offset, point) in at_point.iter_mut().zip(&slopes.point) {
-                *offset += point;
             }
             let scale = Scale::<S, R>::new(simd, transform);
             let kernel = Gradients::<S, R> {
@@ -97,14 +97,13 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                 factor: R::narrow(simd, &factor),
                 counts: R::narrow(simd, &targets.counts),
                 class: R::narrow(simd, &slopes.class),
-                own: targets.has_own(transform).then(|| R::narrow(simd, &slopes.own)),
-                at_point: (!dense).then(|| R::narrow(simd, &at_point)),
+                own: R::narrow(simd, &slopes.own),
             };
             let classes = tile.classes();
             let uniform = R::narrow(simd, &slopes.uniform);
             // SAFETY: the caller's promise.
             unsafe {
-                if !dense {
+                let Some(dense) = dense else {
                     kernel.write_all::<_, _, MODE>(
                         simd,
                         &tile,
@@ -114,19 +113,14 @@ unsafe fn gradients_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>, const M
                         |_| uniform,
                     );
                     return;
-                }
-                let named = if targets.names_classes { targets.rows } else { 0 };
-                let WeightRoom { rows, block } = weights.get_or_insert_default();
-                let mut weights = TileWeights::new::<R>(targets.dense, rows);
+                };
+                let WeightRoom { rows, block, whole } = weights.get_or_insert_default();
+                let filled = whole.take() == Some(dense.row);
+                let mut weights = TileWeights::<R>::new(dense, targets.rows, rows);
                 for start in (0..classes).step_by(TOGETHER) {
                     let here = start..classes.min(start + TOGETHER);
-                    weights.fill(simd, start, here.len(), block);
-                    // With the points, so that their sum is rounded once.
-                    let points = targets.points.class.iter().zip(&targets.points.weight);
-                    for (lane, (point, weight)) in points.take(named).enumerate() {
-                        if here.contains(point) {
-                            block[(point - start) * R::LANES + lane] += weight;
-                        }
+                    if !filled {
+                        weights.fill(simd, start, here.len(), block);
                     }
                     for weights in block[..here.len() * R::LANES].chunks_exact_mut(R::LANES) {
                         for (weights, scales) in weights.chunks_exact_mut(8).zip(slopes.scale.chunks_exact(8)) {
@@ -156,9 +150,7 @@ struct Gradients<S: Simd, R: Real> {
     factor: R::Lanes<S>,
     counts: R::Lanes<S>,
     class: R::Lanes<S>,
-    own: Option<R::Lanes<S>>,
-    /// What is subtracted at the class, if not what is elsewhere.
-    at_point: Option<R::Lanes<S>>,
+    own: R::Lanes<S>,
 }
 
 impl<S: Simd, R: Real> Gradients<S, R> {
@@ -220,14 +212,9 @@ impl<S: Simd, R: Real> Gradients<S, R> {
         for k in 0..K {
             let number = R::splat(simd, (first + k) as f64);
             let is_point = self.class.simd_eq(number);
-            let offset = offset(first + k);
-            let offset = match self.at_point {
-                Some(at_point) if self.own.is_none() => is_point.select(at_point, offset),
-                _ => offset,
-            };
-            let gradient = difference_of::<S, R>(x[k], exp[k], self.factor, offset);
+            let gradient = difference_of::<S, R>(x[k], exp[k], self.factor, offset(first + k));
             let gradient = if MODE == CAPPED { gradient * capped[k].1 } else { gradient };
-            let gradient = self.own.map_or(gradient, |own| is_point.select(own, gradient));
+            let gradient = is_point.select(self.own, gradient);
             // SAFETY: the caller's promise.
             unsafe { out.store(simd, first + k, self.counts.simd_gt(zero).select(gradient, zero)) }
         }
@@ -337,7 +324,7 @@ unsafe fn variances_of<S: Simd, R: Real>(
         let loss = losses.get(lane, targets);
         factors[lane] = take_back::<R>(loss.softmax(transform).factor, Boost::Full);
         variance_scales[lane] = take_back::<R>(loss.variance_scale(scales[lane], transform), Boost::None);
-        if loss.is_led() {
+        if loss.log_sum_exp.is_led() {
             leaders[lane] = loss.log_sum_exp.reference;
             own[lane] = loss.own_variance(scales[lane], transform);
         }

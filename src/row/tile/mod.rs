@@ -16,15 +16,17 @@ mod any;
 mod gradient;
 mod transposed;
 
+use std::marker::PhantomData;
+
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use self::any::AnyTile;
+pub(super) use self::any::AnyTile;
 pub use self::gradient::{gradients, probabilities, variances};
 pub use self::transposed::Transposed;
 use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
 use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
 use super::transform::{CAPPED, Factors, PLAIN, SCALED, Scale, Value, with_mode};
-use super::{Dense, Transform};
+use super::{Dense, Source, Transform};
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, Total, vectors_at_a_time};
 use crate::view::View;
@@ -42,7 +44,7 @@ const MOST_BYTES: usize = 1023;
 pub const COUNTABLE_CLASSES: usize = 1 << 24;
 
 /// Rows across lanes: `lanes` neighbouring values for each class.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Tile<E> {
     base: *mut E,
     /// Bytes from the values of a class to those of the next.
@@ -66,18 +68,32 @@ impl<E: Element> Tile<E> {
         self.classes
     }
 
-    /// A value.
+    /// A value of each lane: that of its class.
     ///
     /// # Safety
     /// The tile's values are readable.
     ///
     /// # Panics
-    /// If there is no such class or lane.
+    /// If there is no such class.
     #[inline(always)]
-    pub unsafe fn get(&self, class: usize, lane: usize) -> E {
-        assert!(class < self.classes && lane < E::Real::LANES);
-        // SAFETY: one of the tile's values, readable by the caller's promise; the read asks for no alignment.
-        unsafe { self.pointer(class).add(lane).read_unaligned() }
+    pub unsafe fn pick(&self, classes: &PerLane<usize>) -> PerLane<f64> {
+        let mut values = [0.0; MOST_LANES];
+        for lane in 0..E::Real::LANES {
+            assert!(classes[lane] < self.classes, "class {} of {}", classes[lane], self.classes);
+            // SAFETY: one of the tile's values, readable by the caller's promise; the read asks for no alignment.
+            values[lane] = Element::to_f64(unsafe { self.pointer(classes[lane]).add(lane).read_unaligned() });
+        }
+        values
+    }
+
+    /// The lanes of a class.
+    ///
+    /// # Safety
+    /// The tile's values are readable.
+    #[inline(always)]
+    pub(super) unsafe fn load_class<S: Simd>(&self, simd: S, class: usize) -> <E::Real as Real>::Lanes<S> {
+        // SAFETY: the caller's promise.
+        unsafe { E::load(simd, self.pointer(class)) }
     }
 
     /// The values of a class.
@@ -152,10 +168,11 @@ pub unsafe fn pass<S: Simd, E: Element>(
     let mut spreads = Spreads::default();
     // SAFETY: the caller's promise.
     let found = unsafe {
-        if !targets.dense.is_empty() {
-            let WeightRoom { rows, block } = weights.get_or_insert_default();
-            let weighted = Weighted::new(simd, TileWeights::new::<E::Real>(targets.dense, rows), block);
-            let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyTile::of(tile), transform, weighted);
+        if let Some(dense) = targets.dense {
+            let WeightRoom { rows, block, whole } = weights.get_or_insert_default();
+            let weighted = Weighted::new(simd, TileWeights::<E::Real>::new(dense, targets.rows, rows), block);
+            let (found, weighted) = pass_with(simd, tile, transform, weighted);
+            *whole = (tile.classes <= TOGETHER).then_some(dense.row);
             E::Real::lane_totals(&weighted.mass, &mut spreads.mass);
             E::Real::lane_totals(&weighted.sum, &mut spreads.sum);
             spreads.teacher = weighted.weights.sums;
@@ -231,50 +248,56 @@ unsafe fn typed_pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
 const TOGETHER: usize = 64;
 
 /// Room for the weights of a tile's targets, from one tile to the next.
+#[repr(align(64))]
 pub struct WeightRoom {
     /// Those of the rows, one after the other, and room to read a vector more.
     rows: [f64; TOGETHER * MOST_LANES + 8],
     /// The same, transposed.
     block: [f64; TOGETHER * MOST_LANES],
+    /// The first of the rows whose weights the block has, if those are the weights of all classes.
+    whole: Option<usize>,
 }
 
 impl Default for WeightRoom {
     fn default() -> Self {
-        Self { rows: [0.0; TOGETHER * MOST_LANES + 8], block: [0.0; TOGETHER * MOST_LANES] }
+        Self { rows: [0.0; TOGETHER * MOST_LANES + 8], block: [0.0; TOGETHER * MOST_LANES], whole: None }
     }
 }
 
 /// The weights of each lane's target, some classes at a time.
-struct TileWeights<'a> {
-    targets: &'a [Option<Dense<'a>>],
-    lanes: usize,
-    /// What [`super::Dense::fill`] returned, summed.
+struct TileWeights<'a, R> {
+    /// Those of the first lane's row, and of the rows that follow it.
+    dense: Dense<'a>,
+    /// How many of the lanes are rows.
+    count: usize,
+    /// What [`Dense::fill`] returned, summed.
     sums: PerLane<f64>,
     /// [`WeightRoom::rows`].
     rows: &'a mut [f64],
+    /// The type of the lanes.
+    lanes: PhantomData<R>,
 }
 
-impl<'a> TileWeights<'a> {
+impl<'a, R: Real + Element<Real = R>> TileWeights<'a, R> {
     #[inline(always)]
-    fn new<R: Real>(targets: &'a [Option<Dense<'a>>], rows: &'a mut [f64]) -> Self {
-        Self { targets, lanes: R::LANES, sums: [0.0; MOST_LANES], rows }
+    fn new(dense: Dense<'a>, count: usize, rows: &'a mut [f64]) -> Self {
+        Self { dense, count, sums: [0.0; MOST_LANES], rows, lanes: PhantomData }
     }
-}
 
-impl<S: Simd> Weights<S> for TileWeights<'_> {
+    /// Write the weights of the rows' own classes across lanes.
     #[inline(always)]
-    fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
-        let step = if Dense::are_neighbours(self.targets, start, length) {
+    fn transpose<S: Simd>(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
+        // Without those that all rows share.
+        let dense = Dense { weight: None, ..self.dense };
+        let step = if length == dense.classes && matches!(dense.source, Source::Numbers(_)) {
             // All rows are one.
-            let (count, dense) = (self.targets.len() * length, self.targets.iter().flatten().next());
-            dense.expect("there are some").fill(simd, 0, count, &mut self.rows[..count]);
-            self.rows[count..self.lanes * length].fill(0.0);
+            let count = self.count * length;
+            dense.fill(simd, 0, count, &mut self.rows[..R::LANES * length]);
             length
         } else {
-            for (lane, row) in self.rows.chunks_exact_mut(TOGETHER).take(self.lanes).enumerate() {
-                let row = &mut row[..length];
-                if let Some(Some(dense)) = self.targets.get(lane) {
-                    self.sums[lane] += dense.fill(simd, start, length, row);
+            for (lane, row) in self.rows.chunks_exact_mut(TOGETHER).take(R::LANES).enumerate() {
+                if lane < self.count {
+                    self.sums[lane] += dense.skip(lane).fill(simd, start, length, row);
                 } else {
                     row.fill(0.0);
                 }
@@ -282,7 +305,7 @@ impl<S: Simd> Weights<S> for TileWeights<'_> {
             TOGETHER
         };
         // A square at a time; past the last class with what comes next.
-        for first in (0..self.lanes).step_by(8) {
+        for first in (0..R::LANES).step_by(8) {
             for class in (0..length).step_by(8) {
                 let mut square = [f64x8::splat(simd, 0.0); 16];
                 for (number, lanes) in square[..8].iter_mut().enumerate() {
@@ -291,12 +314,98 @@ impl<S: Simd> Weights<S> for TileWeights<'_> {
                 }
                 let square = <f64 as Real>::transpose(square);
                 for (number, lanes) in square[..8].iter().enumerate() {
-                    let start = (class + number) * self.lanes + first;
+                    let start = (class + number) * R::LANES + first;
                     lanes.store_slice(&mut block[start..start + 8]);
                 }
             }
         }
     }
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> Weights<S> for TileWeights<'_, R> {
+    #[inline(always)]
+    fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
+        if let Some(teacher) = self.dense.teacher()
+            && let Some(sums) = teacher.fill::<S, R>(simd, start, length, block)
+        {
+            for (all, sum) in self.sums.iter_mut().zip(sums) {
+                *all += sum;
+            }
+            return;
+        }
+        let shared = matches!(self.dense.source, Source::Nothing);
+        if !shared {
+            self.transpose(simd, start, length, block);
+        }
+        if !shared && self.dense.weight.is_none() {
+            return;
+        }
+        for (class, weights) in block[..length * R::LANES].chunks_exact_mut(R::LANES).enumerate() {
+            let weight = self.dense.weight.map_or(1.0, |weight| weight[start + class]);
+            let weight = f64x8::splat(simd, weight);
+            for lanes in weights.chunks_exact_mut(8) {
+                let own = if shared { f64x8::splat(simd, self.dense.uniform) } else { f64x8::from_slice(simd, lanes) };
+                (own * weight).store_slice(lanes);
+            }
+        }
+    }
+}
+
+/// [`crate::row::find_point`] of the rows of a tile, after their [`pass`].
+///
+/// # Safety
+/// The tile's values are readable.
+#[inline(always)]
+pub unsafe fn find_points<S: Simd, E: Element>(
+    simd: S,
+    tile: Tile<E>,
+    found: &LogSumExps,
+    targets: &mut Targets,
+    weights: Option<&WeightRoom>,
+) {
+    let Some(dense) = targets.dense else { return };
+    let points = &mut targets.points;
+    if !targets.names_classes {
+        // SAFETY: the caller's promise.
+        points.class = unsafe { leaders(simd, tile, &found.reference) };
+        points.logit = found.reference;
+    }
+    let whole = weights.filter(|weights| weights.whole == Some(dense.row));
+    for lane in 0..targets.rows {
+        let class = points.class[lane];
+        if let Some(WeightRoom { block, .. }) = whole {
+            points.rest[lane] = block[class * E::Real::LANES + lane];
+        } else if targets.names_classes || found.is_led(lane) {
+            points.rest[lane] = dense.skip(lane).at(simd, class);
+        }
+    }
+}
+
+/// The last class of each row that has this logit; 0 if there is none.
+///
+/// # Safety
+/// The tile's values are readable.
+#[inline(never)]
+unsafe fn leaders<S: Simd, E: Element>(simd: S, tile: Tile<E>, logits: &PerLane<f64>) -> PerLane<usize> {
+    let mut leaders = [0; MOST_LANES];
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let logits = <E::Real as Real>::narrow(simd, logits);
+            let mut classes = E::Real::splat(simd, 0.0);
+            for class in 0..tile.classes {
+                // SAFETY: the caller's promise.
+                let x = unsafe { tile.load_class(simd, class) };
+                classes = x.simd_eq(logits).select(E::Real::splat(simd, class as f64), classes);
+            }
+            let mut numbers = [0.0; MOST_LANES];
+            E::Real::widen(classes, &mut numbers);
+            for (leader, number) in leaders.iter_mut().zip(numbers) {
+                *leader = number as usize;
+            }
+        },
+    );
+    leaders
 }
 
 /// Tiles that kernels read and write a vector at a time.
@@ -321,7 +430,7 @@ impl<S: Simd, E: Element> Tiled<S, E::Real> for Tile<E> {
     #[inline(always)]
     unsafe fn load(&self, simd: S, class: usize) -> <E::Real as Real>::Lanes<S> {
         // SAFETY: the caller's promise.
-        unsafe { E::load(simd, self.pointer(class)) }
+        unsafe { self.load_class(simd, class) }
     }
 
     #[inline(always)]

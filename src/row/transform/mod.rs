@@ -113,16 +113,10 @@ impl Transform {
         [high[0], low[0]]
     }
 
-    /// dz/dx at a logit, times the temperature.
-    #[inline]
-    pub(super) fn slope<S: Simd>(self, simd: S, x: f64) -> f64 {
-        if self.softcap.is_none() { 1.0 } else { self.cap_one(simd, x).slopes[0] }
-    }
-
     fn cap_one<S: Simd>(self, simd: S, x: f64) -> Capped<f64, 8> {
         let mut capped = Capped::default();
         if let Some(cap) = self.cap::<S, f64>(simd) {
-            cap.fill::<f64, 8, true>(simd, &[x; 8], &mut capped);
+            cap.fill::<f64, 8, false>(simd, &[x; 8], &mut capped);
         }
         capped
     }
