@@ -14,7 +14,7 @@ wrong by the sum of what its parts may be, each times its weight, and by half an
     z-loss                            2 |lse| z_loss times the bound of lse
     gradient of several targets       mass times the bound of p, and 2 u |share|, the rounding of the share
     all of these                      8 * 2^-53 of every term: weights and factors are multiplied in float64
-    anything under a softcap          |z| / 10 of the largest besides ln C, wherever that is above
+    anything under a softcap          |z| / 10 (float64: |z| / 4) of the largest besides ln C, wherever that is above
     gradient under a softcap          4 u of it, and 2^-123 (2^-981) of d loss/dz where the cap is reached
     diagonal of the Hessian           mass times the bounds of p (1 - p)
     KL divergence                     the sum of p_t (bounds of both logs) + (bound of p_t) |log ratio|
@@ -64,10 +64,10 @@ def loss_bound(softmax, targets, dtype):
     )
 
 
-def _logs(softmax):
+def _logs(softmax, dtype):
     """ln C for every row, and what a capped logit may be off."""
     logs = np.full(len(softmax.rows), np.log(softmax.classes))
-    return logs + softmax.largest_capped / 10 if softmax.capped else logs
+    return logs + softmax.largest_capped / (4 if dtype == np.float64 else 10) if softmax.capped else logs
 
 
 def _runner_up(softmax):
@@ -83,7 +83,7 @@ def log_probability_bound(softmax, dtype):
 def _log_bound(losses, gaps, runner_up, softmax, dtype):
     u, smallest = unit(dtype)
     rounding = half_ulp(losses, np.float64 if dtype == np.float64 else np.float32)
-    logs = _logs(softmax).reshape(runner_up.shape)
+    logs = _logs(softmax, dtype).reshape(runner_up.shape)
     absolute = u * (logs + 2) + rounding
     with np.errstate(invalid="ignore", over="ignore"):
         relative = u * (runner_up + logs + 2) * losses + rounding
@@ -94,13 +94,13 @@ def _log_bound(losses, gaps, runner_up, softmax, dtype):
 def logsumexp_bound(softmax, dtype):
     u, _ = unit(dtype)
     rounding = half_ulp(softmax.logsumexp, np.float64 if dtype == np.float64 else np.float32)
-    return u * (_logs(softmax) + 2) + rounding
+    return u * (_logs(softmax, dtype) + 2) + rounding
 
 
 def probability_bound(softmax, dtype):
     u, smallest = unit(dtype)
     with np.errstate(invalid="ignore", over="ignore"):
-        bound = u * (softmax.gaps + _logs(softmax)[:, None] + 4) * softmax.probabilities
+        bound = u * (softmax.gaps + _logs(softmax, dtype)[:, None] + 4) * softmax.probabilities
     # A class of infinite gap is a masked one: exactly 0.
     return np.where(np.isinf(softmax.gaps), 0, bound + smallest)
 
@@ -137,10 +137,10 @@ class CrossEntropyBounds:
     def losses(self):
         softmax, losses = self.softmax, self.oracle.losses
         u, smallest = unit(self.dtype)
-        bound = self.shares.sum(axis=1) * u * (_logs(softmax) + 2)
+        bound = self.shares.sum(axis=1) * u * (_logs(softmax, self.dtype) + 2)
         leads = self.single & ((self.shares > 0) & (softmax.gaps == 0)).any(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
-            relative = u * (_runner_up(softmax) + _logs(softmax) + 2) * softmax.log_sum
+            relative = u * (_runner_up(softmax) + _logs(softmax, self.dtype) + 2) * softmax.log_sum
             relative = self.shares.max(axis=1) * (relative + softmax.classes * smallest)
             bound = np.where(leads & (relative < bound), relative, bound)
             lse, error = np.abs(softmax.logsumexp), logsumexp_bound(softmax, self.dtype)
@@ -250,7 +250,7 @@ def entropy_bound(softmax, dtype):
     u, _ = unit(dtype)
     bound = _times(probability_bound(softmax, dtype), np.abs(softmax.log_probabilities)).sum(axis=1)
     rounding = half_ulp(softmax.entropies, np.float64 if dtype == np.float64 else np.float32)
-    return bound + u * (_logs(softmax) + 2) + rounding
+    return bound + u * (_logs(softmax, dtype) + 2) + rounding
 
 
 def _times(weights, bounds):

@@ -218,6 +218,17 @@ def test_softcap(level, dtype, softcap, axis, function):
         check(function, logits, softmax, axis=axis, names=names, softcap=softcap)
 
 
+@pytest.mark.parametrize(("softcap", "temperature"), [(1e4, 1.0), (1e5, 1.0), (30.0, 1e-4)])
+def test_softcap_of_many_units(level, softcap, temperature):
+    """Where z is thousands, what a capped logit is off decides; tanh is off most from 0.17 to 0.22."""
+    random = np.random.default_rng(4)
+    centers = random.uniform(0.17, 0.22, (4000, 1)) * random.choice([-1, 1], (4000, 1))
+    logits = softcap * centers + temperature * random.uniform(-20, 20, (4000, 3))
+    softmax = Softmax(logits, temperature, softcap)
+    for function in (losses, probabilities):
+        check(function, logits, softmax, temperature=temperature, softcap=softcap)
+
+
 @dtypes
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-20, 1e20, 1e40, 1e300])
 def test_temperature_beyond_the_range_of_float32(level, dtype, temperature):

@@ -214,7 +214,9 @@ BASE = "base is {}; expected a positive number other than 1"
         ),
         (lambda: self_information(1, base=math.nan), ValueError, BASE.format("nan")),
         (lambda: self_information(1, base="e"), TypeError, BASE.format("'e'")),
+        (lambda: self_information(1, base="2"), TypeError, BASE.format("'2'")),
         (lambda: self_information(1, base=None), TypeError, BASE.format(None)),
+        (lambda: entropy([1], axis=2**63), ValueError, f"axis is {2**63}; expected one of 1 axes"),
     ],
 )
 def test_errors(call, exception, message):

@@ -112,7 +112,7 @@ def entropy(p: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: floa
     log = _logarithm(base)
     (p,) = _distributions(p=p)
     with np.errstate(all="ignore"):
-        return 0.0 - np.sum(_product(p, log(p)), axis=axis)
+        return 0.0 - _sum(_product(p, log(p)), axis)
 
 
 def cross_entropy(
@@ -162,7 +162,7 @@ def cross_entropy(
     log = _logarithm(base)
     p, q = _distributions(p=p, q=q)
     with np.errstate(all="ignore"):
-        return 0.0 - np.sum(_product(p, log(q)), axis=axis)
+        return 0.0 - _sum(_product(p, log(q)), axis)
 
 
 def kl_divergence(
@@ -222,7 +222,7 @@ def kl_divergence(
         near = np.log1p((p - q) / q) * log(math.e)
         far = np.where((ratio > 0) & np.isfinite(ratio), log(ratio), log(p) - log(q))
         logs = np.where((ratio > 0.5) & (ratio < 2), near, far)
-        return 0.0 + np.sum(_product(p, np.where(p == q, 0.0, logs)), axis=axis)
+        return 0.0 + _sum(_product(p, np.where(p == q, 0.0, logs)), axis)
 
 
 @overload
@@ -305,6 +305,8 @@ def binary_cross_entropy(
 def _logarithm(base: float) -> Callable[[Any], Any]:
     """Return the logarithm to a base; exact for powers of 2 and 10 where NumPy is."""
     try:
+        if isinstance(base, str | bytes):  # `float` reads them
+            raise TypeError
         number = float(base)
     except (TypeError, ValueError):
         raise TypeError(f"base is {base!r}; expected a positive number other than 1") from None
@@ -319,6 +321,14 @@ def _logarithm(base: float) -> Callable[[Any], Any]:
 def _product(weights: _Array, logs: _Array) -> _Array:
     """Return ``weights * logs`` with 0 times minus infinity 0; NaN stays NaN."""
     return np.where((weights == 0) & ~np.isnan(logs), 0.0, weights * logs)
+
+
+def _sum(terms: _Array, axis: int | tuple[int, ...] | None) -> Any:
+    """Return the sum along the axis."""
+    try:
+        return np.sum(terms, axis=axis)
+    except OverflowError:
+        raise ValueError(f"axis is {axis}; expected one of {terms.ndim} axes") from None
 
 
 def _distributions(**values: ArrayLike) -> tuple[_Array, ...]:

@@ -63,13 +63,13 @@ pub(super) trait Companion<S: Simd, R: Real> {
     #[inline(always)]
     fn end_sums(&mut self) {}
     /// Some vectors of the block once more, for who needs nothing but their values: after the exponentials, which want
-    /// all registers for themselves. Of the lanes the first `count` count, if not all do.
+    /// all registers for themselves. Of the lanes of the block the first `count` count.
     #[inline(always)]
     fn values(
         &mut self,
         _simd: S,
         _vectors: Range<usize>,
-        _count: Option<usize>,
+        _count: usize,
         _value: impl Fn(usize) -> Value<S, R>,
         _reference: Value<S, R>,
     ) {
@@ -141,14 +141,13 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
         &mut self,
         simd: S,
         vectors: Range<usize>,
-        count: Option<usize>,
+        count: usize,
         value: impl Fn(usize) -> Value<S, R>,
         reference: Value<S, R>,
     ) {
         // Sums of its own, in registers.
         let (mut sum, mut block) = (self.sum, self.block);
         self.reference = reference.twice();
-        let count = count.unwrap_or(vectors.end * R::LANES);
         let whole = vectors.end.min(count / R::LANES);
         for vector in vectors.start..whole {
             Self::add_to::<R>(&mut sum, &mut block, value(vector).twice(), self.reference);
@@ -223,7 +222,7 @@ impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
         &mut self,
         simd: S,
         vectors: Range<usize>,
-        _count: Option<usize>,
+        _count: usize,
         value: impl Fn(usize) -> Value<S, R>,
         reference: Value<S, R>,
     ) {

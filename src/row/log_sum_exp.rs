@@ -141,13 +141,7 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
                     InPlace(scratch.fill(simd, row, start, length, block.vectors() * E::Real::LANES).as_ptr())
                 };
                 companion.begin(simd, start, length);
-                // In most blocks every element counts alike.
-                let raised = block.raise(simd, &logits, &mut sums, &mut companion);
-                if raised || length < BLOCK {
-                    block.add::<_, C, MODE, true>(simd, &logits, raised, &mut sums, &mut companion);
-                } else {
-                    block.add::<_, C, MODE, false>(simd, &logits, raised, &mut sums, &mut companion);
-                }
+                block.add_all::<_, C, MODE>(simd, &logits, &mut sums, &mut companion);
             }
             (sums.finish(), companion)
         },
@@ -181,12 +175,7 @@ fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, cons
                 };
                 let logits = Lent { logits: InPlace(logits), capped: &capped.0 };
                 companion.begin(simd, start, length);
-                let raised = block.raise(simd, &logits, &mut sums, &mut companion);
-                if raised || length < BLOCK {
-                    block.add::<_, C, MODE, true>(simd, &logits, raised, &mut sums, &mut companion);
-                } else {
-                    block.add::<_, C, MODE, false>(simd, &logits, raised, &mut sums, &mut companion);
-                }
+                block.add_all::<_, C, MODE>(simd, &logits, &mut sums, &mut companion);
             }
             (sums.finish(), companion)
         },
@@ -300,31 +289,45 @@ impl<S: Simd, R: Real> Block<S, R> {
         true
     }
 
-    /// Add the exponentials. In a block that is only a `PART` the vectors are padded, or the reference was raised: then
-    /// its own term, and that of every logit equal to it, is counted apart.
+    /// Raise the reference if need be, and add the exponentials: in most blocks every element counts alike.
     #[inline(always)]
-    fn add<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const PART: bool>(
+    fn add_all<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8>(
         &self,
         simd: S,
         logits: &L,
-        raised: bool,
+        sums: &mut Sums<S, R>,
+        companion: &mut C,
+    ) {
+        if self.raise(simd, logits, sums, companion) {
+            self.add::<L, C, MODE, true>(simd, logits, sums, companion);
+        } else {
+            self.add::<L, C, MODE, false>(simd, logits, sums, companion);
+        }
+    }
+
+    /// Add the exponentials. If the reference was just `RAISED`, its own term, and that of every logit equal to it, is
+    /// counted apart.
+    #[inline(always)]
+    fn add<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const RAISED: bool>(
+        &self,
+        simd: S,
+        logits: &L,
         sums: &mut Sums<S, R>,
         companion: &mut C,
     ) {
         match vectors_at_a_time::<S>() {
-            4 => self.add_groups::<L, C, MODE, PART, 4>(simd, logits, raised, sums, companion),
-            2 => self.add_groups::<L, C, MODE, PART, 2>(simd, logits, raised, sums, companion),
-            _ => self.add_groups::<L, C, MODE, PART, 1>(simd, logits, raised, sums, companion),
+            4 => self.add_groups::<L, C, MODE, RAISED, 4>(simd, logits, sums, companion),
+            2 => self.add_groups::<L, C, MODE, RAISED, 2>(simd, logits, sums, companion),
+            _ => self.add_groups::<L, C, MODE, RAISED, 1>(simd, logits, sums, companion),
         }
     }
 
     /// [`Self::add`], `K` vectors at a time; the order of the sums is the same for each `K`.
     #[inline(always)]
-    fn add_groups<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const PART: bool, const K: usize>(
+    fn add_groups<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const RAISED: bool, const K: usize>(
         &self,
         simd: S,
         logits: &L,
-        raised: bool,
         sums: &mut Sums<S, R>,
         companion: &mut C,
     ) {
@@ -342,11 +345,10 @@ impl<S: Simd, R: Real> Block<S, R> {
             Value::plain(reference)
         };
         let zero = R::splat(simd, 0.0);
-        // Nothing equals NaN.
-        let own = R::splat(simd, if raised { found } else { f64::NAN });
+        let own = R::splat(simd, found);
         let (mut sum, mut equal) = ([zero; 4], 0);
         companion.begin_sums(simd);
-        let vectors = if PART { self.vectors() } else { BLOCK / R::LANES };
+        let vectors = self.vectors();
         for start in (0..vectors).step_by(K) {
             let mut x = [zero; K];
             let mut values = [Value::plain(zero); K];
@@ -360,13 +362,13 @@ impl<S: Simd, R: Real> Block<S, R> {
                 is_own[k] = x[k].simd_eq(own);
                 bits |= is_own[k].to_bitmask() << (k * R::LANES);
             }
-            if PART {
+            if RAISED {
                 equal += bits.count_ones();
             }
             let Factors { exp, mut power, z } =
                 self.scale.factors::<MODE, K>(values, reference, Boost::Full, argument_of_sums::<S>());
             for k in 0..K {
-                if PART {
+                if RAISED {
                     power[k] = is_own[k].select(zero, power[k]);
                 }
                 let chain = (start + k) % 4;
@@ -376,13 +378,13 @@ impl<S: Simd, R: Real> Block<S, R> {
             }
         }
         R::add_to(&mut sums.sum, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-        if PART && raised {
+        if RAISED {
             sums.sum.add_scalar((f64::from(equal) - 1.0) * R::BOOST);
         }
         companion.values(
             simd,
             0..vectors,
-            PART.then_some(self.length),
+            self.length,
             #[inline(always)]
             |vector| logits.value::<MODE>(simd, vector),
             reference,

@@ -570,7 +570,7 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
             companion.values(
                 simd,
                 first..first + K,
-                None,
+                (first + K) * R::LANES,
                 #[inline(always)]
                 |vector| values[vector - first],
                 self.reference,
