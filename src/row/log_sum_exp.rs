@@ -299,16 +299,18 @@ impl<S: Simd, R: Real> Block<S, R> {
         companion: &mut C,
     ) {
         if self.raise(simd, logits, sums, companion) {
-            self.add::<L, C, MODE, true>(simd, logits, sums, companion);
+            self.add::<L, C, MODE, true, false>(simd, logits, sums, companion);
+        } else if self.length == BLOCK {
+            self.add::<L, C, MODE, false, true>(simd, logits, sums, companion);
         } else {
-            self.add::<L, C, MODE, false>(simd, logits, sums, companion);
+            self.add::<L, C, MODE, false, false>(simd, logits, sums, companion);
         }
     }
 
     /// Add the exponentials. If the reference was just `RAISED`, its own term, and that of every logit equal to it, is
-    /// counted apart.
+    /// counted apart. A `WHOLE` block has as many vectors as the compiler knows.
     #[inline(always)]
-    fn add<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const RAISED: bool>(
+    fn add<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const RAISED: bool, const WHOLE: bool>(
         &self,
         simd: S,
         logits: &L,
@@ -316,15 +318,22 @@ impl<S: Simd, R: Real> Block<S, R> {
         companion: &mut C,
     ) {
         match vectors_at_a_time::<S>() {
-            4 => self.add_groups::<L, C, MODE, RAISED, 4>(simd, logits, sums, companion),
-            2 => self.add_groups::<L, C, MODE, RAISED, 2>(simd, logits, sums, companion),
-            _ => self.add_groups::<L, C, MODE, RAISED, 1>(simd, logits, sums, companion),
+            4 => self.add_groups::<L, C, MODE, RAISED, WHOLE, 4>(simd, logits, sums, companion),
+            2 => self.add_groups::<L, C, MODE, RAISED, WHOLE, 2>(simd, logits, sums, companion),
+            _ => self.add_groups::<L, C, MODE, RAISED, WHOLE, 1>(simd, logits, sums, companion),
         }
     }
 
     /// [`Self::add`], `K` vectors at a time; the order of the sums is the same for each `K`.
     #[inline(always)]
-    fn add_groups<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const RAISED: bool, const K: usize>(
+    fn add_groups<
+        L: Logits<S, R>,
+        C: Companion<S, R>,
+        const MODE: u8,
+        const RAISED: bool,
+        const WHOLE: bool,
+        const K: usize,
+    >(
         &self,
         simd: S,
         logits: &L,
@@ -348,7 +357,7 @@ impl<S: Simd, R: Real> Block<S, R> {
         let own = R::splat(simd, found);
         let (mut sum, mut equal) = ([zero; 4], 0);
         companion.begin_sums(simd);
-        let vectors = self.vectors();
+        let vectors = if WHOLE { BLOCK / R::LANES } else { self.vectors() };
         for start in (0..vectors).step_by(K) {
             let mut x = [zero; K];
             let mut values = [Value::plain(zero); K];
@@ -384,7 +393,7 @@ impl<S: Simd, R: Real> Block<S, R> {
         companion.values(
             simd,
             0..vectors,
-            self.length,
+            if WHOLE { BLOCK } else { self.length },
             #[inline(always)]
             |vector| logits.value::<MODE>(simd, vector),
             reference,
