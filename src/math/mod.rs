@@ -40,6 +40,27 @@ pub const fn vectors_at_a_time<S: Simd>() -> usize {
     }
 }
 
+/// Run `$body` with the constant `$count` set to [`vectors_at_a_time`] of the level `$simd`.
+macro_rules! with_vectors_at_a_time {
+    ($simd:ty, $count:ident => $body:expr) => {
+        match $crate::math::vectors_at_a_time::<$simd>() {
+            4 => {
+                const $count: usize = 4;
+                $body
+            }
+            2 => {
+                const $count: usize = 2;
+                $body
+            }
+            _ => {
+                const $count: usize = 1;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_vectors_at_a_time;
+
 /// The numbers of the lanes.
 #[inline(always)]
 pub fn lane_numbers<S: Simd>(simd: S) -> f64x8<S> {

@@ -12,7 +12,7 @@ use super::tile::{AnyTile, Transposed, log_sum_exps};
 use super::transform::{Scale, Value, with_uncapped_mode};
 use super::{AnyView, BLOCK, Transform, per_mass};
 use crate::element::Element;
-use crate::math::{Boost, Real, Total, Twice, vectors_at_a_time};
+use crate::math::{Boost, Real, Total, Twice, with_vectors_at_a_time};
 use crate::numbers::Numbers;
 
 /// `weight·(keep·p + uniform)` for every class of a row, p being the source's, and of those that follow it.
@@ -246,14 +246,11 @@ fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, lane: usize, start: usi
             let reference = Value::plain(R::splat(simd, log_sum_exp.reference));
             // Some vectors at a time, past the last class too: those are masked.
             let vectors = block.len().div_ceil(4 * R::LANES) * 4;
-            let at_a_time = vectors_at_a_time::<S>();
-            for first in (0..vectors).step_by(at_a_time) {
-                with_uncapped_mode!(transform, MODE => match at_a_time {
-                    4 => shares::<S, R, MODE, 4>(simd, &scale, &logits, first, reference, share, &mut weights),
-                    2 => shares::<S, R, MODE, 2>(simd, &scale, &logits, first, reference, share, &mut weights),
-                    _ => shares::<S, R, MODE, 1>(simd, &scale, &logits, first, reference, share, &mut weights),
-                });
-            }
+            with_uncapped_mode!(transform, MODE => with_vectors_at_a_time!(S, K => {
+                for first in (0..vectors).step_by(K) {
+                    shares::<S, R, MODE, K>(simd, &scale, &logits, first, reference, share, &mut weights);
+                }
+            }));
             let mut sum = Total::zero(simd);
             for (weights, logits) in weights.chunks_exact(R::LANES).zip(logits.chunks_exact(R::LANES)).take(vectors) {
                 let value = R::twice(R::Lanes::<S>::from_slice(simd, logits));

@@ -6,7 +6,7 @@ use super::companion::{Companion, Nothing, Raise, Term};
 use super::transform::{CAPPED, Capped, Factors, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{AnyRow, BLOCK, Scratch, Transform, batch};
 use crate::element::Element;
-use crate::math::{Boost, Real, Total, argument_of_sums, exp, regrow, shrinkage, vectors_at_a_time};
+use crate::math::{Boost, Real, Total, argument_of_sums, exp, regrow, shrinkage, with_vectors_at_a_time};
 use crate::simd::prefetch_ahead;
 use crate::view::Row;
 
@@ -162,18 +162,18 @@ fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, cons
             let mut sums = Sums::new(simd);
             let scale = Scale::new(simd, transform);
             let mut copy = Aligned([R::default(); BLOCK]);
-            let mut capped = Aligned(Capped::default());
+            let mut capped = Capped::default();
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = (row.classes() - start).min(BLOCK);
                 let block = Block { transform, scale, start, length };
-                let logits = if let Some(cap) = scale.cap.as_ref().filter(|_| MODE == CAPPED) {
+                let logits = if let Some(cap) = scale.cap::<MODE>() {
                     row.read(simd, start, length, &mut copy.0);
-                    cap.fill::<_, _, false>(simd, &copy.0[..block.vectors() * R::LANES], &mut capped.0);
+                    cap.fill::<_, _, false>(simd, &copy.0[..block.vectors() * R::LANES], &mut capped);
                     copy.0.as_ptr()
                 } else {
                     row.lend(simd, start, length, &mut copy.0)
                 };
-                let logits = Lent { logits: InPlace(logits), capped: &capped.0 };
+                let logits = Lent { logits: InPlace(logits), capped: &capped };
                 companion.begin(simd, start, length);
                 block.add_all::<_, C, MODE>(simd, &logits, &mut sums, &mut companion);
             }
@@ -317,11 +317,9 @@ impl<S: Simd, R: Real> Block<S, R> {
         sums: &mut Sums<S, R>,
         companion: &mut C,
     ) {
-        match vectors_at_a_time::<S>() {
-            4 => self.add_groups::<L, C, MODE, RAISED, WHOLE, 4>(simd, logits, sums, companion),
-            2 => self.add_groups::<L, C, MODE, RAISED, WHOLE, 2>(simd, logits, sums, companion),
-            _ => self.add_groups::<L, C, MODE, RAISED, WHOLE, 1>(simd, logits, sums, companion),
-        }
+        with_vectors_at_a_time!(S, K => {
+            self.add_groups::<L, C, MODE, RAISED, WHOLE, K>(simd, logits, sums, companion);
+        });
     }
 
     /// [`Self::add`], `K` vectors at a time; the order of the sums is the same for each `K`.

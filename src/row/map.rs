@@ -6,7 +6,7 @@ use super::any::lead;
 use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
 use super::{AnyRow, BLOCK, Dense, Scratch, Transform, rounded};
 use crate::element::Element;
-use crate::math::{Boost, Real, vectors_at_a_time};
+use crate::math::{Boost, Real, vectors_at_a_time, with_vectors_at_a_time};
 use crate::simd;
 use crate::view::Row;
 
@@ -199,17 +199,14 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
                         }
                         // Some vectors at a time, past the last class too.
                         let vectors = length.div_ceil(4 * R::LANES) * 4;
-                        if let Some(cap) = terms.scale.cap.as_ref().filter(|_| MODE == CAPPED) {
+                        if let Some(cap) = terms.scale.cap::<MODE>() {
                             cap.fill::<_, _, true>(simd, &block[..vectors * R::LANES], &mut capped);
                         }
-                        let at_a_time = vectors_at_a_time::<S>();
-                        for vector in (0..vectors).step_by(at_a_time) {
-                            match at_a_time {
-                                4 => replace::<S, R, MODE, 4>(&terms, &capped, &offsets, block, vector),
-                                2 => replace::<S, R, MODE, 2>(&terms, &capped, &offsets, block, vector),
-                                _ => replace::<S, R, MODE, 1>(&terms, &capped, &offsets, block, vector),
+                        with_vectors_at_a_time!(S, K => {
+                            for vector in (0..vectors).step_by(K) {
+                                replace::<S, R, MODE, K>(&terms, &capped, &offsets, block, vector);
                             }
-                        }
+                        });
                     },
                 );
             }

@@ -6,7 +6,7 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::{AnyTile, TOGETHER, Tile, TileWeights, Tiled, WeightRoom};
 use crate::element::Element;
-use crate::math::{Boost, Real, vectors_at_a_time};
+use crate::math::{Boost, Real, with_vectors_at_a_time};
 use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
 use crate::row::companion::Weights;
 use crate::row::map::{can_boost, difference_of, share_lanes, take_back, variance_of};
@@ -167,21 +167,16 @@ impl<S: Simd, R: Real> Gradients<S, R> {
         classes: Range<usize>,
         offset: impl Fn(usize) -> R::Lanes<S>,
     ) {
-        let at_a_time = vectors_at_a_time::<S>();
-        let whole = classes.start + classes.len() / at_a_time * at_a_time;
         // SAFETY: the caller's promise.
-        unsafe {
-            for class in (classes.start..whole).step_by(at_a_time) {
-                match at_a_time {
-                    4 => self.write::<_, _, MODE, 4>(simd, tile, out, class, &offset),
-                    2 => self.write::<_, _, MODE, 2>(simd, tile, out, class, &offset),
-                    _ => self.write::<_, _, MODE, 1>(simd, tile, out, class, &offset),
-                }
+        with_vectors_at_a_time!(S, K => unsafe {
+            let whole = classes.start + classes.len() / K * K;
+            for class in (classes.start..whole).step_by(K) {
+                self.write::<_, _, MODE, K>(simd, tile, out, class, &offset);
             }
             for class in whole..classes.end {
                 self.write::<_, _, MODE, 1>(simd, tile, out, class, &offset);
             }
-        }
+        });
     }
 
     /// [`Self::write_all`] of `K` classes.

@@ -28,7 +28,7 @@ use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
 use super::transform::{CAPPED, Factors, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{Dense, Source, Transform};
 use crate::element::Element;
-use crate::math::{Argument, Boost, Real, Total, vectors_at_a_time};
+use crate::math::{Argument, Boost, Real, Total, with_vectors_at_a_time};
 use crate::view::View;
 
 /// Up to this many classes rows are worth transposing: those of less than 1 KiB. At 1 KiB a row by itself is faster
@@ -504,11 +504,7 @@ unsafe fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MO
                         continue;
                     }
                     let group = start..start + GROUP;
-                    match vectors_at_a_time::<S>() {
-                        4 => sums.add::<_, C, MODE, 4>(simd, &tile, group, &mut companion),
-                        2 => sums.add::<_, C, MODE, 2>(simd, &tile, group, &mut companion),
-                        _ => sums.add::<_, C, MODE, 1>(simd, &tile, group, &mut companion),
-                    }
+                    with_vectors_at_a_time!(S, K => sums.add::<_, C, MODE, K>(simd, &tile, group, &mut companion));
                 }
             }
             (sums.finish(simd, reference), companion)

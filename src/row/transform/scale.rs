@@ -27,7 +27,7 @@ pub(in crate::row) struct Scale<S: Simd, R: Real> {
     /// 1 / T.
     inverse: f64x8<S>,
     /// The cap, if there is one.
-    pub(in crate::row) cap: Option<Cap<S>>,
+    cap: Option<Cap<S>>,
 }
 
 /// A logit of each lane, as differences are taken of it.
@@ -122,6 +122,12 @@ impl<S: Simd, R: Real> Scale<S, R> {
         }
     }
 
+    /// The cap, in the mode that has one.
+    #[inline(always)]
+    pub(in crate::row) fn cap<const MODE: u8>(&self) -> Option<&Cap<S>> {
+        self.cap.as_ref().filter(|_| MODE == CAPPED)
+    }
+
     /// The value of a vector of logits.
     #[inline(always)]
     pub(in crate::row) fn value<const MODE: u8>(&self, x: R::Lanes<S>) -> Value<S, R> {
@@ -140,7 +146,7 @@ impl<S: Simd, R: Real> Scale<S, R> {
         for k in 0..K {
             values[k].0 = Value::plain(x[k]);
         }
-        let Some(cap) = self.cap.as_ref().filter(|_| MODE == CAPPED) else { return values };
+        let Some(cap) = self.cap::<MODE>() else { return values };
         let (mut logits, mut capped) = ([R::default(); 4 * MOST_LANES], Capped::<R, { 4 * MOST_LANES }>::default());
         for k in 0..K {
             x[k].store_slice(&mut logits[k * R::LANES..(k + 1) * R::LANES]);
