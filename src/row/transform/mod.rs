@@ -83,12 +83,6 @@ impl Transform {
         Self::new(temperature, None)
     }
 
-    /// Whether there is a cap.
-    #[inline(always)]
-    pub fn caps(self) -> bool {
-        self.softcap.is_some()
-    }
-
     #[inline(always)]
     pub(super) fn mode(self) -> u8 {
         match self {
