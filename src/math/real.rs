@@ -39,7 +39,7 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     ) -> [[Self::Lanes<S>; K]; 3];
     /// Add a vector to a total.
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
-    /// Add `weight·(value − reference)` of each lane to a total, in units of [`UNIT`], where the weights are
+    /// Add `weight·(value − reference)` of each lane to a total, in units of [`super::UNIT`], where the weights are
     /// [`Self::LANES`] numbers. A weight of 0 counts 0, whatever it weighs.
     fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>);
     /// The lanes in twice their precision.

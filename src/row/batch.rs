@@ -77,7 +77,7 @@ impl LogSumExps {
 
     /// [`LogSumExp::is_led`] of row number `lane`.
     #[inline(always)]
-    pub fn is_led(&self, lane: usize) -> bool {
+    pub(super) fn is_led(&self, lane: usize) -> bool {
         self.get(lane).is_led()
     }
 
@@ -142,7 +142,7 @@ fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divisor: 
 pub struct Targets<'a> {
     /// 1 for the rows that count; an ignored one loses nothing, and its derivatives are 0.
     pub counts: PerLane<f64>,
-    /// The classes that they name, if they do; else those that lead, for nothing, where [`LogSumExps::is_led`].
+    /// The classes that they name, if they do; else those that lead, where one may hold all of the mass; they weigh nothing then.
     pub points: Points,
     /// How many rows there are.
     pub rows: usize,
