@@ -34,11 +34,12 @@
 //! # Where something new goes
 //!
 //! * **a dtype**: an `impl Element`, an arm of [`element::Dtype`] and of the two `with_element` macros beside it, and
-//!   one of each enum over storage types ([`row::AnyRow`] names them); how NumPy calls it is `storage_type` in
+//!   one of each enum over storage types ([`row::AnyRow`], [`row::AnyView`], `AnyTile`, [`numbers::Kind`]); how NumPy calls it is `storage_type` in
 //!   `python/arrays.rs`;
 //! * **an option of the softmax losses**: a part of [`row::batch::Targets`] or of [`row::Transform`], filled in
 //!   [`loss::targets`] and counted in [`row::batch`]; no kernel;
-//! * **a source of targets**: a [`row::Source`], which writes its weights block by block;
+//! * **a source of targets**: a [`row::Source`], with an arm that writes its weights block by block in [`row::Dense`], one for
+//!   tiles in `TileWeights`, and where it comes from in [`loss::targets`];
 //! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a file in `python/xent_rs/`;
 //! * **something else to know of a row**: a companion of its pass in `row/companion.rs`;
 //! * **an instruction set**: a variant of [`simd::Level`] with its arms there, where it has better ones, its instructions

@@ -14,7 +14,7 @@ wrong by the sum of what its parts may be, each times its weight, and by half an
     z-loss                            2 |lse| z_loss times the bound of lse
     gradient of several targets       mass times the bound of p, and 2 u |share|, the rounding of the share
     all of these                      8 * 2^-53 of every term: weights and factors are multiplied in float64
-    anything under a softcap          |z| / 10 (float64: |z| / 4) of the largest besides ln C, wherever that is above
+    anything under a softcap          |z| / 10 (float64: / 4) of the largest besides every ln C above
     gradient under a softcap          4 u of it, and 2^-123 (2^-981) of d loss/dz where the cap is reached
     diagonal of the Hessian           mass times the bounds of p (1 - p)
     KL divergence                     the sum of p_t (bounds of both logs) + (bound of p_t) |log ratio|

@@ -218,12 +218,16 @@ def test_softcap(level, dtype, softcap, axis, function):
         check(function, logits, softmax, axis=axis, names=names, softcap=softcap)
 
 
+@pytest.mark.parametrize("classes", [3, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("softcap", "temperature"), [(1e4, 1.0), (1e5, 1.0), (30.0, 1e-4)])
-def test_softcap_of_many_units(level, softcap, temperature):
+def test_softcap_of_many_units(level, softcap, temperature, dtype, classes):
     """Where z is thousands, what a capped logit is off decides; tanh is off most from 0.17 to 0.22."""
     random = np.random.default_rng(4)
-    centers = random.uniform(0.17, 0.22, (4000, 1)) * random.choice([-1, 1], (4000, 1))
-    logits = softcap * centers + temperature * random.uniform(-20, 20, (4000, 3))
+    rows = 12_000 // classes
+    centers = random.uniform(0.17, 0.22, (rows, 1)) * random.choice([-1, 1], (rows, 1))
+    logits = softcap * centers + temperature * random.uniform(-20, 20, (rows, classes))
+    logits = logits.astype(dtype)
     softmax = Softmax(logits, temperature, softcap)
     for function in (losses, probabilities):
         check(function, logits, softmax, temperature=temperature, softcap=softcap)

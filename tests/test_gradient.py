@@ -8,9 +8,9 @@ import pytest
 import xent_rs
 from ml_dtypes import bfloat16
 
-from .bounds import assert_within, gradient_bound
+from .bounds import CrossEntropyBounds, KlDivergenceBounds, assert_within, gradient_bound
 from .cases import DTYPES
-from .oracle import Softmax
+from .oracle import CrossEntropy, KlDivergence, Softmax
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 NARROW = [np.dtype(dtype) for dtype in (np.float16, bfloat16, np.float32)]
@@ -199,6 +199,42 @@ def test_grad_output_of_every_magnitude(level, dtype, axis, classes, random):
         )
         got, bound = np.moveaxis(out, axis, -1), gradient_bound(softmax, targets, dtype, scale)
         assert_within("gradient", got, softmax.gradients(targets) * scale, bound, dtype, f"into {out.dtype}")
+
+
+@dtypes
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", [10, 64, 65, 256])
+@pytest.mark.parametrize("kind", ["weights, smoothing", "probabilities", "teacher"])
+def test_grad_output_of_every_magnitude_with_targets_of_all_classes(
+    level, dtype, axis, classes, kind, random
+):
+    """The weights of a tile of rows are read once, wherever its gradients are written in the end."""
+    logits, teacher = random.standard_normal((2, 60, classes)).astype(dtype)
+    grad_output = random.choice([1, 0, -1, 1e-25, 1e-30, 1e30], 60)
+
+    def turn(array):
+        return array if axis == 1 else np.ascontiguousarray(array.T)
+
+    call = xent_rs.cross_entropy_with_grad
+    if kind == "teacher":
+        call, targets, options = xent_rs.kl_divergence_with_grad, turn(teacher), {}
+        bounds = KlDivergenceBounds(KlDivergence(Softmax(logits), Softmax(teacher)), dtype)
+    else:
+        weight = random.uniform(0.5, 2, classes)
+        if kind == "probabilities":
+            options = {"weight": weight}
+            targets = random.random((60, classes), np.float32)
+        else:
+            options = {"weight": weight, "label_smoothing": 0.2}
+            targets = random.integers(0, classes, 60)
+            targets[::7] = -100
+        oracle = CrossEntropy(Softmax(logits), targets, **options)
+        bounds, targets = CrossEntropyBounds(oracle, dtype), turn(targets) if targets.ndim > 1 else targets
+    out = np.full(turn(logits).shape, np.nan, dtype if dtype == np.float64 else np.float32)
+    call(turn(logits), targets, axis=axis, reduction="none", grad_output=grad_output, out=out, **options)
+    scale = grad_output[:, None]
+    got, expected = np.moveaxis(out, axis, -1), bounds.oracle.gradients * scale
+    assert_within("soft gradient", got, expected, bounds.gradients(scale), dtype, kind)
 
 
 @dtypes

@@ -9,6 +9,7 @@ more accurate and faster.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, overload
 
@@ -305,7 +306,8 @@ def binary_cross_entropy(
 def _logarithm(base: float) -> Callable[[Any], Any]:
     """Return the logarithm to a base; exact for powers of 2 and 10 where NumPy is."""
     try:
-        if isinstance(base, str | bytes):  # `float` reads them
+        array = np.asarray(base)
+        if array.ndim or array.dtype.kind not in "biufO":  # `float` reads text, too
             raise TypeError
         number = float(base)
     except (TypeError, ValueError):
@@ -325,10 +327,11 @@ def _product(weights: _Array, logs: _Array) -> _Array:
 
 def _sum(terms: _Array, axis: int | tuple[int, ...] | None) -> Any:
     """Return the sum along the axis."""
-    try:
-        return np.sum(terms, axis=axis)
-    except OverflowError:
-        raise ValueError(f"axis is {axis}; expected one of {terms.ndim} axes") from None
+    for one in axis if isinstance(axis, tuple) else () if axis is None else (axis,):
+        # NumPy's own error, also for numbers for which it has another.
+        if not -terms.ndim <= operator.index(one) < terms.ndim:
+            raise ValueError(f"axis {one} is out of bounds for array of dimension {terms.ndim}")
+    return np.sum(terms, axis=axis)
 
 
 def _distributions(**values: ArrayLike) -> tuple[_Array, ...]:

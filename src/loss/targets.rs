@@ -93,12 +93,7 @@ impl Problem {
         room: &'a mut Transposed<E::Real>,
     ) -> Option<Teacher<'a>> {
         let Targets::Teacher(view) = &self.targets else { return None };
-        let rows = batch.first..batch.first + batch.rows;
-        Some(if batch.across.is_some() {
-            Teacher::across(simd, view, rows, self.transform, room)
-        } else {
-            Teacher::new::<S, E::Real>(simd, view, rows, self.transform)
-        })
+        Some(Teacher::new(simd, view, batch.first..batch.first + batch.rows, self.transform, room))
     }
 
     /// The weights of each class of the rows of `classes` classes from `first` on, if the problem has such.
@@ -109,7 +104,7 @@ impl Problem {
             Targets::Classes(_) => return None,
             Targets::Probabilities(numbers) => Source::Numbers(numbers),
             Targets::Teacher(_) => {
-                return Some(Dense::of_teacher(teacher?, first, classes));
+                return Some(Dense::of_teacher(teacher.expect("a divergence has a teacher")));
             }
         };
         Some(Dense {

@@ -1,4 +1,4 @@
-//! A type to compute in: its lanes and what the kernels need of them.
+//! What f32 and f64 have in common, and how both take exponentials.
 
 use fearless_simd::{Simd, SimdFloat, SimdFloatElement, prelude::*};
 

@@ -160,6 +160,7 @@ impl AnyRow {
         length: usize,
         block: &mut [R; BLOCK],
     ) -> *const R {
+        assert!(start + length <= self.classes());
         let row: &dyn Any = with_row!(self, row => row);
         if let Some(row) = row.downcast_ref::<Row<R>>()
             && length == BLOCK
@@ -190,7 +191,7 @@ impl AnyRow {
                 let logit = R::Lanes::<S>::simd_from(simd, logit);
                 let (mut count, mut first) = (0, None);
                 for index in (0..length).step_by(R::LANES) {
-                    // SAFETY: whole vectors: the block is one, or was padded to a multiple.
+                    // SAFETY: whole vectors of what was lent, which lies inside the row or was padded to a multiple.
                     let found = unsafe { R::load(simd, logits.add(index)) }.simd_eq(logit).to_bitmask();
                     // What was padded does not count.
                     let found = found & (u64::MAX >> (64 - (length - index).min(R::LANES)));
@@ -252,6 +253,7 @@ fn read<S: Simd, E: Element>(simd: S, row: Row<E>, start: usize, length: usize, 
         #[inline(always)]
         || {
             let lanes = E::Real::LANES;
+            assert!(start + length <= row.classes());
             prefetch_ahead(row.pointer(start).cast_const().cast(), BLOCK * size_of::<E>());
             let mut scratch = Scratch::new();
             let source = if length == BLOCK && row.is_contiguous() {

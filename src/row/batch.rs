@@ -15,9 +15,10 @@ use crate::math::{Boost, Real, UNIT, log_one_plus, two_sum};
 pub const MOST_LANES: usize = 16;
 
 /// Lanes of f64.
-const HALF: usize = 8;
+pub(super) const HALF: usize = 8;
 
-/// A number for each lane. Structs of them begin on a boundary of cache lines, these first, lest vectors lie across two.
+/// A number for each lane. Structs that kernels load them from begin on a boundary of cache lines, these first, lest
+/// vectors lie across two.
 pub type PerLane<T> = [T; MOST_LANES];
 
 /// The sum of all lanes, in a fixed order.
@@ -142,7 +143,7 @@ fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divisor: 
 pub struct Targets<'a> {
     /// 1 for the rows that count; an ignored one loses nothing, and its derivatives are 0.
     pub counts: PerLane<f64>,
-    /// The classes that they name, if they do; else those that lead, where one may hold all of the mass; they weigh nothing then.
+    /// The classes that they name, if they do; else the leaders, with weight 0, where they may hold all of the mass.
     pub points: Points,
     /// How many rows there are.
     pub rows: usize,
@@ -166,7 +167,7 @@ pub struct Points {
     pub weight: PerLane<f64>,
     /// Its logit.
     pub logit: PerLane<f64>,
-    /// What else of the target it has, of those that are dense.
+    /// Its dense weight.
     pub(super) rest: PerLane<f64>,
 }
 
@@ -252,10 +253,10 @@ struct Values<'a> {
 
 impl<'a> Values<'a> {
     #[inline(always)]
-    fn new<S: Simd>(simd: S, logits: &'a PerLane<f64>, transform: Transform) -> Self {
+    fn new<S: Simd, const SLOPES: bool>(simd: S, logits: &'a PerLane<f64>, transform: Transform) -> Self {
         let capped = transform.cap::<S, f64>(simd).map(|cap| {
             let mut capped = Capped::default();
-            cap.fill::<_, _, true>(simd, logits, &mut capped);
+            cap.fill::<_, _, SLOPES>(simd, logits, &mut capped);
             capped
         });
         Self { logits, capped }
@@ -294,11 +295,11 @@ pub fn missed<S: Simd, const N: usize>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let references = Values::new(simd, &found.reference, transform);
+            let references = Values::new::<S, false>(simd, &found.reference, transform);
             let logs = log_totals(simd, found, rows);
             let mut missed = [[0.0; MOST_LANES]; N];
             for (missed, logits) in missed.iter_mut().zip(logits) {
-                let logits = Values::new(simd, logits, transform);
+                let logits = Values::new::<S, false>(simd, logits, transform);
                 for half in (0..rows).step_by(HALF) {
                     let (reference, logits) = (references.load(simd, half), logits.load(simd, half));
                     let above = difference_and(simd, reference, logits, load(simd, &logs, half), transform);
@@ -343,9 +344,9 @@ pub fn losses<'a, S: Simd>(
             let rows = targets.rows;
             let zero = f64x8::splat(simd, 0.0);
             let lanes = |value: f64| f64x8::splat(simd, value);
-            let references = Values::new(simd, &found.reference, transform);
-            let logits = Values::new(simd, &targets.points.logit, transform);
-            let teacher = targets.dense.as_ref().and_then(Dense::teacher);
+            let references = Values::new::<S, false>(simd, &found.reference, transform);
+            let logits = Values::new::<S, false>(simd, &targets.points.logit, transform);
+            let teacher = targets.dense.as_ref().and_then(Dense::log_totals);
             let mut losses =
                 Losses { loss: [0.0; MOST_LANES], log_sum_exps: found, spread: &spreads.mass, pull: [0.0; MOST_LANES] };
             for half in (0..rows).step_by(HALF) {
@@ -360,7 +361,7 @@ pub fn losses<'a, S: Simd>(
                 let distance = |sum: f64x8<S>| sum / lanes(transform.temperature()) * lanes(UNIT);
                 if let Some(teacher) = teacher {
                     let distance = distance(sum - load(simd, &spreads.teacher, half));
-                    let divergence = mass * (log_total - load(simd, teacher.log_totals(), half)) - distance;
+                    let divergence = mass * (log_total - load(simd, teacher, half)) - distance;
                     // What rounding leaves of no divergence.
                     loss += divergence.simd_lt(zero).select(zero, divergence);
                 } else if targets.dense.is_some() || targets.uniform != 0.0 {
@@ -448,8 +449,8 @@ pub fn slopes<S: Simd>(
                     slopes.class[lane] = -1.0;
                 }
             }
-            let references = Values::new(simd, &found.reference, transform);
-            let logits = Values::new(simd, &points.logit, transform);
+            let references = Values::new::<S, false>(simd, &found.reference, transform);
+            let logits = Values::new::<S, true>(simd, &points.logit, transform);
             for half in (0..targets.rows).step_by(HALF) {
                 let (own, others) = (load(simd, &found.own, half), load(simd, &found.others, half));
                 let total = own + others;

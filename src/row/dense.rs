@@ -8,21 +8,22 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 use super::batch::{LogSumExps, MOST_LANES, PerLane, log_totals};
 use super::companion::{Nothing, Weights};
 use super::log_sum_exp::any_pass;
-use super::tile::{AnyTile, Transposed, log_sum_exps};
+use super::tile::{AnyTile, Tiled, Transposed, log_sum_exps};
 use super::transform::{Scale, Value, with_uncapped_mode};
 use super::{AnyView, BLOCK, Transform, per_mass};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total, Twice, with_vectors_at_a_time};
 use crate::numbers::Numbers;
 
-/// `weight·(keep·p + uniform)` for every class of a row, p being the source's, and of those that follow it.
+/// `weight·(keep·p + uniform)` for every class of row number `row`, p being the source's, and, by [`Self::skip`], of the
+/// rows after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Dense<'a> {
     /// The probabilities p.
     pub source: Source<'a>,
-    /// The number of the row, and of the classes that each has.
+    /// The row.
     pub row: usize,
-    /// See [`Self::row`].
+    /// How many classes a row has.
     pub classes: usize,
     /// What is left of the probabilities.
     pub keep: f64,
@@ -44,7 +45,7 @@ pub enum Source<'a> {
 }
 
 /// Some rows of logits whose softmax is the target.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Teacher<'a> {
     view: &'a AnyView,
     /// The first of the rows.
@@ -59,9 +60,8 @@ pub struct Teacher<'a> {
 }
 
 impl<'a> Teacher<'a> {
-    /// The softmax of some rows, for a pupil that computes in `R`.
-    #[inline(never)]
-    pub fn new<S: Simd, R: Real>(simd: S, view: &'a AnyView, rows: Range<usize>, transform: Transform) -> Self {
+    /// The softmax of rows, one after the other.
+    fn by_rows<S: Simd, R: Real>(simd: S, view: &'a AnyView, rows: Range<usize>, transform: Transform) -> Self {
         let double = R::LANES == f64::LANES || view.is_double();
         let mut found = LogSumExps::default();
         for (lane, row) in rows.clone().enumerate() {
@@ -76,9 +76,9 @@ impl<'a> Teacher<'a> {
         Self::of(simd, view, rows, transform, double, &found, None)
     }
 
-    /// The same across lanes, if that can be, in a room of theirs.
+    /// The softmax of some rows, for a pupil that computes in `R`: across lanes, if that can be, in a room of theirs.
     #[inline(never)]
-    pub fn across<S: Simd, R: Real + Element<Real = R>>(
+    pub fn new<S: Simd, R: Real + Element<Real = R>>(
         simd: S,
         view: &'a AnyView,
         rows: Range<usize>,
@@ -86,7 +86,7 @@ impl<'a> Teacher<'a> {
         room: &'a mut Transposed<R>,
     ) -> Self {
         let Some(tile) = view.transpose(simd, rows.clone(), room) else {
-            return Self::new::<S, R>(simd, view, rows, transform);
+            return Self::by_rows::<S, R>(simd, view, rows, transform);
         };
         // SAFETY: the tile was just loaded, and the room is borrowed as long as the teacher lives.
         let found = unsafe { log_sum_exps(simd, tile, transform) };
@@ -107,21 +107,17 @@ impl<'a> Teacher<'a> {
         Self { view, first: rows.start, log_sum_exps: *found, log_totals, transform, double, tile }
     }
 
-    /// `ln Σ exp(z − z(reference))` of each row.
-    pub(super) fn log_totals(&self) -> &PerLane<f64> {
-        &self.log_totals
-    }
-
-    /// [`Dense::fill`] of rows across lanes, lane by lane: returns the sums, `None` if the rows are not across lanes of `R`.
+    /// [`Dense::fill`] of rows across lanes, for as many classes as `block` has room: returns the sums, `None` if the rows
+    /// are not across lanes of `R`.
     #[inline(never)]
     pub(super) fn fill<S: Simd, R: Real + Element<Real = R>>(
         &self,
         simd: S,
         start: usize,
-        length: usize,
         block: &mut [f64],
     ) -> Option<PerLane<f64>> {
         let tile = self.tile?.computed::<R>()?;
+        assert!(start + block.len() / R::LANES <= tile.classes());
         let mut sums = [0.0; MOST_LANES];
         simd.vectorize(
             #[inline(always)]
@@ -135,9 +131,9 @@ impl<'a> Teacher<'a> {
                 let reference = Value::plain(R::narrow(simd, &self.log_sum_exps.reference));
                 let mut sum = Total::zero(simd);
                 with_uncapped_mode!(self.transform, MODE => {
-                    for (class, weights) in block[..length * R::LANES].chunks_exact_mut(R::LANES).enumerate() {
-                        // SAFETY: one of the tile's classes, whose values are in a room that is borrowed.
-                        let x = unsafe { tile.load_class(simd, start + class) };
+                    for (class, weights) in block.chunks_exact_mut(R::LANES).enumerate() {
+                        // SAFETY: one of the tile's classes, by the assertion; its values are in a room that is borrowed.
+                        let x = unsafe { tile.load(simd, start + class) };
                         let [of_class] = shares_of::<S, R, MODE, 1>(simd, &scale, [x], reference, share);
                         for (lanes, part) in weights.chunks_exact_mut(8).zip(of_class) {
                             part.store_slice(lanes);
@@ -153,15 +149,17 @@ impl<'a> Teacher<'a> {
 }
 
 impl<'a> Dense<'a> {
-    /// The softmax of a teacher's logits, from row number `row` on.
+    /// The softmax of a teacher's logits, from its first row on.
     #[inline(always)]
-    pub fn of_teacher(teacher: &'a Teacher, row: usize, classes: usize) -> Self {
-        Self { source: Source::Softmax(teacher), row, classes, keep: 1.0, uniform: 0.0, weight: None }
+    pub fn of_teacher(teacher: &'a Teacher) -> Self {
+        let (_, classes) = teacher.view.shape();
+        Self { source: Source::Softmax(teacher), row: teacher.first, classes, keep: 1.0, uniform: 0.0, weight: None }
     }
 
-    /// The row `count` further on, and those that follow it.
+    /// The row `count` further on, and those after it.
     #[inline(always)]
-    pub(super) fn skip(self, count: usize) -> Self {
+    #[must_use]
+    pub fn skip(self, count: usize) -> Self {
         Self { row: self.row + count, ..self }
     }
 
@@ -225,9 +223,11 @@ impl<'a> Dense<'a> {
         weight[0]
     }
 
-    /// The teacher, if the loss is a divergence from one: it is never negative.
-    pub(super) fn teacher(&self) -> Option<&Teacher<'_>> {
-        if let Source::Softmax(teacher) = self.source { Some(teacher) } else { None }
+    /// `ln Σ exp(z − z(reference))` of the teacher's rows, if the loss is a divergence from one: it is never negative.
+    pub(super) fn log_totals(&self) -> Option<&PerLane<f64>> {
+        let Source::Softmax(teacher) = self.source else { return None };
+        assert_eq!(self.row, teacher.first, "the first row is that of the first lane");
+        Some(&teacher.log_totals)
     }
 }
 

@@ -361,15 +361,17 @@ impl<S: Simd, R: Real> Block<S, R> {
             let mut values = [Value::plain(zero); K];
             // Asked before the exponentials: they need the registers.
             let mut is_own = [zero.simd_eq(own); K];
-            // Counted together: one by one the compiler makes vectors of the counts.
-            let mut bits = 0;
             for k in 0..K {
                 x[k] = logits.load(simd, start + k);
                 values[k] = logits.value::<MODE>(simd, start + k);
-                is_own[k] = x[k].simd_eq(own);
-                bits |= is_own[k].to_bitmask() << (k * R::LANES);
             }
             if RAISED {
+                // Counted together: one by one the compiler makes vectors of the counts.
+                let mut bits = 0;
+                for k in 0..K {
+                    is_own[k] = x[k].simd_eq(own);
+                    bits |= is_own[k].to_bitmask() << (k * R::LANES);
+                }
                 equal += bits.count_ones();
             }
             let Factors { exp, mut power, z } =

@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::batch::{LogSumExps, MOST_LANES, PerLane, load, missed, store};
+use super::batch::{HALF, LogSumExps, MOST_LANES, PerLane, load, missed, store};
 use super::companion::{LaneShape, Shape};
 use super::log_sum_exp::pass;
 use super::tile::{Tile, pass_with};
@@ -119,7 +119,7 @@ impl Statistics {
             #[inline(always)]
             || {
                 let mut entropies = [0.0; MOST_LANES];
-                for half in (0..rows).step_by(8) {
+                for half in (0..rows).step_by(HALF) {
                     let found = &self.log_sum_exps;
                     let total = load(simd, &found.own, half) + load(simd, &found.others, half);
                     let distance = load(simd, &self.weighted, half) / total;
@@ -146,7 +146,7 @@ impl Statistics {
             #[inline(always)]
             || {
                 let lanes = |value: f64| f64x8::splat(simd, value);
-                for half in (0..rows).step_by(8) {
+                for half in (0..rows).step_by(HALF) {
                     let exp = <f64 as Real>::exp(simd, -load(simd, &leaders, half), Boost::Full);
                     let total = load(simd, &found.own, half) + load(simd, &found.others, half);
                     let probability = exp * lanes(1.0 / f64::BOOST);

@@ -146,7 +146,6 @@ impl Target<'_> {
 /// the target names none, that which may hold all of the mass.
 #[inline(always)]
 pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row<E>, found: &LogSumExps, targets: &mut Targets) {
-    let Some(dense) = targets.dense else { return };
     if !targets.names_classes {
         if !found.is_led(lane) {
             return;
@@ -157,7 +156,9 @@ pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row<E>, found:
         targets.points.class[lane] = leader.unwrap_or(0);
         targets.points.logit[lane] = reference;
     }
-    targets.points.rest[lane] = dense.skip(lane).at(simd, targets.points.class[lane]);
+    if let Some(dense) = targets.dense {
+        targets.points.rest[lane] = dense.skip(lane).at(simd, targets.points.class[lane]);
+    }
 }
 
 /// Write the gradient of row number `lane` to `out`, reading the logits again; zeros if the row is ignored.

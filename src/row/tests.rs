@@ -308,8 +308,10 @@ fn every_part_of_a_target_counts() {
         let numbers = unsafe { Numbers::new(shares.as_ptr().cast(), Axes::new([(length, 8)]), Kind::F64, false) };
         let source = Source::Numbers(&numbers);
         let dense = Dense { source, row: 0, classes: length, keep: 0.9, uniform: 0.01, weight: Some(&shares) };
-        let point = Some((length / 2, 0.7));
-        for (softcap, temperature) in [(None, 1.0), (None, 1.7), (Some(6.0), 1.0), (Some(20.0), 0.8)] {
+        let cases = [(None, 1.0), (None, 1.7), (Some(6.0), 1.0), (Some(20.0), 0.8)];
+        for ((softcap, temperature), point) in
+            cases.into_iter().flat_map(|case| [None, Some((length / 2, 0.7))].map(|point| (case, point)))
+        {
             let transform = Transform::new(temperature, softcap);
             let capped = |x: f64| softcap.map_or(x, |cap: f64| cap * (x / cap).tanh());
             let slope = |x: f64| softcap.map_or(1.0, |cap: f64| 1.0 - (x / cap).tanh().powi(2)) / temperature;
@@ -318,7 +320,7 @@ fn every_part_of_a_target_counts() {
             for (uniform, dense) in [(0.0, Some(dense)), (0.02, None)] {
                 let target = Target { uniform, dense, point, z_loss: 0.01 };
                 let weight = |class: usize| {
-                    let own = if class == length / 2 { 0.7 } else { 0.0 };
+                    let own = point.filter(|(own, _)| *own == class).map_or(0.0, |(_, weight)| weight);
                     own + uniform + dense.map_or(0.0, |_| shares[class] * (0.9 * shares[class] + 0.01))
                 };
                 let mass: f64 = (0..length).map(weight).sum();

@@ -86,16 +86,6 @@ impl<E: Element> Tile<E> {
         values
     }
 
-    /// The lanes of a class.
-    ///
-    /// # Safety
-    /// The tile's values are readable.
-    #[inline(always)]
-    pub(super) unsafe fn load_class<S: Simd>(&self, simd: S, class: usize) -> <E::Real as Real>::Lanes<S> {
-        // SAFETY: the caller's promise.
-        unsafe { E::load(simd, self.pointer(class)) }
-    }
-
     /// The values of a class.
     #[inline(always)]
     fn pointer(&self, class: usize) -> *mut E {
@@ -304,7 +294,7 @@ impl<'a, R: Real + Element<Real = R>> TileWeights<'a, R> {
             }
             TOGETHER
         };
-        // A square at a time; past the last class with what comes next.
+        // A square at a time.
         for first in (0..R::LANES).step_by(8) {
             for class in (0..length).step_by(8) {
                 let mut square = [f64x8::splat(simd, 0.0); 16];
@@ -313,9 +303,8 @@ impl<'a, R: Real + Element<Real = R>> TileWeights<'a, R> {
                     *lanes = f64x8::from_slice(simd, &self.rows[start..start + 8]);
                 }
                 let square = <f64 as Real>::transpose(square);
-                for (number, lanes) in square[..8].iter().enumerate() {
-                    let start = (class + number) * R::LANES + first;
-                    lanes.store_slice(&mut block[start..start + 8]);
+                for (lanes, weights) in square[..8].iter().zip(block[class * R::LANES..].chunks_exact_mut(R::LANES)) {
+                    lanes.store_slice(&mut weights[first..first + 8]);
                 }
             }
         }
@@ -325,27 +314,23 @@ impl<'a, R: Real + Element<Real = R>> TileWeights<'a, R> {
 impl<S: Simd, R: Real + Element<Real = R>> Weights<S> for TileWeights<'_, R> {
     #[inline(always)]
     fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
-        if let Some(teacher) = self.dense.teacher()
-            && let Some(sums) = teacher.fill::<S, R>(simd, start, length, block)
-        {
-            for (all, sum) in self.sums.iter_mut().zip(sums) {
-                *all += sum;
-            }
-            return;
+        let block = &mut block[..length * R::LANES];
+        match self.dense.source {
+            Source::Nothing => block.fill(self.dense.uniform),
+            Source::Numbers(_) => self.transpose(simd, start, length, block),
+            Source::Softmax(teacher) => match teacher.fill::<S, R>(simd, start, block) {
+                Some(sums) => {
+                    for (all, sum) in self.sums.iter_mut().zip(sums) {
+                        *all += sum;
+                    }
+                }
+                None => self.transpose(simd, start, length, block),
+            },
         }
-        let shared = matches!(self.dense.source, Source::Nothing);
-        if !shared {
-            self.transpose(simd, start, length, block);
-        }
-        if !shared && self.dense.weight.is_none() {
-            return;
-        }
-        for (class, weights) in block[..length * R::LANES].chunks_exact_mut(R::LANES).enumerate() {
-            let weight = self.dense.weight.map_or(1.0, |weight| weight[start + class]);
-            let weight = f64x8::splat(simd, weight);
+        let Some(factors) = self.dense.weight else { return };
+        for (weights, factor) in block.chunks_exact_mut(R::LANES).zip(&factors[start..]) {
             for lanes in weights.chunks_exact_mut(8) {
-                let own = if shared { f64x8::splat(simd, self.dense.uniform) } else { f64x8::from_slice(simd, lanes) };
-                (own * weight).store_slice(lanes);
+                (f64x8::from_slice(simd, lanes) * f64x8::splat(simd, *factor)).store_slice(lanes);
             }
         }
     }
@@ -363,13 +348,13 @@ pub unsafe fn find_points<S: Simd, E: Element>(
     targets: &mut Targets,
     weights: Option<&WeightRoom>,
 ) {
-    let Some(dense) = targets.dense else { return };
     let points = &mut targets.points;
     if !targets.names_classes {
         // SAFETY: the caller's promise.
         points.class = unsafe { leaders(simd, tile, &found.reference) };
         points.logit = found.reference;
     }
+    let Some(dense) = targets.dense else { return };
     let whole = weights.filter(|weights| weights.whole == Some(dense.row));
     for lane in 0..targets.rows {
         let class = points.class[lane];
@@ -381,7 +366,7 @@ pub unsafe fn find_points<S: Simd, E: Element>(
     }
 }
 
-/// The last class of each row that has this logit; 0 if there is none.
+/// The last class of each row that has this logit, where [`LogSumExps::is_led`] the only one; 0 if there is none.
 ///
 /// # Safety
 /// The tile's values are readable.
@@ -395,7 +380,7 @@ unsafe fn leaders<S: Simd, E: Element>(simd: S, tile: Tile<E>, logits: &PerLane<
             let mut classes = E::Real::splat(simd, 0.0);
             for class in 0..tile.classes {
                 // SAFETY: the caller's promise.
-                let x = unsafe { tile.load_class(simd, class) };
+                let x = unsafe { tile.load(simd, class) };
                 classes = x.simd_eq(logits).select(E::Real::splat(simd, class as f64), classes);
             }
             let mut numbers = [0.0; MOST_LANES];
@@ -409,7 +394,7 @@ unsafe fn leaders<S: Simd, E: Element>(simd: S, tile: Tile<E>, logits: &PerLane<
 }
 
 /// Tiles that kernels read and write a vector at a time.
-trait Tiled<S: Simd, R: Real>: Copy {
+pub(super) trait Tiled<S: Simd, R: Real>: Copy {
     fn classes(&self) -> usize;
 
     /// # Safety
@@ -430,7 +415,7 @@ impl<S: Simd, E: Element> Tiled<S, E::Real> for Tile<E> {
     #[inline(always)]
     unsafe fn load(&self, simd: S, class: usize) -> <E::Real as Real>::Lanes<S> {
         // SAFETY: the caller's promise.
-        unsafe { self.load_class(simd, class) }
+        unsafe { E::load(simd, self.pointer(class)) }
     }
 
     #[inline(always)]

@@ -103,16 +103,12 @@ impl Transform {
         if self.softcap.is_none() {
             return [x, 0.0];
         }
-        let [high, low] = self.cap_one(simd, x).values;
-        [high[0], low[0]]
-    }
-
-    fn cap_one<S: Simd>(self, simd: S, x: f64) -> Capped<f64, 8> {
         let mut capped = Capped::default();
         if let Some(cap) = self.cap::<S, f64>(simd) {
             cap.fill::<f64, 8, false>(simd, &[x; 8], &mut capped);
         }
-        capped
+        let [high, low] = capped.values;
+        [high[0], low[0]]
     }
 
     /// The cap, if there is one.
@@ -124,7 +120,7 @@ impl Transform {
 
     /// `z(a) − z(b)` in twice the precision of f64, as a sum of two, the second 0 if the first is not finite.
     #[inline]
-    pub fn difference<S: Simd>(self, simd: S, a: f64, b: f64) -> [f64; 2] {
+    pub(super) fn difference<S: Simd>(self, simd: S, a: f64, b: f64) -> [f64; 2] {
         let ([a, a_low], [b, b_low]) = (self.capped(simd, a), self.capped(simd, b));
         let low = if self.softcap.is_some() { a_low - b_low } else { 0.0 };
         self.quotient(a, b, low)
