@@ -311,6 +311,53 @@ pub fn missed<S: Simd, const N: usize>(
     )
 }
 
+/// The probabilities of some logits, one of each row; NaN in a row without mass.
+#[inline(never)]
+pub(super) fn probabilities<S: Simd>(
+    simd: S,
+    found: &LogSumExps,
+    logits: &PerLane<f64>,
+    rows: usize,
+    transform: Transform,
+) -> PerLane<f64> {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let references = Values::new::<S, false>(simd, &found.reference, transform);
+            let logits = Values::new::<S, false>(simd, logits, transform);
+            let mut probabilities = [0.0; MOST_LANES];
+            for half in (0..rows).step_by(HALF) {
+                let [share, _] = probability(simd, found, &references, &logits, half, transform);
+                store(share, &mut probabilities, half);
+            }
+            probabilities
+        },
+    )
+}
+
+/// The probability of a logit of each row, and what is missing to one, neither a difference where it is small.
+#[inline(always)]
+fn probability<S: Simd>(
+    simd: S,
+    found: &LogSumExps,
+    references: &Values,
+    logits: &Values,
+    half: usize,
+    transform: Transform,
+) -> [f64x8<S>; 2] {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    let (own, others) = (load(simd, &found.own, half), load(simd, &found.others, half));
+    let total = own + others;
+    let (logit, reference) = (load(simd, logits.logits, half), load(simd, references.logits, half));
+    let leads = logit.simd_eq(reference) & own.simd_eq(lanes(1.0));
+    let ([a, a_low], [b, b_low]) = (logits.load(simd, half), references.load(simd, half));
+    let [high, low] = quotient(simd, a, b, a_low - b_low, transform.temperature());
+    // Subnormal probabilities too.
+    let exp = <f64 as Real>::exp(simd, high + low, Boost::Full) * lanes(1.0 / f64::BOOST);
+    let exp = leads.select(own, exp);
+    [exp / total, leads.select(others, total - exp) / total]
+}
+
 /// `ln total` of each row.
 #[inline(never)]
 pub fn log_totals<S: Simd>(simd: S, found: &LogSumExps, rows: usize) -> PerLane<f64> {
@@ -439,7 +486,7 @@ pub fn slopes<S: Simd>(
                 own: nothing,
             };
             let lanes = |value: f64| f64x8::splat(simd, value);
-            let (zero, one) = (lanes(0.0), lanes(1.0));
+            let zero = lanes(0.0);
             let points = &targets.points;
             for (number, class) in slopes.class.iter_mut().zip(&points.class[..targets.rows]) {
                 *number = *class as f64;
@@ -468,13 +515,7 @@ pub fn slopes<S: Simd>(
                 let uniform = lanes(targets.uniform);
                 store(uniform.simd_eq(zero).select(zero, scale * uniform), &mut slopes.uniform, half);
                 let logit = load(simd, &points.logit, half);
-                let leads = logit.simd_eq(load(simd, &found.reference, half)) & own.simd_eq(one);
-                let ([a, a_low], [b, b_low]) = (logits.load(simd, half), references.load(simd, half));
-                let [high, low] = quotient(simd, a, b, a_low - b_low, transform.temperature());
-                // Subnormal probabilities too.
-                let exp = <f64 as Real>::exp(simd, high + low, Boost::Full) * lanes(1.0 / f64::BOOST);
-                let exp = leads.select(own, exp);
-                let (share, missing) = (exp / total, leads.select(others, total - exp) / total);
+                let [share, missing] = probability(simd, found, &references, &logits, half, transform);
                 let here = if targets.dense.is_some() { load(simd, &points.rest, half) } else { uniform };
                 // Neither part is a difference where it is small.
                 let of_spread =

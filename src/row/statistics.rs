@@ -1,14 +1,14 @@
 //! What one pass can tell of rows beside their losses.
 
-use fearless_simd::{Simd, f64x8, prelude::*};
+use fearless_simd::Simd;
 
-use super::batch::{HALF, LogSumExps, MOST_LANES, PerLane, load, missed, store};
+use super::batch::{HALF, LogSumExps, MOST_LANES, PerLane, load, missed, probabilities, store};
 use super::companion::{LaneShape, Shape};
 use super::log_sum_exp::pass;
 use super::tile::{Tile, pass_with};
 use super::{AnyRow, BLOCK, Transform};
 use crate::element::Element;
-use crate::math::{Boost, Real};
+use crate::math::Real;
 use crate::view::Row;
 
 /// The distributions of some rows, and the places of classes in them.
@@ -131,7 +131,7 @@ impl Statistics {
     }
 
     /// The log-sum-exps, `lse − z` for a logit of each row, and the probabilities of the largest logits.
-    #[inline(never)]
+    #[inline(always)]
     pub fn columns<S: Simd>(
         &self,
         simd: S,
@@ -140,20 +140,9 @@ impl Statistics {
         transform: Transform,
     ) -> [PerLane<f64>; 3] {
         let found = &self.log_sum_exps;
-        let [values, missed, mut leaders] =
-            missed(simd, found, [&[0.0; MOST_LANES], logits, &self.top], rows, transform);
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let lanes = |value: f64| f64x8::splat(simd, value);
-                for half in (0..rows).step_by(HALF) {
-                    let exp = <f64 as Real>::exp(simd, -load(simd, &leaders, half), Boost::Full);
-                    let total = load(simd, &found.own, half) + load(simd, &found.others, half);
-                    let probability = exp * lanes(1.0 / f64::BOOST);
-                    store(total.simd_gt(lanes(0.0)).select(probability, lanes(f64::NAN)), &mut leaders, half);
-                }
-            },
-        );
+        let [values, missed] = missed(simd, found, [&[0.0; MOST_LANES], logits], rows, transform);
+        // Not of `lse − z`, whose rounding grows with it.
+        let leaders = probabilities(simd, found, &self.top, rows, transform);
         [values, missed, leaders]
     }
 }
