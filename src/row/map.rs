@@ -374,16 +374,20 @@ trait Function<S: Simd, R: Real> {
 
 /// A function of four vectors, as many at a time as is best.
 #[inline(always)]
-fn of_four<S: Simd, R: Real, F: Function<S, R>>(f: &F, [a, b, c, d]: [R::Lanes<S>; 4]) -> [R::Lanes<S>; 4] {
+fn of_four<S: Simd, R: Real, F: Function<S, R>>(f: &F, mut x: [R::Lanes<S>; 4]) -> [R::Lanes<S>; 4] {
     match vectors_at_a_time::<S>() {
-        4 => f.of([a, b, c, d]),
+        4 => f.of(x),
         2 => {
+            let [a, b, c, d] = x;
             let ([a, b], [c, d]) = (f.of([a, b]), f.of([c, d]));
             [a, b, c, d]
         }
+        // A loop, since a vector takes a lot of code there.
         _ => {
-            let ([a], [b], [c], [d]) = (f.of([a]), f.of([b]), f.of([c]), f.of([d]));
-            [a, b, c, d]
+            for x in &mut x {
+                [*x] = f.of([*x]);
+            }
+            x
         }
     }
 }
