@@ -34,8 +34,8 @@
 //! # Where something new goes
 //!
 //! * **a dtype**: an `impl Element`, an arm of [`element::Dtype`] and of the two `with_element` macros beside it, and
-//!   one of each enum over storage types ([`row::AnyRow`], [`row::AnyView`], `AnyTile`, [`numbers::Kind`]); how NumPy calls it is `storage_type` in
-//!   `python/arrays.rs`;
+//!   one of each enum over storage types ([`row::AnyRow`], [`row::AnyView`], [`row::tile::AnyTile`], [`numbers::Kind`]);
+//!   how NumPy calls it is `storage_type` in `python/arrays.rs`;
 //! * **an option of the softmax losses**: a part of [`row::batch::Targets`] or of [`row::Transform`], filled in
 //!   [`loss::targets`] and counted in [`row::batch`]; no kernel;
 //! * **a source of targets**: a [`row::Source`], with an arm that writes its weights block by block in [`row::Dense`], one for

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
-use crate::row::tile::{self, Across, Tile, Transposed, WeightRoom, batches};
-use crate::row::{Stores, Transform, fill, find_point, gradient, product};
+use crate::row::tile::{self, AnyTile, Tile, Transposed, WeightRoom, batches};
+use crate::row::{Stores, fill, find_point, gradient, product};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, Row, View};
 
@@ -105,12 +105,8 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
             let teacher = self.problem.teacher(simd, &batch, &mut teachers);
             let mut targets = Targets::none(batch.rows, self.problem.dense(batch.first, classes, teacher.as_ref()));
             self.problem.set(batch.first, classes, &mut targets);
-            let losses = match batch.across {
-                Some(Across::InPlace(tile)) => self.tile(simd, batch.first, tile, &mut targets, &mut room),
-                Some(Across::Transposed) => {
-                    let tile = loaded.load(simd, self.logits, batch.first, batch.rows);
-                    self.tile(simd, batch.first, tile, &mut targets, &mut room)
-                }
+            let losses = match batch.tile(simd, self.logits, &mut loaded) {
+                Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room),
                 None => self.rows(simd, batch.first, &mut targets),
             };
             // By the number of the row, wherever its batch begins, so that the layout changes no bit.
@@ -129,11 +125,11 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
 impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// The losses of rows across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn tile<S: Simd, T: Element<Real = E::Real>>(
+    fn tile<S: Simd>(
         &self,
         simd: S,
         first: usize,
-        tile: Tile<T>,
+        tile: AnyTile,
         targets: &mut Targets,
         room: &mut Room<E::Real>,
     ) -> PerLane<f64> {
@@ -141,14 +137,14 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         // SAFETY: the tile's values are the view's, or were transposed.
         let (found, spreads) = unsafe {
             if targets.names_classes {
-                targets.points.logit = tile.pick(&targets.points.class);
+                targets.points.logit = tile.pick::<E>(&targets.points.class);
             }
-            tile::pass(simd, tile, targets, transform, &mut room.weights)
+            tile::pass::<S, E>(simd, tile, targets, transform, &mut room.weights)
         };
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
         if let Some(derivatives) = self.derivatives {
             // SAFETY: as above.
-            unsafe { tile::find_points(simd, tile, &found, targets, room.weights.as_ref()) };
+            unsafe { tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref()) };
             let scales = self.scales(simd, derivatives, first, targets.rows);
             let in_place = self.logits.row(first).is_at(derivatives.gradient.row(first));
             // What overwrites the tile is written last.
@@ -280,11 +276,11 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// Write the gradients of a tile of rows, or the diagonals of their Hessians.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)] // what `tile` has found
-    fn write_tile<S: Simd, T: Element<Real = E::Real>>(
+    fn write_tile<S: Simd>(
         &self,
         simd: S,
         first: usize,
-        tile: Tile<T>,
+        tile: AnyTile,
         targets: &Targets,
         losses: &Losses,
         scales: &PerLane<f64>,
@@ -299,23 +295,24 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         // SAFETY: what is written are rows of an output that this chunk alone works on, the logits' rows themselves or
         // apart from them, or the room, which is stored once it was written.
         unsafe {
-            let written = if let Some(out) = Tile::in_place(view, first, rows) {
-                let weights = &mut room.weights;
-                Self::derive(simd, tile, out, targets, losses, &slopes, scales, is_gradient, transform, weights)
-            } else if Transposed::suits(view, self.stores[usize::from(!is_gradient)]) {
-                let Room { results, weights } = room;
-                let out = results.tile(tile.classes());
-                let written =
-                    Self::derive(simd, tile, out, targets, losses, &slopes, scales, is_gradient, transform, weights);
-                if written {
-                    results.store(simd, view, first, rows);
+            let in_place = Tile::in_place(view, first, rows).map(AnyTile::of);
+            if in_place.is_some() || Transposed::suits(view, self.stores[usize::from(!is_gradient)]) {
+                let out = in_place.unwrap_or_else(
+                    #[inline(always)]
+                    || AnyTile::of(room.results.tile(tile.classes())),
+                );
+                let written = if is_gradient {
+                    tile::gradients::<S, E::Real>(simd, tile, out, targets, &slopes, transform, &mut room.weights)
+                } else {
+                    tile::variances::<S, E::Real>(simd, tile, out, targets, losses, scales, transform);
+                    true
+                };
+                if written && in_place.is_none() {
+                    room.results.store(simd, view, first, rows);
                 }
-                written
-            } else {
-                false
-            };
-            if written {
-                return;
+                if written {
+                    return;
+                }
             }
             for (lane, scale) in scales[..rows].iter().enumerate() {
                 let row = view.row(first + lane);
@@ -327,34 +324,6 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 }
             }
         }
-    }
-
-    /// Write gradients or Hessians to a tile; whether that could be done.
-    ///
-    /// # Safety
-    /// As for [`tile::gradients`].
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // what `tile` has found
-    unsafe fn derive<S: Simd, T: Element<Real = E::Real>, U: Element<Real = E::Real>>(
-        simd: S,
-        tile: Tile<T>,
-        out: Tile<U>,
-        targets: &Targets,
-        losses: &Losses,
-        slopes: &Slopes,
-        scales: &PerLane<f64>,
-        is_gradient: bool,
-        transform: Transform,
-        weights: &mut Option<WeightRoom>,
-    ) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if is_gradient {
-                return tile::gradients(simd, tile, out, targets, slopes, transform, weights);
-            }
-            tile::variances(simd, tile, out, targets, losses, scales, transform);
-        }
-        true
     }
 }
 

@@ -13,7 +13,7 @@ use crate::math::precise_sum;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, MOST_LANES, Spreads};
 use crate::row::product;
-use crate::row::tile::{self, Across, Batch, Transposed, WeightRoom, batches};
+use crate::row::tile::{self, AnyTile, Batch, Transposed, WeightRoom, batches};
 use crate::simd::{self, Kernel};
 use crate::view::View;
 
@@ -80,8 +80,9 @@ impl<E: Element> Kernel for Rows<'_, E> {
                     targets.points.logit[lane] = self.logits.row(first + lane).get(class).to_f64();
                 }
             }
-            let found = read(simd, self.logits, &batch, &mut room, &ranked, transform);
-            let spreads = self.spreads(simd, &batch, &targets, &mut room, &mut weights);
+            let tile = batch.tile(simd, self.logits, &mut room);
+            let found = read(simd, self.logits, &batch, tile, &ranked, transform);
+            let spreads = self.spreads(simd, &batch, tile, &targets, &mut weights);
             let losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
             let entropies = found.entropies(simd, rows);
             for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
@@ -109,32 +110,25 @@ impl<E: Element> Rows<'_, E> {
         &self,
         simd: S,
         batch: &Batch<E>,
+        tile: Option<AnyTile>,
         targets: &batch::Targets,
-        room: &mut Transposed<E::Real>,
         weights: &mut Option<WeightRoom>,
     ) -> Spreads {
         if targets.uniform == 0.0 && targets.dense.is_none() {
             return Spreads::default();
         }
         let transform = self.problem.transform;
-        // SAFETY: the tile's values are the view's, or were loaded into the room by the first pass.
-        unsafe {
-            match batch.across {
-                Some(Across::InPlace(tile)) => tile::pass(simd, tile, targets, transform, weights).1,
-                Some(Across::Transposed) => {
-                    tile::pass(simd, room.tile(self.logits.classes()), targets, transform, weights).1
-                }
-                None => {
-                    let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-                    for lane in 0..batch.rows {
-                        if let Some(target) = targets.get(lane) {
-                            let row = self.logits.row(batch.first + lane);
-                            target.pass(simd, row, transform, lane, &mut found, &mut spreads);
-                        }
-                    }
-                    spreads
-                }
+        if let Some(tile) = tile {
+            // SAFETY: the tile's values are the view's, or were loaded into the room.
+            return unsafe { tile::pass::<S, E>(simd, tile, targets, transform, weights).1 };
+        }
+        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
+        for lane in 0..batch.rows {
+            if let Some(target) = targets.get(lane) {
+                let row = self.logits.row(batch.first + lane);
+                target.pass(simd, row, transform, lane, &mut found, &mut spreads);
             }
         }
+        spreads
     }
 }

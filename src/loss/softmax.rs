@@ -7,7 +7,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, MOST_LANES, PerLane};
-use crate::row::tile::{self, Across, Batch, Tile, Transposed, batches};
+use crate::row::tile::{self, AnyTile, Batch, Tile, Transposed, batches};
 use crate::row::{Exponential, LogSumExp, Stores, Transform, log_probabilities, log_sum_exp, per_mass, probabilities};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
@@ -74,31 +74,24 @@ fn run<E: Element, K: Kernel<Output = ()>>(
     map_chunks(chunks.count(), bytes, check, |chunk| level.run(work(chunks.rows_of(chunk)))).map(|_| ())
 }
 
-/// The log-sum-exps of a batch of rows.
+/// The log-sum-exps of a batch of rows, which `tile` has if they are across lanes.
 #[inline(always)]
 fn found<S: Simd, E: Element>(
     simd: S,
     logits: &View<E>,
     batch: &Batch<E>,
-    room: &mut Transposed<E::Real>,
+    tile: Option<AnyTile>,
     transform: Transform,
 ) -> batch::LogSumExps {
-    // SAFETY: the tile's values are the view's, or were loaded into the room.
-    unsafe {
-        match batch.across {
-            Some(Across::InPlace(tile)) => tile::log_sum_exps(simd, tile, transform),
-            Some(Across::Transposed) => {
-                tile::log_sum_exps(simd, room.load(simd, logits, batch.first, batch.rows), transform)
-            }
-            None => {
-                let mut found = batch::LogSumExps::default();
-                for lane in 0..batch.rows {
-                    found.set(lane, log_sum_exp(simd, logits.row(batch.first + lane), transform));
-                }
-                found
-            }
-        }
+    if let Some(tile) = tile {
+        // SAFETY: the tile's values are the view's, or were loaded into the room.
+        return unsafe { tile::log_sum_exps::<S, E>(simd, tile, transform) };
     }
+    let mut found = batch::LogSumExps::default();
+    for lane in 0..batch.rows {
+        found.set(lane, log_sum_exp(simd, logits.row(batch.first + lane), transform));
+    }
+    found
 }
 
 struct LogSumExps<'a, E> {
@@ -115,7 +108,8 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
     fn run<S: Simd>(self, simd: S) {
         let mut room = Transposed::uninit();
         for batch in batches(self.logits, self.range.clone()) {
-            let found = found(simd, self.logits, &batch, &mut room, self.transform);
+            let tile = batch.tile(simd, self.logits, &mut room);
+            let found = found(simd, self.logits, &batch, tile, self.transform);
             let values = batch::values(simd, &found, batch.rows, self.transform);
             // SAFETY: this chunk alone works on its rows.
             unsafe { self.out.set(batch.first, &values[..batch.rows]) }
@@ -140,21 +134,17 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
         let transform = self.transform;
         let (mut room, mut result) = (Transposed::uninit(), Transposed::uninit());
         for batch in batches(self.logits, self.range.clone()) {
-            let found = found(simd, self.logits, &batch, &mut room, transform);
+            let tile = batch.tile(simd, self.logits, &mut room);
+            let found = found(simd, self.logits, &batch, tile, transform);
             let logs = if self.log { batch::log_totals(simd, &found, batch.rows) } else { [0.0; MOST_LANES] };
             // SAFETY: the promise made to `softmax`, and this chunk alone works on its rows; the room was loaded.
             unsafe {
-                match batch.across {
-                    Some(Across::InPlace(tile)) => self.tile(simd, &batch, tile, &found, &logs, &mut result),
-                    Some(Across::Transposed) => {
-                        let tile = room.tile(self.logits.classes());
-                        self.tile(simd, &batch, tile, &found, &logs, &mut result);
-                    }
-                    None => {
-                        for (lane, log) in logs[..batch.rows].iter().enumerate() {
-                            self.row(simd, batch.first + lane, found.get(lane), *log);
-                        }
-                    }
+                if let Some(tile) = tile {
+                    self.tile(simd, &batch, tile, &found, &logs, &mut result);
+                    continue;
+                }
+                for (lane, log) in logs[..batch.rows].iter().enumerate() {
+                    self.row(simd, batch.first + lane, found.get(lane), *log);
                 }
             }
         }
@@ -189,11 +179,11 @@ impl<E: Element, O: Element<Real = E::Real>> Softmax<'_, E, O> {
     /// # Safety
     /// As for [`softmax`], and this thread alone works on the rows; the tile's values are readable.
     #[inline(always)]
-    unsafe fn tile<S: Simd, T: Element<Real = E::Real>>(
+    unsafe fn tile<S: Simd>(
         &self,
         simd: S,
         batch: &Batch<E>,
-        tile: Tile<T>,
+        tile: AnyTile,
         found: &batch::LogSumExps,
         logs: &PerLane<f64>,
         result: &mut Transposed<E::Real>,
@@ -201,16 +191,21 @@ impl<E: Element, O: Element<Real = E::Real>> Softmax<'_, E, O> {
         let logs = self.log.then_some(logs);
         // SAFETY: the caller's promise; the room is stored once it was written.
         unsafe {
-            if let Some(out) = Tile::in_place(self.out, batch.first, batch.rows) {
-                tile::probabilities(simd, tile, out, found, logs, self.transform);
-            } else if Transposed::suits(self.out, self.stores) {
-                tile::probabilities(simd, tile, result.tile(tile.classes()), found, logs, self.transform);
-                result.store(simd, self.out, batch.first, batch.rows);
-            } else {
+            let in_place = Tile::in_place(self.out, batch.first, batch.rows).map(AnyTile::of);
+            if in_place.is_none() && !Transposed::suits(self.out, self.stores) {
                 for lane in 0..batch.rows {
                     let log = logs.map_or(0.0, |logs| logs[lane]);
                     self.row(simd, batch.first + lane, found.get(lane), log);
                 }
+                return;
+            }
+            let out = in_place.unwrap_or_else(
+                #[inline(always)]
+                || AnyTile::of(result.tile(tile.classes())),
+            );
+            tile::probabilities::<S, E::Real>(simd, tile, out, found, logs, self.transform);
+            if in_place.is_none() {
+                result.store(simd, self.out, batch.first, batch.rows);
             }
         }
     }
@@ -232,7 +227,8 @@ impl<E: Element> Kernel for Selected<'_, E> {
         let chosen = self.index.rows() / self.logits.rows();
         let mut room = Transposed::uninit();
         for batch in batches(self.logits, self.range.clone()) {
-            let found = found(simd, self.logits, &batch, &mut room, self.transform);
+            let tile = batch.tile(simd, self.logits, &mut room);
+            let found = found(simd, self.logits, &batch, tile, self.transform);
             // As many choices at a time as there are lanes, be they of one row or of several.
             let numbers = batch.first * chosen..(batch.first + batch.rows) * chosen;
             for first in numbers.clone().step_by(MOST_LANES) {

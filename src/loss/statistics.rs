@@ -7,7 +7,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
 use crate::row::batch::{MOST_LANES, PerLane};
-use crate::row::tile::{Across, Batch, Transposed, batches};
+use crate::row::tile::{AnyTile, Batch, Transposed, batches};
 use crate::row::{Statistics, Transform};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
@@ -72,7 +72,8 @@ impl<E: Element> Kernel for Rows<'_, E> {
                     logits[lane] = self.logits.row(first + lane).get(class).to_f64();
                 }
             }
-            let found = read(simd, self.logits, &batch, &mut room, &classes, self.transform);
+            let tile = batch.tile(simd, self.logits, &mut room);
+            let found = read(simd, self.logits, &batch, tile, &classes, self.transform);
             let [values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
             let entropies = found.entropies(simd, rows);
             let (mut leaders, mut ranks) = ([0.0; MOST_LANES], [-1.0; MOST_LANES]);
@@ -99,33 +100,25 @@ impl<E: Element> Kernel for Rows<'_, E> {
     }
 }
 
-/// The statistics of a batch of rows, and the rank of a class in each.
+/// The statistics of a batch of rows, which `tile` has if they are across lanes, and the rank of a class in each.
 #[inline(always)]
 pub(super) fn read<S: Simd, E: Element>(
     simd: S,
     logits: &View<E>,
     batch: &Batch<E>,
-    room: &mut Transposed<E::Real>,
+    tile: Option<AnyTile>,
     ranked: &PerLane<Option<usize>>,
     transform: Transform,
 ) -> Statistics {
-    // SAFETY: the tile's values are the view's, or were loaded into the room.
-    let mut found = unsafe {
-        match batch.across {
-            Some(Across::InPlace(tile)) => Statistics::of_tile(simd, tile, ranked, transform),
-            Some(Across::Transposed) => {
-                let tile = room.load(simd, logits, batch.first, batch.rows);
-                Statistics::of_tile(simd, tile, ranked, transform)
-            }
-            None => {
-                let mut found = Statistics::default();
-                for lane in 0..batch.rows {
-                    found.read(simd, lane, logits.row(batch.first + lane), ranked[lane], transform);
-                }
-                return found;
-            }
+    let Some(tile) = tile else {
+        let mut found = Statistics::default();
+        for lane in 0..batch.rows {
+            found.read(simd, lane, logits.row(batch.first + lane), ranked[lane], transform);
         }
+        return found;
     };
+    // SAFETY: the tile's values are the view's, or were loaded into the room.
+    let mut found = unsafe { Statistics::of_tile::<S, E>(simd, tile, ranked, transform) };
     for lane in 0..batch.rows {
         found.find_nan(lane, logits.row(batch.first + lane));
     }

@@ -3,7 +3,7 @@
 //! What most calls do, losses of classes, statistics and gradients of classes, is compiled for every storage type, and
 //! reads the caller's memory in place. Everything else goes through blocks of the type computed in, on the stack and in
 //! L1: for a load and a store more a vector, one kernel serves all storage types. Compiled for each of them, in every
-//! combination with transforms, targets and outputs, the release build took more than ten minutes; now it takes one.
+//! combination with transforms, targets and outputs, the release build took more than ten minutes; now it takes two.
 
 use std::any::Any;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use fearless_simd::{Simd, prelude::*};
 use half::{bf16, f16};
 
 use super::map::Stores;
-use super::tile::{Tile, Transposed, most_classes};
+use super::tile::{AnyTile, Transposed, most_classes};
 use super::{BLOCK, Scratch};
 use crate::element::Element;
 use crate::math::Real;
@@ -63,7 +63,7 @@ impl AnyView {
         simd: S,
         rows: Range<usize>,
         room: &mut Transposed<R>,
-    ) -> Option<Tile<R>> {
+    ) -> Option<AnyTile> {
         let (_, classes) = self.shape();
         if self.is_double() != (R::LANES == f64::LANES) || classes > most_classes::<R>() {
             return None;
@@ -77,7 +77,7 @@ impl AnyView {
                 Self::F64(view) => load(simd, view, rows, room.downcast_mut()?),
             }
         }
-        Some(room.tile(classes))
+        Some(AnyTile::of(room.tile(classes)))
     }
 }
 

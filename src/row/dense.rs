@@ -89,8 +89,8 @@ impl<'a> Teacher<'a> {
             return Self::by_rows::<S, R>(simd, view, rows, transform);
         };
         // SAFETY: the tile was just loaded, and the room is borrowed as long as the teacher lives.
-        let found = unsafe { log_sum_exps(simd, tile, transform) };
-        Self::of(simd, view, rows, transform, R::LANES == f64::LANES, &found, Some(AnyTile::of(tile)))
+        let found = unsafe { log_sum_exps::<S, R>(simd, tile, transform) };
+        Self::of(simd, view, rows, transform, R::LANES == f64::LANES, &found, Some(tile))
     }
 
     #[inline(always)]
@@ -116,8 +116,9 @@ impl<'a> Teacher<'a> {
         start: usize,
         block: &mut [f64],
     ) -> Option<PerLane<f64>> {
-        let tile = self.tile?.computed::<R>()?;
+        let tile = self.tile?;
         assert!(start + block.len() / R::LANES <= tile.classes());
+        let tile = tile.stored_as::<R>()?;
         let mut sums = [0.0; MOST_LANES];
         simd.vectorize(
             #[inline(always)]

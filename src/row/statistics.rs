@@ -5,7 +5,7 @@ use fearless_simd::Simd;
 use super::batch::{HALF, LogSumExps, MOST_LANES, PerLane, load, missed, probabilities, store};
 use super::companion::{LaneShape, Shape};
 use super::log_sum_exp::pass;
-use super::tile::{Tile, pass_with};
+use super::tile::{AnyTile, pass_with};
 use super::{AnyRow, BLOCK, Transform};
 use crate::element::Element;
 use crate::math::Real;
@@ -62,14 +62,14 @@ impl Statistics {
         self.find_nan(lane, row);
     }
 
-    /// Read the rows of a tile, and rank a class in each.
+    /// Read the rows of a tile of a view of `E`s, and rank a class in each.
     ///
     /// # Safety
     /// The tile's values are readable.
     #[inline(always)]
     pub unsafe fn of_tile<S: Simd, E: Element>(
         simd: S,
-        tile: Tile<E>,
+        tile: AnyTile,
         ranked: &PerLane<Option<usize>>,
         transform: Transform,
     ) -> Self {
@@ -80,7 +80,7 @@ impl Statistics {
             *own = class.unwrap_or(0);
         }
         // SAFETY: the caller's promise.
-        let values = unsafe { tile.pick(&classes) };
+        let values = unsafe { tile.pick::<E>(&classes) };
         for lane in 0..MOST_LANES {
             if let Some(class) = ranked[lane] {
                 (rivals[lane], logits[lane]) = (class as f64, values[lane]);

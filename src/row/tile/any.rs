@@ -12,37 +12,15 @@ use crate::row::batch::{MOST_LANES, PerLane};
 
 /// A tile of any storage type.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::row) enum AnyTile {
+#[allow(missing_docs)] // their names say it
+pub enum AnyTile {
     F16(Tile<f16>),
     Bf16(Tile<bf16>),
     F32(Tile<f32>),
     F64(Tile<f64>),
 }
 
-impl AnyTile {
-    #[inline(always)]
-    pub(in crate::row) fn of<E: Element>(tile: Tile<E>) -> Self {
-        let tile: &dyn Any = &tile;
-        let f16 = tile.downcast_ref().copied().map(Self::F16);
-        let bf16 = tile.downcast_ref().copied().map(Self::Bf16);
-        let f32 = tile.downcast_ref().copied().map(Self::F32);
-        let f64 = tile.downcast_ref().copied().map(Self::F64);
-        f16.or(bf16).or(f32).or(f64).expect("there are four storage types")
-    }
-
-    /// The tile, if it is stored in the type that is computed in.
-    #[inline(always)]
-    pub(in crate::row) fn computed<R: Element>(self) -> Option<Tile<R>> {
-        let tile: &dyn Any = match &self {
-            Self::F16(tile) => tile,
-            Self::Bf16(tile) => tile,
-            Self::F32(tile) => tile,
-            Self::F64(tile) => tile,
-        };
-        tile.downcast_ref().copied()
-    }
-}
-
+/// Run `$body` with `$tile` set to the tile of its own type.
 macro_rules! with_tile {
     ($any:expr, $tile:ident => $body:expr) => {
         match $any {
@@ -54,10 +32,54 @@ macro_rules! with_tile {
     };
 }
 
+impl AnyTile {
+    /// From a tile of one of the four types.
+    #[inline(always)]
+    pub fn of<E: Element>(tile: Tile<E>) -> Self {
+        let tile: &dyn Any = &tile;
+        let f16 = tile.downcast_ref().copied().map(Self::F16);
+        let bf16 = tile.downcast_ref().copied().map(Self::Bf16);
+        let f32 = tile.downcast_ref().copied().map(Self::F32);
+        let f64 = tile.downcast_ref().copied().map(Self::F64);
+        f16.or(bf16).or(f32).or(f64).expect("there are four storage types")
+    }
+
+    /// The tile, if it is stored in this type.
+    #[inline(always)]
+    pub(in crate::row) fn stored_as<E: Element>(self) -> Option<Tile<E>> {
+        // In each arm by itself, where the compiler knows the answer.
+        with_tile!(self, tile => (&tile as &dyn Any).downcast_ref().copied())
+    }
+
+    /// The number of classes.
+    #[inline(always)]
+    pub fn classes(&self) -> usize {
+        with_tile!(self, tile => tile.classes)
+    }
+
+    /// A value of each lane of a view of `E`s: that of its class.
+    ///
+    /// # Safety
+    /// The tile's values are readable.
+    ///
+    /// # Panics
+    /// If there is no such class, or as for [`super::log_sum_exps`].
+    #[inline(always)]
+    pub unsafe fn pick<E: Element>(&self, classes: &PerLane<usize>) -> PerLane<f64> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.stored_as::<E::Real>() {
+                Some(tile) => tile.pick(classes),
+                None => self.stored_as::<E>().expect("a tile of the view").pick(classes),
+            }
+        }
+    }
+}
+
 impl<S: Simd, R: Real> Tiled<S, R> for AnyTile {
     #[inline(always)]
     fn classes(&self) -> usize {
-        with_tile!(self, tile => tile.classes)
+        Self::classes(self)
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::{AnyTile, TOGETHER, Tile, TileWeights, Tiled, WeightRoom};
+use super::{AnyTile, TOGETHER, TileWeights, Tiled, WeightRoom};
 use crate::element::Element;
 use crate::math::{Boost, Real, with_vectors_at_a_time};
 use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
@@ -21,28 +21,27 @@ use crate::row::{Transform, per_mass};
 /// # Safety
 /// The values of `tile` are readable, those of `out` writeable, and `out` is `tile` itself or apart from it.
 #[inline(always)]
-pub unsafe fn gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
+pub unsafe fn gradients<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
-    tile: Tile<E>,
-    out: Tile<O>,
+    tile: AnyTile,
+    out: AnyTile,
     targets: &Targets,
     slopes: &Slopes,
     transform: Transform,
     weights: &mut Option<WeightRoom>,
 ) -> bool {
-    let (any, any_out) = (AnyTile::of(tile), AnyTile::of(out));
     let plain = targets.dense.is_none() && transform.mode() != CAPPED;
     // SAFETY: the caller's promise.
     unsafe {
-        match (plain, any.computed::<E::Real>(), any_out.computed::<E::Real>()) {
+        match (plain, tile.stored_as::<R>(), out.stored_as::<R>()) {
             (true, Some(tile), Some(out)) if transform.mode() == PLAIN => {
-                gradients_of::<S, E::Real, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform, weights)
+                gradients_of::<S, R, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform, weights)
             }
             (true, Some(tile), Some(out)) => {
-                gradients_of::<S, E::Real, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform, weights)
+                gradients_of::<S, R, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform, weights)
             }
             _ => with_mode!(transform, MODE => {
-                gradients_of::<S, E::Real, _, _, MODE, true>(simd, any, any_out, targets, slopes, transform, weights)
+                gradients_of::<S, R, _, _, MODE, true>(simd, tile, out, targets, slopes, transform, weights)
             }),
         }
     }
@@ -221,20 +220,19 @@ impl<S: Simd, R: Real> Gradients<S, R> {
 /// # Safety
 /// As for [`gradients`].
 #[inline(always)]
-pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
+pub unsafe fn probabilities<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
-    tile: Tile<E>,
-    out: Tile<O>,
+    tile: AnyTile,
+    out: AnyTile,
     found: &LogSumExps,
     logs: Option<&PerLane<f64>>,
     transform: Transform,
 ) {
-    let (tile, out) = (AnyTile::of(tile), AnyTile::of(out));
     // SAFETY: the caller's promise.
     unsafe {
-        match (tile.computed::<E::Real>(), out.computed::<E::Real>()) {
-            (Some(tile), Some(out)) => probabilities_of::<S, E::Real, _, _>(simd, tile, out, found, logs, transform),
-            _ => probabilities_of::<S, E::Real, _, _>(simd, tile, out, found, logs, transform),
+        match (tile.stored_as::<R>(), out.stored_as::<R>()) {
+            (Some(tile), Some(out)) => probabilities_of::<S, R, _, _>(simd, tile, out, found, logs, transform),
+            _ => probabilities_of::<S, R, _, _>(simd, tile, out, found, logs, transform),
         }
     }
 }
@@ -285,25 +283,8 @@ unsafe fn probabilities_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>>(
 ///
 /// # Safety
 /// As for [`gradients`].
-#[inline(always)]
-pub unsafe fn variances<S: Simd, E: Element, O: Element<Real = E::Real>>(
-    simd: S,
-    tile: Tile<E>,
-    out: Tile<O>,
-    targets: &Targets,
-    losses: &Losses,
-    scales: &PerLane<f64>,
-    transform: Transform,
-) {
-    let (tile, out) = (AnyTile::of(tile), AnyTile::of(out));
-    // SAFETY: the caller's promise.
-    unsafe { variances_of::<S, E::Real>(simd, tile, out, targets, losses, scales, transform) }
-}
-
-/// # Safety
-/// As for [`gradients`].
 #[inline(never)]
-unsafe fn variances_of<S: Simd, R: Real>(
+pub unsafe fn variances<S: Simd, R: Real>(
     simd: S,
     tile: AnyTile,
     out: AnyTile,

@@ -20,7 +20,7 @@ use std::marker::PhantomData;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-pub(super) use self::any::AnyTile;
+pub use self::any::AnyTile;
 pub use self::gradient::{gradients, probabilities, variances};
 pub use self::transposed::Transposed;
 use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
@@ -63,20 +63,9 @@ impl<E: Element> Tile<E> {
         Some(Self { base, stride, classes: view.classes() })
     }
 
-    /// The number of classes.
-    pub fn classes(&self) -> usize {
-        self.classes
-    }
-
-    /// A value of each lane: that of its class.
-    ///
-    /// # Safety
-    /// The tile's values are readable.
-    ///
-    /// # Panics
-    /// If there is no such class.
+    /// [`AnyTile::pick`].
     #[inline(always)]
-    pub unsafe fn pick(&self, classes: &PerLane<usize>) -> PerLane<f64> {
+    unsafe fn pick(&self, classes: &PerLane<usize>) -> PerLane<f64> {
         let mut values = [0.0; MOST_LANES];
         for lane in 0..E::Real::LANES {
             assert!(classes[lane] < self.classes, "class {} of {}", classes[lane], self.classes);
@@ -102,16 +91,30 @@ pub struct Batch<E> {
     /// How many there are, no more than there are lanes.
     pub rows: usize,
     /// How the rows become lanes; `None` if the classes do.
-    pub across: Option<Across<E>>,
+    across: Option<Across<E>>,
 }
 
 /// How rows become lanes.
 #[derive(Clone, Copy)]
-pub enum Across<E> {
+enum Across<E> {
     /// They lie so.
     InPlace(Tile<E>),
     /// They are transposed.
     Transposed,
+}
+
+impl<E: Element> Batch<E> {
+    /// The rows across lanes, if that is how they are worked on: those of the view, or a copy in the room.
+    #[inline(always)]
+    pub fn tile<S: Simd>(&self, simd: S, view: &View<E>, room: &mut Transposed<E::Real>) -> Option<AnyTile> {
+        self.across.map(
+            #[inline(always)]
+            |across| match across {
+                Across::InPlace(tile) => AnyTile::of(tile),
+                Across::Transposed => AnyTile::of(room.load(simd, view, self.first, self.rows)),
+            },
+        )
+    }
 }
 
 /// Rows that are read twice are worked on together as long as they stay in a corner of the L2 cache.
@@ -143,14 +146,14 @@ pub fn batches<E: Element>(view: &View<E>, rows: std::ops::Range<usize>) -> impl
     )
 }
 
-/// The log-sum-exps of the rows, and what their targets need to be summed.
+/// The log-sum-exps of the rows of a view of `E`s, and what their targets need to be summed.
 ///
 /// # Safety
 /// The tile's values are readable.
 #[inline(always)]
 pub unsafe fn pass<S: Simd, E: Element>(
     simd: S,
-    tile: Tile<E>,
+    tile: AnyTile,
     targets: &Targets,
     transform: Transform,
     weights: &mut Option<WeightRoom>,
@@ -161,35 +164,44 @@ pub unsafe fn pass<S: Simd, E: Element>(
         if let Some(dense) = targets.dense {
             let WeightRoom { rows, block, whole } = weights.get_or_insert_default();
             let weighted = Weighted::new(simd, TileWeights::<E::Real>::new(dense, targets.rows, rows), block);
-            let (found, weighted) = pass_with(simd, tile, transform, weighted);
-            *whole = (tile.classes <= TOGETHER).then_some(dense.row);
+            let (found, weighted) = pass_with::<S, E::Real, _>(simd, tile, transform, weighted);
+            *whole = (tile.classes() <= TOGETHER).then_some(dense.row);
             E::Real::lane_totals(&weighted.mass, &mut spreads.mass);
             E::Real::lane_totals(&weighted.sum, &mut spreads.sum);
             spreads.teacher = weighted.weights.sums;
             found
         } else if targets.uniform != 0.0 {
-            let (found, uniform) = pass_with(simd, tile, transform, Uniform::new(simd));
+            let (found, uniform) = pass_with::<S, E::Real, _>(simd, tile, transform, Uniform::new(simd));
             E::Real::lane_totals(&uniform.sum, &mut spreads.sum);
             for sum in &mut spreads.sum {
                 *sum *= targets.uniform;
             }
-            spreads.mass = [targets.uniform * tile.classes as f64; MOST_LANES];
+            spreads.mass = [targets.uniform * tile.classes() as f64; MOST_LANES];
             found
         } else {
-            typed_pass(simd, tile, transform, Nothing).0
+            log_sum_exps::<S, E>(simd, tile, transform)
         }
     };
     (found, spreads)
 }
 
-/// The log-sum-exps of the rows.
+/// The log-sum-exps of the rows of a view of `E`s.
 ///
 /// # Safety
 /// The tile's values are readable.
+///
+/// # Panics
+/// If the tile is stored in another type, and not in that which is computed in.
 #[inline(always)]
-pub unsafe fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: Tile<E>, transform: Transform) -> LogSumExps {
+pub unsafe fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: AnyTile, transform: Transform) -> LogSumExps {
     // SAFETY: the caller's promise.
-    unsafe { typed_pass(simd, tile, transform, Nothing).0 }
+    unsafe {
+        let (found, _) = match tile.stored_as::<E::Real>() {
+            Some(tile) => typed_pass(simd, tile, transform, Nothing),
+            None => typed_pass(simd, tile.stored_as::<E>().expect("a tile of the view"), transform, Nothing),
+        };
+        found
+    }
 }
 
 /// [`pass_of`] a tile with a companion: one that is stored in the type that is computed in is read in place.
@@ -197,18 +209,17 @@ pub unsafe fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: Tile<E>, transfor
 /// # Safety
 /// The tile's values are readable.
 #[inline(always)]
-pub(super) unsafe fn pass_with<S: Simd, E: Element, C: Companion<S, E::Real>>(
+pub(super) unsafe fn pass_with<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>>(
     simd: S,
-    tile: Tile<E>,
+    tile: AnyTile,
     transform: Transform,
     companion: C,
 ) -> (LogSumExps, C) {
-    let any = AnyTile::of(tile);
     // SAFETY: the caller's promise.
     unsafe {
-        match any.computed::<E::Real>() {
+        match tile.stored_as::<R>() {
             Some(tile) => typed_pass(simd, tile, transform, companion),
-            None => any_pass::<S, E::Real, C>(simd, any, transform, companion),
+            None => any_pass::<S, R, C>(simd, tile, transform, companion),
         }
     }
 }
@@ -341,9 +352,9 @@ impl<S: Simd, R: Real + Element<Real = R>> Weights<S> for TileWeights<'_, R> {
 /// # Safety
 /// The tile's values are readable.
 #[inline(always)]
-pub unsafe fn find_points<S: Simd, E: Element>(
+pub unsafe fn find_points<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
-    tile: Tile<E>,
+    tile: AnyTile,
     found: &LogSumExps,
     targets: &mut Targets,
     weights: Option<&WeightRoom>,
@@ -351,7 +362,12 @@ pub unsafe fn find_points<S: Simd, E: Element>(
     let points = &mut targets.points;
     if !targets.names_classes {
         // SAFETY: the caller's promise.
-        points.class = unsafe { leaders(simd, tile, &found.reference) };
+        points.class = unsafe {
+            match tile.stored_as::<R>() {
+                Some(tile) => leaders::<S, R, _>(simd, tile, &found.reference),
+                None => leaders::<S, R, _>(simd, tile, &found.reference),
+            }
+        };
         points.logit = found.reference;
     }
     let Some(dense) = targets.dense else { return };
@@ -359,7 +375,7 @@ pub unsafe fn find_points<S: Simd, E: Element>(
     for lane in 0..targets.rows {
         let class = points.class[lane];
         if let Some(WeightRoom { block, .. }) = whole {
-            points.rest[lane] = block[class * E::Real::LANES + lane];
+            points.rest[lane] = block[class * R::LANES + lane];
         } else if targets.names_classes || found.is_led(lane) {
             points.rest[lane] = dense.skip(lane).at(simd, class);
         }
@@ -371,20 +387,20 @@ pub unsafe fn find_points<S: Simd, E: Element>(
 /// # Safety
 /// The tile's values are readable.
 #[inline(never)]
-unsafe fn leaders<S: Simd, E: Element>(simd: S, tile: Tile<E>, logits: &PerLane<f64>) -> PerLane<usize> {
+unsafe fn leaders<S: Simd, R: Real, T: Tiled<S, R>>(simd: S, tile: T, logits: &PerLane<f64>) -> PerLane<usize> {
     let mut leaders = [0; MOST_LANES];
     simd.vectorize(
         #[inline(always)]
         || {
-            let logits = <E::Real as Real>::narrow(simd, logits);
-            let mut classes = E::Real::splat(simd, 0.0);
-            for class in 0..tile.classes {
+            let logits = R::narrow(simd, logits);
+            let mut classes = R::splat(simd, 0.0);
+            for class in 0..tile.classes() {
                 // SAFETY: the caller's promise.
                 let x = unsafe { tile.load(simd, class) };
-                classes = x.simd_eq(logits).select(E::Real::splat(simd, class as f64), classes);
+                classes = x.simd_eq(logits).select(R::splat(simd, class as f64), classes);
             }
             let mut numbers = [0.0; MOST_LANES];
-            E::Real::widen(classes, &mut numbers);
+            R::widen(classes, &mut numbers);
             for (leader, number) in leaders.iter_mut().zip(numbers) {
                 *leader = number as usize;
             }
