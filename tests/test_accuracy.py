@@ -219,11 +219,12 @@ def test_softcap(level, dtype, softcap, axis, function):
 
 
 @dtypes
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("classes", [3000, 5000, 20_000])
-def test_statistics_of_many_likely_classes(level, dtype, classes):
+def test_statistics_of_many_likely_classes(level, dtype, classes, temperature):
     """A probability is no exponential of a rounded logarithm: that of 1 / 5000 would be off by 8 u."""
     logits = (np.random.default_rng(88).standard_normal((20, classes)) * 1e-3).astype(dtype)
-    check(statistics, logits, Softmax(logits))
+    check(statistics, logits, Softmax(logits, temperature), temperature=temperature)
 
 
 @pytest.mark.parametrize("classes", [3, 300])

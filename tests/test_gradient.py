@@ -193,9 +193,11 @@ def test_grad_output_of_every_magnitude(level, dtype, axis, classes, random):
     softmax, scale = Softmax(logits), grad_output[:, None]
     turned = logits if axis == 1 else np.ascontiguousarray(logits.T)
     wide = dtype if dtype == np.float64 else np.dtype(np.float32)
-    for out in (np.full(turned.shape, np.nan, wide), np.full_like(turned, np.nan)):
+    in_place = turned.copy()
+    for out in (np.full(turned.shape, np.nan, wide), np.full_like(turned, np.nan), in_place):
+        source = in_place if out is in_place else turned
         xent_rs.cross_entropy_with_grad(
-            turned, targets, axis=axis, reduction="none", grad_output=grad_output, out=out
+            source, targets, axis=axis, reduction="none", grad_output=grad_output, out=out
         )
         got, bound = np.moveaxis(out, axis, -1), gradient_bound(softmax, targets, dtype, scale)
         assert_within("gradient", got, softmax.gradients(targets) * scale, bound, dtype, f"into {out.dtype}")

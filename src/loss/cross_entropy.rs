@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
-use crate::row::tile::{self, AnyTile, Tile, Transposed, WeightRoom, batches};
+use crate::row::tile::{self, AnyTile, Output, Transposed, WeightRoom, batches};
 use crate::row::{Stores, fill, find_point, gradient, product};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, Row, View};
@@ -105,8 +105,9 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
             let teacher = self.problem.teacher(simd, &batch, &mut teachers);
             let mut targets = Targets::none(batch.rows, self.problem.dense(batch.first, classes, teacher.as_ref()));
             self.problem.set(batch.first, classes, &mut targets);
-            let losses = match batch.tile(simd, self.logits, &mut loaded) {
-                Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room),
+            let losses = match batch.tile(simd, &mut loaded) {
+                // SAFETY: the room is not used again for this batch.
+                Some(tile) => unsafe { self.tile(simd, batch.first, tile, &mut targets, &mut room) },
                 None => self.rows(simd, batch.first, &mut targets),
             };
             // By the number of the row, wherever its batch begins, so that the layout changes no bit.
@@ -124,8 +125,11 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
 
 impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// The losses of rows across lanes, and their derivatives if they are asked for.
+    ///
+    /// # Safety
+    /// `tile` is what [`tile::Batch::tile`] returned, and its room has not been used since.
     #[inline(always)]
-    fn tile<S: Simd>(
+    unsafe fn tile<S: Simd>(
         &self,
         simd: S,
         first: usize,
@@ -134,7 +138,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         room: &mut Room<E::Real>,
     ) -> PerLane<f64> {
         let transform = self.problem.transform;
-        // SAFETY: the tile's values are the view's, or were transposed.
+        // SAFETY: its values are readable by the caller's promise.
         let (found, spreads) = unsafe {
             if targets.names_classes {
                 targets.points.logit = tile.pick::<E>(&targets.points.class);
@@ -143,13 +147,14 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         };
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
         if let Some(derivatives) = self.derivatives {
-            // SAFETY: as above.
-            unsafe { tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref()) };
             let scales = self.scales(simd, derivatives, first, targets.rows);
-            let in_place = self.logits.row(first).is_at(derivatives.gradient.row(first));
-            // What overwrites the tile is written last.
-            for gradient in [!in_place, in_place] {
-                self.write_tile(simd, first, tile, targets, &losses, &scales, gradient, room);
+            let over_logits = self.logits.row(first).is_at(derivatives.gradient.row(first));
+            // SAFETY: as above. What overwrites the tile is written last.
+            unsafe {
+                tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref());
+                for is_gradient in [!over_logits, over_logits] {
+                    self.write_tile(simd, derivatives, first, tile, targets, &losses, &scales, is_gradient, room);
+                }
             }
         }
         self.finish(first, targets, losses.loss)
@@ -274,11 +279,15 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     }
 
     /// Write the gradients of a tile of rows, or the diagonals of their Hessians.
+    ///
+    /// # Safety
+    /// The tile's values are readable, until they are overwritten by what is written.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)] // what `tile` has found
-    fn write_tile<S: Simd>(
+    unsafe fn write_tile<S: Simd>(
         &self,
         simd: S,
+        derivatives: &Derivatives<O>,
         first: usize,
         tile: AnyTile,
         targets: &Targets,
@@ -287,30 +296,24 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         is_gradient: bool,
         room: &mut Room<E::Real>,
     ) {
-        let Some(derivatives) = self.derivatives else { return };
         let view = if is_gradient { Some(&derivatives.gradient) } else { derivatives.hessian.as_ref() };
         let Some(view) = view else { return };
         let (rows, transform) = (targets.rows, self.problem.transform);
+        let stores = self.stores[usize::from(!is_gradient)];
         let slopes = batch::slopes(simd, losses, targets, scales, transform);
         // SAFETY: what is written are rows of an output that this chunk alone works on, the logits' rows themselves or
         // apart from them, or the room, which is stored once it was written.
         unsafe {
-            let in_place = Tile::in_place(view, first, rows).map(AnyTile::of);
-            if in_place.is_some() || Transposed::suits(view, self.stores[usize::from(!is_gradient)]) {
-                let out = in_place.unwrap_or_else(
-                    #[inline(always)]
-                    || AnyTile::of(room.results.tile(tile.classes())),
-                );
+            if let Some(mut out) = Output::new(view, first, rows, stores, &mut room.results) {
                 let written = if is_gradient {
-                    tile::gradients::<S, E::Real>(simd, tile, out, targets, &slopes, transform, &mut room.weights)
+                    let weights = &mut room.weights;
+                    tile::gradients::<S, E::Real>(simd, tile, out.tile(), targets, &slopes, transform, weights)
                 } else {
-                    tile::variances::<S, E::Real>(simd, tile, out, targets, losses, scales, transform);
+                    tile::variances::<S, E::Real>(simd, tile, out.tile(), targets, losses, scales, transform);
                     true
                 };
-                if written && in_place.is_none() {
-                    room.results.store(simd, view, first, rows);
-                }
                 if written {
+                    out.store(simd);
                     return;
                 }
             }
@@ -318,7 +321,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 let row = view.row(first + lane);
                 let logits = self.logits.row(first + lane);
                 if is_gradient {
-                    gradient(simd, lane, logits, row, targets, &slopes, transform, self.stores[0]);
+                    gradient(simd, lane, logits, row, targets, &slopes, transform, stores);
                 } else {
                     self.write_hessian(simd, lane, logits, row, targets, losses, *scale);
                 }

@@ -80,9 +80,12 @@ impl<E: Element> Kernel for Rows<'_, E> {
                     targets.points.logit[lane] = self.logits.row(first + lane).get(class).to_f64();
                 }
             }
-            let tile = batch.tile(simd, self.logits, &mut room);
-            let found = read(simd, self.logits, &batch, tile, &ranked, transform);
-            let spreads = self.spreads(simd, &batch, tile, &targets, &mut weights);
+            let tile = batch.tile(simd, &mut room);
+            // SAFETY: the room is not used again for this batch.
+            let (found, spreads) = unsafe {
+                let found = read(simd, &batch, tile, &ranked, transform);
+                (found, self.spreads(simd, &batch, tile, &targets, &mut weights))
+            };
             let losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
             let entropies = found.entropies(simd, rows);
             for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
@@ -105,8 +108,11 @@ impl<E: Element> Kernel for Rows<'_, E> {
 
 impl<E: Element> Rows<'_, E> {
     /// What the targets of a batch have to be summed: a second pass only if there is something.
+    ///
+    /// # Safety
+    /// As for [`read`].
     #[inline(always)]
-    fn spreads<S: Simd>(
+    unsafe fn spreads<S: Simd>(
         &self,
         simd: S,
         batch: &Batch<E>,
@@ -119,7 +125,7 @@ impl<E: Element> Rows<'_, E> {
         }
         let transform = self.problem.transform;
         if let Some(tile) = tile {
-            // SAFETY: the tile's values are the view's, or were loaded into the room.
+            // SAFETY: its values are readable by the caller's promise.
             return unsafe { tile::pass::<S, E>(simd, tile, targets, transform, weights).1 };
         }
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());

@@ -7,8 +7,8 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, MOST_LANES, PerLane};
-use crate::row::tile::{self, AnyTile, Batch, Tile, Transposed, batches};
-use crate::row::{Exponential, LogSumExp, Stores, Transform, log_probabilities, log_sum_exp, per_mass, probabilities};
+use crate::row::tile::{self, AnyTile, Batch, Output, Transposed, batches};
+use crate::row::{Exponential, Stores, Transform, log_probabilities, log_sum_exp, per_mass, probabilities};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, View};
 
@@ -74,22 +74,24 @@ fn run<E: Element, K: Kernel<Output = ()>>(
     map_chunks(chunks.count(), bytes, check, |chunk| level.run(work(chunks.rows_of(chunk)))).map(|_| ())
 }
 
-/// The log-sum-exps of a batch of rows, which `tile` has if they are across lanes.
+/// The log-sum-exps of a batch of rows: of `tile`, if they are across lanes.
+///
+/// # Safety
+/// `tile` is what [`Batch::tile`] returned, and its room has not been used since.
 #[inline(always)]
-fn found<S: Simd, E: Element>(
+unsafe fn found<S: Simd, E: Element>(
     simd: S,
-    logits: &View<E>,
     batch: &Batch<E>,
     tile: Option<AnyTile>,
     transform: Transform,
 ) -> batch::LogSumExps {
     if let Some(tile) = tile {
-        // SAFETY: the tile's values are the view's, or were loaded into the room.
+        // SAFETY: its values are readable by the caller's promise.
         return unsafe { tile::log_sum_exps::<S, E>(simd, tile, transform) };
     }
     let mut found = batch::LogSumExps::default();
     for lane in 0..batch.rows {
-        found.set(lane, log_sum_exp(simd, logits.row(batch.first + lane), transform));
+        found.set(lane, log_sum_exp(simd, batch.view.row(batch.first + lane), transform));
     }
     found
 }
@@ -108,8 +110,9 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
     fn run<S: Simd>(self, simd: S) {
         let mut room = Transposed::uninit();
         for batch in batches(self.logits, self.range.clone()) {
-            let tile = batch.tile(simd, self.logits, &mut room);
-            let found = found(simd, self.logits, &batch, tile, self.transform);
+            let tile = batch.tile(simd, &mut room);
+            // SAFETY: the room is not used again for this batch.
+            let found = unsafe { found(simd, &batch, tile, self.transform) };
             let values = batch::values(simd, &found, batch.rows, self.transform);
             // SAFETY: this chunk alone works on its rows.
             unsafe { self.out.set(batch.first, &values[..batch.rows]) }
@@ -134,17 +137,16 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
         let transform = self.transform;
         let (mut room, mut result) = (Transposed::uninit(), Transposed::uninit());
         for batch in batches(self.logits, self.range.clone()) {
-            let tile = batch.tile(simd, self.logits, &mut room);
-            let found = found(simd, self.logits, &batch, tile, transform);
+            let tile = batch.tile(simd, &mut room);
+            // SAFETY: the room is not used again for this batch.
+            let found = unsafe { found(simd, &batch, tile, transform) };
             let logs = if self.log { batch::log_totals(simd, &found, batch.rows) } else { [0.0; MOST_LANES] };
-            // SAFETY: the promise made to `softmax`, and this chunk alone works on its rows; the room was loaded.
+            // SAFETY: the promise made to `softmax`, and this chunk alone works on its rows; the room is not used again for
+            // this batch.
             unsafe {
-                if let Some(tile) = tile {
-                    self.tile(simd, &batch, tile, &found, &logs, &mut result);
-                    continue;
-                }
-                for (lane, log) in logs[..batch.rows].iter().enumerate() {
-                    self.row(simd, batch.first + lane, found.get(lane), *log);
+                match tile {
+                    Some(tile) => self.tile(simd, &batch, tile, &found, &logs, &mut result),
+                    None => self.rows(simd, &batch, &found, &logs),
                 }
             }
         }
@@ -155,21 +157,24 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
 }
 
 impl<E: Element, O: Element<Real = E::Real>> Softmax<'_, E, O> {
-    /// Write a row.
+    /// Write rows, one after the other.
     ///
     /// # Safety
-    /// As for [`softmax`], and this thread alone works on the row.
+    /// As for [`softmax`], and this thread alone works on the rows.
     #[inline(always)]
-    unsafe fn row<S: Simd>(&self, simd: S, index: usize, found: LogSumExp, log_total: f64) {
-        let (row, out, transform) = (self.logits.row(index), self.out.row(index), self.transform);
-        let reference = found.reference;
-        // SAFETY: the caller's promise.
-        unsafe {
-            if self.log {
-                log_probabilities(simd, row, out, reference, log_total, transform, self.stores);
-            } else {
-                let softmax = Exponential { reference, factor: per_mass(1.0, found.total()), transform };
-                probabilities(simd, row, out, softmax, self.stores);
+    unsafe fn rows<S: Simd>(&self, simd: S, batch: &Batch<E>, found: &batch::LogSumExps, logs: &PerLane<f64>) {
+        let transform = self.transform;
+        for lane in 0..batch.rows {
+            let (row, out) = (self.logits.row(batch.first + lane), self.out.row(batch.first + lane));
+            let reference = found.reference[lane];
+            // SAFETY: the caller's promise.
+            unsafe {
+                if self.log {
+                    log_probabilities(simd, row, out, reference, logs[lane], transform, self.stores);
+                } else {
+                    let softmax = Exponential { reference, factor: per_mass(1.0, found.get(lane).total()), transform };
+                    probabilities(simd, row, out, softmax, self.stores);
+                }
             }
         }
     }
@@ -188,25 +193,14 @@ impl<E: Element, O: Element<Real = E::Real>> Softmax<'_, E, O> {
         logs: &PerLane<f64>,
         result: &mut Transposed<E::Real>,
     ) {
-        let logs = self.log.then_some(logs);
         // SAFETY: the caller's promise; the room is stored once it was written.
         unsafe {
-            let in_place = Tile::in_place(self.out, batch.first, batch.rows).map(AnyTile::of);
-            if in_place.is_none() && !Transposed::suits(self.out, self.stores) {
-                for lane in 0..batch.rows {
-                    let log = logs.map_or(0.0, |logs| logs[lane]);
-                    self.row(simd, batch.first + lane, found.get(lane), log);
-                }
-                return;
-            }
-            let out = in_place.unwrap_or_else(
-                #[inline(always)]
-                || AnyTile::of(result.tile(tile.classes())),
-            );
-            tile::probabilities::<S, E::Real>(simd, tile, out, found, logs, self.transform);
-            if in_place.is_none() {
-                result.store(simd, self.out, batch.first, batch.rows);
-            }
+            let Some(mut out) = Output::new(self.out, batch.first, batch.rows, self.stores, result) else {
+                return self.rows(simd, batch, found, logs);
+            };
+            let logs = self.log.then_some(logs);
+            tile::probabilities::<S, E::Real>(simd, tile, out.tile(), found, logs, self.transform);
+            out.store(simd);
         }
     }
 }
@@ -227,8 +221,9 @@ impl<E: Element> Kernel for Selected<'_, E> {
         let chosen = self.index.rows() / self.logits.rows();
         let mut room = Transposed::uninit();
         for batch in batches(self.logits, self.range.clone()) {
-            let tile = batch.tile(simd, self.logits, &mut room);
-            let found = found(simd, self.logits, &batch, tile, self.transform);
+            let tile = batch.tile(simd, &mut room);
+            // SAFETY: the room is not used again for this batch.
+            let found = unsafe { found(simd, &batch, tile, self.transform) };
             // As many choices at a time as there are lanes, be they of one row or of several.
             let numbers = batch.first * chosen..(batch.first + batch.rows) * chosen;
             for first in numbers.clone().step_by(MOST_LANES) {

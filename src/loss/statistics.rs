@@ -72,8 +72,9 @@ impl<E: Element> Kernel for Rows<'_, E> {
                     logits[lane] = self.logits.row(first + lane).get(class).to_f64();
                 }
             }
-            let tile = batch.tile(simd, self.logits, &mut room);
-            let found = read(simd, self.logits, &batch, tile, &classes, self.transform);
+            let tile = batch.tile(simd, &mut room);
+            // SAFETY: the room is not used again for this batch.
+            let found = unsafe { read(simd, &batch, tile, &classes, self.transform) };
             let [values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
             let entropies = found.entropies(simd, rows);
             let (mut leaders, mut ranks) = ([0.0; MOST_LANES], [-1.0; MOST_LANES]);
@@ -100,11 +101,13 @@ impl<E: Element> Kernel for Rows<'_, E> {
     }
 }
 
-/// The statistics of a batch of rows, which `tile` has if they are across lanes, and the rank of a class in each.
+/// The statistics of a batch of rows, those of `tile` if they are across lanes, and the rank of a class in each.
+///
+/// # Safety
+/// `tile` is what [`Batch::tile`] returned, and its room has not been used since.
 #[inline(always)]
-pub(super) fn read<S: Simd, E: Element>(
+pub(super) unsafe fn read<S: Simd, E: Element>(
     simd: S,
-    logits: &View<E>,
     batch: &Batch<E>,
     tile: Option<AnyTile>,
     ranked: &PerLane<Option<usize>>,
@@ -113,14 +116,14 @@ pub(super) fn read<S: Simd, E: Element>(
     let Some(tile) = tile else {
         let mut found = Statistics::default();
         for lane in 0..batch.rows {
-            found.read(simd, lane, logits.row(batch.first + lane), ranked[lane], transform);
+            found.read(simd, lane, batch.view.row(batch.first + lane), ranked[lane], transform);
         }
         return found;
     };
-    // SAFETY: the tile's values are the view's, or were loaded into the room.
+    // SAFETY: its values are readable by the caller's promise.
     let mut found = unsafe { Statistics::of_tile::<S, E>(simd, tile, ranked, transform) };
     for lane in 0..batch.rows {
-        found.find_nan(lane, logits.row(batch.first + lane));
+        found.find_nan(lane, batch.view.row(batch.first + lane));
     }
     found
 }

@@ -349,7 +349,7 @@ fn probability<S: Simd>(
     let (own, others) = (load(simd, &found.own, half), load(simd, &found.others, half));
     let total = own + others;
     let (logit, reference) = (load(simd, logits.logits, half), load(simd, references.logits, half));
-    let leads = logit.simd_eq(reference) & own.simd_eq(lanes(1.0));
+    let leads = logit.simd_eq(reference);
     let ([a, a_low], [b, b_low]) = (logits.load(simd, half), references.load(simd, half));
     let [high, low] = quotient(simd, a, b, a_low - b_low, transform.temperature());
     // Subnormal probabilities too.

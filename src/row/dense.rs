@@ -116,9 +116,9 @@ impl<'a> Teacher<'a> {
         start: usize,
         block: &mut [f64],
     ) -> Option<PerLane<f64>> {
-        let tile = self.tile?;
-        assert!(start + block.len() / R::LANES <= tile.classes());
-        let tile = tile.stored_as::<R>()?;
+        let any = self.tile?;
+        let tile = any.stored_as::<R>()?;
+        assert!(start + block.len() / R::LANES <= any.classes());
         let mut sums = [0.0; MOST_LANES];
         simd.vectorize(
             #[inline(always)]

@@ -382,7 +382,7 @@ fn of_four<S: Simd, R: Real, F: Function<S, R>>(f: &F, mut x: [R::Lanes<S>; 4]) 
             let ([a, b], [c, d]) = (f.of([a, b]), f.of([c, d]));
             [a, b, c, d]
         }
-        // A loop, since a vector takes a lot of code there.
+        // A loop: at the portable level an exponential is a lot of code.
         _ => {
             for x in &mut x {
                 [*x] = f.of([*x]);

@@ -141,7 +141,7 @@ impl Statistics {
     ) -> [PerLane<f64>; 3] {
         let found = &self.log_sum_exps;
         let [values, missed] = missed(simd, found, [&[0.0; MOST_LANES], logits], rows, transform);
-        // Not of `lse − z`, whose rounding grows with it.
+        // Not `exp(z − lse)`: of thousands of likely classes lse is 8 or more, and rounded so.
         let leaders = probabilities(simd, found, &self.top, rows, transform);
         [values, missed, leaders]
     }

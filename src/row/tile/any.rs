@@ -1,4 +1,5 @@
-//! Tiles of any storage type, for the kernels that are worth none for each; see [`crate::row::AnyRow`].
+//! A tile of any storage type: what drivers know. Kernels that are worth it are compiled for its own type; the others read it
+//! a vector at a time, like [`crate::row::AnyRow`].
 
 use std::any::Any;
 
@@ -10,7 +11,8 @@ use crate::element::Element;
 use crate::math::Real;
 use crate::row::batch::{MOST_LANES, PerLane};
 
-/// A tile of any storage type.
+/// A tile of any storage type. Kernels panic if it is not one that they were asked to read: of rows of `E`s either an `E`
+/// or what that computes in, and else one that computes in their `R`.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // their names say it
 pub enum AnyTile {
@@ -63,7 +65,7 @@ impl AnyTile {
     /// The tile's values are readable.
     ///
     /// # Panics
-    /// If there is no such class, or as for [`super::log_sum_exps`].
+    /// If there is no such class.
     #[inline(always)]
     pub unsafe fn pick<E: Element>(&self, classes: &PerLane<usize>) -> PerLane<f64> {
         // SAFETY: the caller's promise.
@@ -79,7 +81,7 @@ impl AnyTile {
 impl<S: Simd, R: Real> Tiled<S, R> for AnyTile {
     #[inline(always)]
     fn classes(&self) -> usize {
-        Self::classes(self)
+        AnyTile::classes(self)
     }
 
     #[inline(always)]
@@ -130,4 +132,37 @@ unsafe fn store_vector<S: Simd, E: Element>(simd: S, tile: Tile<E>, class: usize
             unsafe { E::store(simd, tile.pointer(class), lanes) }
         },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::{Axes, View};
+
+    /// A tile is what it was made of, and nothing else: kernels that are compiled for its type get it.
+    fn is_one_of<E: Element>(number: usize) {
+        let mut values = [E::MASKED; MOST_LANES];
+        let (lanes, size) = (E::Real::LANES, size_of::<E>() as isize);
+        // SAFETY: the axes describe `values`, which outlive the view and are this thread's.
+        let view = unsafe { View::new(values.as_mut_ptr().cast(), Axes::new([(lanes, size)]), 1, size, false) };
+        let tile = AnyTile::of(Tile::<E>::in_place(&view, 0, lanes).expect("the rows lie side by side"));
+        let found = [
+            tile.stored_as::<f16>().is_some(),
+            tile.stored_as::<bf16>().is_some(),
+            tile.stored_as::<f32>().is_some(),
+            tile.stored_as::<f64>().is_some(),
+        ];
+        assert_eq!(found.map(usize::from).iter().sum::<usize>(), 1);
+        assert!(found[number]);
+        // SAFETY: the values are there.
+        assert_eq!(unsafe { tile.pick::<E>(&[0; MOST_LANES]) }[..lanes], vec![f64::NEG_INFINITY; lanes]);
+    }
+
+    #[test]
+    fn tiles_know_their_type() {
+        is_one_of::<f16>(0);
+        is_one_of::<bf16>(1);
+        is_one_of::<f32>(2);
+        is_one_of::<f64>(3);
+    }
 }

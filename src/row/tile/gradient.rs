@@ -20,6 +20,9 @@ use crate::row::{Transform, per_mass};
 ///
 /// # Safety
 /// The values of `tile` are readable, those of `out` writeable, and `out` is `tile` itself or apart from it.
+///
+/// # Panics
+/// If one of them has more classes.
 #[inline(always)]
 pub unsafe fn gradients<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
@@ -30,6 +33,7 @@ pub unsafe fn gradients<S: Simd, R: Real + Element<Real = R>>(
     transform: Transform,
     weights: &mut Option<WeightRoom>,
 ) -> bool {
+    assert_eq!(tile.classes(), out.classes());
     let plain = targets.dense.is_none() && transform.mode() != CAPPED;
     // SAFETY: the caller's promise.
     unsafe {
@@ -228,6 +232,7 @@ pub unsafe fn probabilities<S: Simd, R: Real + Element<Real = R>>(
     logs: Option<&PerLane<f64>>,
     transform: Transform,
 ) {
+    assert_eq!(tile.classes(), out.classes());
     // SAFETY: the caller's promise.
     unsafe {
         match (tile.stored_as::<R>(), out.stored_as::<R>()) {
@@ -293,6 +298,7 @@ pub unsafe fn variances<S: Simd, R: Real>(
     scales: &PerLane<f64>,
     transform: Transform,
 ) {
+    assert_eq!(tile.classes(), out.classes());
     // Nothing equals NaN.
     let (mut leaders, mut own) = ([f64::NAN; MOST_LANES], [0.0; MOST_LANES]);
     let [mut factors, mut variance_scales] = [[0.0; MOST_LANES]; 2];
@@ -315,7 +321,7 @@ pub unsafe fn variances<S: Simd, R: Real>(
                 let (leader, own) = (R::narrow(simd, &leaders), R::narrow(simd, &own));
                 let zero = R::splat(simd, 0.0);
                 let counts = R::narrow(simd, &targets.counts).simd_gt(zero);
-                for class in 0..Tiled::<S, R>::classes(&tile) {
+                for class in 0..tile.classes() {
                     // SAFETY: the caller's promise.
                     unsafe {
                         let x: R::Lanes<S> = Tiled::<S, R>::load(&tile, simd, class);

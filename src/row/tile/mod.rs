@@ -22,7 +22,7 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 pub use self::any::AnyTile;
 pub use self::gradient::{gradients, probabilities, variances};
-pub use self::transposed::Transposed;
+pub use self::transposed::{Output, Transposed};
 use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
 use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
 use super::transform::{CAPPED, Factors, PLAIN, SCALED, Scale, Value, with_mode};
@@ -85,7 +85,9 @@ impl<E: Element> Tile<E> {
 
 /// Rows of a view that are worked on together.
 #[derive(Clone, Copy)]
-pub struct Batch<E> {
+pub struct Batch<'a, E> {
+    /// The view.
+    pub view: &'a View<E>,
     /// The first row.
     pub first: usize,
     /// How many there are, no more than there are lanes.
@@ -103,17 +105,15 @@ enum Across<E> {
     Transposed,
 }
 
-impl<E: Element> Batch<E> {
-    /// The rows across lanes, if that is how they are worked on: those of the view, or a copy in the room.
+impl<E: Element> Batch<'_, E> {
+    /// The rows across lanes, if that is how they are worked on: those of the view, or a copy in the room. Its values are
+    /// readable until the room is used again.
     #[inline(always)]
-    pub fn tile<S: Simd>(&self, simd: S, view: &View<E>, room: &mut Transposed<E::Real>) -> Option<AnyTile> {
-        self.across.map(
-            #[inline(always)]
-            |across| match across {
-                Across::InPlace(tile) => AnyTile::of(tile),
-                Across::Transposed => AnyTile::of(room.load(simd, view, self.first, self.rows)),
-            },
-        )
+    pub fn tile<S: Simd>(&self, simd: S, room: &mut Transposed<E::Real>) -> Option<AnyTile> {
+        Some(match self.across? {
+            Across::InPlace(tile) => AnyTile::of(tile),
+            Across::Transposed => AnyTile::of(room.load(simd, self.view, self.first, self.rows)),
+        })
     }
 }
 
@@ -123,7 +123,7 @@ const BATCH_BYTES: usize = 1 << 17;
 /// Cut some rows of a view into batches: by its shape and layout alone. Where results go does not count, lest the losses
 /// depend on it.
 #[inline(always)]
-pub fn batches<E: Element>(view: &View<E>, rows: std::ops::Range<usize>) -> impl Iterator<Item = Batch<E>> {
+pub fn batches<E: Element>(view: &View<E>, rows: std::ops::Range<usize>) -> impl Iterator<Item = Batch<'_, E>> {
     let lanes = E::Real::LANES;
     let classes = view.classes();
     let together = (BATCH_BYTES / (classes.saturating_mul(size_of::<E>())).max(1)).clamp(1, lanes);
@@ -139,7 +139,7 @@ pub fn batches<E: Element>(view: &View<E>, rows: std::ops::Range<usize>) -> impl
             let across = in_place.or((classes <= most_classes::<E::Real>()).then_some(Across::Transposed));
             // The next batch begins where neighbours do.
             let left = left.min(view.neighbours_from(first).unwrap_or(left));
-            let batch = Batch { first, rows: left.min(if across.is_some() { lanes } else { together }), across };
+            let batch = Batch { view, first, rows: left.min(if across.is_some() { lanes } else { together }), across };
             first += batch.rows;
             Some(batch)
         },
@@ -189,9 +189,6 @@ pub unsafe fn pass<S: Simd, E: Element>(
 ///
 /// # Safety
 /// The tile's values are readable.
-///
-/// # Panics
-/// If the tile is stored in another type, and not in that which is computed in.
 #[inline(always)]
 pub unsafe fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: AnyTile, transform: Transform) -> LogSumExps {
     // SAFETY: the caller's promise.
@@ -224,7 +221,7 @@ pub(super) unsafe fn pass_with<S: Simd, R: Real + Element<Real = R>, C: Companio
     }
 }
 
-/// [`pass_of`] the caller's memory, where logits are not capped.
+/// [`pass_of`] a tile whose type is known; logits that are capped are read as those of any type are.
 ///
 /// # Safety
 /// The tile's values are readable.

@@ -1,10 +1,11 @@
 //! Rows of few classes, transposed into a room of their own: loaded and stored a square of lanes × lanes at a time.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::{MOST_BYTES, Tile, most_classes};
+use super::{AnyTile, MOST_BYTES, Tile, most_classes};
 use crate::element::Element;
 use crate::math::Real;
 use crate::row::Stores;
@@ -31,13 +32,6 @@ impl<R: Real + Element<Real = R>> Transposed<R> {
     #[inline(always)]
     pub fn uninit() -> Self {
         Self { values: [MaybeUninit::uninit(); ROOM] }
-    }
-
-    /// Whether rows of results should be made here, and then stored.
-    #[inline(always)]
-    pub fn suits<O: Element<Real = R>>(out: &View<O>, stores: Stores) -> bool {
-        let classes = out.classes();
-        classes <= most_classes::<R>() && (stores == Stores::Cached || classes * size_of::<O>() < STREAMED_ROW)
     }
 
     /// The room as a tile of `classes` classes.
@@ -77,7 +71,7 @@ impl<R: Real + Element<Real = R>> Transposed<R> {
     /// # Safety
     /// As for [`crate::view::Row::set`], for all of these rows; the tile was written.
     #[inline(always)]
-    pub unsafe fn store<S: Simd, O: Element<Real = R>>(&self, simd: S, view: &View<O>, first: usize, count: usize) {
+    unsafe fn store<S: Simd, O: Element<Real = R>>(&self, simd: S, view: &View<O>, first: usize, count: usize) {
         let classes = view.classes();
         assert!(classes <= most_classes::<R>() && count <= R::LANES);
         // SAFETY: the caller's promise.
@@ -92,6 +86,54 @@ impl<R: Real + Element<Real = R>> Transposed<R> {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Where the results of some rows across lanes go: to the output itself, if its rows lie so, or to a room and from there to
+/// the output.
+pub struct Output<'a, O: Element> {
+    view: &'a View<O>,
+    rows: Range<usize>,
+    in_place: Option<Tile<O>>,
+    room: &'a mut Transposed<O::Real>,
+}
+
+impl<'a, O: Element> Output<'a, O> {
+    /// For `count` rows from `first` on; `None` if they had better be written one after the other.
+    #[inline(always)]
+    pub fn new(
+        view: &'a View<O>,
+        first: usize,
+        count: usize,
+        stores: Stores,
+        room: &'a mut Transposed<O::Real>,
+    ) -> Option<Self> {
+        let in_place = Tile::in_place(view, first, count);
+        let classes = view.classes();
+        let suits = classes <= most_classes::<O::Real>()
+            && (stores == Stores::Cached || classes * size_of::<O>() < STREAMED_ROW);
+        (in_place.is_some() || suits).then_some(Self { view, rows: first..first + count, in_place, room })
+    }
+
+    /// Where to write them.
+    #[inline(always)]
+    pub fn tile(&mut self) -> AnyTile {
+        match self.in_place {
+            Some(tile) => AnyTile::of(tile),
+            None => AnyTile::of(self.room.tile(self.view.classes())),
+        }
+    }
+
+    /// Bring what was written to the output, if it is not there.
+    ///
+    /// # Safety
+    /// As for [`crate::view::Row::set`], for all of the rows; the tile was written.
+    #[inline(always)]
+    pub unsafe fn store<S: Simd>(self, simd: S) {
+        if self.in_place.is_none() {
+            // SAFETY: the caller's promise.
+            unsafe { self.room.store(simd, self.view, self.rows.start, self.rows.len()) }
         }
     }
 }
