@@ -57,8 +57,8 @@ class Evaluator:
     With ``z = logits / temperature`` and ``p = softmax(z)`` each row has the loss ``logsumexp(z) -
     z[target]``, or that of `cross_entropy` with the same options, and the entropy ``-sum(p * ln(p))``. The
     sums over batches are exact (integers, in units of 2**-1074), so that neither the order of the updates nor
-    the way evaluators are merged changes a bit of the result. Those of a batch are rounded: other batches of the
-    same rows may differ in the last bits.
+    the way evaluators are merged changes a bit of the result. Those of a batch are rounded: other batches of
+    the same rows may differ in the last bits.
 
     An evaluator can be pickled. It is not meant to be updated by several threads at once: give each its own
     and merge them.
