@@ -21,7 +21,7 @@
 //! |---|---|
 //! | [`python`] | the only place that knows Python and NumPy: dtypes, strides, validation, exceptions |
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
-//! | [`parallel`] | the only place that knows threads: chunks of rows, the pool, fork, interruption |
+//! | [`parallel`] | the only place that knows threads: chunks of rows, the pool, where it runs, fork, interruption |
 //! | [`row`] | the kernels: on one row, on a tile of rows across lanes, and what is once a row for a batch of them |
 //! | [`numbers`] | weights and probabilities in foreign memory, of any dtype |
 //! | [`view`] | an n-dimensional array in foreign memory, seen as rows of classes |

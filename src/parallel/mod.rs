@@ -8,16 +8,24 @@
 //! a pool that an earlier process made is left where it is, neither used nor dropped: its threads do not exist. Long
 //! jobs run in slices of about 50 ms, between which the caller may stop them.
 
+#[cfg_attr(target_os = "linux", path = "placement.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "no_placement.rs")]
+mod placement;
+
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use self::placement::Places;
 use crate::error::{Error, Result};
 
 /// Jobs of fewer bytes than this stay on the caller's thread: some 30 µs of work.
 const INLINE_BYTES: usize = 1 << 18;
+
+/// Jobs of fewer bytes than this run where their threads wake: a halted CPU takes some 50 µs to wake.
+const SPREAD_BYTES: usize = 1 << 20;
 
 /// How long a slice of a long job should take.
 const SLICE: Duration = Duration::from_millis(50);
@@ -87,11 +95,48 @@ pub fn set_num_threads(threads: usize) -> Result<()> {
     }
 }
 
+/// The threads beside the caller's.
+struct Workers {
+    pool: ThreadPool,
+    places: Arc<Places>,
+}
+
+impl Workers {
+    /// `None` if the system refuses the threads.
+    fn new(count: usize) -> Option<Self> {
+        let places = Arc::new(Places::new(count));
+        let entered = Arc::clone(&places);
+        let builder = ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(|index| format!("xent_rs-{index}"))
+            .start_handler(move |index| entered.enter(index));
+        Some(Self { pool: builder.build().ok()?, places })
+    }
+
+    /// Run `work` on the caller's thread and on `others` of these; `spread` says whether that is worth CPUs of their own.
+    fn run(&self, others: usize, spread: bool, work: impl Fn() + Sync) {
+        if spread {
+            self.places.spread();
+        }
+        self.pool.in_place_scope(|scope| {
+            for _ in 0..others {
+                scope.spawn(|_| {
+                    let worker = self.pool.current_thread_index().expect("a thread of the pool");
+                    self.places.begin(worker);
+                    work();
+                    self.places.end(worker);
+                });
+            }
+            work();
+        });
+    }
+}
+
 /// The pool of one process.
 struct ProcessPool {
     forks: usize,
-    /// The threads beside the caller's, for the number of threads last asked for.
-    workers: Mutex<Option<Arc<ThreadPool>>>,
+    /// Those for the number of threads last asked for.
+    workers: Mutex<Option<Arc<Workers>>>,
 }
 
 /// Forks seen by this process, its ancestors' included.
@@ -100,14 +145,13 @@ static FORKS: AtomicUsize = AtomicUsize::new(0);
 /// This process's pool, or an ancestor's, or null.
 static POOL: AtomicPtr<ProcessPool> = AtomicPtr::new(std::ptr::null_mut());
 
-/// The pool with `workers` threads, made if need be; `None` if the system refuses the threads.
-fn workers(workers: usize) -> Option<Arc<ThreadPool>> {
+/// `count` workers, made if need be; `None` if the system refuses the threads.
+fn workers(count: usize) -> Option<Arc<Workers>> {
     let pool = process_pool();
     // Nothing between here and the end can panic with the lock held, so a poisoned lock holds a good value.
     let mut current = pool.workers.lock().unwrap_or_else(PoisonError::into_inner);
-    if current.as_ref().is_none_or(|pool| pool.current_num_threads() != workers) {
-        let builder = ThreadPoolBuilder::new().num_threads(workers).thread_name(|index| format!("xent_rs-{index}"));
-        *current = Some(Arc::new(builder.build().ok()?));
+    if current.as_ref().is_none_or(|workers| workers.pool.current_num_threads() != count) {
+        *current = Some(Arc::new(Workers::new(count)?));
     }
     current.clone()
 }
@@ -190,14 +234,12 @@ fn run(chunks: usize, chunk_bytes: usize, check: &dyn Fn() -> Result<()>, work: 
             }
         };
         // Asked for each time: `check` may have run a signal handler, and that may have forked.
-        let pool = if threads.min(chunks) > 1 { workers(threads - 1) } else { None };
-        match pool {
-            Some(pool) => pool.in_place_scope(|scope| {
-                for _ in 1..threads.min(end - start) {
-                    scope.spawn(|_| take());
-                }
-                take();
-            }),
+        let workers = if threads.min(chunks) > 1 { workers(threads - 1) } else { None };
+        match workers {
+            Some(workers) => {
+                let spread = (end - start).saturating_mul(chunk_bytes) >= SPREAD_BYTES;
+                workers.run(threads.min(end - start) - 1, spread, take);
+            }
             None => take(),
         }
         let speed = SLICE.as_secs_f64() / began.elapsed().as_secs_f64().max(1e-9);
