@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use self::placement::Places;
+use self::placement::{Job, Places};
 use crate::error::{Error, Result};
 
 /// Jobs of fewer bytes than this stay on the caller's thread: some 30 µs of work.
 const INLINE_BYTES: usize = 1 << 18;
 
-/// Jobs of fewer bytes than this run where their threads wake: a halted CPU takes some 50 µs to wake.
+/// Jobs of fewer bytes than this, some 100 µs of work, run where their threads wake: a halted CPU takes 50 µs to wake.
 const SPREAD_BYTES: usize = 1 << 20;
 
 /// How long a slice of a long job should take.
@@ -115,18 +115,19 @@ impl Workers {
 
     /// Run `work` on the caller's thread and on `others` of these; `spread` says whether that is worth CPUs of their own.
     fn run(&self, others: usize, spread: bool, work: impl Fn() + Sync) {
-        if spread {
-            self.places.spread();
-        }
+        let job = Job::begin();
         self.pool.in_place_scope(|scope| {
+            let bound = spread.then(|| self.places.spread(&job, others));
             for _ in 0..others {
                 scope.spawn(|_| {
-                    let worker = self.pool.current_thread_index().expect("a thread of the pool");
-                    self.places.begin(worker);
                     work();
-                    self.places.end(worker);
+                    if let Some(worker) = self.pool.current_thread_index() {
+                        self.places.end(worker);
+                    }
                 });
             }
+            // They were woken.
+            drop(bound);
             work();
         });
     }

@@ -1,5 +1,15 @@
 //! Where threads run is left to the system.
 
+/// A job that runs.
+pub(super) struct Job;
+
+impl Job {
+    pub(super) fn begin() -> Self {
+        Self
+    }
+}
+
+/// Where the workers of a pool run.
 pub(super) struct Places;
 
 impl Places {
@@ -9,9 +19,7 @@ impl Places {
 
     pub(super) fn enter(&self, _worker: usize) {}
 
-    pub(super) fn begin(&self, _worker: usize) {}
-
     pub(super) fn end(&self, _worker: usize) {}
 
-    pub(super) fn spread(&self) {}
+    pub(super) fn spread(&self, _job: &Job, _others: usize) {}
 }

@@ -1,18 +1,42 @@
-//! Where threads run: no two of them on one CPU while another is free.
+//! Where threads run: a worker that was last seen on a CPU of another thread of the job is sent to one of its own.
 //!
-//! That is the kernel's work, but in virtual machines it often leaves a worker on the CPU of the thread that wakes it: a
-//! virtual CPU that halts counts as preempted, so it is no idle one to wake a thread on (KVM), and a job of some
+//! That is the kernel's work, but in a virtual machine it may leave a worker on the CPU of the thread that wakes it: where
+//! the host reports halted virtual CPUs as preempted (KVM), they are no idle ones to wake a thread on, and a job of some
 //! milliseconds is over before load is balanced. After 20 ms of rest, 262144 × 10 float32 took 2.4 ms with two threads
-//! as with one, call after call, and takes 1.3. So the caller looks where the workers were when they last worked, and
-//! sends one that shares a CPU with another thread to a free one; once there, it may run wherever it could before.
+//! as with one, call after call, and takes 1.4.
+//!
+//! The kernel chooses where a thread wakes while it is being woken, so a worker is bound to its CPU only until it was.
+//! Machines of more CPUs than a set has bits (1024) do without.
 
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use libc::{c_int, cpu_set_t, pid_t};
 
-/// Not known.
+/// Not known; no thread and no CPU has that number.
 const UNKNOWN: c_int = -1;
+
+/// The jobs that run at this time. While one does, where its workers are is not known.
+static JOBS: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the system has refused.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// A job that runs.
+pub(super) struct Job {
+    alone: bool,
+}
+
+impl Job {
+    pub(super) fn begin() -> Self {
+        Self { alone: JOBS.fetch_add(1, Ordering::AcqRel) == 0 }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        JOBS.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 /// Where the workers of a pool run.
 pub(super) struct Places {
@@ -24,14 +48,35 @@ struct Place {
     thread: AtomicI32,
     /// Where it was when it last finished a job.
     cpu: AtomicI32,
-    /// Where it could run before it was sent to one CPU.
-    allowed: Mutex<Option<cpu_set_t>>,
+}
+
+/// Workers that are bound to a CPU, until this is dropped.
+#[must_use]
+pub(super) struct Bound {
+    workers: Vec<Binding>,
+}
+
+struct Binding {
+    thread: pid_t,
+    cpu: cpu_set_t,
+    before: cpu_set_t,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        for Binding { thread, cpu, before } in &self.workers {
+            // Unless somebody else has changed it meanwhile.
+            // SAFETY: the call only reads the sets.
+            if affinity(*thread).is_some_and(|now| unsafe { libc::CPU_EQUAL(&now, cpu) }) {
+                set_affinity(*thread, before);
+            }
+        }
+    }
 }
 
 impl Places {
     pub(super) fn new(workers: usize) -> Self {
-        let place =
-            |_| Place { thread: AtomicI32::new(UNKNOWN), cpu: AtomicI32::new(UNKNOWN), allowed: Mutex::new(None) };
+        let place = |_| Place { thread: AtomicI32::new(UNKNOWN), cpu: AtomicI32::new(UNKNOWN) };
         Self { workers: (0..workers).map(place).collect() }
     }
 
@@ -42,63 +87,52 @@ impl Places {
         self.workers[worker].thread.store(thread as pid_t, Ordering::Relaxed);
     }
 
-    /// The calling thread, this worker, begins a job: it may run wherever it could before it was sent here.
-    pub(super) fn begin(&self, worker: usize) {
-        let mut allowed = self.workers[worker].allowed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cpus) = allowed.take() {
-            set_affinity(0, &cpus);
-        }
-    }
-
     /// The calling thread, this worker, has finished a job.
     pub(super) fn end(&self, worker: usize) {
         self.workers[worker].cpu.store(current(), Ordering::Relaxed);
     }
 
-    /// Send workers that share a CPU with another thread, or with the caller, to free ones, as far as there are any.
-    pub(super) fn spread(&self) {
-        let mut taken = vec![current()];
+    /// Bind those of the first `others` workers, which a pool wakes first, that were last seen on a CPU of another, or of
+    /// the caller, to CPUs where none was, as far as there are any. If other jobs run, none.
+    pub(super) fn spread(&self, job: &Job, others: usize) -> Bound {
+        let mut bound = Bound { workers: Vec::new() };
+        if !job.alone || REFUSED.load(Ordering::Relaxed) {
+            return bound;
+        }
+        let caller = current();
+        let mut taken = no_cpus();
+        insert(caller, &mut taken);
         let mut crowded = Vec::new();
-        for place in &self.workers {
+        for place in &self.workers[..others.min(self.workers.len())] {
             let cpu = place.cpu.load(Ordering::Relaxed);
-            if cpu == UNKNOWN {
-                continue;
-            }
-            if taken.contains(&cpu) {
+            if contains(cpu, &taken) {
                 crowded.push(place);
             } else {
-                taken.push(cpu);
+                insert(cpu, &mut taken);
             }
         }
         for place in crowded {
-            if let Some(cpu) = place.send(&taken) {
-                taken.push(cpu);
+            let thread = place.thread.load(Ordering::Relaxed);
+            let Some(before) = affinity(thread) else { break };
+            // From the next CPU on, lest all programs choose the first.
+            let next = (1..MOST_CPUS).map(|step| (caller.max(0) + step) % MOST_CPUS);
+            let free = { next }.find(|&cpu| contains(cpu, &before) && !contains(cpu, &taken));
+            let Some(free) = free else { break };
+            let mut cpu = no_cpus();
+            insert(free, &mut cpu);
+            if !set_affinity(thread, &cpu) {
+                REFUSED.store(true, Ordering::Relaxed);
+                break;
             }
+            insert(free, &mut taken);
+            bound.workers.push(Binding { thread, cpu, before });
         }
+        bound
     }
 }
 
-impl Place {
-    /// Send the thread to a CPU that it may use and that is not taken, and return that.
-    fn send(&self, taken: &[c_int]) -> Option<c_int> {
-        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-        let thread = self.thread.load(Ordering::Relaxed);
-        let cpus = allowed.or_else(|| affinity(thread))?;
-        let free = (0..libc::CPU_SETSIZE).find(|cpu| {
-            // SAFETY: the set has that many bits.
-            unsafe { libc::CPU_ISSET(*cpu as usize, &cpus) && !taken.contains(cpu) }
-        })?;
-        let mut alone = no_cpus();
-        // SAFETY: as above.
-        unsafe { libc::CPU_SET(free as usize, &mut alone) }
-        if !set_affinity(thread, &alone) {
-            return None;
-        }
-        *allowed = Some(cpus);
-        self.cpu.store(free, Ordering::Relaxed);
-        Some(free)
-    }
-}
+/// How many CPUs a set can have.
+const MOST_CPUS: c_int = 8 * size_of::<cpu_set_t>() as c_int;
 
 /// The CPU of the calling thread, or [`UNKNOWN`].
 fn current() -> c_int {
@@ -109,6 +143,18 @@ fn current() -> c_int {
 fn no_cpus() -> cpu_set_t {
     // SAFETY: a set is bits, of which none is set.
     unsafe { std::mem::zeroed() }
+}
+
+fn contains(cpu: c_int, cpus: &cpu_set_t) -> bool {
+    // SAFETY: the set has that bit.
+    (0..MOST_CPUS).contains(&cpu) && unsafe { libc::CPU_ISSET(cpu as usize, cpus) }
+}
+
+fn insert(cpu: c_int, cpus: &mut cpu_set_t) {
+    if (0..MOST_CPUS).contains(&cpu) {
+        // SAFETY: the set has that bit.
+        unsafe { libc::CPU_SET(cpu as usize, cpus) }
+    }
 }
 
 /// Where a thread may run; 0 is the calling thread.
@@ -130,51 +176,52 @@ mod tests {
     use super::*;
     use std::sync::mpsc::channel;
 
-    /// Workers that were on the caller's CPU are sent away, as far as there are free ones, and may then run where they
-    /// could before; one that is alone on its CPU, or has not worked yet, stays.
+    fn is(a: Option<cpu_set_t>, b: &cpu_set_t) -> bool {
+        // SAFETY: the call only reads the sets.
+        a.is_some_and(|a| unsafe { libc::CPU_EQUAL(&a, b) })
+    }
+
+    /// A worker that was on the caller's CPU wakes on another, if there is one, and may then run where it could before;
+    /// one that has not worked yet stays; so do all while another job runs, and what others decide stays, too.
     #[test]
-    fn crowded_workers_are_sent_to_free_cpus() {
-        let before = affinity(0).unwrap();
+    fn crowded_workers_wake_on_free_cpus() {
+        let Some(before) = affinity(0) else { return };
         // SAFETY: the call only reads the set.
-        let cpus = unsafe { libc::CPU_COUNT(&before) };
-        let places = Places::new(2);
+        let several = unsafe { libc::CPU_COUNT(&before) } > 1;
+        let (places, alone, busy) = (Places::new(2), Job { alone: true }, Job { alone: false });
         std::thread::scope(|scope| {
             let (ask, asked) = channel::<()>();
             let (tell, told) = channel();
             let places = &places;
             scope.spawn(move || {
                 places.enter(0);
+                tell.send(UNKNOWN).unwrap();
                 while asked.recv().is_ok() {
-                    let here = current();
-                    places.begin(0);
-                    tell.send((here, affinity(0).unwrap())).unwrap();
+                    tell.send(current()).unwrap();
                 }
             });
-            let run = || {
-                ask.send(()).unwrap();
-                told.recv().unwrap()
-            };
-            run();
+            told.recv().unwrap();
             // The caller stays where it is.
             let home = current();
-            let mut alone = no_cpus();
-            // SAFETY: the set has that many bits.
-            unsafe { libc::CPU_SET(home as usize, &mut alone) }
-            assert!(set_affinity(0, &alone));
-            let worker = &places.workers[0];
+            let mut here = no_cpus();
+            insert(home, &mut here);
+            assert!(set_affinity(0, &here));
+            let thread = places.workers[0].thread.load(Ordering::Relaxed);
             for _ in 0..100 {
-                worker.cpu.store(home, Ordering::Relaxed);
-                places.spread();
-                let sent = worker.cpu.load(Ordering::Relaxed);
-                assert_eq!(sent != home, cpus > 1);
-                let (here, allowed) = run();
-                assert!(cpus == 1 || here == sent, "{here} {sent}");
-                // SAFETY: the call only reads the sets.
-                assert!(unsafe { libc::CPU_EQUAL(&allowed, &before) });
-                places.spread();
-                assert!(worker.allowed.lock().unwrap().is_none());
+                places.workers[0].cpu.store(home, Ordering::Relaxed);
+                assert!(places.spread(&busy, 2).workers.is_empty());
+                assert!(places.spread(&alone, 0).workers.is_empty());
+                let bound = places.spread(&alone, 2);
+                assert_eq!(bound.workers.len(), usize::from(several));
+                ask.send(()).unwrap();
+                assert!(!several || told.recv().unwrap() != home);
+                drop(bound);
+                assert!(is(affinity(thread), &before));
             }
-            assert_eq!(places.workers[1].cpu.load(Ordering::Relaxed), UNKNOWN);
+            let bound = places.spread(&alone, 2);
+            assert!(set_affinity(thread, &here));
+            drop(bound);
+            assert!(is(affinity(thread), &here));
             assert!(set_affinity(0, &before));
             drop(ask);
         });
