@@ -1,9 +1,10 @@
 //! Rows whose storage type is known at run time alone, read and written a block at a time.
 //!
 //! What most calls do, losses of classes, statistics and gradients of classes, is compiled for the rows of every storage
-//! type, and of tiles the log-sum-exp: that reads the caller's memory in place. Everything else goes through blocks of the type computed in, on the stack and in
-//! L1: for a load and a store more a vector, one kernel serves all storage types. Compiled for each of them, in every
-//! combination with transforms, targets and outputs, the release build took more than ten minutes; now it takes two.
+//! type, and of tiles the log-sum-exp: that reads the caller's memory in place. Everything else goes through blocks of the
+//! type computed in, on the stack and in L1: for a load and a store more a vector, one kernel serves all storage types.
+//! Compiled for each of them, in every combination with transforms, targets and outputs, the release build took more than
+//! ten minutes; now it takes two.
 
 use std::any::Any;
 use std::ops::Range;
