@@ -5,10 +5,13 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fearless_simd::Simd;
 use half::{bf16, f16};
+use std::marker::PhantomData;
+
+use xent_rs::array::{Array, ArrayMut};
 use xent_rs::element::Element;
-use xent_rs::row::{Stores, Target, Transform};
+use xent_rs::row::{Target, Transform};
+use xent_rs::rows::{Row, RowMut, StorePolicy};
 use xent_rs::simd::{Kernel, Level};
-use xent_rs::view::{Axes, Row, View};
 
 /// Logits between −8 and 8, the same each time.
 fn logits<E: Element>(classes: usize) -> Vec<E> {
@@ -16,53 +19,48 @@ fn logits<E: Element>(classes: usize) -> Vec<E> {
     (0..classes).map(|index| E::from_f64(value(index) / f64::from(1 << 20) - 8.0)).collect()
 }
 
-fn view<E: Element>(values: &mut [E]) -> View<E> {
-    let axes = Axes::default();
-    // SAFETY: one row, the values of a vector that outlives the view.
-    unsafe { View::new(values.as_mut_ptr().cast(), axes, values.len(), size_of::<E>() as isize, false) }
-}
+struct Loss<'a, E>(Row<'a>, PhantomData<E>);
 
-struct Loss<E>(Row<E>);
-
-impl<E: Element> Kernel for Loss<E> {
+impl<E: Element> Kernel for Loss<'_, E> {
     type Output = f64;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        Target::class(1).loss(simd, self.0, Transform::NONE)
+        Target::class(1).loss::<S, E>(simd, self.0, Transform::NONE)
     }
 }
 
-struct LossAndGradient<E>(Row<E>, Row<E>);
+struct LossAndGradient<'a, E>(Row<'a>, RowMut<'a>, PhantomData<E>);
 
-impl<E: Element> Kernel for LossAndGradient<E> {
+impl<E: Element> Kernel for LossAndGradient<'_, E> {
     type Output = f64;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        // SAFETY: the output is a vector of its own, used by this thread.
-        unsafe { Target::class(1).loss_and_gradient(simd, self.0, self.1, Transform::NONE, Stores::Cached) }
+        Target::class(1).loss_and_gradient::<S, E, E>(simd, self.0, self.1, Transform::NONE, StorePolicy::Cached)
     }
 }
 
 fn of_type<E: Element>(criterion: &mut Criterion) {
     for classes in [10, 1000, 32000] {
-        let mut values = logits::<E>(classes);
+        let values = logits::<E>(classes);
         let expected = {
             let exact: Vec<f64> = values.iter().map(|value| value.to_f64()).collect();
             exact.iter().map(|x| (x - exact[1]).exp()).sum::<f64>().ln()
         };
         let mut gradient = values.clone();
-        let (values, gradient) = (view(&mut values), view(&mut gradient));
-        let (row, out) = (values.row(0), gradient.row(0));
+        let (values, mut gradient) = (Array::of(&values, classes), ArrayMut::of(&mut gradient, classes));
+        let (row, mut rows) = (values.row(0), gradient.all());
+        let mut out = rows.row(0);
+        let element = PhantomData::<E>;
         for level in Level::available() {
-            assert!((level.run(Loss(row)) - expected).abs() < 1e-6, "the answer comes first");
+            assert!((level.run(Loss(row, element)) - expected).abs() < 1e-6, "the answer comes first");
             let id = |kernel: &str| BenchmarkId::new(format!("{kernel}/{}/{}", E::DTYPE.name(), level.name()), classes);
             let mut group = criterion.benchmark_group("row");
             group.throughput(Throughput::Bytes((classes * size_of::<E>()) as u64));
-            group.bench_function(id("loss"), |bencher| bencher.iter(|| level.run(Loss(row))));
+            group.bench_function(id("loss"), |bencher| bencher.iter(|| level.run(Loss(row, element))));
             group.bench_function(id("loss and gradient"), |bencher| {
-                bencher.iter(|| level.run(LossAndGradient(row, out)));
+                bencher.iter(|| level.run(LossAndGradient(row, out.reborrow(), element)));
             });
             group.finish();
         }

@@ -4,288 +4,188 @@
 use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u16x16, u32x16};
 use half::{bf16, f16};
 
+use crate::dtype::Number;
 use crate::math::Real;
 use crate::simd;
 
-/// The storage types, as a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    /// IEEE half precision.
-    F16,
-    /// The upper half of an f32.
-    Bf16,
-    /// Single precision.
-    F32,
-    /// Double precision.
-    F64,
-}
-
-impl Dtype {
-    /// The name in NumPy.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "float16",
-            Self::Bf16 => "bfloat16",
-            Self::F32 => "float32",
-            Self::F64 => "float64",
-        }
-    }
-
-    /// Whether the type computes in f64.
-    pub fn is_double(self) -> bool {
-        self == Self::F64
-    }
-}
-
 /// A type that logits and gradients are stored in.
-pub trait Element: Copy + Send + Sync + 'static {
+pub trait Element: Number {
     /// The type to compute in, which is one to store, too.
     type Real: Real + Element<Real = Self::Real>;
-    /// The name of this type as a value.
-    const DTYPE: Dtype;
+    /// [`Real::LANES`] elements side by side in memory.
+    type Array: Copy;
+    /// The same in registers.
+    type Vector<S: Simd>: simd::Parts<S, Element = Self::Bits>;
+    /// An element of a [`Self::Vector`], which has the size of this type.
+    type Bits;
+    /// The cache lines that four vectors fill.
+    type Lines: AsRef<[[u8; 64]]>;
     /// Minus infinity: the logit of a class that is not there.
     const MASKED: Self;
+
+    /// From memory to registers.
+    fn vector<S: Simd>(simd: S, array: Self::Array) -> Self::Vector<S>;
+    /// From registers to memory.
+    fn array<S: Simd>(vector: Self::Vector<S>) -> Self::Array;
+    /// [`Self::MASKED`] in all places.
+    fn masked<S: Simd>(simd: S) -> Self::Vector<S>;
+    /// The values, exactly.
+    fn to_lanes<S: Simd>(simd: S, vector: Self::Vector<S>) -> Lanes<S, Self>;
+    /// Values rounded to this type, to nearest and even.
+    fn of_lanes<S: Simd>(simd: S, lanes: Lanes<S, Self>) -> Self::Vector<S>;
+    /// Four vectors rounded to this type, as bytes.
+    fn lines<S: Simd>(simd: S, lanes: [Lanes<S, Self>; 4]) -> Self::Lines;
 
     /// Load [`Real::LANES`] values.
     ///
     /// # Safety
     /// They are readable at `source`, at any alignment.
-    unsafe fn load<S: Simd>(simd: S, source: *const Self) -> <Self::Real as Real>::Lanes<S>;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, source: *const Self) -> Lanes<S, Self> {
+        // SAFETY: readable by the caller's promise; the read asks for no alignment.
+        Self::to_lanes(simd, Self::vector(simd, unsafe { source.cast::<Self::Array>().read_unaligned() }))
+    }
 
     /// Round [`Real::LANES`] values to this type and store them.
     ///
     /// # Safety
     /// They are writeable at `destination`, at any alignment.
-    unsafe fn store<S: Simd>(simd: S, destination: *mut Self, lanes: <Self::Real as Real>::Lanes<S>);
+    #[inline(always)]
+    unsafe fn store<S: Simd>(simd: S, destination: *mut Self, lanes: Lanes<S, Self>) {
+        // SAFETY: writeable by the caller's promise; the write asks for no alignment.
+        unsafe { destination.cast::<Self::Array>().write_unaligned(Self::array(Self::of_lanes(simd, lanes))) }
+    }
 
     /// Load `count` values, no more than [`Real::LANES`], and masked classes behind them.
     ///
     /// # Safety
     /// They are readable at `source`, at any alignment.
-    unsafe fn load_part<S: Simd>(simd: S, source: *const Self, count: usize) -> <Self::Real as Real>::Lanes<S>;
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(simd: S, source: *const Self, count: usize) -> Lanes<S, Self> {
+        // SAFETY: readable by the caller's promise.
+        Self::to_lanes(simd, unsafe { simd::load_part(simd, source.cast(), count, Self::masked(simd)) })
+    }
 
     /// Round the first `count` values to this type and store them.
     ///
     /// # Safety
     /// They are writeable at `destination`, at any alignment.
-    unsafe fn store_part<S: Simd>(simd: S, destination: *mut Self, count: usize, lanes: <Self::Real as Real>::Lanes<S>);
+    #[inline(always)]
+    unsafe fn store_part<S: Simd>(simd: S, destination: *mut Self, count: usize, lanes: Lanes<S, Self>) {
+        // SAFETY: writeable by the caller's promise.
+        unsafe { simd::store_part(simd, destination.cast(), count, Self::of_lanes(simd, lanes)) }
+    }
 
     /// Round four vectors to this type and store them past the cache.
     ///
     /// # Safety
     /// They are writeable at `destination`, which is aligned to 64 bytes.
-    unsafe fn stream<S: Simd>(simd: S, destination: *mut Self, lanes: [<Self::Real as Real>::Lanes<S>; 4]);
-
-    /// Rounded from f64: for 16-bit types through f32, as the lanes are.
-    fn from_f64(value: f64) -> Self;
-    /// As f64, exactly.
-    fn to_f64(self) -> f64;
-    /// With the bytes in the other order.
-    #[must_use]
-    fn swap_bytes(self) -> Self;
+    #[inline(always)]
+    unsafe fn stream<S: Simd>(simd: S, destination: *mut Self, lanes: [Lanes<S, Self>; 4]) {
+        for (index, line) in Self::lines(simd, lanes).as_ref().iter().enumerate() {
+            // SAFETY: the lines are the four vectors' bytes, writeable and aligned by the caller's promise.
+            unsafe { simd::stream(simd, destination.cast::<u8>().add(64 * index), line) }
+        }
+    }
 }
 
-#[cfg(feature = "python")]
-/// Run `$body` with the type alias `$element` set to the storage type that `$dtype` names.
-macro_rules! with_element {
-    ($dtype:expr, $element:ident => $body:expr) => {
-        match $dtype {
-            $crate::element::Dtype::F16 => {
-                type $element = ::half::f16;
-                $body
-            }
-            $crate::element::Dtype::Bf16 => {
-                type $element = ::half::bf16;
-                $body
-            }
-            $crate::element::Dtype::F32 => {
-                type $element = f32;
-                $body
-            }
-            $crate::element::Dtype::F64 => {
-                type $element = f64;
-                $body
-            }
-        }
-    };
-}
-
-#[cfg(feature = "python")]
-/// Run `$body` with `$element` and `$out` set to the types that two dtypes name; both compute in the same type.
-macro_rules! with_elements {
-    ($dtype:expr, $out_dtype:expr, $element:ident, $out:ident => $body:expr) => {
-        match $dtype {
-            $crate::element::Dtype::F16 => {
-                type $element = ::half::f16;
-                $crate::element::with_elements!(@out $out_dtype, $out => $body)
-            }
-            $crate::element::Dtype::Bf16 => {
-                type $element = ::half::bf16;
-                $crate::element::with_elements!(@out $out_dtype, $out => $body)
-            }
-            $crate::element::Dtype::F32 => {
-                type $element = f32;
-                $crate::element::with_elements!(@out $out_dtype, $out => $body)
-            }
-            $crate::element::Dtype::F64 => {
-                assert_eq!($out_dtype, $crate::element::Dtype::F64);
-                type $element = f64;
-                type $out = f64;
-                $body
-            }
-        }
-    };
-    (@out $out_dtype:expr, $out:ident => $body:expr) => {
-        match $out_dtype {
-            $crate::element::Dtype::F16 => {
-                type $out = ::half::f16;
-                $body
-            }
-            $crate::element::Dtype::Bf16 => {
-                type $out = ::half::bf16;
-                $body
-            }
-            $crate::element::Dtype::F32 => {
-                type $out = f32;
-                $body
-            }
-            $crate::element::Dtype::F64 => panic!("float64 results of logits that compute in float32"),
-        }
-    };
-}
-#[cfg(feature = "python")]
-pub(crate) use {with_element, with_elements};
+/// The vector of the type that an element is computed with in.
+pub type Lanes<S, E> = <<E as Element>::Real as Real>::Lanes<S>;
 
 /// f32 and f64: lanes are stored as they are, a vector a line.
 macro_rules! plain {
-    ($real:ty, $lanes:ident, $dtype:expr) => {
+    ($real:ty, $lanes:ident) => {
         impl Element for $real {
             type Real = $real;
-            const DTYPE: Dtype = $dtype;
+            type Array = [$real; <$real as Real>::LANES];
+            type Vector<S: Simd> = $lanes<S>;
+            type Bits = $real;
+            type Lines = [[u8; 64]; 4];
             const MASKED: Self = <$real>::NEG_INFINITY;
 
             #[inline(always)]
-            unsafe fn load<S: Simd>(simd: S, source: *const Self) -> $lanes<S> {
-                // SAFETY: readable by the caller's promise; the read asks for no alignment.
-                unsafe { source.cast::<[$real; <$real as Real>::LANES]>().read_unaligned() }.simd_into(simd)
+            fn vector<S: Simd>(simd: S, array: Self::Array) -> $lanes<S> {
+                array.simd_into(simd)
             }
 
             #[inline(always)]
-            unsafe fn store<S: Simd>(_: S, destination: *mut Self, lanes: $lanes<S>) {
-                // SAFETY: writeable by the caller's promise; the write asks for no alignment.
-                unsafe { destination.cast::<[$real; <$real as Real>::LANES]>().write_unaligned(lanes.into()) }
+            fn array<S: Simd>(vector: $lanes<S>) -> Self::Array {
+                vector.into()
             }
 
             #[inline(always)]
-            unsafe fn load_part<S: Simd>(simd: S, source: *const Self, count: usize) -> $lanes<S> {
-                // SAFETY: the caller's promise.
-                unsafe { simd::load_part(simd, source, count, $lanes::splat(simd, Self::MASKED)) }
+            fn masked<S: Simd>(simd: S) -> $lanes<S> {
+                $lanes::splat(simd, Self::MASKED)
             }
 
             #[inline(always)]
-            unsafe fn store_part<S: Simd>(simd: S, destination: *mut Self, count: usize, lanes: $lanes<S>) {
-                // SAFETY: the caller's promise.
-                unsafe { simd::store_part(simd, destination, count, lanes) }
+            fn to_lanes<S: Simd>(_: S, vector: $lanes<S>) -> $lanes<S> {
+                vector
             }
 
             #[inline(always)]
-            unsafe fn stream<S: Simd>(simd: S, destination: *mut Self, lanes: [$lanes<S>; 4]) {
-                for (index, lanes) in lanes.into_iter().enumerate() {
-                    // SAFETY: the four vectors fill four lines, writeable and aligned by the caller's promise.
-                    unsafe { simd::stream(simd, destination.cast::<u8>().add(64 * index), &lanes.to_bytes().into()) }
-                }
+            fn of_lanes<S: Simd>(_: S, lanes: $lanes<S>) -> $lanes<S> {
+                lanes
             }
 
             #[inline(always)]
-            fn from_f64(value: f64) -> Self {
-                Real::from_f64(value)
-            }
-
-            #[inline(always)]
-            fn to_f64(self) -> f64 {
-                Real::to_f64(self)
-            }
-
-            #[inline(always)]
-            fn swap_bytes(self) -> Self {
-                Self::from_bits(self.to_bits().swap_bytes())
+            fn lines<S: Simd>(_: S, [a, b, c, d]: [$lanes<S>; 4]) -> Self::Lines {
+                [a.to_bytes().into(), b.to_bytes().into(), c.to_bytes().into(), d.to_bytes().into()]
             }
         }
     };
 }
 
-plain!(f32, f32x16, Dtype::F32);
-plain!(f64, f64x8, Dtype::F64);
+plain!(f32, f32x16);
+plain!(f64, f64x8);
 
 /// The 16-bit types: lanes of f32, rounded to nearest even on the way out; two vectors a line.
 macro_rules! sixteen_bit {
-    ($element:ty, $dtype:expr, $to_lanes:expr, $from_lanes:expr) => {
+    ($element:ty, $to_lanes:expr, $from_lanes:expr) => {
         impl Element for $element {
             type Real = f32;
-            const DTYPE: Dtype = $dtype;
+            type Array = [u16; 16];
+            type Vector<S: Simd> = u16x16<S>;
+            type Bits = u16;
+            type Lines = [[u8; 64]; 2];
             const MASKED: Self = <$element>::NEG_INFINITY;
 
             #[inline(always)]
-            unsafe fn load<S: Simd>(simd: S, source: *const Self) -> f32x16<S> {
-                // SAFETY: readable by the caller's promise; the read asks for no alignment.
-                let bits = unsafe { source.cast::<[u16; 16]>().read_unaligned() };
-                $to_lanes(simd, bits)
+            fn vector<S: Simd>(simd: S, array: [u16; 16]) -> u16x16<S> {
+                array.simd_into(simd)
             }
 
             #[inline(always)]
-            unsafe fn store<S: Simd>(simd: S, destination: *mut Self, lanes: f32x16<S>) {
-                let bits: [u16; 16] = $from_lanes(simd, lanes);
-                // SAFETY: writeable by the caller's promise; the write asks for no alignment.
-                unsafe { destination.cast::<[u16; 16]>().write_unaligned(bits) }
+            fn array<S: Simd>(vector: u16x16<S>) -> [u16; 16] {
+                vector.into()
             }
 
             #[inline(always)]
-            unsafe fn load_part<S: Simd>(simd: S, source: *const Self, count: usize) -> f32x16<S> {
-                let masked = u16x16::splat(simd, Self::MASKED.to_bits());
-                // SAFETY: the caller's promise.
-                let bits = unsafe { simd::load_part(simd, source.cast(), count, masked) };
-                $to_lanes(simd, bits.into())
+            fn masked<S: Simd>(simd: S) -> u16x16<S> {
+                u16x16::splat(simd, Self::MASKED.to_bits())
             }
 
             #[inline(always)]
-            unsafe fn store_part<S: Simd>(simd: S, destination: *mut Self, count: usize, lanes: f32x16<S>) {
-                let bits: [u16; 16] = $from_lanes(simd, lanes);
-                let bits: u16x16<S> = bits.simd_into(simd);
-                // SAFETY: the caller's promise.
-                unsafe { simd::store_part(simd, destination.cast(), count, bits) }
+            fn to_lanes<S: Simd>(simd: S, vector: u16x16<S>) -> f32x16<S> {
+                $to_lanes(simd, vector.into())
             }
 
             #[inline(always)]
-            unsafe fn stream<S: Simd>(simd: S, destination: *mut Self, lanes: [f32x16<S>; 4]) {
-                for line in 0..2 {
-                    let low: u16x16<S> = $from_lanes(simd, lanes[2 * line]).simd_into(simd);
-                    let high: u16x16<S> = $from_lanes(simd, lanes[2 * line + 1]).simd_into(simd);
-                    let bytes = low.combine(high).to_bytes();
-                    // SAFETY: four vectors fill two lines, writeable and aligned by the caller's promise.
-                    unsafe { simd::stream(simd, destination.cast::<u8>().add(64 * line), &bytes.into()) }
-                }
+            fn of_lanes<S: Simd>(simd: S, lanes: f32x16<S>) -> u16x16<S> {
+                $from_lanes(simd, lanes).simd_into(simd)
             }
 
             #[inline(always)]
-            fn from_f64(value: f64) -> Self {
-                Self::from_f32(value as f32)
-            }
-
-            #[inline(always)]
-            fn to_f64(self) -> f64 {
-                f64::from(self.to_f32())
-            }
-
-            #[inline(always)]
-            fn swap_bytes(self) -> Self {
-                Self::from_bits(self.to_bits().swap_bytes())
+            fn lines<S: Simd>(simd: S, [a, b, c, d]: [f32x16<S>; 4]) -> Self::Lines {
+                let (low, high) = (Self::of_lanes(simd, a).combine(Self::of_lanes(simd, b)), Self::of_lanes(simd, c));
+                [low.to_bytes().into(), high.combine(Self::of_lanes(simd, d)).to_bytes().into()]
             }
         }
     };
 }
 
-sixteen_bit!(f16, Dtype::F16, simd::f16_to_f32, simd::f16_from_f32);
-sixteen_bit!(bf16, Dtype::Bf16, bf16_to_f32, bf16_from_f32);
+sixteen_bit!(f16, simd::f16_to_f32, simd::f16_from_f32);
+sixteen_bit!(bf16, bf16_to_f32, bf16_from_f32);
 
 /// A bfloat16 is the upper half of an f32.
 #[inline(always)]

@@ -47,15 +47,16 @@
 
 #![deny(missing_docs)]
 
+pub mod array;
 pub mod buffers;
+pub mod dtype;
 pub mod element;
 pub mod error;
 pub mod loss;
 pub mod math;
-pub mod numbers;
 pub mod parallel;
 #[cfg(feature = "python")]
 pub mod python;
 pub mod row;
+pub mod rows;
 pub mod simd;
-pub mod view;

@@ -1,31 +1,32 @@
 //! Binary cross-entropy of sigmoid(logits), elementwise, and its gradient.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::{Check, Chunks, GradOutput, Reduction, STREAMING_BYTES, mean};
+use super::{Check, Chunks, GradOutput, Reduction, mean, store_policy};
+use crate::array::{Array, ArrayMut, RowsMut};
+use crate::dtype::{Dtype, with_element};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::{Real, Total};
-use crate::numbers::Numbers;
 use crate::parallel::map_chunks;
-use crate::row::BLOCK;
 use crate::row::binary::{Plain, Room, Weighing, Weighted, losses};
+use crate::rows::{BLOCK, StorePolicy};
 use crate::simd::{self, Kernel};
-use crate::view::{Column, Elements};
 
 /// A problem: arrays of the logits' shape, in C order; what was broadcast has steps of 0.
 #[derive(Clone, Debug)]
-pub struct Binary {
+pub struct Binary<'a> {
     /// The logits.
-    pub logits: Numbers,
+    pub logits: Array<'a>,
     /// The targets, probabilities of the positive class.
-    pub targets: Numbers,
+    pub targets: Array<'a>,
     /// A weight of every element.
-    pub weight: Option<Numbers>,
+    pub weight: Option<Array<'a>>,
     /// A weight of its positive part.
-    pub pos_weight: Option<Numbers>,
+    pub pos_weight: Option<Array<'a>>,
     /// Elements with this target do not count.
     pub ignore: Option<f64>,
     /// The share of the target that is replaced by one half.
@@ -33,15 +34,15 @@ pub struct Binary {
 }
 
 /// Where the gradient goes, and by what it is multiplied.
-#[derive(Clone, Debug)]
-pub struct Gradient<O> {
+#[derive(Debug)]
+pub struct Gradient<'a> {
     /// An output of the logits' shape: the logits themselves or apart from them.
-    pub out: Elements<O>,
+    pub out: ArrayMut<'a>,
     /// By what it is multiplied.
-    pub grad_output: GradOutput,
+    pub grad_output: GradOutput<'a>,
 }
 
-impl Binary {
+impl Binary<'_> {
     /// How many elements there are.
     fn count(&self) -> usize {
         self.logits.count()
@@ -57,7 +58,7 @@ impl Binary {
     /// Whether there are targets alone, which fit into `R`.
     fn is_plain<R: Element>(&self) -> bool {
         let Self { targets, weight, pos_weight, ignore, label_smoothing, .. } = self;
-        targets.fit_into::<R>()
+        targets.dtype().fits_into(R::DTYPE)
             && weight.is_none()
             && pos_weight.is_none()
             && ignore.is_none()
@@ -67,7 +68,7 @@ impl Binary {
     /// How many elements count.
     fn counted(&self, check: Check) -> Result<f64> {
         let Some(ignored) = self.ignore else { return Ok(self.count() as f64) };
-        let chunks = Chunks::new(self.count(), 1);
+        let chunks = Chunks::of_elements(self.count());
         let level = simd::level();
         let counts = map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
             level.run(Count { range: chunks.rows_of(chunk), targets: &self.targets, ignored })
@@ -81,39 +82,65 @@ impl Binary {
 /// # Errors
 /// What `check` returned.
 ///
-/// # Safety
-/// The output of `gradient` is writeable, the logits themselves or apart from all inputs, and nothing else accesses it
-/// during the call.
-pub unsafe fn binary_cross_entropy<O: Element>(
+/// # Panics
+/// If the arrays do not fit.
+pub fn binary_cross_entropy(
     problem: &Binary,
     reduction: Reduction,
     denominator: Option<f64>,
-    losses: Option<Column>,
-    gradient: Option<&Gradient<O>>,
+    losses: Option<&mut ArrayMut>,
+    gradient: Option<&mut Gradient>,
+    check: Check,
+) -> Result<f64> {
+    // Without a gradient, what matters of the dtype is what it computes in.
+    let computed = if problem.logits.dtype().is_double() { Dtype::F64 } else { Dtype::F32 };
+    let dtype = gradient.as_ref().map_or(computed, |gradient| gradient.out.dtype());
+    with_element!(dtype, O => drive::<O>(problem, reduction, denominator, losses, gradient, check))
+}
+
+/// [`binary_cross_entropy`] with a gradient, if there is one, that is `O`s.
+fn drive<O: Element>(
+    problem: &Binary,
+    reduction: Reduction,
+    denominator: Option<f64>,
+    losses: Option<&mut ArrayMut>,
+    gradient: Option<&mut Gradient>,
     check: Check,
 ) -> Result<f64> {
     problem.assert_fits();
     let counted = if reduction == Reduction::Mean && denominator.is_none() { problem.counted(check)? } else { 1.0 };
     let divisor = reduction.divisor(denominator, || counted);
-    if let Some(gradient) = gradient {
-        assert_eq!(gradient.out.count(), problem.count());
-        gradient.grad_output.assert_fits(problem.count());
-    }
-    let streaming = gradient.is_some_and(|gradient| {
-        let in_place = gradient.out.base() == problem.logits.base();
-        !in_place && gradient.out.count().saturating_mul(size_of::<O>()) >= STREAMING_BYTES
-    });
-    let chunks = Chunks::new(problem.count(), 1);
+    let chunks = Chunks::of_elements(problem.count());
+    let mut store = StorePolicy::Cached;
+    let (gradient, grad_output) = match gradient {
+        Some(Gradient { out, grad_output }) => {
+            assert_eq!(out.rows(), problem.count());
+            grad_output.assert_fits(problem.count());
+            store = store_policy(&problem.logits, out);
+            (Some(out.parts(chunks.ranges())), Some(&*grad_output))
+        }
+        None => (None, None),
+    };
+    let losses = losses.map(|losses| losses.parts(chunks.ranges()));
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(1, 16), check, |chunk| {
-        level.run(Elementwise { range: chunks.rows_of(chunk), problem, divisor, losses, gradient, streaming })
+        level.run(Elementwise::<O> {
+            range: chunks.rows_of(chunk),
+            problem,
+            divisor,
+            losses: losses.as_ref().map(|parts| parts.take(chunk)),
+            gradient: gradient.as_ref().map(|parts| parts.take(chunk)),
+            grad_output,
+            store,
+            element: PhantomData,
+        })
     })?;
     Ok(mean(sums, divisor))
 }
 
 struct Count<'a> {
     range: Range<usize>,
-    targets: &'a Numbers,
+    targets: &'a Array<'a>,
     ignored: f64,
 }
 
@@ -136,21 +163,23 @@ impl Kernel for Count<'_> {
 /// The work on a chunk of elements.
 struct Elementwise<'a, O> {
     range: Range<usize>,
-    problem: &'a Binary,
+    problem: &'a Binary<'a>,
     divisor: f64,
-    losses: Option<Column>,
-    gradient: Option<&'a Gradient<O>>,
-    /// Whether the gradient is written past the cache.
-    streaming: bool,
+    losses: Option<RowsMut<'a>>,
+    gradient: Option<RowsMut<'a>>,
+    grad_output: Option<&'a GradOutput<'a>>,
+    /// How the gradient is stored.
+    store: StorePolicy,
+    element: PhantomData<O>,
 }
 
 impl<O: Element> Kernel for Elementwise<'_, O> {
     type Output = f64;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> f64 {
+    fn run<S: Simd>(mut self, simd: S) -> f64 {
         let mut total = Total::zero(simd);
-        let scale = match self.gradient.map(|gradient| &gradient.grad_output) {
+        let scale = match self.grad_output {
             None => Some(0.0),
             Some(GradOutput::Scalar(scale)) => Some(scale / self.divisor),
             Some(GradOutput::Each(_)) => None,
@@ -159,7 +188,7 @@ impl<O: Element> Kernel for Elementwise<'_, O> {
             Some(scale) if self.problem.is_plain::<O::Real>() => self.plain(simd, scale, &mut total),
             _ => self.weighted(simd, scale.unwrap_or_default(), &mut total),
         }
-        if self.streaming {
+        if self.store == StorePolicy::NonTemporal {
             simd::store_fence();
         }
         total.value()
@@ -169,7 +198,7 @@ impl<O: Element> Kernel for Elementwise<'_, O> {
 impl<O: Element> Elementwise<'_, O> {
     /// The work, with targets alone.
     #[inline(always)]
-    fn plain<S: Simd>(&self, simd: S, scale: f64, total: &mut Total<S>) {
+    fn plain<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) {
         let mut logits = [<O::Real>::MASKED; BLOCK];
         let mut targets = [O::Real::default(); BLOCK];
         let mut room = Room::default();
@@ -184,9 +213,9 @@ impl<O: Element> Elementwise<'_, O> {
 
     /// The work, with everything; `scale` is for all gradients, unless each has its own.
     #[inline(always)]
-    fn weighted<S: Simd>(&self, simd: S, scale: f64, total: &mut Total<S>) {
+    fn weighted<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) {
         let Binary { logits, targets, weight, pos_weight, ignore, label_smoothing } = self.problem;
-        let each = match self.gradient.map(|gradient| &gradient.grad_output) {
+        let each = match self.grad_output {
             Some(GradOutput::Each(numbers)) => Some(numbers),
             _ => None,
         };
@@ -265,7 +294,7 @@ impl<O: Element> Elementwise<'_, O> {
     /// `logits` and what `weighing` has are readable for a block.
     #[inline(always)]
     unsafe fn block<S: Simd, W: Weighing<S, O::Real>>(
-        &self,
+        &mut self,
         simd: S,
         here: Range<usize>,
         logits: *const O::Real,
@@ -274,21 +303,20 @@ impl<O: Element> Elementwise<'_, O> {
         total: &mut Total<S>,
     ) {
         let (start, length) = (here.start, here.len());
-        // SAFETY: the blocks by the caller's promise; the output by that made to `binary_cross_entropy`, and this chunk
-        // alone works on its elements.
+        // SAFETY: the blocks are readable by the caller's promise.
         unsafe {
-            match (self.losses, self.gradient) {
+            match (&self.losses, &self.gradient) {
                 (None, None) => losses::<S, _, W, false, false>(simd, logits, weighing, length, total, room),
                 (None, Some(_)) => losses::<S, _, W, false, true>(simd, logits, weighing, length, total, room),
                 (Some(_), None) => losses::<S, _, W, true, false>(simd, logits, weighing, length, total, room),
                 (Some(_), Some(_)) => losses::<S, _, W, true, true>(simd, logits, weighing, length, total, room),
             }
-            if let Some(column) = self.losses {
-                column.set(start, &room.losses[..length]);
-            }
-            if let Some(gradient) = self.gradient {
-                gradient.out.write(simd, start, &room.gradients[..length], self.streaming);
-            }
+        }
+        if let Some(out) = &mut self.losses {
+            out.set(start, &room.losses[..length]);
+        }
+        if let Some(out) = &mut self.gradient {
+            out.write::<S, O>(simd, start, &room.gradients[..length], self.store);
         }
     }
 }
@@ -298,14 +326,14 @@ impl<O: Element> Elementwise<'_, O> {
 #[inline(always)]
 fn lend<S: Simd, R: Real + Element>(
     simd: S,
-    numbers: &Numbers,
+    numbers: &Array,
     start: usize,
     length: usize,
     block: &mut [R; BLOCK],
     rest: R,
 ) -> *const R {
     if length == BLOCK
-        && let Some(place) = numbers.neighbours(start, length)
+        && let Some(place) = numbers.lend(start, length)
     {
         return place;
     }
@@ -317,15 +345,7 @@ fn lend<S: Simd, R: Real + Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::numbers::Kind;
-    use crate::view::Axes;
-
-    fn numbers<T>(values: &[T], kind: Kind) -> Numbers {
-        // SAFETY: one axis of values side by side, which outlive the numbers.
-        unsafe {
-            Numbers::new(values.as_ptr().cast(), Axes::new([(values.len(), size_of::<T>() as isize)]), kind, false)
-        }
-    }
+    use crate::array::Layout;
 
     #[test]
     fn losses_and_gradients_agree_with_the_formula() {
@@ -333,20 +353,16 @@ mod tests {
         let targets: Vec<i8> = (0..700).map(|i| [0, 1, -1, 1, 0][i % 5]).collect();
         let weights: Vec<f32> = (0..700).map(|i| (i % 3) as f32).collect();
         let problem = Binary {
-            logits: numbers(&logits, Kind::F64),
-            targets: numbers(&targets, Kind::I8),
-            weight: Some(numbers(&weights, Kind::F32)),
+            logits: Array::of(&logits, 1),
+            targets: Array::of(&targets, 1),
+            weight: Some(Array::of(&weights, 1)),
             pos_weight: None,
             ignore: Some(-1.0),
             label_smoothing: 0.1,
         };
         let mut out = vec![f64::NAN; 700];
-        // SAFETY: one axis of values side by side, used by this test alone.
-        let view = unsafe { Elements::new(out.as_mut_ptr().cast(), Axes::new([(700, 8)])) };
-        let gradient = Gradient { out: view, grad_output: GradOutput::Scalar(2.0) };
-        // SAFETY: the output is a vector of its own.
-        let found =
-            unsafe { binary_cross_entropy::<f64>(&problem, Reduction::Mean, None, None, Some(&gradient), &|| Ok(())) };
+        let mut gradient = Gradient { out: ArrayMut::of(&mut out, 1), grad_output: GradOutput::Scalar(2.0) };
+        let found = binary_cross_entropy(&problem, Reduction::Mean, None, None, Some(&mut gradient), &|| Ok(()));
         let mut expected = 0.0;
         for (index, &x) in logits.iter().enumerate() {
             let (w, t) = (f64::from(weights[index]), f64::from(targets[index]) * 0.9 + 0.05);
@@ -361,13 +377,9 @@ mod tests {
     }
 
     /// Loss and gradient of problems with a scalar to multiply the gradient with.
-    fn solved(problem: &Binary, out: &mut [f32]) -> f64 {
-        // SAFETY: one axis of values side by side, used by this test alone.
-        let view = unsafe { Elements::new(out.as_mut_ptr().cast(), Axes::new([(out.len(), 4)])) };
-        let gradient = Gradient { out: view, grad_output: GradOutput::Scalar(1.5) };
-        // SAFETY: the output is a vector of its own, or the logits.
-        unsafe { binary_cross_entropy::<f32>(problem, Reduction::Sum, None, None, Some(&gradient), &|| Ok(())) }
-            .unwrap()
+    fn solved(problem: &Binary, out: ArrayMut) -> f64 {
+        let mut gradient = Gradient { out, grad_output: GradOutput::Scalar(1.5) };
+        binary_cross_entropy(problem, Reduction::Sum, None, None, Some(&mut gradient), &|| Ok(())).unwrap()
     }
 
     /// Read in place or not, with weights of 1 or without, written in place or not: the lengths end blocks and vectors
@@ -376,11 +388,11 @@ mod tests {
     fn targets_alone_are_targets_with_weights_of_one() {
         for length in [1, 7, 8, 16, 17, 255, 256, 257, 700] {
             let logits: Vec<f32> = (0..length).map(|i| (i as f32 * 0.7).sin() * 12.0).collect();
-            let bools: Vec<u8> = (0..length).map(|i| u8::from(i % 3 == 0)).collect();
-            let floats: Vec<f32> = bools.iter().map(|&target| f32::from(target)).collect();
+            let labels: Vec<u8> = (0..length).map(|i| u8::from(i % 3 == 0)).collect();
+            let floats: Vec<f32> = labels.iter().map(|&target| f32::from(target)).collect();
             let ones = vec![1i8; length];
             let problem = |targets| Binary {
-                logits: numbers(&logits, Kind::F32),
+                logits: Array::of(&logits, 1),
                 targets,
                 weight: None,
                 pos_weight: None,
@@ -388,12 +400,12 @@ mod tests {
                 label_smoothing: 0.0,
             };
             let mut outs = [vec![f32::NAN; length], vec![f32::NAN; length], vec![f32::NAN; length]];
-            let plain = problem(numbers(&floats, Kind::F32));
+            let plain = problem(Array::of(&floats, 1));
             assert!(plain.is_plain::<f32>());
             let losses = [
-                solved(&plain, &mut outs[0]),
-                solved(&problem(numbers(&bools, Kind::Bool)), &mut outs[1]),
-                solved(&Binary { weight: Some(numbers(&ones, Kind::I8)), ..plain.clone() }, &mut outs[2]),
+                solved(&plain, ArrayMut::of(&mut outs[0], 1)),
+                solved(&problem(Array::of(&labels, 1)), ArrayMut::of(&mut outs[1], 1)),
+                solved(&Binary { weight: Some(Array::of(&ones, 1)), ..plain.clone() }, ArrayMut::of(&mut outs[2], 1)),
             ];
             assert_eq!(losses, [losses[0]; 3], "{length}");
             assert_eq!(outs[0], outs[1], "{length}");
@@ -401,8 +413,11 @@ mod tests {
             let expected: f64 = logits.iter().zip(&floats).map(|(&x, &t)| softplus(f64::from(x), f64::from(t))).sum();
             assert!((losses[0] - expected).abs() < 1e-6 * expected, "{length}: {} {expected}", losses[0]);
             let mut in_place = logits.clone();
-            let logits = numbers(&in_place, Kind::F32);
-            assert_eq!(solved(&Binary { logits, ..plain }, &mut in_place), losses[0]);
+            let base = in_place.as_mut_ptr().cast();
+            let layout = Layout { base, dtype: Dtype::F32, swapped: false, shape: &[length], strides: &[4] };
+            // SAFETY: the layout is that of a vector of this test, which the gradient is written over.
+            let (logits, out) = unsafe { (Array::new(&layout, None), ArrayMut::new(&layout, None)) };
+            assert_eq!(solved(&Binary { logits, ..plain }, out), losses[0]);
             assert_eq!(in_place, outs[0], "{length}");
         }
     }

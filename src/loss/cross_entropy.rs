@@ -1,29 +1,33 @@
 //! The softmax losses, cross-entropy and divergence, and their gradients.
 
+use std::marker::PhantomData;
+
 use fearless_simd::Simd;
 
 use super::targets::Problem;
-use super::{Check, Chunks, GradOutput, Reduction, mean, stores};
+use super::{Check, Chunks, GradOutput, Reduction, mean, store_policy};
+use crate::array::{Array, ArrayMut, RowsMut};
+use crate::dtype::{with_element, with_elements};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
-use crate::row::tile::{self, AnyTile, Output, Transposed, WeightRoom, batches};
-use crate::row::{Stores, fill, find_point, gradient, product};
+use crate::row::tile::{self, Output, Tile, Transposed, WeightRoom, batches};
+use crate::row::{find_point, gradient, product};
+use crate::rows::StorePolicy;
 use crate::simd::{self, Kernel};
-use crate::view::{Column, Row, View};
 
-/// Where the derivatives go: outputs of the logits' shape, each the logits themselves or apart from them and from each
-/// other.
-#[derive(Clone, Debug)]
-pub struct Derivatives<O> {
+/// Where the derivatives go: arrays of the logits' shape and of one dtype, each the logits themselves or apart from them and
+/// from each other.
+#[derive(Debug)]
+pub struct Derivatives<'a> {
     /// The gradient.
-    pub gradient: View<O>,
+    pub gradient: ArrayMut<'a>,
     /// The diagonal of the Hessian, if it is wanted.
-    pub hessian: Option<View<O>>,
+    pub hessian: Option<ArrayMut<'a>>,
     /// By what they are multiplied.
-    pub grad_output: GradOutput,
+    pub grad_output: GradOutput<'a>,
 }
 
 /// The reduced loss (the sum, if there is no reduction), with each row's loss and the derivatives written where asked.
@@ -33,37 +37,74 @@ pub struct Derivatives<O> {
 /// # Errors
 /// What `check` returned.
 ///
-/// # Safety
-/// The views of `derivatives` were made for outputs: writeable, their rows the logits' rows themselves or apart from
-/// them, and nothing else accesses them during the call.
-pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
-    logits: &View<E>,
+/// # Panics
+/// If the arrays do not fit.
+pub fn cross_entropy(
+    logits: &Array,
     problem: &Problem,
     reduction: Reduction,
     denominator: Option<f64>,
-    losses: Option<Column>,
-    derivatives: Option<&Derivatives<O>>,
+    losses: Option<&mut ArrayMut>,
+    derivatives: Option<&mut Derivatives>,
+    check: Check,
+) -> Result<f64> {
+    match derivatives.as_ref().map(|derivatives| derivatives.gradient.dtype()) {
+        None => with_element!(logits.dtype(), E => {
+            drive::<E, E>(logits, problem, reduction, denominator, losses, None, check)
+        }),
+        Some(dtype) => with_elements!(logits.dtype(), dtype, E, O => {
+            drive::<E, O>(logits, problem, reduction, denominator, losses, derivatives, check)
+        }),
+    }
+}
+
+/// [`cross_entropy`] of logits that are `E`s, with derivatives that are `O`s.
+fn drive<E: Element, O: Element<Real = E::Real>>(
+    logits: &Array,
+    problem: &Problem,
+    reduction: Reduction,
+    denominator: Option<f64>,
+    losses: Option<&mut ArrayMut>,
+    derivatives: Option<&mut Derivatives>,
     check: Check,
 ) -> Result<f64> {
     let (rows, classes) = (logits.rows(), logits.classes());
     problem.assert_fits(rows, classes);
     let divisor = reduction.divisor(denominator, || problem.weight_sum(rows));
-    if let Some(derivatives) = derivatives {
-        for out in [Some(&derivatives.gradient), derivatives.hessian.as_ref()].into_iter().flatten() {
-            assert_eq!((rows, classes), (out.rows(), out.classes()));
+    let (gradient, hessian, grad_output) = match derivatives {
+        Some(Derivatives { gradient, hessian, grad_output }) => {
+            for out in [Some(&*gradient), hessian.as_ref()].into_iter().flatten() {
+                assert_eq!((rows, classes, O::DTYPE), (out.rows(), out.classes(), out.dtype()));
+            }
+            grad_output.assert_fits(rows);
+            (Some(gradient), hessian.as_mut(), Some(&*grad_output))
         }
-        derivatives.grad_output.assert_fits(rows);
-    }
-    let chunks = Chunks::new(rows, classes);
-    let outputs = derivatives.map_or(0, |derivatives| 1 + usize::from(derivatives.hessian.is_some()));
+        None => (None, None, None),
+    };
+    let outputs = usize::from(gradient.is_some()) + usize::from(hessian.is_some());
     let traffic = size_of::<E>() + outputs * 2 * size_of::<O>();
-    let stores = derivatives.map_or([Stores::Cached; 2], |derivatives| {
-        let hessian = derivatives.hessian.as_ref().map_or(Stores::Cached, |hessian| stores(logits, hessian));
-        [stores(logits, &derivatives.gradient), hessian]
-    });
+    let store = [gradient.as_deref(), hessian.as_deref()]
+        .map(|out| out.map_or(StorePolicy::Cached, |out| store_policy(logits, out)));
+    let gradient_last = gradient.as_ref().is_some_and(|gradient| gradient.begins_with(logits));
+    let chunks = Chunks::of_rows(logits);
+    let losses = losses.map(|out| out.parts(chunks.ranges()));
+    let gradient = gradient.map(|out| out.parts(chunks.ranges()));
+    let hessian = hessian.map(|out| out.parts(chunks.ranges()));
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(classes, traffic), check, |chunk| {
-        level.run(Rows { range: chunks.rows_of(chunk), logits, problem, divisor, losses, derivatives, stores })
+        level.run(Rows::<E, O> {
+            range: chunks.rows_of(chunk),
+            logits,
+            problem,
+            divisor,
+            losses: losses.as_ref().map(|parts| parts.take(chunk)),
+            gradient: gradient.as_ref().map(|parts| parts.take(chunk)),
+            hessian: hessian.as_ref().map(|parts| parts.take(chunk)),
+            grad_output,
+            gradient_last,
+            store,
+            types: PhantomData,
+        })
     })?;
     Ok(mean(sums, divisor))
 }
@@ -84,30 +125,34 @@ impl<R: Real + Element<Real = R>> Room<R> {
 /// The work on a chunk of rows.
 struct Rows<'a, E, O> {
     range: std::ops::Range<usize>,
-    logits: &'a View<E>,
-    problem: &'a Problem,
+    logits: &'a Array<'a>,
+    problem: &'a Problem<'a>,
     divisor: f64,
-    losses: Option<Column>,
-    derivatives: Option<&'a Derivatives<O>>,
+    losses: Option<RowsMut<'a>>,
+    gradient: Option<RowsMut<'a>>,
+    hessian: Option<RowsMut<'a>>,
+    grad_output: Option<&'a GradOutput<'a>>,
+    /// Whether the gradient is written over the logits, and so after the Hessian.
+    gradient_last: bool,
     /// How the gradient and the Hessian are stored.
-    stores: [Stores; 2],
+    store: [StorePolicy; 2],
+    types: PhantomData<(E, O)>,
 }
 
 impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
     type Output = f64;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> f64 {
+    fn run<S: Simd>(mut self, simd: S) -> f64 {
         let mut sum = [0.0; MOST_LANES];
         let (mut loaded, mut teachers, mut room) = (Transposed::uninit(), Transposed::uninit(), Room::new());
-        for batch in batches(self.logits, self.range.clone()) {
+        for batch in batches::<E>(self.logits, self.range.clone()) {
             let classes = self.logits.classes();
-            let teacher = self.problem.teacher(simd, &batch, &mut teachers);
+            let teacher = self.problem.teacher::<S, E>(simd, &batch, &mut teachers);
             let mut targets = Targets::none(batch.rows, self.problem.dense(batch.first, classes, teacher.as_ref()));
             self.problem.set(batch.first, classes, &mut targets);
-            let losses = match batch.tile(simd, &mut loaded) {
-                // SAFETY: the room is not used again for this batch.
-                Some(tile) => unsafe { self.tile(simd, batch.first, tile, &mut targets, &mut room) },
+            let losses = match batch.tile::<S, E>(simd, &mut loaded) {
+                Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room),
                 None => self.rows(simd, batch.first, &mut targets),
             };
             // By the number of the row, wherever its batch begins, so that the layout changes no bit.
@@ -116,7 +161,7 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
                 sum[(first + lane) % MOST_LANES] += loss;
             }
         }
-        if self.stores.contains(&Stores::Streaming) {
+        if self.store.contains(&StorePolicy::NonTemporal) {
             simd::store_fence();
         }
         sum_of_lanes(&sum)
@@ -125,36 +170,31 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
 
 impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// The losses of rows across lanes, and their derivatives if they are asked for.
-    ///
-    /// # Safety
-    /// `tile` is what [`tile::Batch::tile`] returned, and its room has not been used since.
     #[inline(always)]
-    unsafe fn tile<S: Simd>(
-        &self,
+    fn tile<S: Simd>(
+        &mut self,
         simd: S,
         first: usize,
-        tile: AnyTile,
+        tile: Tile,
         targets: &mut Targets,
         room: &mut Room<E::Real>,
     ) -> PerLane<f64> {
         let transform = self.problem.transform;
-        // SAFETY: its values are readable by the caller's promise.
-        let (found, spreads) = unsafe {
-            if targets.names_classes {
-                targets.points.logit = tile.pick::<E>(&targets.points.class);
-            }
-            tile::pass::<S, E>(simd, tile, targets, transform, &mut room.weights)
-        };
+        if targets.names_classes {
+            targets.points.logit = tile.pick(&targets.points.class);
+        }
+        let (found, spreads) = tile::pass::<S, E>(simd, tile, targets, transform, &mut room.weights);
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
-        if let Some(derivatives) = self.derivatives {
-            let scales = self.scales(simd, derivatives, first, targets.rows);
-            let over_logits = self.logits.row(first).is_at(derivatives.gradient.row(first));
-            // SAFETY: as above. What overwrites the tile is written last.
-            unsafe {
-                tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref());
-                for is_gradient in [!over_logits, over_logits] {
-                    self.write_tile(simd, derivatives, first, tile, targets, &losses, &scales, is_gradient, room);
-                }
+        if let Some(grad_output) = self.grad_output {
+            let scales = self.scales(simd, grad_output, first, targets.rows);
+            tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref());
+            // What overwrites the tile is written last.
+            if !self.gradient_last {
+                self.write_gradients(simd, first, tile, targets, &losses, &scales, room);
+            }
+            self.write_hessians(simd, first, tile, targets, &losses, &scales, room);
+            if self.gradient_last {
+                self.write_gradients(simd, first, tile, targets, &losses, &scales, room);
             }
         }
         self.finish(first, targets, losses.loss)
@@ -162,26 +202,33 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn rows<S: Simd>(&self, simd: S, first: usize, targets: &mut Targets) -> PerLane<f64> {
+    fn rows<S: Simd>(&mut self, simd: S, first: usize, targets: &mut Targets) -> PerLane<f64> {
         let transform = self.problem.transform;
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..targets.rows {
             let Some(target) = targets.get(lane) else { continue };
             let row = self.logits.row(first + lane);
             if targets.names_classes {
-                targets.points.logit[lane] = row.get(targets.points.class[lane]).to_f64();
+                targets.points.logit[lane] = row.get(targets.points.class[lane]);
             }
-            target.pass(simd, row, transform, lane, &mut found, &mut spreads);
+            target.pass::<S, E>(simd, row, transform, lane, &mut found, &mut spreads);
         }
         let losses = batch::losses(simd, &found, targets, &spreads, transform);
-        if let Some(derivatives) = self.derivatives {
-            let scales = self.scales(simd, derivatives, first, targets.rows);
+        if let Some(grad_output) = self.grad_output {
+            let scales = self.scales(simd, grad_output, first, targets.rows);
             for lane in 0..targets.rows {
-                find_point(simd, lane, self.logits.row(first + lane), &found, targets);
+                find_point::<S, E>(simd, lane, self.logits.row(first + lane), &found, targets);
             }
             let slopes = batch::slopes(simd, &losses, targets, &scales, transform);
             for lane in 0..targets.rows {
-                self.write_row(simd, derivatives, first, lane, targets, &losses, &slopes, scales[lane]);
+                // What overwrites the row is written last.
+                if !self.gradient_last {
+                    self.write_gradient(simd, first, lane, targets, &slopes);
+                }
+                self.write_hessian(simd, first, lane, targets, &losses, scales[lane]);
+                if self.gradient_last {
+                    self.write_gradient(simd, first, lane, targets, &slopes);
+                }
             }
         }
         self.finish(first, targets, losses.loss)
@@ -189,9 +236,9 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// By what the derivatives of some rows are multiplied.
     #[inline(always)]
-    fn scales<S: Simd>(&self, simd: S, derivatives: &Derivatives<O>, first: usize, rows: usize) -> PerLane<f64> {
+    fn scales<S: Simd>(&self, simd: S, grad_output: &GradOutput, first: usize, rows: usize) -> PerLane<f64> {
         let mut scales = [0.0; MOST_LANES];
-        derivatives.grad_output.read(simd, first, &mut scales[..rows]);
+        grad_output.read(simd, first, &mut scales[..rows]);
         if let Some(weight) = &self.problem.sample_weight {
             for (scale, weight) in scales[..rows].iter_mut().zip(&weight[first..]) {
                 *scale *= weight;
@@ -205,7 +252,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// The losses of some rows, weighted and written.
     #[inline(always)]
-    fn finish(&self, first: usize, targets: &Targets, mut losses: PerLane<f64>) -> PerLane<f64> {
+    fn finish(&mut self, first: usize, targets: &Targets, mut losses: PerLane<f64>) -> PerLane<f64> {
         let rows = targets.rows;
         if self.problem.sample_weight.is_some() {
             for (lane, loss) in losses[..rows].iter_mut().enumerate() {
@@ -215,117 +262,92 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 }
             }
         }
-        if let Some(column) = self.losses {
-            // SAFETY: this chunk alone works on its rows.
-            unsafe { column.set(first, &losses[..rows]) }
+        if let Some(out) = &mut self.losses {
+            out.set(first, &losses[..rows]);
         }
         losses
     }
 
-    /// Write the derivatives of row number `lane`, zeros if it is ignored.
+    /// Write the gradient of row number `lane`, zeros if it is ignored.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // what `rows` has found
-    fn write_row<S: Simd>(
-        &self,
+    fn write_gradient<S: Simd>(&mut self, simd: S, first: usize, lane: usize, targets: &Targets, slopes: &Slopes) {
+        let Some(out) = &mut self.gradient else { return };
+        let (row, transform) = (self.logits.row(first + lane), self.problem.transform);
+        gradient::<S, E, O>(simd, lane, row, out.row(first + lane), targets, slopes, transform, self.store[0]);
+    }
+
+    /// Write the diagonal of the Hessian of row number `lane`, if it is wanted; zeros if the row is ignored.
+    #[inline(always)]
+    fn write_hessian<S: Simd>(
+        &mut self,
         simd: S,
-        derivatives: &Derivatives<O>,
         first: usize,
         lane: usize,
         targets: &Targets,
         losses: &Losses,
-        slopes: &Slopes,
         scale: f64,
     ) {
-        let (row, out) = (self.logits.row(first + lane), derivatives.gradient.row(first + lane));
-        let hessian = derivatives.hessian.as_ref().map(|hessian| hessian.row(first + lane));
-        let transform = self.problem.transform;
-        // SAFETY: the promise made to `cross_entropy`, and this chunk alone works on its rows. What overwrites the row
-        // is written last.
-        unsafe {
-            for is_gradient in [!row.is_at(out), row.is_at(out)] {
-                if is_gradient {
-                    gradient(simd, lane, row, out, targets, slopes, transform, self.stores[0]);
-                } else if let Some(hessian) = hessian {
-                    self.write_hessian(simd, lane, row, hessian, targets, losses, scale);
-                }
-            }
+        let Some(out) = &mut self.hessian else { return };
+        let mut out = out.row(first + lane);
+        if targets.counts[lane] == 0.0 {
+            return out.fill(0.0);
         }
+        let (row, transform) = (self.logits.row(first + lane), self.problem.transform);
+        losses.get(lane, targets).hessian::<S, E>(simd, row, out, scale, transform, self.store[1]);
     }
 
-    /// Write the diagonal of the Hessian of row number `lane`, zeros if it is ignored.
-    ///
-    /// # Safety
-    /// As for [`gradient`].
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // a row of some, and how its Hessian is written
-    unsafe fn write_hessian<S: Simd>(
-        &self,
-        simd: S,
-        lane: usize,
-        row: Row<E>,
-        out: Row<O>,
-        targets: &Targets,
-        losses: &Losses,
-        scale: f64,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if targets.counts[lane] == 0.0 {
-                fill(out, O::from_f64(0.0));
-                return;
-            }
-            losses.get(lane, targets).hessian(simd, row, out, scale, self.problem.transform, self.stores[1]);
-        }
-    }
-
-    /// Write the gradients of a tile of rows, or the diagonals of their Hessians.
-    ///
-    /// # Safety
-    /// The tile's values are readable, until they are overwritten by what is written.
+    /// Write the gradients of a tile of rows.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)] // what `tile` has found
-    unsafe fn write_tile<S: Simd>(
-        &self,
+    fn write_gradients<S: Simd>(
+        &mut self,
         simd: S,
-        derivatives: &Derivatives<O>,
         first: usize,
-        tile: AnyTile,
+        tile: Tile,
         targets: &Targets,
         losses: &Losses,
         scales: &PerLane<f64>,
-        is_gradient: bool,
         room: &mut Room<E::Real>,
     ) {
-        let view = if is_gradient { Some(&derivatives.gradient) } else { derivatives.hessian.as_ref() };
-        let Some(view) = view else { return };
-        let (rows, transform) = (targets.rows, self.problem.transform);
-        let stores = self.stores[usize::from(!is_gradient)];
+        let Some(out) = &mut self.gradient else { return };
+        let transform = self.problem.transform;
         let slopes = batch::slopes(simd, losses, targets, scales, transform);
-        // SAFETY: what is written are rows of an output that this chunk alone works on, the logits' rows themselves or
-        // apart from them, or the room, which is stored once it was written.
-        unsafe {
-            if let Some(mut out) = Output::new(view, first, rows, stores, &mut room.results) {
-                let written = if is_gradient {
-                    let weights = &mut room.weights;
-                    tile::gradients::<S, E::Real>(simd, tile, out.tile(), targets, &slopes, transform, weights)
-                } else {
-                    tile::variances::<S, E::Real>(simd, tile, out.tile(), targets, losses, scales, transform);
-                    true
-                };
-                if written {
-                    out.store(simd);
-                    return;
-                }
-            }
-            for (lane, scale) in scales[..rows].iter().enumerate() {
-                let row = view.row(first + lane);
-                let logits = self.logits.row(first + lane);
-                if is_gradient {
-                    gradient(simd, lane, logits, row, targets, &slopes, transform, stores);
-                } else {
-                    self.write_hessian(simd, lane, logits, row, targets, losses, *scale);
-                }
-            }
+        let Room { results, weights } = room;
+        if let Some(mut out) = Output::<O>::new(out, first, targets.rows, self.store[0], results)
+            && tile::gradients::<S, E::Real>(simd, tile, out.tile(), targets, &slopes, transform, weights)
+        {
+            // SAFETY: `gradients` wrote all of the tile.
+            unsafe { out.store(simd) }
+            return;
+        }
+        for lane in 0..targets.rows {
+            self.write_gradient(simd, first, lane, targets, &slopes);
+        }
+    }
+
+    /// Write the diagonals of the Hessians of a tile of rows, if they are wanted.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // what `tile` has found
+    fn write_hessians<S: Simd>(
+        &mut self,
+        simd: S,
+        first: usize,
+        tile: Tile,
+        targets: &Targets,
+        losses: &Losses,
+        scales: &PerLane<f64>,
+        room: &mut Room<E::Real>,
+    ) {
+        let Some(out) = &mut self.hessian else { return };
+        if let Some(mut out) = Output::<O>::new(out, first, targets.rows, self.store[1], &mut room.results) {
+            let transform = self.problem.transform;
+            tile::variances::<S, E::Real>(simd, tile, out.tile(), targets, losses, scales, transform);
+            // SAFETY: `variances` wrote all of the tile.
+            unsafe { out.store(simd) }
+            return;
+        }
+        for (lane, scale) in scales[..targets.rows].iter().enumerate() {
+            self.write_hessian(simd, first, lane, targets, losses, *scale);
         }
     }
 }
@@ -333,17 +355,15 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::labels::{Integers, Labels};
+    use crate::array::Layout;
+    use crate::dtype::Dtype;
+    use crate::loss::labels::Labels;
     use crate::loss::targets::Targets;
     use crate::row::Transform;
-    use crate::view::Axes;
 
-    /// A view of `rows` rows of `classes` classes, the classes side by side or the rows.
-    fn view(values: &mut [f64], rows: usize, classes: usize, across: bool) -> View<f64> {
-        let (row_step, class_step) = if across { (1, rows) } else { (classes, 1) };
-        let axes = Axes::new([(rows, 8 * row_step as isize)]);
-        // SAFETY: the axes describe `values`, which outlive the view and are this thread's.
-        unsafe { View::new(values.as_mut_ptr().cast(), axes, classes, 8 * class_step as isize, false) }
+    /// Where `rows` rows of `classes` classes lie, the classes side by side or the rows, and their class axis.
+    fn strides(rows: usize, classes: usize, across: bool) -> [isize; 2] {
+        if across { [8, 8 * rows as isize] } else { [8 * classes as isize, 8] }
     }
 
     /// By rows, by tiles that are transposed, by tiles in place, with rows left over, in place and apart.
@@ -363,9 +383,7 @@ mod tests {
             }
             let targets: Vec<i64> =
                 (0..rows).map(|row| if row % 7 == 3 { -100 } else { (row * 5 % classes) as i64 }).collect();
-            // SAFETY: one axis of i64, 8 bytes apart, which outlives the call.
-            let integers = unsafe { Integers::new(targets.as_ptr().cast(), &[rows], &[8], false) };
-            let labels = Labels::read::<i64>("targets", &integers, classes, Some(-100), &|| Ok(())).unwrap();
+            let labels = Labels::read("targets", &Array::of(&targets, 1), classes, Some(-100), &|| Ok(())).unwrap();
             let weights: Vec<f64> = (0..classes).map(|class| 0.5 + (class % 3) as f64).collect();
             for (softcap, weight, smoothing) in [
                 (None, false, 0.0),
@@ -385,15 +403,20 @@ mod tests {
                 let slope = |x: f64| softcap.map_or(1.0, |cap: f64| 1.0 - (x / cap).tanh().powi(2)) / 0.5;
                 for in_place in [false, true] {
                     let (mut input, mut output) = (logits.clone(), vec![f64::NAN; rows * classes]);
-                    let out = view(if in_place { &mut input } else { &mut output }, rows, classes, across);
-                    let grad_output = GradOutput::Scalar(3.0);
-                    let derivatives = Derivatives { gradient: out, hessian: None, grad_output };
-                    let source = view(&mut input, rows, classes, across);
-                    // SAFETY: the gradient is written over the logits or to a vector of its own.
-                    let loss = unsafe {
-                        cross_entropy(&source, &problem, Reduction::Sum, None, None, Some(&derivatives), &|| Ok(()))
-                    }
-                    .unwrap();
+                    let (shape, strides) = ([rows, classes], strides(rows, classes, across));
+                    let layout = |values: &mut Vec<f64>| {
+                        let base = values.as_mut_ptr().cast();
+                        Layout { base, dtype: Dtype::F64, swapped: false, shape: &shape, strides: &strides }
+                    };
+                    let source = layout(&mut input);
+                    let out = if in_place { source } else { layout(&mut output) };
+                    // SAFETY: the layouts are those of vectors of this test; the gradient is written over the logits or to
+                    // a vector of its own.
+                    let (source, gradient) = unsafe { (Array::new(&source, Some(1)), ArrayMut::new(&out, Some(1))) };
+                    let mut derivatives = Derivatives { gradient, hessian: None, grad_output: GradOutput::Scalar(3.0) };
+                    let derivatives = Some(&mut derivatives);
+                    let loss =
+                        cross_entropy(&source, &problem, Reduction::Sum, None, None, derivatives, &|| Ok(())).unwrap();
                     let found = if in_place { &input } else { &output };
                     let mut expected = 0.0;
                     for (row, &target) in targets.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! What an evaluation reports of a model's logits: loss, hits among the top k, entropy, in one pass over memory.
 
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fearless_simd::Simd;
@@ -7,15 +8,16 @@ use fearless_simd::Simd;
 use super::statistics::read;
 use super::targets::{Problem, Targets};
 use super::{Check, Chunks};
+use crate::array::Array;
+use crate::dtype::with_element;
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::precise_sum;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, MOST_LANES, Spreads};
 use crate::row::product;
-use crate::row::tile::{self, AnyTile, Batch, Transposed, WeightRoom, batches};
+use crate::row::tile::{self, Batch, Tile, Transposed, WeightRoom, batches};
 use crate::simd::{self, Kernel};
-use crate::view::View;
 
 /// Sums over the rows that are not ignored.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,16 +36,19 @@ pub struct Tally {
 ///
 /// # Errors
 /// What `check` returned.
-pub fn tally<E: Element>(logits: &View<E>, problem: &Problem, top_k: &[usize], check: Check) -> Result<Tally> {
+pub fn tally(logits: &Array, problem: &Problem, top_k: &[usize], check: Check) -> Result<Tally> {
     problem.assert_fits(logits.rows(), logits.classes());
     assert!(matches!(problem.targets, Targets::Classes(_)));
-    let chunks = Chunks::new(logits.rows(), logits.classes());
+    let chunks = Chunks::of_rows(logits);
     let level = simd::level();
     // Counts may be added in any order; the sums come back in that of the chunks.
     let hits: Vec<AtomicU64> = top_k.iter().map(|_| AtomicU64::new(0)).collect();
     let hits = &hits[..];
-    let sums = map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
-        level.run(Rows { range: chunks.rows_of(chunk), logits, problem, top_k, hits })
+    let sums = with_element!(logits.dtype(), E => {
+        map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
+            let element = PhantomData;
+            level.run(Rows::<E> { range: chunks.rows_of(chunk), logits, problem, top_k, hits, element })
+        })
     })?;
     let [loss, entropy] = [0, 1].map(|part| precise_sum(sums.iter().map(|sums| sums[part])));
     Ok(Tally { loss, entropy, hits: hits.iter().map(|hits| hits.load(Ordering::Relaxed)).collect() })
@@ -52,10 +57,11 @@ pub fn tally<E: Element>(logits: &View<E>, problem: &Problem, top_k: &[usize], c
 /// The work on a chunk of rows: the sums of their losses and entropies.
 struct Rows<'a, E> {
     range: std::ops::Range<usize>,
-    logits: &'a View<E>,
-    problem: &'a Problem,
+    logits: &'a Array<'a>,
+    problem: &'a Problem<'a>,
     top_k: &'a [usize],
     hits: &'a [AtomicU64],
+    element: PhantomData<E>,
 }
 
 impl<E: Element> Kernel for Rows<'_, E> {
@@ -67,7 +73,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
         let mut hits = vec![0; self.top_k.len()];
         let transform = self.problem.transform;
         let (mut room, mut weights) = (Transposed::uninit(), None);
-        for batch in batches(self.logits, self.range.clone()) {
+        for batch in batches::<E>(self.logits, self.range.clone()) {
             let (first, rows) = (batch.first, batch.rows);
             let classes = self.logits.classes();
             let mut targets = batch::Targets::none(rows, self.problem.dense(first, classes, None));
@@ -77,15 +83,12 @@ impl<E: Element> Kernel for Rows<'_, E> {
                 if targets.counts[lane] != 0.0 {
                     let class = targets.points.class[lane];
                     ranked[lane] = Some(class);
-                    targets.points.logit[lane] = self.logits.row(first + lane).get(class).to_f64();
+                    targets.points.logit[lane] = self.logits.row(first + lane).get(class);
                 }
             }
-            let tile = batch.tile(simd, &mut room);
-            // SAFETY: the room is not used again for this batch.
-            let (found, spreads) = unsafe {
-                let found = read(simd, &batch, tile, &ranked, transform);
-                (found, self.spreads(simd, &batch, tile, &targets, &mut weights))
-            };
+            let tile = batch.tile::<S, E>(simd, &mut room);
+            let found = read::<S, E>(simd, &batch, tile, &ranked, transform);
+            let spreads = self.spreads(simd, &batch, tile, &targets, &mut weights);
             let losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
             let entropies = found.entropies(simd, rows);
             for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
@@ -108,15 +111,12 @@ impl<E: Element> Kernel for Rows<'_, E> {
 
 impl<E: Element> Rows<'_, E> {
     /// What the targets of a batch have to be summed: a second pass only if there is something.
-    ///
-    /// # Safety
-    /// As for [`read`].
     #[inline(always)]
-    unsafe fn spreads<S: Simd>(
+    fn spreads<S: Simd>(
         &self,
         simd: S,
-        batch: &Batch<E>,
-        tile: Option<AnyTile>,
+        batch: &Batch,
+        tile: Option<Tile>,
         targets: &batch::Targets,
         weights: &mut Option<WeightRoom>,
     ) -> Spreads {
@@ -125,14 +125,13 @@ impl<E: Element> Rows<'_, E> {
         }
         let transform = self.problem.transform;
         if let Some(tile) = tile {
-            // SAFETY: its values are readable by the caller's promise.
-            return unsafe { tile::pass::<S, E>(simd, tile, targets, transform, weights).1 };
+            return tile::pass::<S, E>(simd, tile, targets, transform, weights).1;
         }
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..batch.rows {
             if let Some(target) = targets.get(lane) {
                 let row = self.logits.row(batch.first + lane);
-                target.pass(simd, row, transform, lane, &mut found, &mut spreads);
+                target.pass::<S, E>(simd, row, transform, lane, &mut found, &mut spreads);
             }
         }
         spreads

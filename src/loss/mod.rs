@@ -11,11 +11,10 @@ pub mod targets;
 
 use fearless_simd::Simd;
 
-use crate::element::Element;
-use crate::math::precise_sum;
-use crate::numbers::Numbers;
-use crate::row::Stores;
-use crate::view::View;
+use crate::array::{Array, ArrayMut};
+use crate::math::{Real, precise_sum};
+use crate::row::tile::most_classes;
+use crate::rows::StorePolicy;
 
 /// Asked from time to time whether to go on; see [`crate::parallel::map_chunks`].
 pub type Check<'a> = &'a dyn Fn() -> crate::error::Result<()>;
@@ -61,14 +60,14 @@ fn mean(sums: Vec<f64>, divisor: f64) -> f64 {
 
 /// By what the gradient is multiplied.
 #[derive(Clone, Debug)]
-pub enum GradOutput {
+pub enum GradOutput<'a> {
     /// One number for all losses.
     Scalar(f64),
     /// One number a loss, in the order of the losses.
-    Each(Numbers),
+    Each(Array<'a>),
 }
 
-impl GradOutput {
+impl GradOutput<'_> {
     /// Write those of the losses from number `first` on.
     #[inline(always)]
     fn read<S: Simd>(&self, simd: S, first: usize, scales: &mut [f64]) {
@@ -91,25 +90,60 @@ const CHUNK_ELEMENTS: usize = 1 << 16;
 /// Results of at least this many bytes are larger than what the caches keep for us.
 const STREAMING_BYTES: usize = 1 << 24;
 
-/// How the rows of a problem are cut into chunks: by its shape alone.
+/// How the rows of a problem are cut into chunks: by its shape and layout alone.
 #[derive(Clone, Copy, Debug)]
 struct Chunks {
     rows: usize,
+    /// No chunk goes on past a multiple of this many rows.
+    run: usize,
     rows_a_chunk: usize,
 }
 
 impl Chunks {
-    fn new(rows: usize, classes: usize) -> Self {
-        Self { rows, rows_a_chunk: (CHUNK_ELEMENTS / classes.max(1)).max(1) }
+    /// Chunks of so many of these rows.
+    fn of(rows: usize, rows_a_chunk: usize) -> Self {
+        Self { rows, run: rows.max(1), rows_a_chunk }
+    }
+
+    /// Chunks of elements that are no rows.
+    fn of_elements(count: usize) -> Self {
+        Self::of(count, CHUNK_ELEMENTS)
+    }
+
+    /// Chunks of rows. Where rows are long and lie lane by lane in memory, each chunk is tiles from its first row on:
+    /// rows that fill no tile are gathered one by one, which takes several times as long.
+    fn of_rows(array: &Array) -> Self {
+        let (rows, classes) = (array.rows(), array.classes());
+        let is_double = array.dtype().is_double();
+        let [few, lanes] =
+            if is_double { [most_classes::<f64>(), f64::LANES] } else { [most_classes::<f32>(), f32::LANES] };
+        let rows_a_chunk = (CHUNK_ELEMENTS / classes.max(1)).max(1);
+        let neighbours = if rows == 0 { None } else { array.neighbours_from(0) };
+        match neighbours.filter(|_| classes > few) {
+            None => Self::of(rows, rows_a_chunk),
+            Some(run) if run <= rows_a_chunk => Self::of(rows, rows_a_chunk / run * run),
+            Some(run) => Self { rows, run, rows_a_chunk: rows_a_chunk.next_multiple_of(lanes) },
+        }
+    }
+
+    /// How many chunks a run is.
+    fn pieces(self) -> usize {
+        self.run.div_ceil(self.rows_a_chunk)
     }
 
     fn count(self) -> usize {
-        self.rows.div_ceil(self.rows_a_chunk)
+        self.rows / self.run * self.pieces()
     }
 
     fn rows_of(self, chunk: usize) -> std::ops::Range<usize> {
-        let start = chunk * self.rows_a_chunk;
-        start..(start + self.rows_a_chunk).min(self.rows)
+        let first = chunk / self.pieces() * self.run;
+        let start = first + chunk % self.pieces() * self.rows_a_chunk;
+        start..(start + self.rows_a_chunk).min(first + self.run)
+    }
+
+    /// The rows of all chunks.
+    fn ranges(self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        (0..self.count()).map(move |chunk| self.rows_of(chunk))
     }
 
     /// Bytes that a chunk moves when each of its elements moves `bytes`.
@@ -118,8 +152,57 @@ impl Chunks {
     }
 }
 
-/// How to store results of `out`'s size made from `logits`: streaming if they are large and do not overwrite them.
-fn stores<E: Element, O: Element>(logits: &View<E>, out: &View<O>) -> Stores {
-    let in_place = logits.rows() > 0 && logits.row(0).is_at(out.row(0));
-    if in_place || out.bytes() < STREAMING_BYTES { Stores::Cached } else { Stores::Streaming }
+/// How to store results of `out`'s size made from `logits`: past the cache if they are large and do not overwrite them.
+fn store_policy(logits: &Array, out: &ArrayMut) -> StorePolicy {
+    if out.begins_with(logits) || out.bytes() < STREAMING_BYTES {
+        StorePolicy::Cached
+    } else {
+        StorePolicy::NonTemporal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::array::Layout;
+    use crate::dtype::Dtype;
+
+    /// How rows are cut that lie lane by lane on their last axis.
+    fn cut(dtype: Dtype, outer: usize, run: usize, classes: usize) -> Vec<std::ops::Range<usize>> {
+        let size = dtype.size() as isize;
+        let shape = [outer, classes, run];
+        let strides = [(classes * run) as isize * size, run as isize * size, size];
+        let layout = Layout { base: std::ptr::null_mut(), dtype, swapped: false, shape: &shape, strides: &strides };
+        // SAFETY: nothing is read.
+        let view = unsafe { Array::new(&layout, Some(1)) };
+        let chunks = Chunks::of_rows(&view);
+        let cut: Vec<_> = (0..chunks.count()).map(|chunk| chunks.rows_of(chunk)).collect();
+        let all: Vec<_> = cut.iter().cloned().flatten().collect();
+        assert_eq!(all, (0..outer * run).collect::<Vec<_>>(), "each row once, in order: {outer} {run} {classes}");
+        cut
+    }
+
+    #[test]
+    fn rows_that_lie_lane_by_lane_are_cut_in_whole_tiles() {
+        for classes in [300, 1000, 1100, 4096, 4100, 8200, 32_000, 200_000] {
+            for (outer, run) in [(1, 1024), (1, 1000), (7, 49), (3, 5), (5, 1), (0, 3), (2, 100_000)] {
+                for (cut, lanes) in
+                    [(cut(Dtype::F32, outer, run, classes), 16), (cut(Dtype::F64, outer, run, classes), 8)]
+                {
+                    let tiles: usize = cut
+                        .iter()
+                        .map(|rows| {
+                            // As batches do: a tile ends with its run.
+                            let runs = (rows.start / run..rows.end.div_ceil(run)).map(|number| {
+                                let (first, last) = (rows.start.max(number * run), rows.end.min((number + 1) * run));
+                                (last - first) / lanes
+                            });
+                            runs.sum::<usize>()
+                        })
+                        .sum();
+                    assert_eq!(tiles, outer * (run / lanes), "{outer} x {run} rows of {classes}");
+                }
+            }
+        }
+    }
 }

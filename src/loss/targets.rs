@@ -3,29 +3,29 @@
 use fearless_simd::Simd;
 
 use super::labels::Labels;
+use crate::array::Array;
 use crate::element::Element;
 use crate::math::precise_sum;
-use crate::numbers::Numbers;
 use crate::row::batch::{self, MOST_LANES};
 use crate::row::tile::{Batch, Transposed};
-use crate::row::{AnyView, Dense, Source, Teacher, Transform};
+use crate::row::{Dense, Source, Teacher, Transform};
 
 /// The targets of all rows.
 #[derive(Clone, Debug)]
-pub enum Targets {
+pub enum Targets<'a> {
     /// A class each.
     Classes(Labels),
     /// A probability for every class, in C order with the classes last.
-    Probabilities(Numbers),
+    Probabilities(Array<'a>),
     /// The softmax of a teacher's logits; the loss is the divergence from it.
-    Teacher(AnyView),
+    Teacher(Array<'a>),
 }
 
 /// A problem but for its logits: the targets, and the options that change the loss of a row.
 #[derive(Clone, Debug)]
-pub struct Problem {
+pub struct Problem<'a> {
     /// What the rows should be.
-    pub targets: Targets,
+    pub targets: Targets<'a>,
     /// What becomes of the logits.
     pub transform: Transform,
     /// A weight for each class.
@@ -38,9 +38,9 @@ pub struct Problem {
     pub z_loss: f64,
 }
 
-impl Problem {
+impl<'p> Problem<'p> {
     /// Targets without any option.
-    pub fn new(targets: Targets) -> Self {
+    pub fn new(targets: Targets<'p>) -> Self {
         Self {
             targets,
             transform: Transform::NONE,
@@ -59,7 +59,7 @@ impl Problem {
         match &self.targets {
             Targets::Classes(labels) => assert_eq!(labels.rows(), rows),
             Targets::Probabilities(numbers) => assert_eq!(numbers.count(), rows * classes),
-            Targets::Teacher(view) => assert_eq!(view.shape(), (rows, classes)),
+            Targets::Teacher(logits) => assert_eq!((logits.rows(), logits.classes()), (rows, classes)),
         }
         assert!(self.weight.as_ref().is_none_or(|weight| weight.len() == classes));
         assert!(self.sample_weight.as_ref().is_none_or(|weight| weight.len() == rows));
@@ -89,11 +89,11 @@ impl Problem {
     pub(super) fn teacher<'a, S: Simd, E: Element>(
         &'a self,
         simd: S,
-        batch: &Batch<E>,
+        batch: &Batch,
         room: &'a mut Transposed<E::Real>,
     ) -> Option<Teacher<'a>> {
-        let Targets::Teacher(view) = &self.targets else { return None };
-        Some(Teacher::new(simd, view, batch.first..batch.first + batch.rows, self.transform, room))
+        let Targets::Teacher(logits) = &self.targets else { return None };
+        Some(Teacher::new(simd, logits, batch.first..batch.first + batch.rows, self.transform, room))
     }
 
     /// The weights of each class of the rows of `classes` classes from `first` on, if the problem has such.

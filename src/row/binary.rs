@@ -17,9 +17,9 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::BLOCK;
 use crate::element::Element;
 use crate::math::{Boost, Real, Total};
+use crate::rows::BLOCK;
 
 /// Lanes of f64 that say yes or no.
 type Mask<S> = <f64x8<S> as SimdBase<S>>::Mask;

@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::AnyRow;
 use super::transform::Value;
 use crate::element::Element;
 use crate::math::{Real, Total, Twice, UNIT, lane_numbers};
+use crate::rows::Row;
 
 /// A vector of the pass.
 pub(super) struct Term<S: Simd, R: Real> {
@@ -239,8 +239,8 @@ impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
 }
 
 /// What can be told of a row beside its log-sum-exp.
-pub(super) struct Shape<S: Simd, R: Real> {
-    row: AnyRow,
+pub(super) struct Shape<'a, S: Simd, R: Real> {
+    row: Row<'a>,
     /// The class that is ranked, if one is, and its logit.
     rival: Option<usize>,
     logit: R,
@@ -255,9 +255,9 @@ pub(super) struct Shape<S: Simd, R: Real> {
     block: [[R::Lanes<S>; 4]; 2],
 }
 
-impl<S: Simd, R: Real> Shape<S, R> {
+impl<'a, S: Simd, R: Real> Shape<'a, S, R> {
     #[inline(always)]
-    pub(super) fn new(simd: S, row: AnyRow, rival: Option<usize>) -> Self {
+    pub(super) fn new(simd: S, row: Row<'a>, rival: Option<usize>) -> Self {
         let logit = rival.map_or(f64::INFINITY, |class| row.get(class));
         Self {
             row,
@@ -272,7 +272,7 @@ impl<S: Simd, R: Real> Shape<S, R> {
     }
 }
 
-impl<S: Simd, R: Real + Element<Real = R>> Companion<S, R> for Shape<S, R> {
+impl<S: Simd, R: Real + Element<Real = R>> Companion<S, R> for Shape<'_, S, R> {
     #[inline(always)]
     fn begin(&mut self, simd: S, start: usize, length: usize) {
         let Some(class) = self.rival else { return };

@@ -8,12 +8,13 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 use super::batch::{LogSumExps, MOST_LANES, PerLane, log_totals};
 use super::companion::{Nothing, Weights};
 use super::log_sum_exp::any_pass;
-use super::tile::{AnyTile, Tiled, Transposed, log_sum_exps};
+use super::tile::{Tile, Tiled, Transposed, log_sum_exps, transpose};
 use super::transform::{Scale, Value, with_uncapped_mode};
-use super::{AnyView, BLOCK, Transform, per_mass};
+use super::{Transform, per_mass};
+use crate::array::Array;
 use crate::element::Element;
 use crate::math::{Boost, Real, Total, Twice, with_vectors_at_a_time};
-use crate::numbers::Numbers;
+use crate::rows::BLOCK;
 
 /// `weight·(keep·p + uniform)` for every class of row number `row`, p being the source's, and, by [`Self::skip`], of the
 /// rows after it.
@@ -39,7 +40,7 @@ pub enum Source<'a> {
     /// There are none.
     Nothing,
     /// Numbers, row after row.
-    Numbers(&'a Numbers),
+    Numbers(&'a Array<'a>),
     /// The softmax of logits.
     Softmax(&'a Teacher<'a>),
 }
@@ -47,7 +48,7 @@ pub enum Source<'a> {
 /// Some rows of logits whose softmax is the target.
 #[derive(Debug)]
 pub struct Teacher<'a> {
-    view: &'a AnyView,
+    view: &'a Array<'a>,
     /// The first of the rows.
     first: usize,
     log_sum_exps: LogSumExps,
@@ -56,13 +57,13 @@ pub struct Teacher<'a> {
     /// Whether it computes in f64: it does if its own logits or those of its pupil do.
     double: bool,
     /// The rows across lanes, if they are so.
-    tile: Option<AnyTile>,
+    tile: Option<Tile<'a>>,
 }
 
 impl<'a> Teacher<'a> {
     /// The softmax of rows, one after the other.
-    fn by_rows<S: Simd, R: Real>(simd: S, view: &'a AnyView, rows: Range<usize>, transform: Transform) -> Self {
-        let double = R::LANES == f64::LANES || view.is_double();
+    fn by_rows<S: Simd, R: Real>(simd: S, view: &'a Array<'a>, rows: Range<usize>, transform: Transform) -> Self {
+        let double = R::LANES == f64::LANES || view.dtype().is_double();
         let mut found = LogSumExps::default();
         for (lane, row) in rows.clone().enumerate() {
             let row = view.row(row);
@@ -80,28 +81,27 @@ impl<'a> Teacher<'a> {
     #[inline(never)]
     pub fn new<S: Simd, R: Real + Element<Real = R>>(
         simd: S,
-        view: &'a AnyView,
+        view: &'a Array<'a>,
         rows: Range<usize>,
         transform: Transform,
         room: &'a mut Transposed<R>,
     ) -> Self {
-        let Some(tile) = view.transpose(simd, rows.clone(), room) else {
+        let Some(tile) = transpose(simd, view, rows.clone(), room) else {
             return Self::by_rows::<S, R>(simd, view, rows, transform);
         };
-        // SAFETY: the tile was just loaded, and the room is borrowed as long as the teacher lives.
-        let found = unsafe { log_sum_exps::<S, R>(simd, tile, transform) };
+        let found = log_sum_exps::<S, R>(simd, tile, transform);
         Self::of(simd, view, rows, transform, R::LANES == f64::LANES, &found, Some(tile))
     }
 
     #[inline(always)]
     fn of<S: Simd>(
         simd: S,
-        view: &'a AnyView,
+        view: &'a Array<'a>,
         rows: Range<usize>,
         transform: Transform,
         double: bool,
         found: &LogSumExps,
-        tile: Option<AnyTile>,
+        tile: Option<Tile<'a>>,
     ) -> Self {
         let log_totals = log_totals(simd, found, rows.len());
         Self { view, first: rows.start, log_sum_exps: *found, log_totals, transform, double, tile }
@@ -133,8 +133,7 @@ impl<'a> Teacher<'a> {
                 let mut sum = Total::zero(simd);
                 with_uncapped_mode!(self.transform, MODE => {
                     for (class, weights) in block.chunks_exact_mut(R::LANES).enumerate() {
-                        // SAFETY: one of the tile's classes, by the assertion; its values are in a room that is borrowed.
-                        let x = unsafe { tile.load(simd, start + class) };
+                        let x = tile.load(simd, start + class);
                         let [of_class] = shares_of::<S, R, MODE, 1>(simd, &scale, [x], reference, share);
                         for (lanes, part) in weights.chunks_exact_mut(8).zip(of_class) {
                             part.store_slice(lanes);
@@ -153,7 +152,7 @@ impl<'a> Dense<'a> {
     /// The softmax of a teacher's logits, from its first row on.
     #[inline(always)]
     pub fn of_teacher(teacher: &'a Teacher) -> Self {
-        let (_, classes) = teacher.view.shape();
+        let classes = teacher.view.classes();
         Self { source: Source::Softmax(teacher), row: teacher.first, classes, keep: 1.0, uniform: 0.0, weight: None }
     }
 

@@ -4,11 +4,11 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::companion::{Companion, Nothing, Raise, Term};
 use super::transform::{CAPPED, Capped, Factors, PLAIN, SCALED, Scale, Value, with_mode};
-use super::{AnyRow, BLOCK, Scratch, Transform, batch};
+use super::{Transform, batch};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total, argument_of_sums, exp, regrow, shrinkage, with_vectors_at_a_time};
+use crate::rows::{BLOCK, Row, Scratch};
 use crate::simd::prefetch_ahead;
-use crate::view::Row;
 
 /// `log Σ exp z` in parts: it is `z(reference) + ln(own + others)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,22 +65,22 @@ impl LogSumExp {
 
 /// `log Σ exp z` over the classes of a row.
 #[inline(always)]
-pub fn log_sum_exp<S: Simd, E: Element>(simd: S, row: Row<E>, transform: Transform) -> LogSumExp {
-    pass(simd, row, transform, Nothing).0
+pub fn log_sum_exp<S: Simd, E: Element>(simd: S, row: Row, transform: Transform) -> LogSumExp {
+    pass::<S, E, _>(simd, row, transform, Nothing).0
 }
 
 /// [`log_sum_exp`], and what a companion saw on the way: in place where logits are not capped.
 #[inline(always)]
 pub(super) fn pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
     simd: S,
-    row: Row<E>,
+    row: Row,
     transform: Transform,
     companion: C,
 ) -> (LogSumExp, C) {
     match transform.mode() {
         PLAIN => pass_in_place::<S, E, C, PLAIN>(simd, row, transform, companion),
         SCALED => pass_in_place::<S, E, C, SCALED>(simd, row, transform, companion),
-        _ => pass_by_blocks::<S, E::Real, C, CAPPED>(simd, AnyRow::of(row), transform, companion),
+        _ => pass_by_blocks::<S, E::Real, C, CAPPED>(simd, row, transform, companion),
     }
 }
 
@@ -88,7 +88,7 @@ pub(super) fn pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
 #[inline(always)]
 pub(super) fn any_pass<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>>(
     simd: S,
-    row: AnyRow,
+    row: Row,
     transform: Transform,
     companion: C,
 ) -> (LogSumExp, C) {
@@ -121,7 +121,7 @@ impl<S: Simd, R: Real> Sums<S, R> {
 #[inline(never)]
 fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
     simd: S,
-    row: Row<E>,
+    row: Row,
     transform: Transform,
     mut companion: C,
 ) -> (LogSumExp, C) {
@@ -130,13 +130,13 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
         || {
             let mut sums = Sums::new(simd);
             let scale = Scale::new(simd, transform);
-            let mut scratch = Scratch::new();
+            let mut scratch = Scratch::<E>::new();
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = (row.classes() - start).min(BLOCK);
-                prefetch_ahead(row.pointer(start).cast_const().cast(), BLOCK * size_of::<E>());
+                prefetch_ahead(row.pointer::<E>(start).cast(), BLOCK * size_of::<E>());
                 let block = Block { transform, scale, start, length };
                 let logits = if length == BLOCK && row.is_contiguous() {
-                    InPlace(row.pointer(start).cast_const())
+                    InPlace(row.pointer::<E>(start))
                 } else {
                     InPlace(scratch.fill(simd, row, start, length, block.vectors() * E::Real::LANES).as_ptr())
                 };
@@ -152,7 +152,7 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
 #[inline(never)]
 fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, const MODE: u8>(
     simd: S,
-    row: AnyRow,
+    row: Row,
     transform: Transform,
     mut companion: C,
 ) -> (LogSumExp, C) {

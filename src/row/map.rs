@@ -2,22 +2,12 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::any::lead;
 use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
-use super::{AnyRow, BLOCK, Dense, Scratch, Transform, rounded};
+use super::{Dense, Transform, rounded};
 use crate::element::Element;
 use crate::math::{Boost, Real, vectors_at_a_time, with_vectors_at_a_time};
+use crate::rows::{BLOCK, Row, RowMut, Scratch, StorePolicy};
 use crate::simd;
-use crate::view::Row;
-
-/// How results go to memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stores {
-    /// Through the cache: for results that are small, or that overwrite their input.
-    Cached,
-    /// Past the cache: for results larger than it, which would be read only to be overwritten.
-    Streaming,
-}
 
 /// The function `factor · exp(z − z(reference))`.
 #[derive(Clone, Copy, Debug)]
@@ -78,95 +68,76 @@ pub(super) fn take_back<R: Real>(factor: f64, boost: Boost) -> f64 {
 ///
 /// Each is within u·(|z − z(reference)| + 4) of its value, u being half an ulp of one: the exponentials are boosted
 /// by a power of two that the factor takes back, so that a subnormal result is rounded once.
-///
-/// # Safety
-/// As for [`Row::set`], with `out`; `out` is `row` itself or apart from it.
 #[inline(always)]
-pub unsafe fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
+pub fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
-    row: Row<E>,
-    out: Row<O>,
+    row: Row,
+    out: RowMut,
     of: Exponential,
-    stores: Stores,
+    stores: StorePolicy,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe { shifted_exponentials(simd, row, out, of, 0.0, stores, None) }
+    shifted_exponentials::<S, E, O>(simd, row, out, of, 0.0, stores, None);
 }
 
 /// Write an [`Exponential`] less `offset`, 0 for masked classes, but for the class that is an exception, which gets its
 /// own value.
-///
-/// # Safety
-/// As for [`probabilities`].
 #[inline(never)]
-unsafe fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
+fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
-    row: Row<E>,
-    out: Row<O>,
+    row: Row,
+    out: RowMut,
     of: Exponential,
     offset: f64,
-    stores: Stores,
+    stores: StorePolicy,
     exception: Option<(usize, O)>,
 ) {
     simd.vectorize(
         #[inline(always)]
         || {
-            // SAFETY: the caller's promise.
-            unsafe {
-                with_uncapped_mode!(of.transform, MODE => {
-                    let terms = Terms::<S, E::Real, MODE>::new(simd, of);
-                    if offset == 0.0 {
-                        map(simd, row, out, stores, &terms, exception);
-                    } else {
-                        let offset = E::Real::splat(simd, offset);
-                        map(simd, row, out, stores, &Shifted { terms, offset }, exception);
-                    }
-                });
-            }
+            with_uncapped_mode!(of.transform, MODE => {
+                let terms = Terms::<S, E::Real, MODE>::new(simd, of);
+                if offset == 0.0 {
+                    map::<S, E, O, _>(simd, row, out, stores, &terms, exception);
+                } else {
+                    let offset = E::Real::splat(simd, offset);
+                    map::<S, E, O, _>(simd, row, out, stores, &Shifted { terms, offset }, exception);
+                }
+            });
         },
     );
 }
 
 /// Write `(exponential − offset)·dz/dx·T`, and 0 for masked classes, but for the class that is an exception.
-///
-/// # Safety
-/// As for [`probabilities`].
 #[inline(always)]
-pub(super) unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+pub(super) fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
-    row: Row<E>,
-    out: Row<O>,
+    row: Row,
+    out: RowMut,
     of: Exponential,
     offset: Offset,
-    stores: Stores,
+    stores: StorePolicy,
     exception: Option<(usize, f64)>,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if offset.dense.is_none() && of.transform.mode() != CAPPED {
-            let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
-            shifted_exponentials(simd, row, out, of, share(offset.scale, offset.uniform), stores, exception);
-        } else {
-            let (row, out) = (AnyRow::of(row), AnyRow::of(out));
-            with_mode!(of.transform, MODE => {
-                difference::<S, E::Real, MODE>(simd, row, out, of, offset, stores, exception);
-            });
-        }
+    if offset.dense.is_none() && of.transform.mode() != CAPPED {
+        let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
+        let offset = share(offset.scale, offset.uniform);
+        shifted_exponentials::<S, E, O>(simd, row, out, of, offset, stores, exception);
+    } else {
+        with_mode!(of.transform, MODE => {
+            difference::<S, E::Real, MODE>(simd, row, out, of, offset, stores, exception);
+        });
     }
 }
 
 /// [`gradient`] by blocks.
-///
-/// # Safety
-/// As for [`probabilities`].
 #[inline(never)]
-unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
+fn difference<S: Simd, R: Real, const MODE: u8>(
     simd: S,
-    row: AnyRow,
-    out: AnyRow,
+    row: Row,
+    out: RowMut,
     of: Exponential,
     offset: Offset,
-    stores: Stores,
+    stores: StorePolicy,
     exception: Option<(usize, f64)>,
 ) {
     simd.vectorize(
@@ -176,40 +147,37 @@ unsafe fn difference<S: Simd, R: Real, const MODE: u8>(
             let mut capped = Capped::<R, BLOCK>::default();
             let uniform = share(offset.scale, offset.uniform);
             let (mut numbers, mut offsets) = ([0.0; BLOCK], [R::from_f64(uniform); BLOCK]);
-            // SAFETY: the caller's promise.
-            unsafe {
-                map_blocks(
-                    simd,
-                    row,
-                    out,
-                    stores,
-                    exception,
-                    #[inline(always)]
-                    |start: usize, length: usize, block: &mut [R; BLOCK]| {
-                        let padded = length.next_multiple_of(R::LANES);
-                        if let Some(dense) = offset.dense {
-                            dense.fill(simd, start, length, &mut numbers);
-                            for weights in numbers[..padded].chunks_exact_mut(8) {
-                                share_lanes(simd, f64x8::splat(simd, offset.scale), weights);
-                            }
-                            for index in (0..padded).step_by(R::LANES) {
-                                let numbers = &numbers[index..index + R::LANES];
-                                R::narrow(simd, numbers).store_slice(&mut offsets[index..index + R::LANES]);
-                            }
+            map_blocks(
+                simd,
+                row,
+                out,
+                stores,
+                exception,
+                #[inline(always)]
+                |start: usize, length: usize, block: &mut [R; BLOCK]| {
+                    let padded = length.next_multiple_of(R::LANES);
+                    if let Some(dense) = offset.dense {
+                        dense.fill(simd, start, length, &mut numbers);
+                        for weights in numbers[..padded].chunks_exact_mut(8) {
+                            share_lanes(simd, f64x8::splat(simd, offset.scale), weights);
                         }
-                        // Some vectors at a time, past the last class too.
-                        let vectors = length.div_ceil(4 * R::LANES) * 4;
-                        if let Some(cap) = terms.scale.cap::<MODE>() {
-                            cap.fill::<_, _, true>(simd, &block[..vectors * R::LANES], &mut capped);
+                        for index in (0..padded).step_by(R::LANES) {
+                            let numbers = &numbers[index..index + R::LANES];
+                            R::narrow(simd, numbers).store_slice(&mut offsets[index..index + R::LANES]);
                         }
-                        with_vectors_at_a_time!(S, K => {
-                            for vector in (0..vectors).step_by(K) {
-                                replace::<S, R, MODE, K>(&terms, &capped, &offsets, block, vector);
-                            }
-                        });
-                    },
-                );
-            }
+                    }
+                    // Some vectors at a time, past the last class too.
+                    let vectors = length.div_ceil(4 * R::LANES) * 4;
+                    if let Some(cap) = terms.scale.cap::<MODE>() {
+                        cap.fill::<_, _, true>(simd, &block[..vectors * R::LANES], &mut capped);
+                    }
+                    with_vectors_at_a_time!(S, K => {
+                        for vector in (0..vectors).step_by(K) {
+                            replace::<S, R, MODE, K>(&terms, &capped, &offsets, block, vector);
+                        }
+                    });
+                },
+            );
         },
     );
 }
@@ -254,17 +222,14 @@ pub(super) fn difference_of<S: Simd, R: Real>(
 }
 
 /// Write `scale·p·(1 − p)`, p being the exponential, but for the class that is an exception.
-///
-/// # Safety
-/// As for [`probabilities`].
 #[inline(never)]
-pub(super) unsafe fn variance<S: Simd, R: Real>(
+pub(super) fn variance<S: Simd, R: Real>(
     simd: S,
-    row: AnyRow,
-    out: AnyRow,
+    row: Row,
+    out: RowMut,
     of: Exponential,
     scale: f64,
-    stores: Stores,
+    stores: StorePolicy,
     exception: Option<(usize, f64)>,
 ) {
     simd.vectorize(
@@ -273,24 +238,21 @@ pub(super) unsafe fn variance<S: Simd, R: Real>(
             let scale = R::splat(simd, take_back::<R>(scale, Boost::None));
             with_uncapped_mode!(of.transform, MODE => {
                 let terms = Terms::<S, R, MODE>::new(simd, of);
-                // SAFETY: the caller's promise.
-                unsafe {
-                    map_blocks(
-                        simd,
-                        row,
-                        out,
-                        stores,
-                        exception,
-                        #[inline(always)]
-                        |_, length: usize, block: &mut [R; BLOCK]| {
-                            for part in block[..length.next_multiple_of(R::LANES)].chunks_exact_mut(R::LANES) {
-                                let x = R::Lanes::<S>::from_slice(simd, part);
-                                let p = terms.exp(Value::plain(x)) * terms.factor;
-                                variance_of::<S, R>(p, scale).store_slice(part);
-                            }
-                        },
-                    );
-                }
+                map_blocks(
+                    simd,
+                    row,
+                    out,
+                    stores,
+                    exception,
+                    #[inline(always)]
+                    |_, length: usize, block: &mut [R; BLOCK]| {
+                        for part in block[..length.next_multiple_of(R::LANES)].chunks_exact_mut(R::LANES) {
+                            let x = R::Lanes::<S>::from_slice(simd, part);
+                            let p = terms.exp(Value::plain(x)) * terms.factor;
+                            variance_of::<S, R>(p, scale).store_slice(part);
+                        }
+                    },
+                );
             });
         },
     );
@@ -303,21 +265,18 @@ pub(super) fn variance_of<S: Simd, R: Real>(p: R::Lanes<S>, scale: R::Lanes<S>) 
 }
 
 /// Write what `f` makes of each block of a row: it gets where the block starts, how long it is, and its logits.
-///
-/// # Safety
-/// As for [`probabilities`].
 #[inline(always)]
-unsafe fn map_blocks<S: Simd, R: Real>(
+fn map_blocks<S: Simd, R: Real>(
     simd: S,
-    row: AnyRow,
-    out: AnyRow,
-    stores: Stores,
+    row: Row,
+    mut out: RowMut,
+    stores: StorePolicy,
     exception: Option<(usize, f64)>,
     mut f: impl FnMut(usize, usize, &mut [R; BLOCK]),
 ) {
     let mut block = [R::default(); BLOCK];
     // A first short block brings the streaming stores to the boundary that they need, if there is one.
-    let lead = out.lead(stores);
+    let lead = out.peel(stores);
     let mut start = 0;
     while start < row.classes() {
         let most = if start == 0 { lead.filter(|lead| *lead > 0).unwrap_or(BLOCK) } else { BLOCK };
@@ -327,25 +286,21 @@ unsafe fn map_blocks<S: Simd, R: Real>(
         if let Some((class, value)) = exception.filter(|(class, _)| (start..start + length).contains(class)) {
             block[class - start] = R::from_f64(value);
         }
-        // SAFETY: the caller's promise; blocks after the lead begin on a boundary.
-        unsafe { out.write(simd, start, length, &block, lead.is_some_and(|lead| start >= lead)) }
+        out.write(simd, start, length, &block, lead.is_some_and(|lead| start >= lead));
         start += length;
     }
 }
 
 /// Write `z − z(reference) − log_sum`.
-///
-/// # Safety
-/// As for [`probabilities`].
 #[inline(never)]
-pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
+pub fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
-    row: Row<E>,
-    out: Row<O>,
+    row: Row,
+    out: RowMut,
     reference: f64,
     log_sum: f64,
     transform: Transform,
-    stores: Stores,
+    stores: StorePolicy,
 ) {
     simd.vectorize(
         #[inline(always)]
@@ -353,14 +308,11 @@ pub unsafe fn log_probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>
             let rounded = Real::to_f64(<E::Real as Real>::from_f64(log_sum));
             let low = if rounded.is_finite() { log_sum - rounded } else { 0.0 };
             let log_sum = [rounded, low].map(|part| E::Real::splat(simd, part));
-            // SAFETY: the caller's promise.
-            unsafe {
-                with_uncapped_mode!(transform, MODE => {
-                    let of = Exponential { reference, factor: 1.0, transform };
-                    let f = LogProbability { terms: Terms::<S, E::Real, MODE>::new(simd, of), log_sum };
-                    map(simd, row, out, stores, &f, None);
-                });
-            }
+            with_uncapped_mode!(transform, MODE => {
+                let of = Exponential { reference, factor: 1.0, transform };
+                let f = LogProbability { terms: Terms::<S, E::Real, MODE>::new(simd, of), log_sum };
+                map::<S, E, O, _>(simd, row, out, stores, &f, None);
+            });
         },
     );
 }
@@ -471,55 +423,38 @@ impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for LogProbability<S, R, M
     }
 }
 
-/// Write `value` everywhere.
-///
-/// # Safety
-/// As for [`Row::set`].
-#[inline(always)]
-pub unsafe fn fill<O: Element>(out: Row<O>, value: O) {
-    let block = [value; BLOCK];
-    for start in (0..out.classes()).step_by(BLOCK) {
-        let length = (out.classes() - start).min(BLOCK);
-        // SAFETY: the caller's promise.
-        unsafe { out.scatter(start, &block[..length]) }
-    }
-}
-
 /// Write `f` of the lanes of a row, but for the class that is an exception, which gets its own value.
 ///
 /// The exception is written with its neighbours, not over them: a store to a line that was just streamed waits for
 /// memory, and all later stores wait for it. Loss and gradient of 16384 × 1000 float32 took 11.5 ms with such a store
 /// a row and take 9.0 ms without (6.3 and 4.7 ms with two threads).
-///
-/// # Safety
-/// As for [`probabilities`].
 #[inline(always)]
-unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E::Real>>(
+fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E::Real>>(
     simd: S,
-    row: Row<E>,
-    out: Row<O>,
-    stores: Stores,
+    row: Row,
+    mut out: RowMut,
+    stores: StorePolicy,
     f: &F,
     exception: Option<(usize, O)>,
 ) {
-    debug_assert_eq!(row.classes(), out.classes());
+    assert!(row.classes() == out.classes() && row.dtype() == E::DTYPE && out.dtype() == O::DTYPE);
     let lanes = E::Real::LANES;
     // Four vectors, whole lines of the output, are read and written in place; what is left goes through scratches.
     let group = 4 * lanes;
     let in_place = row.is_contiguous() && out.is_contiguous();
     // A first short piece brings the streaming stores to the boundary that they need, if there is one.
-    let lead = in_place.then(|| lead(out, stores)).flatten();
+    let lead = in_place.then(|| out.peel(stores)).flatten();
     let (streaming, lead) = (lead.is_some(), lead.unwrap_or(0));
-    let (mut source, mut result) = (Scratch::new(), Scratch::<O>::new());
+    let (mut source, mut result) = (Scratch::<E>::new(), Scratch::<O>::new());
     let mut start = 0;
     while start < row.classes() {
         let rest = row.classes() - start;
         if in_place && start >= lead && rest >= group {
             let length = rest / group * group;
-            let (input, output) = (row.pointer(start).cast_const(), out.pointer(start));
+            let (input, output) = (row.pointer::<E>(start), out.pointer::<O>(start));
             for index in (0..length).step_by(group) {
-                // SAFETY: the groups lie inside the row, and inside that of the output, writeable and exclusive by the
-                // caller's promise. Streamed groups begin on a 64-byte boundary: `lead` elements brought the first to
+                // SAFETY: the groups lie inside the row, and inside that of the output, which this thread has for itself.
+                // Streamed groups begin on a 64-byte boundary: `lead` elements brought the first to
                 // it, and groups are whole lines. `result` holds a block, which is more than a group.
                 unsafe {
                     let load = |vector: usize| E::load(simd, input.add(index + vector * lanes));
@@ -560,8 +495,8 @@ unsafe fn map<S: Simd, E: Element, O: Element<Real = E::Real>, F: Function<S, E:
                 // SAFETY: the class is one of the `length` elements.
                 unsafe { result.pointer().add(class - start).write(value) }
             }
-            // SAFETY: the loop wrote `length` elements; the rest is the caller's promise.
-            unsafe { out.scatter(start, result.written(length)) }
+            // SAFETY: the loop wrote `length` elements.
+            out.scatter(start, unsafe { result.written(length) });
             start += length;
         }
     }

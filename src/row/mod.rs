@@ -1,11 +1,5 @@
 //! The kernels: on one row with its classes across lanes, and in [`tile`] on as many rows as there are lanes.
 //!
-//! # How a row is read
-//!
-//! A row is walked in blocks of [`BLOCK`] elements. A full block that lies in memory as it is computed with is read in
-//! place; any other (the tail, a strided or byte-swapped row) is copied to a block on the stack first and padded with
-//! masked classes. So there is one loop and no masked load.
-//!
 //! # One pass for the loss
 //!
 //! [`log_sum_exp()`] keeps a reference, close to the largest logit seen, and sums `exp(z − z(reference))`. Only when a
@@ -41,7 +35,6 @@
 //! 32000 (14.29 → 14.06 and 14.93 → 14.65 ms, medians of 41 interleaved runs), not enough for what it takes. Asking for
 //! the next row while the gradient of this one is written gave nothing.
 
-mod any;
 pub mod batch;
 pub mod binary;
 mod companion;
@@ -55,75 +48,9 @@ mod tests;
 pub mod tile;
 mod transform;
 
-pub use any::{AnyRow, AnyView};
 pub use dense::{Dense, Source, Teacher};
 pub use log_sum_exp::{LogSumExp, log_sum_exp};
-pub use map::{Exponential, Stores, fill, log_probabilities, probabilities};
+pub use map::{Exponential, log_probabilities, probabilities};
 pub use statistics::Statistics;
 pub use target::{RowLoss, Target, find_point, gradient, per_mass, product, rounded};
 pub use transform::Transform;
-
-use std::mem::MaybeUninit;
-
-use fearless_simd::Simd;
-
-use crate::element::Element;
-use crate::math::Real;
-use crate::view::Row;
-
-/// Elements of a block: 16 vectors of f32, 32 of f64.
-pub const BLOCK: usize = 256;
-
-/// Room for a block on the stack, and no more work than its elements are worth.
-struct Scratch<E> {
-    block: [MaybeUninit<E>; BLOCK],
-}
-
-impl<E: Element> Scratch<E> {
-    #[inline(always)]
-    fn new() -> Self {
-        Self { block: [MaybeUninit::uninit(); BLOCK] }
-    }
-
-    /// Where to write results.
-    #[inline(always)]
-    fn pointer(&mut self) -> *mut E {
-        self.block.as_mut_ptr().cast()
-    }
-
-    /// The first `length` results.
-    ///
-    /// # Safety
-    /// They were written.
-    #[inline(always)]
-    unsafe fn written(&self, length: usize) -> &[E] {
-        // SAFETY: initialised by the caller's promise.
-        unsafe { &*(std::ptr::from_ref(&self.block[..length]) as *const [E]) }
-    }
-
-    /// `length` elements of the row from `start` on, then masked classes, `padded` in all: whole vectors.
-    #[inline(always)]
-    fn fill<S: Simd>(&mut self, simd: S, row: Row<E>, start: usize, length: usize, padded: usize) -> &mut [E] {
-        let lanes = E::Real::LANES;
-        assert!(start + length <= row.classes() && length <= padded && padded.is_multiple_of(lanes));
-        let block = &mut self.block[..padded];
-        if row.is_contiguous() {
-            // A vector at a time, as it is read again: what was written in other pieces is not yet there to be read.
-            for (index, part) in block.chunks_exact_mut(lanes).enumerate() {
-                let count = length.saturating_sub(index * lanes).min(lanes);
-                let source = row.pointer(start + (index * lanes).min(length)).cast_const();
-                // SAFETY: the elements are the row's, readable by the promise made to `View::new`; `part` has room for
-                // a vector.
-                unsafe {
-                    let values = if count == lanes { E::load(simd, source) } else { E::load_part(simd, source, count) };
-                    E::store(simd, part.as_mut_ptr().cast(), values);
-                }
-            }
-        } else {
-            block[length..].fill(MaybeUninit::new(E::MASKED));
-            row.gather(start, &mut block[..length]);
-        }
-        // SAFETY: all of it was written: the vectors of a contiguous row, or what was gathered and the rest.
-        unsafe { &mut *(std::ptr::from_mut(block) as *mut [E]) }
-    }
-}

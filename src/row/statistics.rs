@@ -2,14 +2,14 @@
 
 use fearless_simd::Simd;
 
+use super::Transform;
 use super::batch::{HALF, LogSumExps, MOST_LANES, PerLane, load, missed, probabilities, store};
 use super::companion::{LaneShape, Shape};
 use super::log_sum_exp::pass;
-use super::tile::{AnyTile, pass_with};
-use super::{AnyRow, BLOCK, Transform};
+use super::tile::{Tile, pass_with};
 use crate::element::Element;
 use crate::math::Real;
-use crate::view::Row;
+use crate::rows::{BLOCK, Row};
 
 /// The distributions of some rows, and the places of classes in them.
 #[derive(Clone, Copy, Debug)]
@@ -46,14 +46,13 @@ impl Statistics {
         &mut self,
         simd: S,
         lane: usize,
-        row: Row<E>,
+        row: Row,
         ranked: Option<usize>,
         transform: Transform,
     ) {
-        let any = AnyRow::of(row);
-        let (found, shape) = pass(simd, row, transform, Shape::new(simd, any, ranked));
+        let (found, shape) = pass::<S, E, _>(simd, row, transform, Shape::new(simd, row, ranked));
         let (top, start) = shape.top;
-        let (_, leader) = any.equal_to(simd, start, (row.classes() - start).min(BLOCK), top);
+        let (_, leader) = row.equal_to(simd, start, (row.classes() - start).min(BLOCK), top);
         self.log_sum_exps.set(lane, found);
         self.leader[lane] = leader.unwrap_or(0);
         self.top[lane] = Real::to_f64(top);
@@ -63,13 +62,10 @@ impl Statistics {
     }
 
     /// Read the rows of a tile of a view of `E`s, and rank a class in each.
-    ///
-    /// # Safety
-    /// The tile's values are readable.
     #[inline(always)]
-    pub unsafe fn of_tile<S: Simd, E: Element>(
+    pub fn of_tile<S: Simd, E: Element>(
         simd: S,
-        tile: AnyTile,
+        tile: Tile,
         ranked: &PerLane<Option<usize>>,
         transform: Transform,
     ) -> Self {
@@ -79,16 +75,14 @@ impl Statistics {
         for (own, class) in classes.iter_mut().zip(ranked) {
             *own = class.unwrap_or(0);
         }
-        // SAFETY: the caller's promise.
-        let values = unsafe { tile.pick::<E>(&classes) };
+        let values = tile.pick(&classes);
         for lane in 0..MOST_LANES {
             if let Some(class) = ranked[lane] {
                 (rivals[lane], logits[lane]) = (class as f64, values[lane]);
             }
         }
         let shape = LaneShape::<S, E::Real>::new(simd, &rivals, &logits);
-        // SAFETY: the caller's promise.
-        let (log_sum_exps, shape) = unsafe { pass_with(simd, tile, transform, shape) };
+        let (log_sum_exps, shape) = pass_with(simd, tile, transform, shape);
         found.log_sum_exps = log_sum_exps;
         E::Real::lane_totals(&shape.weighted, &mut found.weighted);
         E::Real::widen(shape.above, &mut found.above);
@@ -104,9 +98,9 @@ impl Statistics {
 
     /// If the row has a NaN, the first one leads.
     #[inline(always)]
-    pub fn find_nan<E: Element>(&mut self, lane: usize, row: Row<E>) {
+    pub fn find_nan(&mut self, lane: usize, row: Row) {
         if self.log_sum_exps.get(lane).total().is_nan() {
-            let is_nan = |class: &usize| row.get(*class).to_f64().is_nan();
+            let is_nan = |class: &usize| row.get(*class).is_nan();
             self.leader[lane] = (0..row.classes()).find(is_nan).unwrap_or(self.leader[lane]);
         }
     }

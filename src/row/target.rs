@@ -21,11 +21,11 @@ use super::batch::{self, LogSumExps, MOST_LANES, Points, Slopes, Spreads, Target
 use super::companion::{Nothing, Uniform, Weighted};
 use super::dense::RowWeights;
 use super::log_sum_exp::{any_pass, pass};
-use super::map::{self, Exponential, Offset, Stores};
-use super::{AnyRow, BLOCK, Dense, LogSumExp, Transform};
+use super::map::{self, Exponential, Offset};
+use super::{Dense, LogSumExp, Transform};
 use crate::element::Element;
 use crate::math::Real;
-use crate::view::Row;
+use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
 
 /// What a row should be.
 #[derive(Clone, Copy, Debug)]
@@ -57,35 +57,31 @@ impl Target<'_> {
 
     /// The loss of a row by itself: for tests and benchmarks, since drivers work on batches.
     #[inline(always)]
-    pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row<E>, transform: Transform) -> f64 {
+    pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row, transform: Transform) -> f64 {
         let targets = self.alone(row);
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
+        self.pass::<S, E>(simd, row, transform, 0, &mut found, &mut spreads);
         batch::losses(simd, &found, &targets, &spreads, transform).loss[0]
     }
 
     /// The loss of a row by itself, with its gradient written to `out`.
-    ///
-    /// # Safety
-    /// As for [`gradient`].
     #[inline(always)]
-    pub unsafe fn loss_and_gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    pub fn loss_and_gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &self,
         simd: S,
-        row: Row<E>,
-        out: Row<O>,
+        row: Row,
+        out: RowMut,
         transform: Transform,
-        stores: Stores,
+        stores: StorePolicy,
     ) -> f64 {
         let mut targets = self.alone(row);
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-        self.pass(simd, row, transform, 0, &mut found, &mut spreads);
-        find_point(simd, 0, row, &found, &mut targets);
+        self.pass::<S, E>(simd, row, transform, 0, &mut found, &mut spreads);
+        find_point::<S, E>(simd, 0, row, &found, &mut targets);
         let losses = batch::losses(simd, &found, &targets, &spreads, transform);
         let scales = [1.0; MOST_LANES];
         let slopes = batch::slopes(simd, &losses, &targets, &scales, transform);
-        // SAFETY: the caller's promise.
-        unsafe { gradient(simd, 0, row, out, &targets, &slopes, transform, stores) }
+        gradient::<S, E, O>(simd, 0, row, out, &targets, &slopes, transform, stores);
         losses.loss[0]
     }
 
@@ -94,7 +90,7 @@ impl Target<'_> {
     pub fn pass<S: Simd, E: Element>(
         &self,
         simd: S,
-        row: Row<E>,
+        row: Row,
         transform: Transform,
         lane: usize,
         found: &mut LogSumExps,
@@ -104,27 +100,27 @@ impl Target<'_> {
             let mut block = [0.0; BLOCK];
             let weights = RowWeights { dense, sum: 0.0 };
             let weighted = Weighted::new(simd, weights, &mut block);
-            let (found, weighted) = any_pass::<S, E::Real, _>(simd, AnyRow::of(row), transform, weighted);
+            let (found, weighted) = any_pass::<S, E::Real, _>(simd, row, transform, weighted);
             spreads.mass[lane] = weighted.mass.value();
             spreads.sum[lane] = weighted.sum.value();
             spreads.teacher[lane] = weighted.weights.sum;
             found
         } else if self.uniform != 0.0 {
-            let (found, uniform) = pass(simd, row, transform, Uniform::new(simd));
+            let (found, uniform) = pass::<S, E, _>(simd, row, transform, Uniform::new(simd));
             spreads.mass[lane] = self.uniform * row.classes() as f64;
             spreads.sum[lane] = self.uniform * uniform.sum.value();
             found
         } else {
-            pass(simd, row, transform, Nothing).0
+            pass::<S, E, _>(simd, row, transform, Nothing).0
         };
         found.set(lane, log_sum_exp);
     }
 
     /// The target as that of the only row of some.
-    fn alone<E: Element>(&self, row: Row<E>) -> Targets<'_> {
+    fn alone(&self, row: Row) -> Targets<'_> {
         let first = |value: f64| std::array::from_fn(|lane| if lane == 0 { value } else { 0.0 });
         let (class, weight) = self.point.unwrap_or((0, 0.0));
-        let logit = if self.point.is_some() { row.get(class).to_f64() } else { 0.0 };
+        let logit = if self.point.is_some() { row.get(class) } else { 0.0 };
         Targets {
             rows: 1,
             counts: first(1.0),
@@ -145,13 +141,13 @@ impl Target<'_> {
 /// Find the class of row number `lane` whose derivative lanes cannot get right, and its weight, for [`batch::slopes`]: if
 /// the target names none, that which may hold all of the mass.
 #[inline(always)]
-pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row<E>, found: &LogSumExps, targets: &mut Targets) {
+pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row, found: &LogSumExps, targets: &mut Targets) {
     if !targets.names_classes {
         if !found.is_led(lane) {
             return;
         }
         let reference = found.reference[lane];
-        let leader = AnyRow::of(row).find(simd, <E::Real as Real>::from_f64(reference));
+        let leader = row.find(simd, <E::Real as Real>::from_f64(reference));
         // There is one, unless somebody has written to the row meanwhile.
         targets.points.class[lane] = leader.unwrap_or(0);
         targets.points.logit[lane] = reference;
@@ -162,30 +158,24 @@ pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row<E>, found:
 }
 
 /// Write the gradient of row number `lane` to `out`, reading the logits again; zeros if the row is ignored.
-///
-/// # Safety
-/// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // a row of some, and how its gradient is written
-pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+pub fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
     lane: usize,
-    row: Row<E>,
-    out: Row<O>,
+    row: Row,
+    mut out: RowMut,
     targets: &Targets,
     slopes: &Slopes,
     transform: Transform,
-    stores: Stores,
+    stores: StorePolicy,
 ) {
     let Some(target) = targets.get(lane) else {
-        // SAFETY: the caller's promise.
-        unsafe { map::fill(out, O::from_f64(0.0)) }
-        return;
+        return out.fill(0.0);
     };
     let of = Exponential { reference: slopes.reference[lane], factor: slopes.factor[lane], transform };
     let offset = Offset { scale: slopes.scale[lane], uniform: target.uniform, dense: target.dense };
-    // SAFETY: the caller's promise.
-    unsafe { map::gradient(simd, row, out, of, offset, stores, slopes.own(lane)) }
+    map::gradient::<S, E, O>(simd, row, out, of, offset, stores, slopes.own(lane));
 }
 
 /// A weight times what it weighs: 0 if a weight of 0 weighs an infinity.
@@ -216,26 +206,21 @@ impl RowLoss {
     }
 
     /// Write `scale` times the diagonal of the Hessian, `mass·p·(1 − p) / T²`, to `out`.
-    ///
-    /// # Safety
-    /// As for [`Row::set`], with `out`; `out` is the row of the logits itself or apart from it.
     #[inline(always)]
-    pub unsafe fn hessian<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    pub fn hessian<S: Simd, E: Element>(
         &self,
         simd: S,
-        row: Row<E>,
-        out: Row<O>,
+        row: Row,
+        out: RowMut,
         scale: f64,
         transform: Transform,
-        stores: Stores,
+        stores: StorePolicy,
     ) {
-        let (row, out) = (AnyRow::of(row), AnyRow::of(out));
         let reference = <E::Real as Real>::from_f64(self.log_sum_exp.reference);
         let leader = self.log_sum_exp.is_led().then(|| row.find(simd, reference)).flatten();
         let own = leader.map(|leader| (leader, self.own_variance(scale, transform)));
         let scale = self.variance_scale(scale, transform);
-        // SAFETY: the caller's promise.
-        unsafe { map::variance::<S, E::Real>(simd, row, out, self.softmax(transform), scale, stores, own) }
+        map::variance::<S, E::Real>(simd, row, out, self.softmax(transform), scale, stores, own);
     }
 }
 

@@ -1,14 +1,17 @@
 //! Every level × dtype × length around the lanes, against a naive oracle in f64; on memory that ends where an
 //! unreadable page begins.
 
+use std::marker::PhantomData;
+
 use fearless_simd::Simd;
 use half::{bf16, f16};
 
 use super::*;
-use crate::element::{Dtype, Element};
-use crate::numbers::{Kind, Numbers};
+use crate::array::Array;
+use crate::dtype::Dtype;
+use crate::element::Element;
+use crate::rows::{Row, RowMut, StorePolicy};
 use crate::simd::{Kernel, Level};
-use crate::view::{Axes, View};
 
 /// Lengths around the vectors and blocks.
 fn lengths() -> impl Iterator<Item = usize> {
@@ -33,7 +36,8 @@ struct Guarded<E> {
     pages: (*mut libc::c_void, usize),
     #[cfg(not(unix))]
     values: Vec<E>,
-    view: View<E>,
+    start: *mut E,
+    count: usize,
 }
 
 impl<E: Element> Guarded<E> {
@@ -50,27 +54,30 @@ impl<E: Element> Guarded<E> {
             assert_eq!(libc::mprotect(base.byte_add(length - page), page, libc::PROT_NONE), 0);
             let start = base.cast::<u8>().add(length - page - bytes);
             start.copy_from_nonoverlapping(values.as_ptr().cast(), bytes);
-            let view = View::new(start, Axes::default(), values.len(), size_of::<E>() as isize, false);
-            Self { pages: (base, length), view }
+            Self { pages: (base, length), start: start.cast(), count: values.len() }
         }
     }
 
     #[cfg(not(unix))]
     fn new(values: &[E]) -> Self {
         let mut values = values.to_vec();
-        // SAFETY: the view describes the vector, which lives beside it and is not resized.
-        let view = unsafe {
-            View::new(values.as_mut_ptr().cast(), Axes::default(), values.len(), size_of::<E>() as isize, false)
-        };
-        Self { values, view }
+        let (start, count) = (values.as_mut_ptr(), values.len());
+        Self { values, start, count }
     }
 
-    fn row(&self) -> Row<E> {
-        self.view.row(0)
+    fn row(&self) -> Row<'_> {
+        // SAFETY: so many values lie there as long as `self` lives.
+        unsafe { Row::new(self.start.cast(), E::DTYPE, false, self.count, size_of::<E>() as isize) }
+    }
+
+    /// The row to write to: the test has it for itself.
+    fn row_mut(&self) -> RowMut<'_> {
+        // SAFETY: the pages are writeable, and no two of these are written to at a time.
+        unsafe { RowMut::new(self.row()) }
     }
 
     fn values(&self) -> Vec<f64> {
-        (0..self.view.classes()).map(|class| self.row().get(class).to_f64()).collect()
+        (0..self.count).map(|class| self.row().get(class)).collect()
     }
 }
 
@@ -82,22 +89,22 @@ impl<E> Drop for Guarded<E> {
     }
 }
 
-struct LossAndGradient<E> {
-    row: Row<E>,
+struct LossAndGradient<'a, E> {
+    row: Row<'a>,
     class: usize,
     transform: Transform,
-    stores: Stores,
-    out: Row<E>,
+    store: StorePolicy,
+    out: RowMut<'a>,
+    element: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for LossAndGradient<E> {
+impl<E: Element> Kernel for LossAndGradient<'_, E> {
     type Output = f64;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
         let target = Target::class(self.class);
-        // SAFETY: the output is a mapping of its own, or the row itself.
-        unsafe { target.loss_and_gradient(simd, self.row, self.out, self.transform, self.stores) }
+        target.loss_and_gradient::<S, E, E>(simd, self.row, self.out, self.transform, self.store)
     }
 }
 
@@ -132,6 +139,7 @@ fn units(dtype: Dtype) -> (f64, f64) {
         Dtype::Bf16 => (2f64.powi(-24), 2f64.powi(-8)),
         Dtype::F32 => (2f64.powi(-24), 0.0),
         Dtype::F64 => (2f64.powi(-53), 0.0),
+        other => unreachable!("{} logits", other.name()),
     }
 }
 
@@ -151,14 +159,15 @@ fn agree_with_the_oracle<E: Element>() {
             let row = Guarded::new(&logits);
             let mut bits = None;
             for &level in Level::available() {
-                for stores in [Stores::Cached, Stores::Streaming] {
+                for store in [StorePolicy::Cached, StorePolicy::NonTemporal] {
                     let out = Guarded::new(&logits);
-                    let loss = level.run(LossAndGradient {
+                    let loss = level.run(LossAndGradient::<E> {
                         row: row.row(),
                         class,
                         transform: Transform::divided_by(temperature),
-                        stores,
-                        out: out.row(),
+                        store,
+                        out: out.row_mut(),
+                        element: PhantomData,
                     });
                     let error = (loss - expected).abs() / (unit * (entropy + 2.0 + slack + slack * expected));
                     assert!(error <= 1.0, "{:?} {} C={length}: {loss} {expected}", E::DTYPE, level.name());
@@ -189,6 +198,7 @@ fn tiny(dtype: Dtype) -> f64 {
         Dtype::Bf16 => 2f64.powi(-133),
         Dtype::F32 => 2f64.powi(-149),
         Dtype::F64 => 2f64.powi(-1074),
+        other => unreachable!("{} logits", other.name()),
     }
 }
 
@@ -219,17 +229,18 @@ fn in_place_is_the_same_as_apart() {
         for &level in Level::available() {
             let (apart, own) = (Guarded::new(&logits), Guarded::new(&logits));
             let run = |row, out| {
-                let transform = Transform::divided_by(1.3);
-                level.run(LossAndGradient { row, class: length / 2, transform, stores: Stores::Cached, out })
+                let (transform, store) = (Transform::divided_by(1.3), StorePolicy::Cached);
+                let element = PhantomData::<f32>;
+                level.run(LossAndGradient { row, class: length / 2, transform, store, out, element })
             };
             let source = Guarded::new(&logits);
-            assert_eq!(run(source.row(), apart.row()), run(own.row(), own.row()));
+            assert_eq!(run(source.row(), apart.row_mut()), run(own.row(), own.row_mut()));
             assert_eq!(apart.values(), own.values());
         }
     }
 }
 
-struct Ranks<'a, E>(&'a View<E>, usize);
+struct Ranks<'a, E>(Row<'a>, usize, PhantomData<E>);
 
 impl<E: Element> Kernel for Ranks<'_, E> {
     type Output = (f64, f64, usize);
@@ -237,7 +248,7 @@ impl<E: Element> Kernel for Ranks<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> (f64, f64, usize) {
         let mut found = Statistics::default();
-        found.read(simd, 0, self.0.row(0), Some(self.1), Transform::divided_by(0.9));
+        found.read::<S, E>(simd, 0, self.0, Some(self.1), Transform::divided_by(0.9));
         (found.above[0], found.entropies(simd, 1)[0], found.leader[0])
     }
 }
@@ -260,7 +271,7 @@ fn ranks_entropy_and_leader_of_rows_with_ties_and_masked_classes() {
                 |other: &usize| logits[*other] > logits[class] || (logits[*other] == logits[class] && *other < class);
             let rank = (0..length).filter(ahead).count();
             for &level in Level::available() {
-                let (above, found, leader) = level.run(Ranks(&guarded.view, class));
+                let (above, found, leader) = level.run(Ranks(guarded.row(), class, PhantomData::<f32>));
                 assert_eq!(above, rank as f64, "{} C={length} class {class}", level.name());
                 assert!((found - entropy).abs() < 2e-6 * (1.0 + entropy), "{found} {entropy}");
                 assert_eq!(leader, first, "{} C={length}", level.name());
@@ -269,16 +280,15 @@ fn ranks_entropy_and_leader_of_rows_with_ties_and_masked_classes() {
     }
 }
 
-struct OfTarget<'a, E>(Row<E>, Row<E>, Target<'a>, Transform);
+struct OfTarget<'a>(Row<'a>, RowMut<'a>, Target<'a>, Transform);
 
-impl<E: Element> Kernel for OfTarget<'_, E> {
+impl Kernel for OfTarget<'_> {
     type Output = f64;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
         let Self(row, out, target, transform) = self;
-        // SAFETY: the output is a mapping of its own.
-        unsafe { target.loss_and_gradient(simd, row, out, transform, Stores::Cached) }
+        target.loss_and_gradient::<S, f32, f32>(simd, row, out, transform, StorePolicy::Cached)
     }
 }
 
@@ -292,7 +302,7 @@ fn the_lowest_number_is_a_logit() {
         let (row, out) = (Guarded::new(&logits), Guarded::new(&logits));
         for &level in Level::available() {
             let target = Target::class(length - 1);
-            let loss = level.run(OfTarget(row.row(), out.row(), target, Transform::NONE));
+            let loss = level.run(OfTarget(row.row(), out.row_mut(), target, Transform::NONE));
             assert!((loss - 2f64.ln()).abs() < 1e-7, "{} C={length}: {loss}", level.name());
         }
     }
@@ -304,8 +314,7 @@ fn every_part_of_a_target_counts() {
     for length in lengths() {
         let logits: Vec<f32> = numbers(length, 8, 9.0).into_iter().map(|x| x as f32).collect();
         let shares: Vec<f64> = numbers(length, 2, 1.0).into_iter().map(f64::abs).collect();
-        // SAFETY: one axis of numbers side by side, which outlive the call.
-        let numbers = unsafe { Numbers::new(shares.as_ptr().cast(), Axes::new([(length, 8)]), Kind::F64, false) };
+        let numbers = Array::of(&shares, length);
         let source = Source::Numbers(&numbers);
         let dense = Dense { source, row: 0, classes: length, keep: 0.9, uniform: 0.01, weight: Some(&shares) };
         let cases = [(None, 1.0), (None, 1.7), (Some(6.0), 1.0), (Some(20.0), 0.8)];
@@ -328,7 +337,7 @@ fn every_part_of_a_target_counts() {
                 let expected = missed + 0.01 * lse * lse;
                 for &level in Level::available() {
                     let (row, out) = (Guarded::new(&logits), Guarded::new(&logits));
-                    let loss = level.run(OfTarget(row.row(), out.row(), target, transform));
+                    let loss = level.run(OfTarget(row.row(), out.row_mut(), target, transform));
                     let bound = 1e-6 * (1.0 + mass) * (1.0 + lse.abs());
                     assert!((loss - expected).abs() < bound, "{} C={length}: {loss} {expected}", level.name());
                     for (class, found) in out.values().into_iter().enumerate() {

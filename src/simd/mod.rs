@@ -53,6 +53,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
+pub use operations::Parts;
 pub(crate) use operations::{
     Table64, f16_from_f32, f16_to_f32, load_part, look_up_u32, look_up_u64, prefetch_ahead, store_fence, store_part,
     stream,

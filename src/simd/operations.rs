@@ -200,7 +200,7 @@ mod x86 {
 }
 
 /// What [`load_part`] and [`store_part`] move.
-pub(crate) trait Parts<S: Simd>: SimdBase<S> {
+pub trait Parts<S: Simd>: SimdBase<S> {
     /// The first `count` values at `source`, and `rest` behind them, with the level's masked load if it has one.
     ///
     /// # Safety

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::{AnyTile, TOGETHER, TileWeights, Tiled, WeightRoom};
+use super::{TOGETHER, Tile, TileMut, TileWeights, Tiled, TiledMut, WeightRoom};
 use crate::element::Element;
 use crate::math::{Boost, Real, with_vectors_at_a_time};
 use crate::row::batch::{LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Targets};
@@ -18,16 +18,13 @@ use crate::row::{Transform, per_mass};
 /// Nothing is written, and the result is false, if some lanes need the boost of [`Real::exp`] and others must do
 /// without it, which is so when the scales differ by 18 orders of magnitude.
 ///
-/// # Safety
-/// The values of `tile` are readable, those of `out` writeable, and `out` is `tile` itself or apart from it.
-///
 /// # Panics
 /// If one of them has more classes.
 #[inline(always)]
-pub unsafe fn gradients<S: Simd, R: Real + Element<Real = R>>(
+pub fn gradients<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
-    tile: AnyTile,
-    out: AnyTile,
+    tile: Tile,
+    mut out: TileMut,
     targets: &Targets,
     slopes: &Slopes,
     transform: Transform,
@@ -35,20 +32,16 @@ pub unsafe fn gradients<S: Simd, R: Real + Element<Real = R>>(
 ) -> bool {
     assert_eq!(tile.classes(), out.classes());
     let plain = targets.dense.is_none() && transform.mode() != CAPPED;
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (plain, tile.stored_as::<R>(), out.stored_as::<R>()) {
-            (true, Some(tile), Some(out)) if transform.mode() == PLAIN => {
-                gradients_of::<S, R, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform, weights)
-            }
-            (true, Some(tile), Some(out)) => {
-                gradients_of::<S, R, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform, weights)
-            }
-            _ => with_mode!(transform, MODE => {
-                gradients_of::<S, R, _, _, MODE, true>(simd, tile, out, targets, slopes, transform, weights)
-            }),
-        }
+    if let (true, Some(tile), Some(out)) = (plain, tile.stored_as::<R>(), out.stored_as::<R>()) {
+        return if transform.mode() == PLAIN {
+            gradients_of::<S, R, _, _, PLAIN, false>(simd, tile, out, targets, slopes, transform, weights)
+        } else {
+            gradients_of::<S, R, _, _, SCALED, false>(simd, tile, out, targets, slopes, transform, weights)
+        };
     }
+    with_mode!(transform, MODE => {
+        gradients_of::<S, R, _, _, MODE, true>(simd, tile, out, targets, slopes, transform, weights)
+    })
 }
 
 /// How the exponentials of all lanes are boosted, if one way will do.
@@ -64,14 +57,11 @@ fn boost_of<R: Real>(factors: &PerLane<f64>) -> Option<Boost> {
 }
 
 /// [`gradients`] of tiles of one kind, with `DENSE` of targets that have a weight for each class.
-///
-/// # Safety
-/// As for [`gradients`].
 #[inline(never)]
-unsafe fn gradients_of<S, R, T, O, const MODE: u8, const DENSE: bool>(
+fn gradients_of<S, R, T, O, const MODE: u8, const DENSE: bool>(
     simd: S,
     tile: T,
-    out: O,
+    mut out: O,
     targets: &Targets,
     slopes: &Slopes,
     transform: Transform,
@@ -81,7 +71,7 @@ where
     S: Simd,
     R: Real + Element<Real = R>,
     T: Tiled<S, R>,
-    O: Tiled<S, R>,
+    O: TiledMut<S, R>,
 {
     let Some(boost) = boost_of::<R>(&slopes.factor) else { return false };
     let dense = targets.dense.filter(|_| DENSE);
@@ -104,41 +94,38 @@ where
             };
             let classes = tile.classes();
             let uniform = R::narrow(simd, &slopes.uniform);
-            // SAFETY: the caller's promise.
-            unsafe {
-                let Some(dense) = dense else {
-                    kernel.write_all::<_, _, MODE>(
-                        simd,
-                        &tile,
-                        &out,
-                        0..classes,
-                        #[inline(always)]
-                        |_| uniform,
-                    );
-                    return;
-                };
-                let WeightRoom { rows, block, whole } = weights.get_or_insert_default();
-                let filled = whole.take() == Some(dense.row);
-                let mut weights = TileWeights::<R>::new(dense, targets.rows, rows);
-                for start in (0..classes).step_by(TOGETHER) {
-                    let here = start..classes.min(start + TOGETHER);
-                    if !filled {
-                        weights.fill(simd, start, here.len(), block);
-                    }
-                    for weights in block[..here.len() * R::LANES].chunks_exact_mut(R::LANES) {
-                        for (weights, scales) in weights.chunks_exact_mut(8).zip(slopes.scale.chunks_exact(8)) {
-                            share_lanes(simd, f64x8::from_slice(simd, scales), weights);
-                        }
-                    }
-                    kernel.write_all::<_, _, MODE>(
-                        simd,
-                        &tile,
-                        &out,
-                        here,
-                        #[inline(always)]
-                        |class| R::narrow(simd, &block[(class - start) * R::LANES..][..R::LANES]),
-                    );
+            let Some(dense) = dense else {
+                kernel.write_all::<_, _, MODE>(
+                    simd,
+                    &tile,
+                    &mut out,
+                    0..classes,
+                    #[inline(always)]
+                    |_| uniform,
+                );
+                return;
+            };
+            let WeightRoom { rows, block, whole } = weights.get_or_insert_default();
+            let filled = whole.take() == Some(dense.row);
+            let mut weights = TileWeights::<R>::new(dense, targets.rows, rows);
+            for start in (0..classes).step_by(TOGETHER) {
+                let here = start..classes.min(start + TOGETHER);
+                if !filled {
+                    weights.fill(simd, start, here.len(), block);
                 }
+                for weights in block[..here.len() * R::LANES].chunks_exact_mut(R::LANES) {
+                    for (weights, scales) in weights.chunks_exact_mut(8).zip(slopes.scale.chunks_exact(8)) {
+                        share_lanes(simd, f64x8::from_slice(simd, scales), weights);
+                    }
+                }
+                kernel.write_all::<_, _, MODE>(
+                    simd,
+                    &tile,
+                    &mut out,
+                    here,
+                    #[inline(always)]
+                    |class| R::narrow(simd, &block[(class - start) * R::LANES..][..R::LANES]),
+                );
             }
         },
     );
@@ -158,20 +145,16 @@ struct Gradients<S: Simd, R: Real> {
 
 impl<S: Simd, R: Real> Gradients<S, R> {
     /// Write those of some classes, from which their offsets are subtracted.
-    ///
-    /// # Safety
-    /// The values of `tile` are readable, those of `out` writeable.
     #[inline(always)]
-    unsafe fn write_all<T: Tiled<S, R>, O: Tiled<S, R>, const MODE: u8>(
+    fn write_all<T: Tiled<S, R>, O: TiledMut<S, R>, const MODE: u8>(
         &self,
         simd: S,
         tile: &T,
-        out: &O,
+        out: &mut O,
         classes: Range<usize>,
         offset: impl Fn(usize) -> R::Lanes<S>,
     ) {
-        // SAFETY: the caller's promise.
-        with_vectors_at_a_time!(S, K => unsafe {
+        with_vectors_at_a_time!(S, K => {
             let whole = classes.start + classes.len() / K * K;
             for class in (classes.start..whole).step_by(K) {
                 self.write::<_, _, MODE, K>(simd, tile, out, class, &offset);
@@ -183,23 +166,19 @@ impl<S: Simd, R: Real> Gradients<S, R> {
     }
 
     /// [`Self::write_all`] of `K` classes.
-    ///
-    /// # Safety
-    /// The values of `tile` are readable, those of `out` writeable.
     #[inline(always)]
-    unsafe fn write<T: Tiled<S, R>, O: Tiled<S, R>, const MODE: u8, const K: usize>(
+    fn write<T: Tiled<S, R>, O: TiledMut<S, R>, const MODE: u8, const K: usize>(
         &self,
         simd: S,
         tile: &T,
-        out: &O,
+        out: &mut O,
         first: usize,
         offset: &impl Fn(usize) -> R::Lanes<S>,
     ) {
         let zero = R::splat(simd, 0.0);
         let mut x = [zero; K];
         for k in 0..K {
-            // SAFETY: the caller's promise.
-            x[k] = unsafe { tile.load(simd, first + k) };
+            x[k] = tile.load(simd, first + k);
         }
         let capped = self.scale.values::<MODE, true, K>(x);
         let values = capped.map(
@@ -213,42 +192,34 @@ impl<S: Simd, R: Real> Gradients<S, R> {
             let gradient = difference_of::<S, R>(x[k], exp[k], self.factor, offset(first + k));
             let gradient = if MODE == CAPPED { gradient * capped[k].1 } else { gradient };
             let gradient = is_point.select(self.own, gradient);
-            // SAFETY: the caller's promise.
-            unsafe { out.store(simd, first + k, self.counts.simd_gt(zero).select(gradient, zero)) }
+            out.store(simd, first + k, self.counts.simd_gt(zero).select(gradient, zero))
         }
     }
 }
 
 /// The softmax of the rows, or, with their `ln total`, its logarithm.
-///
-/// # Safety
-/// As for [`gradients`].
 #[inline(always)]
-pub unsafe fn probabilities<S: Simd, R: Real + Element<Real = R>>(
+pub fn probabilities<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
-    tile: AnyTile,
-    out: AnyTile,
+    tile: Tile,
+    mut out: TileMut,
     found: &LogSumExps,
     logs: Option<&PerLane<f64>>,
     transform: Transform,
 ) {
     assert_eq!(tile.classes(), out.classes());
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (tile.stored_as::<R>(), out.stored_as::<R>()) {
-            (Some(tile), Some(out)) => probabilities_of::<S, R, _, _>(simd, tile, out, found, logs, transform),
-            _ => probabilities_of::<S, R, _, _>(simd, tile, out, found, logs, transform),
-        }
+    if let (Some(tile), Some(out)) = (tile.stored_as::<R>(), out.stored_as::<R>()) {
+        return probabilities_of::<S, R, _, _>(simd, tile, out, found, logs, transform);
     }
+    probabilities_of::<S, R, _, _>(simd, tile, out, found, logs, transform);
 }
 
-/// # Safety
-/// As for [`gradients`].
+/// [`probabilities`] of tiles of one kind.
 #[inline(never)]
-unsafe fn probabilities_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>>(
+fn probabilities_of<S: Simd, R: Real, T: Tiled<S, R>, O: TiledMut<S, R>>(
     simd: S,
     tile: T,
-    out: O,
+    mut out: O,
     found: &LogSumExps,
     logs: Option<&PerLane<f64>>,
     transform: Transform,
@@ -269,15 +240,13 @@ unsafe fn probabilities_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>>(
                 let factor = R::narrow(simd, &factors);
                 let logs = logs.map(|logs| [R::narrow(simd, logs), R::narrow(simd, &low)]);
                 for class in 0..tile.classes() {
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        let value = Value::plain(tile.load(simd, class));
-                        let result = match logs {
-                            Some(logs) => scale.log::<MODE>(value, reference, logs),
-                            None => scale.exp::<MODE>(value, reference, Boost::Full) * factor,
-                        };
-                        out.store(simd, class, result);
-                    }
+                                        let value = Value::plain(tile.load(simd, class));
+                    let result = match logs {
+                        Some(logs) => scale.log::<MODE>(value, reference, logs),
+                        None => scale.exp::<MODE>(value, reference, Boost::Full) * factor,
+                    };
+                    out.store(simd, class, result);
+
                 }
             });
         },
@@ -285,14 +254,11 @@ unsafe fn probabilities_of<S: Simd, R: Real, T: Tiled<S, R>, O: Tiled<S, R>>(
 }
 
 /// For each lane `scale` times the diagonal of the Hessian of its row.
-///
-/// # Safety
-/// As for [`gradients`].
 #[inline(never)]
-pub unsafe fn variances<S: Simd, R: Real>(
+pub fn variances<S: Simd, R: Real>(
     simd: S,
-    tile: AnyTile,
-    out: AnyTile,
+    tile: Tile,
+    mut out: TileMut,
     targets: &Targets,
     losses: &Losses,
     scales: &PerLane<f64>,
@@ -322,14 +288,12 @@ pub unsafe fn variances<S: Simd, R: Real>(
                 let zero = R::splat(simd, 0.0);
                 let counts = R::narrow(simd, &targets.counts).simd_gt(zero);
                 for class in 0..tile.classes() {
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        let x: R::Lanes<S> = Tiled::<S, R>::load(&tile, simd, class);
-                        let exp = scale.exp::<MODE>(Value::plain(x), reference, Boost::Full);
-                        let variance = variance_of::<S, R>(exp * factor, variance_scale);
-                        let variance = x.simd_eq(leader).select(own, variance);
-                        Tiled::<S, R>::store(&out, simd, class, counts.select(variance, zero));
-                    }
+                                        let x: R::Lanes<S> = Tiled::<S, R>::load(&tile, simd, class);
+                    let exp = scale.exp::<MODE>(Value::plain(x), reference, Boost::Full);
+                    let variance = variance_of::<S, R>(exp * factor, variance_scale);
+                    let variance = x.simd_eq(leader).select(own, variance);
+                    TiledMut::<S, R>::store(&mut out, simd, class, counts.select(variance, zero));
+
                 }
             });
         },

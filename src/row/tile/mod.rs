@@ -12,24 +12,26 @@
 //! same for any number of classes: in cache ten classes take 8.8 ns a row, and took 9.3 when targets and their weights
 //! were copied from place to place.
 
-mod any;
 mod gradient;
+mod lanes;
 mod transposed;
 
 use std::marker::PhantomData;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-pub use self::any::AnyTile;
 pub use self::gradient::{gradients, probabilities, variances};
+pub use self::lanes::{Tile, TileMut};
+pub(super) use self::lanes::{Tiled, TiledMut};
+pub(super) use self::transposed::transpose;
 pub use self::transposed::{Output, Transposed};
 use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
 use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
 use super::transform::{CAPPED, Factors, PLAIN, SCALED, Scale, Value, with_mode};
 use super::{Dense, Source, Transform};
+use crate::array::Array;
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, Total, with_vectors_at_a_time};
-use crate::view::View;
 
 /// Up to this many classes rows are worth transposing: those of less than 1 KiB. At 1 KiB a row by itself is faster
 /// (256 classes in f32, in L2: 60 ns against 73; 128: 79 against 39; in f64 as many bytes).
@@ -40,79 +42,38 @@ pub const fn most_classes<R: Real>() -> usize {
 /// The bytes of a row of [`most_classes`].
 const MOST_BYTES: usize = 1023;
 
-/// Classes are counted in lanes, which is exact up to here in f32.
-pub const COUNTABLE_CLASSES: usize = 1 << 24;
-
-/// Rows across lanes: `lanes` neighbouring values for each class.
-#[derive(Clone, Copy, Debug)]
-pub struct Tile<E> {
-    base: *mut E,
-    /// Bytes from the values of a class to those of the next.
-    stride: isize,
-    classes: usize,
-}
-
-impl<E: Element> Tile<E> {
-    /// The `rows` rows of `view` from `first` on, if they fill the lanes and lie lane by lane in memory.
-    #[inline(always)]
-    pub fn in_place(view: &View<E>, first: usize, rows: usize) -> Option<Self> {
-        if rows != E::Real::LANES || view.classes() > COUNTABLE_CLASSES {
-            return None;
-        }
-        let (base, stride) = view.neighbours(first, rows)?;
-        Some(Self { base, stride, classes: view.classes() })
-    }
-
-    /// [`AnyTile::pick`].
-    #[inline(always)]
-    unsafe fn pick(&self, classes: &PerLane<usize>) -> PerLane<f64> {
-        let mut values = [0.0; MOST_LANES];
-        for lane in 0..E::Real::LANES {
-            assert!(classes[lane] < self.classes, "class {} of {}", classes[lane], self.classes);
-            // SAFETY: one of the tile's values, readable by the caller's promise; the read asks for no alignment.
-            values[lane] = Element::to_f64(unsafe { self.pointer(classes[lane]).add(lane).read_unaligned() });
-        }
-        values
-    }
-
-    /// The values of a class.
-    #[inline(always)]
-    fn pointer(&self, class: usize) -> *mut E {
-        debug_assert!(class < self.classes);
-        self.base.wrapping_byte_offset(class as isize * self.stride)
-    }
-}
-
-/// Rows of a view that are worked on together.
+/// Rows of an array that are worked on together.
 #[derive(Clone, Copy)]
-pub struct Batch<'a, E> {
-    /// The view.
-    pub view: &'a View<E>,
+pub struct Batch<'a> {
+    /// The array.
+    pub array: &'a Array<'a>,
     /// The first row.
     pub first: usize,
     /// How many there are, no more than there are lanes.
     pub rows: usize,
     /// How the rows become lanes; `None` if the classes do.
-    across: Option<Across<E>>,
+    across: Option<Across<'a>>,
 }
 
 /// How rows become lanes.
 #[derive(Clone, Copy)]
-enum Across<E> {
+enum Across<'a> {
     /// They lie so.
-    InPlace(Tile<E>),
+    InPlace(Tile<'a>),
     /// They are transposed.
     Transposed,
 }
 
-impl<E: Element> Batch<'_, E> {
-    /// The rows across lanes, if that is how they are worked on: those of the view, or a copy in the room. Its values are
-    /// readable until the room is used again.
+impl<'a> Batch<'a> {
+    /// The tile (in place or copied to `scratch`), or `None` if the rows are worked on one by one.
     #[inline(always)]
-    pub fn tile<S: Simd>(&self, simd: S, room: &mut Transposed<E::Real>) -> Option<AnyTile> {
+    pub fn tile<'b, S: Simd, E: Element>(&self, simd: S, scratch: &'b mut Transposed<E::Real>) -> Option<Tile<'b>>
+    where
+        'a: 'b,
+    {
         Some(match self.across? {
-            Across::InPlace(tile) => AnyTile::of(tile),
-            Across::Transposed => AnyTile::of(room.load(simd, self.view, self.first, self.rows)),
+            Across::InPlace(tile) => tile,
+            Across::Transposed => scratch.load::<S, E>(simd, self.array, self.first, self.rows),
         })
     }
 }
@@ -120,12 +81,15 @@ impl<E: Element> Batch<'_, E> {
 /// Rows that are read twice are worked on together as long as they stay in a corner of the L2 cache.
 const BATCH_BYTES: usize = 1 << 17;
 
-/// Cut some rows of a view into batches: by its shape and layout alone. Where results go does not count, lest the losses
-/// depend on it.
+/// Cut some rows of an array of `E`s into batches: by its shape and layout alone. Where results go does not count, so that
+/// the losses do not depend on it.
 #[inline(always)]
-pub fn batches<E: Element>(view: &View<E>, rows: std::ops::Range<usize>) -> impl Iterator<Item = Batch<'_, E>> {
+pub fn batches<'a, E: Element>(
+    array: &'a Array<'a>,
+    rows: std::ops::Range<usize>,
+) -> impl Iterator<Item = Batch<'a>> + use<'a, E> {
     let lanes = E::Real::LANES;
-    let classes = view.classes();
+    let classes = array.classes();
     let together = (BATCH_BYTES / (classes.saturating_mul(size_of::<E>())).max(1)).clamp(1, lanes);
     let mut first = rows.start;
     std::iter::from_fn(
@@ -135,110 +99,87 @@ pub fn batches<E: Element>(view: &View<E>, rows: std::ops::Range<usize>) -> impl
             if left == 0 {
                 return None;
             }
-            let in_place = Tile::in_place(view, first, left.min(lanes)).map(Across::InPlace);
+            let in_place = Tile::in_place::<E>(array, first, left.min(lanes)).map(Across::InPlace);
             let across = in_place.or((classes <= most_classes::<E::Real>()).then_some(Across::Transposed));
             // The next batch begins where neighbours do.
-            let left = left.min(view.neighbours_from(first).unwrap_or(left));
-            let batch = Batch { view, first, rows: left.min(if across.is_some() { lanes } else { together }), across };
-            first += batch.rows;
+            let left = left.min(array.neighbours_from(first).unwrap_or(left));
+            let rows = left.min(if across.is_some() { lanes } else { together });
+            let batch = Batch { array, first, rows, across };
+            first += rows;
             Some(batch)
         },
     )
 }
 
 /// The log-sum-exps of the rows of a view of `E`s, and what their targets need to be summed.
-///
-/// # Safety
-/// The tile's values are readable.
 #[inline(always)]
-pub unsafe fn pass<S: Simd, E: Element>(
+pub fn pass<S: Simd, E: Element>(
     simd: S,
-    tile: AnyTile,
+    tile: Tile,
     targets: &Targets,
     transform: Transform,
     weights: &mut Option<WeightRoom>,
 ) -> (LogSumExps, Spreads) {
     let mut spreads = Spreads::default();
-    // SAFETY: the caller's promise.
-    let found = unsafe {
-        if let Some(dense) = targets.dense {
-            let WeightRoom { rows, block, whole } = weights.get_or_insert_default();
-            let weighted = Weighted::new(simd, TileWeights::<E::Real>::new(dense, targets.rows, rows), block);
-            let (found, weighted) = pass_with::<S, E::Real, _>(simd, tile, transform, weighted);
-            *whole = (tile.classes() <= TOGETHER).then_some(dense.row);
-            E::Real::lane_totals(&weighted.mass, &mut spreads.mass);
-            E::Real::lane_totals(&weighted.sum, &mut spreads.sum);
-            spreads.teacher = weighted.weights.sums;
-            found
-        } else if targets.uniform != 0.0 {
-            let (found, uniform) = pass_with::<S, E::Real, _>(simd, tile, transform, Uniform::new(simd));
-            E::Real::lane_totals(&uniform.sum, &mut spreads.sum);
-            for sum in &mut spreads.sum {
-                *sum *= targets.uniform;
-            }
-            spreads.mass = [targets.uniform * tile.classes() as f64; MOST_LANES];
-            found
-        } else {
-            log_sum_exps::<S, E>(simd, tile, transform)
+    let found = if let Some(dense) = targets.dense {
+        let WeightRoom { rows, block, whole } = weights.get_or_insert_default();
+        let weighted = Weighted::new(simd, TileWeights::<E::Real>::new(dense, targets.rows, rows), block);
+        let (found, weighted) = pass_with::<S, E::Real, _>(simd, tile, transform, weighted);
+        *whole = (tile.classes() <= TOGETHER).then_some(dense.row);
+        E::Real::lane_totals(&weighted.mass, &mut spreads.mass);
+        E::Real::lane_totals(&weighted.sum, &mut spreads.sum);
+        spreads.teacher = weighted.weights.sums;
+        found
+    } else if targets.uniform != 0.0 {
+        let (found, uniform) = pass_with::<S, E::Real, _>(simd, tile, transform, Uniform::new(simd));
+        E::Real::lane_totals(&uniform.sum, &mut spreads.sum);
+        for sum in &mut spreads.sum {
+            *sum *= targets.uniform;
         }
+        spreads.mass = [targets.uniform * tile.classes() as f64; MOST_LANES];
+        found
+    } else {
+        log_sum_exps::<S, E>(simd, tile, transform)
     };
     (found, spreads)
 }
 
 /// The log-sum-exps of the rows of a view of `E`s.
-///
-/// # Safety
-/// The tile's values are readable.
 #[inline(always)]
-pub unsafe fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: AnyTile, transform: Transform) -> LogSumExps {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (found, _) = match tile.stored_as::<E::Real>() {
-            Some(tile) => typed_pass(simd, tile, transform, Nothing),
-            None => typed_pass(simd, tile.stored_as::<E>().expect("a tile of the view"), transform, Nothing),
-        };
-        found
-    }
+pub fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: Tile, transform: Transform) -> LogSumExps {
+    let (found, _) = match tile.stored_as::<E::Real>() {
+        Some(tile) => typed_pass(simd, tile, transform, Nothing),
+        None => typed_pass(simd, tile.stored_as::<E>().expect("a tile of the view"), transform, Nothing),
+    };
+    found
 }
 
 /// [`pass_of`] a tile with a companion: one that is stored in the type that is computed in is read in place.
-///
-/// # Safety
-/// The tile's values are readable.
 #[inline(always)]
-pub(super) unsafe fn pass_with<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>>(
+pub(super) fn pass_with<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>>(
     simd: S,
-    tile: AnyTile,
+    tile: Tile,
     transform: Transform,
     companion: C,
 ) -> (LogSumExps, C) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match tile.stored_as::<R>() {
-            Some(tile) => typed_pass(simd, tile, transform, companion),
-            None => any_pass::<S, R, C>(simd, tile, transform, companion),
-        }
+    match tile.stored_as::<R>() {
+        Some(tile) => typed_pass(simd, tile, transform, companion),
+        None => any_pass::<S, R, C>(simd, tile, transform, companion),
     }
 }
 
 /// [`pass_of`] a tile whose type is known; logits that are capped are read as those of any type are.
-///
-/// # Safety
-/// The tile's values are readable.
 #[inline(always)]
-unsafe fn typed_pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
+fn typed_pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
     simd: S,
-    tile: Tile<E>,
+    tile: lanes::Typed<E>,
     transform: Transform,
     companion: C,
 ) -> (LogSumExps, C) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match transform.mode() {
-            PLAIN => pass_of::<S, E::Real, C, _, PLAIN>(simd, tile, transform, companion),
-            SCALED => pass_of::<S, E::Real, C, _, SCALED>(simd, tile, transform, companion),
-            _ => pass_of::<S, E::Real, C, _, CAPPED>(simd, AnyTile::of(tile), transform, companion),
-        }
+    match transform.mode() {
+        PLAIN => pass_of::<S, E::Real, C, _, PLAIN>(simd, tile, transform, companion),
+        SCALED => pass_of::<S, E::Real, C, _, SCALED>(simd, tile, transform, companion),
+        _ => pass_of::<S, E::Real, C, _, CAPPED>(simd, tile.untyped(), transform, companion),
     }
 }
 
@@ -345,25 +286,19 @@ impl<S: Simd, R: Real + Element<Real = R>> Weights<S> for TileWeights<'_, R> {
 }
 
 /// [`crate::row::find_point`] of the rows of a tile, after their [`pass`].
-///
-/// # Safety
-/// The tile's values are readable.
 #[inline(always)]
-pub unsafe fn find_points<S: Simd, R: Real + Element<Real = R>>(
+pub fn find_points<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
-    tile: AnyTile,
+    tile: Tile,
     found: &LogSumExps,
     targets: &mut Targets,
     weights: Option<&WeightRoom>,
 ) {
     let points = &mut targets.points;
     if !targets.names_classes {
-        // SAFETY: the caller's promise.
-        points.class = unsafe {
-            match tile.stored_as::<R>() {
-                Some(tile) => leaders::<S, R, _>(simd, tile, &found.reference),
-                None => leaders::<S, R, _>(simd, tile, &found.reference),
-            }
+        points.class = match tile.stored_as::<R>() {
+            Some(tile) => leaders::<S, R, _>(simd, tile, &found.reference),
+            None => leaders::<S, R, _>(simd, tile, &found.reference),
         };
         points.logit = found.reference;
     }
@@ -380,11 +315,8 @@ pub unsafe fn find_points<S: Simd, R: Real + Element<Real = R>>(
 }
 
 /// The last class of each row that has this logit, where [`LogSumExps::is_led`] the only one; 0 if there is none.
-///
-/// # Safety
-/// The tile's values are readable.
 #[inline(never)]
-unsafe fn leaders<S: Simd, R: Real, T: Tiled<S, R>>(simd: S, tile: T, logits: &PerLane<f64>) -> PerLane<usize> {
+fn leaders<S: Simd, R: Real, T: Tiled<S, R>>(simd: S, tile: T, logits: &PerLane<f64>) -> PerLane<usize> {
     let mut leaders = [0; MOST_LANES];
     simd.vectorize(
         #[inline(always)]
@@ -392,8 +324,7 @@ unsafe fn leaders<S: Simd, R: Real, T: Tiled<S, R>>(simd: S, tile: T, logits: &P
             let logits = R::narrow(simd, logits);
             let mut classes = R::splat(simd, 0.0);
             for class in 0..tile.classes() {
-                // SAFETY: the caller's promise.
-                let x = unsafe { tile.load(simd, class) };
+                let x = { tile.load(simd, class) };
                 classes = x.simd_eq(logits).select(R::splat(simd, class as f64), classes);
             }
             let mut numbers = [0.0; MOST_LANES];
@@ -406,62 +337,23 @@ unsafe fn leaders<S: Simd, R: Real, T: Tiled<S, R>>(simd: S, tile: T, logits: &P
     leaders
 }
 
-/// Tiles that kernels read and write a vector at a time.
-pub(super) trait Tiled<S: Simd, R: Real>: Copy {
-    fn classes(&self) -> usize;
-
-    /// # Safety
-    /// The tile's values are readable.
-    unsafe fn load(&self, simd: S, class: usize) -> R::Lanes<S>;
-
-    /// # Safety
-    /// The tile's values are writeable.
-    unsafe fn store(&self, simd: S, class: usize, lanes: R::Lanes<S>);
-}
-
-impl<S: Simd, E: Element> Tiled<S, E::Real> for Tile<E> {
-    #[inline(always)]
-    fn classes(&self) -> usize {
-        self.classes
-    }
-
-    #[inline(always)]
-    unsafe fn load(&self, simd: S, class: usize) -> <E::Real as Real>::Lanes<S> {
-        // SAFETY: the caller's promise.
-        unsafe { E::load(simd, self.pointer(class)) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(&self, simd: S, class: usize, lanes: <E::Real as Real>::Lanes<S>) {
-        // SAFETY: the caller's promise.
-        unsafe { E::store(simd, self.pointer(class), lanes) }
-    }
-}
-
 /// [`pass_of`] for companions that are worth no kernel for each storage type.
-///
-/// # Safety
-/// The tile's values are readable.
 #[inline(always)]
-unsafe fn any_pass<S: Simd, R: Real, C: Companion<S, R>>(
+fn any_pass<S: Simd, R: Real, C: Companion<S, R>>(
     simd: S,
-    tile: AnyTile,
+    tile: Tile,
     transform: Transform,
     companion: C,
 ) -> (LogSumExps, C) {
-    // SAFETY: the caller's promise.
-    with_mode!(transform, MODE => unsafe { pass_of::<S, R, C, _, MODE>(simd, tile, transform, companion) })
+    with_mode!(transform, MODE => pass_of::<S, R, C, _, MODE>(simd, tile, transform, companion))
 }
 
 /// Exponentials are summed a few at a time, as their lanes can.
 const GROUP: usize = 4;
 
 /// The log-sum-exps of the rows, and a companion's sums.
-///
-/// # Safety
-/// The tile's values are readable.
 #[inline(never)]
-unsafe fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MODE: u8>(
+fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MODE: u8>(
     simd: S,
     tile: T,
     transform: Transform,
@@ -474,8 +366,7 @@ unsafe fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MO
             let mut largest = [R::splat(simd, f64::NEG_INFINITY); GROUP];
             for start in (0..classes).step_by(GROUP) {
                 for (chain, largest) in largest.iter_mut().enumerate() {
-                    // SAFETY: readable by the caller's promise; past the last class it is read again.
-                    let x = unsafe { tile.load(simd, (start + chain).min(classes - 1)) };
+                    let x = { tile.load(simd, (start + chain).min(classes - 1)) };
                     // NaN is found again by the sum.
                     *largest = x.max(*largest);
                 }
@@ -495,15 +386,12 @@ unsafe fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MO
                 if start % TOGETHER == 0 {
                     companion.begin(simd, start, TOGETHER.min(classes - start));
                 }
-                // SAFETY: readable by the caller's promise.
-                unsafe {
-                    if classes - start < GROUP {
-                        sums.add::<_, C, MODE, 1>(simd, &tile, start..classes, &mut companion);
-                        continue;
-                    }
-                    let group = start..start + GROUP;
-                    with_vectors_at_a_time!(S, K => sums.add::<_, C, MODE, K>(simd, &tile, group, &mut companion));
+                if classes - start < GROUP {
+                    sums.add::<_, C, MODE, 1>(simd, &tile, start..classes, &mut companion);
+                    continue;
                 }
+                let group = start..start + GROUP;
+                with_vectors_at_a_time!(S, K => sums.add::<_, C, MODE, K>(simd, &tile, group, &mut companion));
             }
             (sums.finish(simd, reference), companion)
         },
@@ -524,11 +412,8 @@ struct LaneSums<S: Simd, R: Real> {
 
 impl<S: Simd, R: Real> LaneSums<S, R> {
     /// Add the exponentials of some classes, `K` at a time.
-    ///
-    /// # Safety
-    /// The tile's values are readable.
     #[inline(always)]
-    unsafe fn add<T: Tiled<S, R>, C: Companion<S, R>, const MODE: u8, const K: usize>(
+    fn add<T: Tiled<S, R>, C: Companion<S, R>, const MODE: u8, const K: usize>(
         &mut self,
         simd: S,
         tile: &T,
@@ -542,8 +427,7 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
             let mut x = [zero; K];
             let mut is_own = [zero.simd_eq(zero); K];
             for k in 0..K {
-                // SAFETY: readable by the caller's promise.
-                x[k] = unsafe { tile.load(simd, start + k) };
+                x[k] = tile.load(simd, start + k);
                 is_own[k] = x[k].simd_eq(self.subtracted);
             }
             let values = self.scale.values::<MODE, false, K>(x).map(

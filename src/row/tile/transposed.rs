@@ -1,17 +1,19 @@
 //! Rows of few classes, transposed into a room of their own: loaded and stored a square of lanes × lanes at a time.
 
+use std::any::Any;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::{AnyTile, MOST_BYTES, Tile, most_classes};
+use super::{MOST_BYTES, Tile, TileMut, most_classes};
+use crate::array::{Array, RowsMut};
+use crate::dtype::{Number, with_element};
 use crate::element::Element;
 use crate::math::Real;
-use crate::row::Stores;
 use crate::row::batch::MOST_LANES;
+use crate::rows::StorePolicy;
 use crate::simd::prefetch_ahead;
-use crate::view::View;
 
 /// The values of the largest tile, one of f32; that of f64 has a quarter as many.
 const ROOM: usize = MOST_BYTES / size_of::<f32>() * MOST_LANES;
@@ -34,106 +36,136 @@ impl<R: Real + Element<Real = R>> Transposed<R> {
         Self { values: [MaybeUninit::uninit(); ROOM] }
     }
 
-    /// The room as a tile of `classes` classes.
+    /// Where the first of so many classes begins, and the bytes from one to the next.
     #[inline(always)]
-    pub fn tile(&mut self, classes: usize) -> Tile<R> {
+    fn place(&mut self, classes: usize) -> (*mut u8, isize) {
         assert!(classes <= most_classes::<R>());
-        let stride = (R::LANES * size_of::<R>()) as isize;
-        Tile { base: self.values.as_mut_ptr().cast(), stride, classes }
+        (self.values.as_mut_ptr().cast(), (R::LANES * size_of::<R>()) as isize)
     }
 
-    /// The rows of `view` from `first` on, `count` of them, and masked classes in the lanes that are left.
+    /// Room for the results of `classes` classes, all of which are to be written.
+    #[inline(always)]
+    fn tile_mut(&mut self, classes: usize) -> TileMut<'_> {
+        let (base, stride) = self.place(classes);
+        // SAFETY: the room has as many vectors as the most classes need, and is borrowed exclusively.
+        unsafe { TileMut::new(Tile::new::<R>(base, stride, classes)) }
+    }
+
+    /// The rows of an array of `E`s from `first` on, `count` of them, and masked classes in the lanes that are left.
     #[inline(always)]
     pub fn load<S: Simd, E: Element<Real = R>>(
         &mut self,
         simd: S,
-        view: &View<E>,
+        array: &Array,
         first: usize,
         count: usize,
-    ) -> Tile<R> {
-        let classes = view.classes();
-        assert!(classes <= most_classes::<R>() && count <= R::LANES);
-        if view.is_contiguous() {
-            load_squares(simd, view, first, count, &mut self.values);
+    ) -> Tile<'_> {
+        let classes = array.classes();
+        assert!(classes <= most_classes::<R>() && count <= R::LANES && array.dtype() == E::DTYPE);
+        if array.is_contiguous() {
+            load_squares::<S, E>(simd, array, first, count, &mut self.values);
         } else {
             for lane in 0..R::LANES {
                 for class in 0..classes {
-                    let value = if lane < count { view.row(first + lane).get(class) } else { E::MASKED };
-                    self.values[class * R::LANES + lane].write(Real::from_f64(Element::to_f64(value)));
+                    let value = if lane < count { array.row(first + lane).get_as::<E>(class) } else { E::MASKED };
+                    self.values[class * R::LANES + lane].write(Real::from_f64(Number::to_f64(value)));
                 }
             }
         }
-        self.tile(classes)
+        let (base, stride) = self.place(classes);
+        // SAFETY: so many classes were just loaded, each a vector, and the room is borrowed as long as the tile lives.
+        unsafe { Tile::new::<R>(base, stride, classes) }
     }
 
     /// Write the tile to the rows of an output from `first` on, `count` of them, each value rounded once.
     ///
     /// # Safety
-    /// As for [`crate::view::Row::set`], for all of these rows; the tile was written.
+    /// The tile was written.
     #[inline(always)]
-    unsafe fn store<S: Simd, O: Element<Real = R>>(&self, simd: S, view: &View<O>, first: usize, count: usize) {
-        let classes = view.classes();
-        assert!(classes <= most_classes::<R>() && count <= R::LANES);
-        // SAFETY: the caller's promise.
+    unsafe fn store<S: Simd, O: Element<Real = R>>(&self, simd: S, out: &mut RowsMut, first: usize, count: usize) {
+        let classes = out.classes();
+        assert!(classes <= most_classes::<R>() && count <= R::LANES && out.dtype() == O::DTYPE);
+        // SAFETY: written, by the caller's promise.
         unsafe {
-            if view.is_contiguous() {
-                store_squares(simd, view, first, count, &self.values);
-            } else {
-                for lane in 0..count {
-                    let row = view.row(first + lane);
-                    for class in 0..classes {
-                        row.set(class, O::from_f64(Real::to_f64(self.values[class * R::LANES + lane].assume_init())));
-                    }
+            if out.is_contiguous() {
+                store_squares::<S, O>(simd, out, first, count, &self.values);
+                return;
+            }
+            for lane in 0..count {
+                let mut row = out.row(first + lane);
+                for class in 0..classes {
+                    let value = self.values[class * R::LANES + lane].assume_init();
+                    row.set(class, O::from_f64(Real::to_f64(value)));
                 }
             }
         }
     }
 }
 
+/// Some rows of an array across lanes, if they are computed with in `R` and have few enough classes.
+#[inline(always)]
+pub(in crate::row) fn transpose<'a, S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    array: &Array,
+    rows: Range<usize>,
+    room: &'a mut Transposed<R>,
+) -> Option<Tile<'a>> {
+    if array.dtype().is_double() != (R::LANES == f64::LANES) || array.classes() > most_classes::<R>() {
+        return None;
+    }
+    let room: &mut dyn Any = room;
+    with_element!(array.dtype(), E => {
+        let room: &mut Transposed<<E as Element>::Real> = room.downcast_mut()?;
+        Some(room.load::<S, E>(simd, array, rows.start, rows.len()))
+    })
+}
+
 /// Where the results of some rows across lanes go: to the output itself, if its rows lie so, or to a room and from there to
 /// the output.
-pub struct Output<'a, O: Element> {
-    view: &'a View<O>,
+pub struct Output<'a, 'b, O: Element> {
+    out: &'a mut RowsMut<'b>,
     rows: Range<usize>,
-    in_place: Option<Tile<O>>,
+    is_in_place: bool,
     room: &'a mut Transposed<O::Real>,
 }
 
-impl<'a, O: Element> Output<'a, O> {
-    /// For `count` rows from `first` on; `None` if they had better be written one after the other.
+impl<'a, 'b, O: Element> Output<'a, 'b, O> {
+    /// For `count` rows of an output of `O`s from `first` on; `None` if they had better be written one after the other.
     #[inline(always)]
     pub fn new(
-        view: &'a View<O>,
+        out: &'a mut RowsMut<'b>,
         first: usize,
         count: usize,
-        stores: Stores,
+        store: StorePolicy,
         room: &'a mut Transposed<O::Real>,
     ) -> Option<Self> {
-        let in_place = Tile::in_place(view, first, count);
-        let classes = view.classes();
+        let is_in_place = TileMut::in_place::<O>(out, first, count).is_some();
+        let classes = out.classes();
         let suits = classes <= most_classes::<O::Real>()
-            && (stores == Stores::Cached || classes * size_of::<O>() < STREAMED_ROW);
-        (in_place.is_some() || suits).then_some(Self { view, rows: first..first + count, in_place, room })
+            && (store == StorePolicy::Cached || classes * size_of::<O>() < STREAMED_ROW);
+        (is_in_place || suits).then_some(Self { out, rows: first..first + count, is_in_place, room })
     }
 
     /// Where to write them.
     #[inline(always)]
-    pub fn tile(&mut self) -> AnyTile {
-        match self.in_place {
-            Some(tile) => AnyTile::of(tile),
-            None => AnyTile::of(self.room.tile(self.view.classes())),
+    pub fn tile(&mut self) -> TileMut<'_> {
+        let classes = self.out.classes();
+        if self.is_in_place {
+            TileMut::in_place::<O>(self.out, self.rows.start, self.rows.len()).expect("asked before")
+        } else {
+            self.room.tile_mut(classes)
         }
     }
 
     /// Bring what was written to the output, if it is not there.
     ///
     /// # Safety
-    /// As for [`crate::view::Row::set`], for all of the rows; the tile was written.
+    /// All of the tile was written.
     #[inline(always)]
     pub unsafe fn store<S: Simd>(self, simd: S) {
-        if self.in_place.is_none() {
+        if !self.is_in_place {
             // SAFETY: the caller's promise.
-            unsafe { self.room.store(simd, self.view, self.rows.start, self.rows.len()) }
+            unsafe { self.room.store::<S, O>(simd, self.out, self.rows.start, self.rows.len()) }
         }
     }
 }
@@ -168,7 +200,7 @@ fn squares(classes: usize, lanes: usize) -> impl Iterator<Item = usize> {
 #[inline(never)]
 fn load_squares<S: Simd, E: Element>(
     simd: S,
-    view: &View<E>,
+    array: &Array,
     first: usize,
     count: usize,
     values: &mut [MaybeUninit<E::Real>; ROOM],
@@ -176,10 +208,10 @@ fn load_squares<S: Simd, E: Element>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let (classes, lanes) = (view.classes(), E::Real::LANES);
+            let (classes, lanes) = (array.classes(), E::Real::LANES);
             let masked = E::Real::splat(simd, f64::NEG_INFINITY);
-            let mut places = [std::ptr::null_mut(); MOST_LANES];
-            view.places(first, &mut places[..count]);
+            let mut places = [std::ptr::null_mut::<E>(); MOST_LANES];
+            array.places(first, &mut places[..count]);
             // Past the last row a copy of it, which is masked below.
             let last = places[count - 1];
             places[count..].fill(last);
@@ -187,7 +219,7 @@ fn load_squares<S: Simd, E: Element>(
                 prefetch_ahead(place.cast_const().cast(), classes * size_of::<E>());
             }
             let mut rows = [masked; MOST_LANES];
-            // SAFETY: as many elements as are loaded are each row's, readable by the promise made to `View::new`.
+            // SAFETY: as many elements as are loaded are each row's, readable by the promise made to `Array::new`.
             unsafe {
                 if classes < lanes {
                     for lane in 0..lanes {
@@ -212,7 +244,7 @@ fn load_squares<S: Simd, E: Element>(
 #[inline(never)]
 unsafe fn store_squares<S: Simd, O: Element>(
     simd: S,
-    view: &View<O>,
+    out: &mut RowsMut,
     first: usize,
     count: usize,
     values: &[MaybeUninit<O::Real>; ROOM],
@@ -220,9 +252,9 @@ unsafe fn store_squares<S: Simd, O: Element>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let (classes, lanes) = (view.classes(), O::Real::LANES);
-            let mut places = [std::ptr::null_mut(); MOST_LANES];
-            view.places(first, &mut places[..count]);
+            let (classes, lanes) = (out.classes(), O::Real::LANES);
+            let mut places = [std::ptr::null_mut::<O>(); MOST_LANES];
+            out.places(first, &mut places[..count]);
             for start in squares(classes, lanes) {
                 let width = lanes.min(classes);
                 let mut columns = [O::Real::splat(simd, 0.0); MOST_LANES];
@@ -232,7 +264,7 @@ unsafe fn store_squares<S: Simd, O: Element>(
                     *column = unsafe { Element::load(simd, room.as_ptr().cast::<O::Real>()) };
                 }
                 let rows = O::Real::transpose(columns);
-                // SAFETY: `width` elements from `start` on are each row's, writeable by the caller's promise.
+                // SAFETY: `width` elements from `start` on are each row's, which are borrowed exclusively.
                 unsafe {
                     if width == lanes {
                         for (row, place) in rows.iter().zip(&places[..count]) {

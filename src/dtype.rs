@@ -1,0 +1,282 @@
+//! What an array in foreign memory holds: the numbers that NumPy stores, as a value ([`Dtype`]) and as types ([`Number`]).
+
+use half::{bf16, f16};
+
+/// The type of an array's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // their names say it
+pub enum Dtype {
+    Bool,
+    I8,
+    I16,
+    I32,
+    I64,
+    U8,
+    U16,
+    U32,
+    U64,
+    F16,
+    Bf16,
+    F32,
+    F64,
+}
+
+impl Dtype {
+    /// The name in NumPy.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "bool",
+            Self::I8 => "int8",
+            Self::I16 => "int16",
+            Self::I32 => "int32",
+            Self::I64 => "int64",
+            Self::U8 => "uint8",
+            Self::U16 => "uint16",
+            Self::U32 => "uint32",
+            Self::U64 => "uint64",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+        }
+    }
+
+    /// The bytes of an element.
+    pub fn size(self) -> usize {
+        with_dtype!(self, T => size_of::<T>())
+    }
+
+    /// Whether the elements are floating-point numbers, and so can be logits.
+    pub fn is_floating(self) -> bool {
+        matches!(self, Self::F16 | Self::Bf16 | Self::F32 | Self::F64)
+    }
+
+    /// Whether the elements are integers, and so can be class indices.
+    pub fn is_integer(self) -> bool {
+        !self.is_floating() && self != Self::Bool
+    }
+
+    /// Whether logits of this type are computed with in f64; all others are in f32.
+    pub fn is_double(self) -> bool {
+        self == Self::F64
+    }
+
+    /// Whether every element is a number of `R`, the type of [`Dtype::F32`] or [`Dtype::F64`], or rounds to the same
+    /// one from f64.
+    pub fn fits_into(self, real: Self) -> bool {
+        real == Self::F64 || !matches!(self, Self::I32 | Self::I64 | Self::U32 | Self::U64 | Self::F64)
+    }
+}
+
+/// Run `$body` with the type alias `$type` set to the Rust type that `$dtype` names.
+///
+/// The lists of types are here and nowhere else: `with_integer` and `with_element` are the parts for integers and for
+/// floating-point numbers, and panic for others.
+macro_rules! with_dtype {
+    ($dtype:expr, $type:ident => $body:expr) => {
+        $crate::dtype::with_dtype!(@match $dtype, $type => $body; Bool Bool; {
+            $crate::dtype::with_integer!($dtype, $type => $body)
+        }; I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64; {
+            $crate::dtype::with_element!($dtype, $type => $body)
+        })
+    };
+    (@match $dtype:expr, $type:ident => $body:expr; Bool Bool; $integers:block; $($integer:ident)|*; $floats:block) => {
+        match $dtype {
+            $crate::dtype::Dtype::Bool => {
+                #[allow(dead_code)]
+                type $type = $crate::dtype::Bool;
+                $body
+            }
+            $($crate::dtype::Dtype::$integer)|* => $integers,
+            _ => $floats,
+        }
+    };
+    (@arms $dtype:expr, $type:ident => $body:expr; $expected:literal; $($variant:ident $rust:ty),*) => {
+        match $dtype {
+            $($crate::dtype::Dtype::$variant => {
+                #[allow(dead_code)]
+                type $type = $rust;
+                $body
+            })*
+            other => panic!("{} numbers where {} were checked for", other.name(), $expected),
+        }
+    };
+}
+
+macro_rules! with_integer {
+    ($dtype:expr, $type:ident => $body:expr) => {
+        $crate::dtype::with_dtype!(@arms $dtype, $type => $body; "integers";
+            I8 i8, I16 i16, I32 i32, I64 i64, U8 u8, U16 u16, U32 u32, U64 u64)
+    };
+}
+
+macro_rules! with_element {
+    ($dtype:expr, $type:ident => $body:expr) => {
+        $crate::dtype::with_dtype!(@arms $dtype, $type => $body; "floating-point numbers";
+            F16 ::half::f16, Bf16 ::half::bf16, F32 f32, F64 f64)
+    };
+}
+
+/// Run `$body` with `$element` and `$out` set to the types of logits and of a result that computes in the same type.
+macro_rules! with_elements {
+    ($dtype:expr, $out_dtype:expr, $element:ident, $out:ident => $body:expr) => {
+        match $dtype {
+            $crate::dtype::Dtype::F64 => {
+                assert_eq!($out_dtype, $crate::dtype::Dtype::F64);
+                type $element = f64;
+                type $out = f64;
+                $body
+            }
+            dtype => $crate::dtype::with_dtype!(@arms dtype, $element => {
+                $crate::dtype::with_dtype!(@arms $out_dtype, $out => $body; "results of float32";
+                    F16 ::half::f16, Bf16 ::half::bf16, F32 f32)
+            }; "floating-point numbers"; F16 ::half::f16, Bf16 ::half::bf16, F32 f32),
+        }
+    };
+}
+pub(crate) use {with_dtype, with_element, with_elements, with_integer};
+
+/// A number as it lies in memory.
+pub trait Number: Copy + Send + Sync + 'static {
+    /// The name of this type as a value.
+    const DTYPE: Dtype;
+
+    /// As f64: exactly, but for integers of more than 53 bits.
+    fn to_f64(self) -> f64;
+    /// Rounded from f64: for 16-bit types through f32, as vectors are.
+    fn from_f64(value: f64) -> Self;
+    /// With the bytes in the other order.
+    #[must_use]
+    fn swap_bytes(self) -> Self;
+}
+
+/// A class index as it lies in memory.
+pub trait Integer: Number + PartialEq + TryFrom<i128> + Into<i128> {
+    /// As an index: of a negative number one that no array has.
+    fn to_index(self) -> usize;
+}
+
+/// A NumPy bool: any byte but 0 is true.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Bool(u8);
+
+impl Number for Bool {
+    const DTYPE: Dtype = Dtype::Bool;
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(u8::from(self.0 != 0))
+    }
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        Self(u8::from(value != 0.0))
+    }
+
+    #[inline(always)]
+    fn swap_bytes(self) -> Self {
+        self
+    }
+}
+
+macro_rules! integers {
+    ($($integer:ty: $dtype:ident),*) => { $(
+        impl Number for $integer {
+            const DTYPE: Dtype = Dtype::$dtype;
+
+            #[inline(always)]
+            #[allow(clippy::cast_lossless)] // not for 64 bits
+            fn to_f64(self) -> f64 {
+                self as f64
+            }
+
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                value as Self
+            }
+
+            #[inline(always)]
+            fn swap_bytes(self) -> Self {
+                <$integer>::swap_bytes(self)
+            }
+        }
+
+        impl Integer for $integer {
+            #[inline(always)]
+            #[allow(clippy::cast_lossless, irrefutable_let_patterns)] // for all types alike
+            fn to_index(self) -> usize {
+                // Negative numbers become larger ones than any array has elements. So do those beyond 32 bits on a
+                // machine that has no more.
+                if let Ok(index) = usize::try_from(self as i64 as u64) { index } else { usize::MAX }
+            }
+        }
+    )* };
+}
+integers!(i8: I8, i16: I16, i32: I32, i64: I64, u8: U8, u16: U16, u32: U32, u64: U64);
+
+macro_rules! floats {
+    ($($float:ty: $dtype:ident, $to_f64:expr, $from_f64:expr;)*) => { $(
+        impl Number for $float {
+            const DTYPE: Dtype = Dtype::$dtype;
+
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                $to_f64(self)
+            }
+
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                $from_f64(value)
+            }
+
+            #[inline(always)]
+            fn swap_bytes(self) -> Self {
+                Self::from_bits(self.to_bits().swap_bytes())
+            }
+        }
+    )* };
+}
+floats! {
+    f16: F16, |value: f16| f64::from(value.to_f32()), |value| f16::from_f32(value as f32);
+    bf16: Bf16, |value: bf16| f64::from(value.to_f32()), |value| bf16::from_f32(value as f32);
+    f32: F32, f64::from, |value| value as f32;
+    f64: F64, |value| value, |value| value;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_names_its_type() {
+        let all = [
+            Dtype::Bool,
+            Dtype::I8,
+            Dtype::I16,
+            Dtype::I32,
+            Dtype::I64,
+            Dtype::U8,
+            Dtype::U16,
+            Dtype::U32,
+            Dtype::U64,
+            Dtype::F16,
+            Dtype::Bf16,
+            Dtype::F32,
+            Dtype::F64,
+        ];
+        for dtype in all {
+            assert_eq!(with_dtype!(dtype, T => <T as Number>::DTYPE), dtype);
+            let digits = dtype.name().trim_start_matches(|letter: char| !letter.is_ascii_digit());
+            assert_eq!(8 * dtype.size(), if dtype == Dtype::Bool { 8 } else { digits.parse().unwrap() });
+            assert_eq!(with_dtype!(dtype, T => T::from_f64(1.0).swap_bytes().swap_bytes().to_f64()), 1.0);
+        }
+    }
+
+    #[test]
+    fn negative_indices_are_beyond_every_array() {
+        assert_eq!(3i8.to_index(), 3);
+        assert!((-1i8).to_index() > isize::MAX as usize);
+        assert!(u64::MAX.to_index() > isize::MAX as usize);
+    }
+}
