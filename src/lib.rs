@@ -4,46 +4,46 @@
 //!
 //! With `z = softcap·tanh(x / softcap) / temperature`, `lse = log Σ exp z` and a target `t`, a weight for every class
 //! of a row, every loss of the softmax family is `Σ t·(lse − z) + z_loss·lse²` and its gradient `(Σt +
-//! 2·z_loss·lse)·softmax(z) − t`, times dz/dx; a divergence is that less the entropy of t. Four nouns carry it:
+//! 2·z_loss·lse)·softmax(z) − t`, times dz/dx; a divergence is that less the entropy of t.
 //!
-//! * [`element::Element`]: what is stored (f16, bf16, f32, f64); it names the [`math::Real`] it computes in;
-//! * [`row::Transform`]: what becomes of the logits before the softmax;
-//! * [`row::Target`]: what the row should be, a sum of at most three parts (all classes alike, each its own, one);
-//! * a SIMD token: what the CPU can do ([`simd`]).
+//! # From the array to the register and back
 //!
-//! Rows are worked on in batches of as many as a vector has lanes. Three verbs: a pass over the logits, row by row
-//! ([`row::Target::pass`]) or across lanes ([`row::tile::pass`]); what is once a row, in lanes ([`row::batch`]); and, for
-//! the derivatives, a second pass while the rows are still in cache ([`row::gradient`], [`row::tile::gradients`]).
+//! A caller's array is an [`array::Array`]: a [`dtype::Dtype`], strides, and a lifetime, seen as rows of classes. What is
+//! written is an [`array::ArrayMut`], which hands each part of its rows to one thread. A [`loss`] cuts the rows into chunks,
+//! which the threads of [`parallel`] take; [`simd::Level::run`] compiles the work on a chunk for what the CPU has. A kernel
+//! of [`row`] reads a [`rows::Row`] where it lies, as vectors of the [`math::Real`] that its [`element::Element`] is
+//! computed with in, or [`row::tile`] reads as many rows as a vector has lanes. What is once a row (logarithms, quotients,
+//! the loss) is done in lanes for a batch of rows ([`row::batch`]); derivatives are a second pass, while the rows are in
+//! cache.
 //!
-//! # The layers, top down; each imports only from those below it
+//! # The layers, top down; each imports only from those below it (`.ci/check_imports.py` checks that)
 //!
-//! | room | what lives there |
+//! | module | what lives there |
 //! |---|---|
-//! | [`python`] | the only place that knows Python and NumPy: dtypes, strides, validation, exceptions |
+//! | [`python`] | the only place that knows Python and NumPy: options, dtypes, shapes, exceptions, the memory of results |
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
-//! | [`parallel`] | the only place that knows threads: chunks of rows, the pool, where it runs, fork, interruption |
+//! | [`parallel`] | the only place that knows threads: the pool, fork, interruption, the floating-point environment |
 //! | [`row`] | the kernels: on one row, on a tile of rows across lanes, and what is once a row for a batch of them |
-//! | [`numbers`] | weights and probabilities in foreign memory, of any dtype |
-//! | [`view`] | an n-dimensional array in foreign memory, seen as rows of classes |
-//! | [`element`] | storage types: load and store as lanes |
-//! | [`math`] | the two compute types: exp over lanes, sums that keep their accuracy |
-//! | [`buffers`] | the memory of large results, kept from one to the next |
+//! | [`array`] | strided arrays in foreign memory: [`array::Array`] is read, [`array::ArrayMut`] is written |
+//! | [`rows`] | one row of them: where it lies, or a block of it converted |
+//! | [`element`] | the dtypes that logits have: how they become vectors and back |
+//! | [`math`] | the two types that are computed with: exp, log and sums over lanes, with their errors |
+//! | [`dtype`] | what an array holds, as a value and as types |
 //! | [`simd`] | which instruction set runs, and the few operations that need an intrinsic |
 //! | [`error`] | one enum; its `Display` is the text users read |
 //!
 //! # Where something new goes
 //!
-//! * **a dtype**: an `impl Element`, an arm of [`element::Dtype`] and of the two `with_element` macros beside it, and
-//!   one of each enum over storage types ([`row::AnyRow`], [`row::AnyView`], [`row::tile::AnyTile`], [`numbers::Kind`]);
-//!   how NumPy calls it is `storage_type` in `python/arrays.rs`;
-//! * **an option of the softmax losses**: a part of [`row::batch::Targets`] or of [`row::Transform`], filled in
-//!   [`loss::targets`] and counted in [`row::batch`]; no kernel;
-//! * **a source of targets**: a [`row::Source`], with an arm that writes its weights block by block in [`row::Dense`], one for
-//!   tiles in `TileWeights`, and where it comes from in [`loss::targets`];
-//! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a file in `python/xent_rs/`;
-//! * **something else to know of a row**: a companion of its pass in `row/companion.rs`;
-//! * **an instruction set**: a variant of [`simd::Level`] with its arms there, where it has better ones, its instructions
-//!   in `simd/operations.rs`, and in [`math`] how it takes exponentials and how many vectors at a time.
+//! * **a dtype**: a variant of [`dtype::Dtype`], its `Number` and its place in the lists of `with_dtype` in `dtype.rs`; if
+//!   logits have it, its `impl` in `element.rs`. What NumPy calls it is `dtype_of` in `python/arrays.rs`.
+//! * **a target**: a variant of [`loss::targets::Targets`], where it is read, checked and weighted; if it gives every class
+//!   of a row a weight of its own, a [`row::Source`], with an arm that writes the weights block by block in `row/dense.rs`.
+//! * **an instruction set**: a variant of [`simd::Level`] with its arms there; what it does better in
+//!   `simd/operations.rs`, and how it takes exponentials in [`math`].
+//! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a file in `python/xent_rs/`.
+//! * **an option**: its declaration in `python/xent_rs/_options.py`, a field in `python/options.rs`; of the softmax losses, a
+//!   part of [`loss::targets::Problem`], counted in [`row::batch`], or of [`row::Transform`]; no kernel.
+//! * **something else to know of a row**: an accumulator of its pass.
 
 #![deny(missing_docs)]
 

@@ -10,14 +10,11 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use super::arguments::integer;
 use super::memory::with_buffers;
+use crate::array::{Array, ArrayMut, Layout};
 use crate::buffers;
-use crate::element::{Dtype, Element};
+use crate::dtype::Dtype;
 use crate::error::Error;
-use crate::numbers::{Kind, Numbers};
-use crate::row::AnyView;
-use crate::view::{Axes, Column, Elements, Stored, View};
 
 /// A shape, as Python writes it.
 pub(super) fn shape_text(shape: &[usize]) -> String {
@@ -95,22 +92,59 @@ fn masked_array(name: &str) -> PyErr {
     Error::Type(format!("{name} {} a masked array; expected a plain array{hint}", verb(name))).into()
 }
 
-/// The storage type that a dtype is, if it is one; in either byte order.
-fn storage_type(descriptor: &Bound<'_, PyArrayDescr>) -> Option<Dtype> {
+/// What a dtype is, if it is one of real numbers that we read; in either byte order.
+pub(super) fn dtype_of(descriptor: &Bound<'_, PyArrayDescr>) -> Option<Dtype> {
     use npyffi::NPY_TYPES as types;
     const HALF: c_int = types::NPY_HALF as c_int;
     const FLOAT: c_int = types::NPY_FLOAT as c_int;
     const DOUBLE: c_int = types::NPY_DOUBLE as c_int;
-    match descriptor.num() {
-        HALF => Some(Dtype::F16),
-        FLOAT => Some(Dtype::F32),
-        DOUBLE => Some(Dtype::F64),
-        // `ml_dtypes` registers its types when it is imported, so their numbers are not known before.
-        _ => {
-            let name = descriptor.typeobj().name().ok()?;
-            (descriptor.itemsize() == 2 && name == "bfloat16").then_some(Dtype::Bf16)
-        }
+    match (descriptor.kind(), descriptor.itemsize()) {
+        (b'b', _) => Some(Dtype::Bool),
+        (b'i', 1) => Some(Dtype::I8),
+        (b'i', 2) => Some(Dtype::I16),
+        (b'i', 4) => Some(Dtype::I32),
+        (b'i', 8) => Some(Dtype::I64),
+        (b'u', 1) => Some(Dtype::U8),
+        (b'u', 2) => Some(Dtype::U16),
+        (b'u', 4) => Some(Dtype::U32),
+        (b'u', 8) => Some(Dtype::U64),
+        _ => match descriptor.num() {
+            HALF => Some(Dtype::F16),
+            FLOAT => Some(Dtype::F32),
+            DOUBLE => Some(Dtype::F64),
+            // `ml_dtypes` registers its types when it is imported, so their numbers are not known before.
+            _ => {
+                let name = descriptor.typeobj().name().ok()?;
+                (descriptor.itemsize() == 2 && name == "bfloat16").then_some(Dtype::Bf16)
+            }
+        },
     }
+}
+
+/// An array as rows of the classes along `axis`, or, without an axis, as elements in C order.
+///
+/// # Panics
+/// If its dtype is none of ours.
+pub(super) fn view<'a>(array: &'a Bound<'_, PyUntypedArray>, axis: Option<usize>) -> Array<'a> {
+    // SAFETY: base, shape and strides are those of an array which nobody else can change (`private_view`), and which is
+    // borrowed for `'a`. Only outputs are written, by who reads the same elements: `Logits::checked_out`.
+    unsafe { Array::new(&layout(array), axis) }
+}
+
+fn layout<'a>(array: &'a Bound<'_, PyUntypedArray>) -> Layout<'a> {
+    let descriptor = array.dtype();
+    let dtype = dtype_of(&descriptor).expect("the dtype was checked");
+    let swapped = is_swapped(&descriptor);
+    Layout { base: base(array), dtype, swapped, shape: array.shape(), strides: array.strides() }
+}
+
+/// Check that an array holds real numbers.
+pub(super) fn check_numbers(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<()> {
+    let descriptor = array.dtype();
+    if dtype_of(&descriptor).is_some() {
+        return Ok(());
+    }
+    Err(Error::Type(format!("{name} has dtype {descriptor}; expected real numbers")).into())
 }
 
 pub(super) fn is_swapped(descriptor: &Bound<'_, PyArrayDescr>) -> bool {
@@ -145,14 +179,14 @@ fn extent(array: &Bound<'_, PyUntypedArray>) -> (usize, usize) {
 pub(super) struct Logits<'py> {
     pub(super) array: Bound<'py, PyUntypedArray>,
     pub(super) dtype: Dtype,
-    axis: usize,
-    swapped: bool,
+    /// The axis of the classes; none if every element is a problem of its own.
+    axis: Option<usize>,
 }
 
 /// The storage type of logits.
 fn logits_type(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Dtype> {
     let descriptor = array.dtype();
-    storage_type(&descriptor).ok_or_else(|| {
+    dtype_of(&descriptor).filter(|dtype| dtype.is_floating()).ok_or_else(|| {
         let names = "float16, bfloat16, float32 or float64";
         let mut text = format!("{name} have dtype {descriptor}; expected {names}");
         if descriptor.kind() == b'V' && descriptor.itemsize() == 2 {
@@ -163,44 +197,40 @@ fn logits_type(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Dtype>
 }
 
 impl<'py> Logits<'py> {
-    pub(super) fn new(array: Bound<'py, PyUntypedArray>, axis: &Bound<'py, PyAny>) -> PyResult<Self> {
+    pub(super) fn new(array: Bound<'py, PyUntypedArray>, axis: i128) -> PyResult<Self> {
         let dtype = logits_type(&array, "logits")?;
-        let swapped = is_swapped(&array.dtype());
         let shape = array.shape();
         let axes = shape.len() as i128;
         if axes == 0 {
             return Err(Error::Value("logits have shape (); expected at least one axis, the classes".into()).into());
         }
-        let number = integer("axis", axis)?;
-        if !(-axes..axes).contains(&number) {
+        if !(-axes..axes).contains(&axis) {
             let text =
                 format!("axis is {axis}; expected {} to {} for logits of shape {}", -axes, axes - 1, shape_text(shape));
             return Err(Error::Value(text).into());
         }
-        let index = number.rem_euclid(axes) as usize;
+        let index = axis.rem_euclid(axes) as usize;
         if shape[index] == 0 {
             let text =
                 format!("logits have shape {}; expected at least one class along axis {axis}", shape_text(shape));
             return Err(Error::Value(text).into());
         }
-        Ok(Self { array, dtype, axis: index, swapped })
+        Ok(Self { array, dtype, axis: Some(index) })
     }
 
     /// Logits without a class axis.
     pub(super) fn elementwise(array: Bound<'py, PyUntypedArray>) -> PyResult<Self> {
         let dtype = logits_type(&array, "logits")?;
-        let swapped = is_swapped(&array.dtype());
-        Ok(Self { array, dtype, axis: 0, swapped })
+        Ok(Self { array, dtype, axis: None })
     }
 
-    /// Other logits that belong to these: of the same shape, with the same class axis.
-    pub(super) fn teacher(&self, array: Bound<'py, PyUntypedArray>, name: &str) -> PyResult<Self> {
-        let dtype = logits_type(&array, name)?;
+    /// Check that these are logits that belong to ours: of the same shape.
+    pub(super) fn check_teacher(&self, array: &Bound<'py, PyUntypedArray>, name: &str) -> PyResult<()> {
+        logits_type(array, name)?;
         if array.shape() != self.array.shape() {
-            return Err(self.shape_error(&array, name).into());
+            return Err(self.shape_error(array, name).into());
         }
-        let swapped = is_swapped(&array.dtype());
-        Ok(Self { array, dtype, axis: self.axis, swapped })
+        Ok(())
     }
 
     pub(super) fn shape_error(&self, array: &Bound<'py, PyUntypedArray>, name: &str) -> Error {
@@ -209,57 +239,36 @@ impl<'py> Logits<'py> {
         Error::Value(format!("{name} {verb} shape {found}; expected {expected}, the shape of logits"))
     }
 
+    /// The number of classes.
     pub(super) fn classes(&self) -> usize {
-        self.array.shape()[self.axis]
+        self.axis.map_or(1, |axis| self.array.shape()[axis])
     }
 
-    /// The array's elements in C order.
-    pub(super) fn numbers(&self) -> Numbers {
-        numbers(&self.array, "logits").expect("the dtype was checked")
+    /// The logits as rows of classes.
+    pub(super) fn view(&self) -> Array<'_> {
+        view(&self.array, self.axis)
     }
 
-    /// An array of the logits' shape as numbers in C order with the classes last, good as long as the array lives.
-    pub(super) fn numbers_by_row(&self, array: &Bound<'py, PyUntypedArray>, kind: Kind) -> Numbers {
+    /// An array of the logits' shape, as rows of the same classes.
+    pub(super) fn view_of<'a>(&self, array: &'a Bound<'py, PyUntypedArray>) -> Array<'a> {
         assert_eq!(array.shape(), self.array.shape());
-        let axes = array.shape().iter().copied().zip(array.strides().iter().copied());
-        let mut axes: Vec<_> = axes.collect();
-        let classes = axes.remove(self.axis);
-        axes.push(classes);
-        // SAFETY: base, shape and strides are those of an array which nobody else can change (`private_view`) and which
-        // the caller keeps alive.
-        unsafe { Numbers::new(base(array), Axes::new(axes), kind, is_swapped(&array.dtype())) }
-    }
-
-    /// The array as rows of whatever it holds, good as long as the array lives.
-    pub(super) fn any_view(&self) -> AnyView {
-        match self.dtype {
-            Dtype::F16 => AnyView::F16(self.view()),
-            Dtype::Bf16 => AnyView::Bf16(self.view()),
-            Dtype::F32 => AnyView::F32(self.view()),
-            Dtype::F64 => AnyView::F64(self.view()),
-        }
+        view(array, self.axis)
     }
 
     /// The shape without the classes.
     pub(super) fn row_shape(&self) -> Vec<usize> {
         let mut shape = self.array.shape().to_vec();
-        shape.remove(self.axis);
+        self.axis.map(|axis| shape.remove(axis));
         shape
     }
 
     /// The shape with one class, as results with `keepdims` have.
     pub(super) fn shape_with_one_class(&self) -> Vec<usize> {
         let mut shape = self.array.shape().to_vec();
-        shape[self.axis] = 1;
+        if let Some(axis) = self.axis {
+            shape[axis] = 1;
+        }
         shape
-    }
-
-    /// The array as rows of `E`, which is what it holds.
-    ///
-    /// The view is good as long as `self` lives.
-    pub(super) fn view<E: Element>(&self) -> View<E> {
-        assert_eq!(E::DTYPE, self.dtype);
-        rows(&self.array, self.axis, self.swapped)
     }
 
     /// An array of the logits' shape and layout, in native byte order, not initialised.
@@ -337,7 +346,7 @@ impl<'py> Logits<'py> {
     }
 
     fn output(&self, result: Bound<'py, PyAny>, array: Bound<'py, PyUntypedArray>) -> Output<'py> {
-        let dtype = storage_type(&array.dtype()).expect("checked, or the logits' own");
+        let dtype = dtype_of(&array.dtype()).expect("checked, or the logits' own");
         Output { result, array, dtype, axis: self.axis }
     }
 
@@ -357,9 +366,8 @@ impl<'py> Logits<'py> {
         }
         let array = private_view(array)?;
         let descriptor = array.dtype();
-        let dtype = storage_type(&descriptor)
-            .filter(|dtype| !is_swapped(&descriptor) && dtype.is_double() == self.dtype.is_double());
-        if dtype.is_none() {
+        let suits = |dtype: Dtype| dtype.is_floating() && dtype.is_double() == self.dtype.is_double();
+        if is_swapped(&descriptor) || !dtype_of(&descriptor).is_some_and(suits) {
             let expected = if self.dtype.is_double() { "float64" } else { "float32, float16 or bfloat16" };
             return Err(value_error(format!(
                 "{name} has dtype {descriptor}; expected {expected} for {} logits",
@@ -406,34 +414,17 @@ pub(super) struct Output<'py> {
     /// What the caller gets: its own object, or the new array.
     pub(super) result: Bound<'py, PyAny>,
     array: Bound<'py, PyUntypedArray>,
-    pub(super) dtype: Dtype,
-    axis: usize,
+    dtype: Dtype,
+    axis: Option<usize>,
 }
 
 impl Output<'_> {
-    /// The array as rows of `O`, which is what it holds. As with [`Logits::view`], good as long as `self` lives.
-    pub(super) fn view<O: Element>(&self) -> View<O> {
-        assert_eq!(O::DTYPE, self.dtype);
-        rows(&self.array, self.axis, false)
+    /// The array as rows of the logits' classes.
+    pub(super) fn view(&mut self) -> ArrayMut<'_> {
+        // SAFETY: the array is new, or passed `Logits::checked_out`: writeable, without internal overlap, and the logits
+        // themselves or apart from all inputs. It is borrowed exclusively.
+        unsafe { ArrayMut::new(&layout(&self.array), self.axis) }
     }
-
-    /// The array's elements in C order, good as long as `self` lives.
-    pub(super) fn elements<O: Element>(&self) -> Elements<O> {
-        assert_eq!(O::DTYPE, self.dtype);
-        let axes = self.array.shape().iter().copied().zip(self.array.strides().iter().copied());
-        // SAFETY: base, shape and strides are those of an array of `O` which is new or passed `Logits::checked_out`.
-        unsafe { Elements::new(base(&self.array), Axes::new(axes)) }
-    }
-}
-
-fn rows<E: Element>(array: &Bound<'_, PyUntypedArray>, axis: usize, swapped: bool) -> View<E> {
-    let (shape, strides) = (array.shape(), array.strides());
-    let axes = shape.iter().copied().zip(strides.iter().copied());
-    let row_axes = Axes::new(axes.enumerate().filter(|(index, _)| *index != axis).map(|(_, axis)| axis));
-    // SAFETY: base, shape and strides are those of a NumPy array of `E` which nobody else can change (`private_view`),
-    // and which the caller keeps alive; outputs are new or passed `Logits::checked_out`: writeable, without internal
-    // overlap.
-    unsafe { View::new(base(array), row_axes, shape[axis], strides[axis], swapped) }
 }
 
 /// Whether two elements of an array may share memory: some axis steps by less than the smaller axes span.
@@ -456,7 +447,7 @@ fn overlaps_itself(array: &Bound<'_, PyUntypedArray>) -> bool {
 const SEARCH_EFFORT: i64 = 100_000;
 
 /// Whether two arrays share memory; when that is too hard to tell, they do.
-fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
+pub(super) fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
     let ((a_low, a_high), (b_low, b_high)) = (extent(a), extent(b));
     if a_high <= b_low || b_high <= a_low || a_low == a_high || b_low == b_high {
         return Ok(false);
@@ -469,91 +460,66 @@ fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyRe
     }
 }
 
-/// What the numbers of a dtype are, if they are real numbers that we read.
-pub(super) fn number_kind(descriptor: &Bound<'_, PyArrayDescr>) -> Option<Kind> {
-    match (descriptor.kind(), descriptor.itemsize()) {
-        (b'b', _) => Some(Kind::Bool),
-        (b'i', 1) => Some(Kind::I8),
-        (b'i', 2) => Some(Kind::I16),
-        (b'i', 4) => Some(Kind::I32),
-        (b'i', 8) => Some(Kind::I64),
-        (b'u', 1) => Some(Kind::U8),
-        (b'u', 2) => Some(Kind::U16),
-        (b'u', 4) => Some(Kind::U32),
-        (b'u', 8) => Some(Kind::U64),
-        _ => storage_type(descriptor).map(|dtype| match dtype {
-            Dtype::F16 => Kind::F16,
-            Dtype::Bf16 => Kind::Bf16,
-            Dtype::F32 => Kind::F32,
-            Dtype::F64 => Kind::F64,
-        }),
-    }
-}
-
-/// An array's elements in C order, good as long as the array lives.
-pub(super) fn numbers(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Numbers> {
-    let descriptor = array.dtype();
-    let Some(kind) = number_kind(&descriptor) else {
-        return Err(Error::Type(format!("{name} has dtype {descriptor}; expected real numbers")).into());
-    };
-    let axes = Axes::new(array.shape().iter().copied().zip(array.strides().iter().copied()));
-    // SAFETY: base, shape and strides are those of an array which nobody else can change (`private_view`) and which the
-    // caller keeps alive.
-    Ok(unsafe { Numbers::new(base(array), axes, kind, is_swapped(&descriptor)) })
-}
-
-/// A number a row, in an array of f32 or f64, and the column to write it through.
+/// A new array of a number a row.
 pub(super) struct RowResult<'py> {
-    array: Bound<'py, PyAny>,
-    pub(super) column: Column,
+    array: Bound<'py, PyUntypedArray>,
+    /// How many numbers a row has, if that is not one.
+    axis: Option<usize>,
 }
 
 impl<'py> RowResult<'py> {
-    /// A new array of `shape`.
-    pub(super) fn new(py: Python<'py>, shape: &[usize], double: bool) -> PyResult<Self> {
-        Self::stored(py, shape, if double { Stored::F64 } else { Stored::F32 })
+    /// Of `shape`, to be filled with losses or the like of logits that are `logits`.
+    pub(super) fn new(py: Python<'py>, shape: &[usize], logits: Dtype) -> PyResult<Self> {
+        Self::of(py, shape, if logits.is_double() { Dtype::F64 } else { Dtype::F32 })
     }
 
-    /// A new array of `shape`, of this dtype.
-    pub(super) fn stored(py: Python<'py>, shape: &[usize], stored: Stored) -> PyResult<Self> {
-        let dtype = match stored {
-            Stored::F32 => intern!(py, "float32"),
-            Stored::F64 => intern!(py, "float64"),
-            Stored::I64 => intern!(py, "int64"),
-        };
-        let array = numpy(py)?.call_method1(intern!(py, "empty"), (shape, dtype))?;
-        let numbers = array.cast::<PyUntypedArray>()?;
-        // SAFETY: the array is new, nobody else has it, and it lives in `self` beside the column.
-        let column = unsafe { Column::new(base(numbers), numbers.len(), stored) };
-        Ok(Self { array, column })
+    /// Of `shape` and this dtype.
+    pub(super) fn of(py: Python<'py>, shape: &[usize], dtype: Dtype) -> PyResult<Self> {
+        let array = numpy(py)?.call_method1(intern!(py, "empty"), (shape, dtype.name()))?.cast_into()?;
+        Ok(Self { array, axis: None })
     }
 
-    /// The array; a NumPy scalar if it has no axes.
-    pub(super) fn finish(self) -> PyResult<Bound<'py, PyAny>> {
-        let scalar = self.array.cast::<PyUntypedArray>()?.ndim() == 0;
-        if scalar { self.array.get_item(()) } else { Ok(self.array) }
+    /// With several numbers a row, on the last axis.
+    pub(super) fn several_a_row(self) -> Self {
+        Self { axis: self.array.ndim().checked_sub(1), ..self }
+    }
+
+    /// The array, a row for each row of the logits.
+    pub(super) fn view(&mut self) -> ArrayMut<'_> {
+        // SAFETY: the array is new, nobody else has it, and it is borrowed exclusively.
+        unsafe { ArrayMut::new(&layout(&self.array), self.axis) }
+    }
+
+    /// The array, written.
+    pub(super) fn finish(self) -> Bound<'py, PyAny> {
+        self.array.into_any()
     }
 }
 
 /// A loss as Python gets it: those of the rows if they are a result, else their reduction.
 pub(super) fn finish<'py>(py: Python<'py>, loss: f64, losses: Option<RowResult<'py>>) -> PyResult<Bound<'py, PyAny>> {
     match losses {
-        Some(losses) => losses.finish(),
+        Some(losses) => Ok(losses.finish()),
         None => Ok(loss.into_pyobject(py)?.into_any()),
     }
 }
 
-/// The bytes of a contiguous array of floats as one row of 4-byte values, for the roofs, and the array that keeps it.
-pub(super) fn flat_view<'py>(object: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyUntypedArray>, View<f32>)> {
-    let array = private_view(object.cast()?)?;
+/// Check that an array is one whose bandwidth can be measured: floats side by side, aligned and writeable, of 4 bytes or a
+/// multiple.
+pub(super) fn check_flat(object: &Bound<'_, PyAny>) -> PyResult<()> {
+    let array: &Bound<'_, PyUntypedArray> = object.cast()?;
     let bytes = array.len() * array.dtype().itemsize();
-    let aligned = (base(&array) as usize).is_multiple_of(4);
-    let floats = storage_type(&array.dtype()).is_some();
-    if !array.is_c_contiguous() || !is_writeable(&array) || bytes == 0 || !aligned || !floats {
+    let aligned = (base(array) as usize).is_multiple_of(4);
+    let floats = dtype_of(&array.dtype()).is_some_and(Dtype::is_floating);
+    if !array.is_c_contiguous() || !is_writeable(array) || bytes == 0 || !aligned || !floats {
         let text = "expected a contiguous, aligned, writeable array of floats that is not empty";
         return Err(Error::Value(text.into()).into());
     }
-    // SAFETY: the array's bytes lie side by side, are writeable floats, and the caller keeps the array alive.
-    let view = unsafe { View::new(base(&array), Axes::default(), bytes / 4, 4, false) };
-    Ok((array, view))
+    Ok(())
+}
+
+/// The bytes of an array that passed [`check_flat`] as 4-byte values, each a row of one class.
+pub(super) fn flat_layout<'a>(array: &'a Bound<'_, PyUntypedArray>, shape: &'a mut [usize; 1]) -> Layout<'a> {
+    *shape = [array.len() * array.dtype().itemsize() / 4];
+    Layout { base: base(array), dtype: Dtype::F32, swapped: false, shape, strides: &[4] }
 }

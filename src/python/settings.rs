@@ -4,8 +4,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arguments::integer;
-use super::arrays::flat_view;
+use super::arrays::{check_flat, flat_layout, overlap, private_view};
 use super::{detached, guard};
+use crate::array::{Array, ArrayMut};
 use crate::error::Error;
 use crate::loss::bandwidth;
 use crate::{buffers, parallel, simd};
@@ -74,8 +75,11 @@ pub(super) fn release_memory(py: Python<'_>) -> PyResult<usize> {
 #[pyfunction]
 pub(super) fn memory_read(py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<u32> {
     guard(|| {
-        let (_array, view) = flat_view(array)?;
-        detached(py, |check| bandwidth::read(&view, check))
+        check_flat(array)?;
+        let (array, mut shape) = (private_view(array.cast()?)?, [0]);
+        // SAFETY: `check_flat` found the values side by side; the array is borrowed as long as they are read.
+        let values = unsafe { Array::new(&flat_layout(&array, &mut shape), None) };
+        detached(py, |check| bandwidth::read(&values, check))
     })
 }
 
@@ -83,13 +87,22 @@ pub(super) fn memory_read(py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<
 #[pyfunction]
 pub(super) fn memory_copy(py: Python<'_>, array: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
     guard(|| {
-        let ((_array, view), (_out, out)) = (flat_view(array)?, flat_view(out)?);
-        if view.classes() != out.classes() {
-            let text = format!("out has {} values; expected {}", out.classes(), view.classes());
+        check_flat(array)?;
+        check_flat(out)?;
+        let (array, out) = (private_view(array.cast()?)?, private_view(out.cast()?)?);
+        if overlap(&array, &out)? {
+            return Err(Error::Value("out overlaps array; expected memory apart from it".into()).into());
+        }
+        let (mut shape, mut out_shape) = ([0], [0]);
+        let (values, out_values) = (flat_layout(&array, &mut shape), flat_layout(&out, &mut out_shape));
+        if values.shape != out_values.shape {
+            let text = format!("out has {} values; expected {}", out_values.shape[0], values.shape[0]);
             return Err(Error::Value(text).into());
         }
-        // SAFETY: `flat_view` found both writeable; benchmarks pass two arrays of their own.
-        detached(py, |check| unsafe { bandwidth::copy(&view, &out, check) })
+        // SAFETY: `check_flat` found the values of both side by side, and those of `out` writeable; they do not overlap,
+        // and both are borrowed as long as they are used.
+        let (values, mut out) = unsafe { (Array::new(&values, None), ArrayMut::new(&out_values, None)) };
+        detached(py, |check| bandwidth::copy(&values, &mut out, check))
     })
 }
 

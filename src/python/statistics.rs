@@ -1,14 +1,15 @@
 //! `row_statistics`.
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use super::arguments::{self, integer};
-use super::arrays::{Logits, RowResult, as_array};
+use super::arrays::{Logits, RowResult, as_array, view};
+use super::options::Keywords;
 use super::targets::{self, target_array};
 use super::{detached, guard};
-use crate::element::with_element;
+use crate::dtype::Dtype;
+use crate::loss::labels::Labels;
 use crate::loss::statistics::{Columns, row_statistics as driver};
-use crate::view::Stored;
 
 /// logsumexp, argmax, max_probability, entropy, target_log_probability, target_rank.
 type Results<'py> = (
@@ -22,42 +23,45 @@ type Results<'py> = (
 
 #[pyfunction]
 pub(super) fn row_statistics<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: Option<&Bound<'py, PyAny>>,
-    axis: &Bound<'py, PyAny>,
-    softcap: Option<&Bound<'py, PyAny>>,
-    temperature: &Bound<'py, PyAny>,
-    ignore_index: &Bound<'py, PyAny>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Results<'py>> {
     guard(|| {
-        let logits = as_array(logits, "logits")?;
+        let py = logits.py();
+        let scalars = keywords.options(options)?.scalars;
         let targets = targets.map(target_array).transpose()?;
-        let transform = arguments::transform(temperature, softcap)?;
-        let ignore_index = integer("ignore_index", ignore_index)?;
-        let logits = Logits::new(logits, axis)?;
-        let labels = targets.map(|targets| targets::labels(&targets, &logits, axis, ignore_index)).transpose()?;
+        let logits = Logits::new(as_array(logits, "logits")?, scalars.axis)?;
+        if let Some(targets) = &targets {
+            targets::check_labels(targets, &logits, scalars.axis)?;
+        }
         let shape = logits.row_shape();
-        let numbers = || RowResult::new(py, &shape, logits.dtype.is_double());
-        let classes = || RowResult::stored(py, &shape, Stored::I64);
-        let (log_sum_exp, argmax, max_probability, entropy) = (numbers()?, classes()?, numbers()?, numbers()?);
-        let target = labels.is_some().then(|| Ok::<_, PyErr>((numbers()?, classes()?))).transpose()?;
+        let numbers = || RowResult::new(py, &shape, logits.dtype);
+        let classes = || RowResult::of(py, &shape, Dtype::I64);
+        let [mut log_sum_exp, mut max_probability, mut entropy] = [numbers()?, numbers()?, numbers()?];
+        let mut argmax = classes()?;
+        let mut target = targets.is_some().then(|| Ok::<_, PyErr>((numbers()?, classes()?))).transpose()?;
+        let mut views = [log_sum_exp.view(), argmax.view(), max_probability.view(), entropy.view()];
+        let mut target_views = target.as_mut().map(|(log_probability, rank)| (log_probability.view(), rank.view()));
+        let [log_sum_exps, argmaxes, max_probabilities, entropies] = &mut views;
         let columns = Columns {
-            log_sum_exp: log_sum_exp.column,
-            argmax: argmax.column,
-            max_probability: max_probability.column,
-            entropy: entropy.column,
-            target: target.as_ref().map(|(log_probability, rank)| (log_probability.column, rank.column)),
+            log_sum_exp: log_sum_exps,
+            argmax: argmaxes,
+            max_probability: max_probabilities,
+            entropy: entropies,
+            target: target_views.as_mut().map(|(log_probability, rank)| (log_probability, rank)),
         };
-        with_element!(logits.dtype, E => {
-            let view = logits.view::<E>();
-            detached(py, |check| driver(&view, labels.as_ref(), transform, columns, check))
+        let (logits, targets) = (logits.view(), targets.as_ref().map(|targets| view(targets, None)));
+        detached(py, |check| {
+            let read = |targets| Labels::read("targets", targets, logits.classes(), scalars.ignore_index, check);
+            let labels = targets.as_ref().map(read).transpose()?;
+            driver(&logits, labels.as_ref(), scalars.transform(), columns, check)
         })?;
-        let (log_probability, rank) = match target {
-            Some((log_probability, rank)) => (Some(log_probability.finish()?), Some(rank.finish()?)),
-            None => (None, None),
-        };
-        let (max_probability, entropy) = (max_probability.finish()?, entropy.finish()?);
-        Ok((log_sum_exp.finish()?, argmax.finish()?, max_probability, entropy, log_probability, rank))
+        drop((views, target_views));
+        let (log_probability, rank) =
+            target.map(|(log_probability, rank)| (log_probability.finish(), rank.finish())).unzip();
+        let (max_probability, entropy) = (max_probability.finish(), entropy.finish());
+        Ok((log_sum_exp.finish(), argmax.finish(), max_probability, entropy, log_probability, rank))
     })
 }

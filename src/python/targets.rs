@@ -4,10 +4,8 @@ use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::arrays::{Logits, as_array, base, is_swapped, numbers, numpy, private_view, shape_text};
-use super::detached;
+use super::arrays::{Logits, as_array, check_numbers, numpy, private_view, shape_text, view};
 use crate::error::Error;
-use crate::loss::labels::{Integers, Labels};
 use crate::loss::{GradOutput, Reduction};
 
 /// Targets as an array.
@@ -25,13 +23,8 @@ pub(super) fn integer_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyRe
     Ok(array)
 }
 
-/// The targets of `logits` as classes, read and checked.
-pub(super) fn labels(
-    array: &Bound<'_, PyUntypedArray>,
-    logits: &Logits<'_>,
-    axis: &Bound<'_, PyAny>,
-    ignore_index: i128,
-) -> PyResult<Labels> {
+/// Check that targets can be the classes of `logits`: integers, one for each row.
+pub(super) fn check_labels(array: &Bound<'_, PyUntypedArray>, logits: &Logits<'_>, axis: i128) -> PyResult<()> {
     check_integers("targets have", array)?;
     let expected = logits.row_shape();
     if array.shape() != expected {
@@ -45,7 +38,7 @@ pub(super) fn labels(
         );
         return Err(Error::Value(text).into());
     }
-    read_labels("targets", array, logits.classes(), Some(ignore_index))
+    Ok(())
 }
 
 fn check_integers(has: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
@@ -57,12 +50,8 @@ fn check_integers(has: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> 
     Err(Error::Type(text).into())
 }
 
-/// The classes that `index` names, the same number for each row.
-pub(super) fn chosen_classes(
-    array: &Bound<'_, PyUntypedArray>,
-    logits: &Logits<'_>,
-    axis: &Bound<'_, PyAny>,
-) -> PyResult<Labels> {
+/// Check that an index can name classes of `logits`: integers, the same number for each row.
+pub(super) fn check_index(array: &Bound<'_, PyUntypedArray>, logits: &Logits<'_>, axis: i128) -> PyResult<()> {
     check_integers("index has", array)?;
     let rows = logits.row_shape();
     if array.ndim() != rows.len() + 1 || array.shape()[..rows.len()] != rows {
@@ -76,45 +65,22 @@ pub(super) fn chosen_classes(
         );
         return Err(Error::Value(text).into());
     }
-    read_labels("index", array, logits.classes(), None)
+    Ok(())
 }
 
-fn read_labels(
-    name: &'static str,
-    array: &Bound<'_, PyUntypedArray>,
-    classes: usize,
-    ignore_index: Option<i128>,
-) -> PyResult<Labels> {
-    let descriptor = array.dtype();
-    let (kind, size) = (descriptor.kind(), descriptor.itemsize());
-    // SAFETY: base, shape and strides are those of an array of integers which nobody else can change
-    // (`private_view`) and which outlives the value.
-    let integers = unsafe { Integers::new(base(array), array.shape(), array.strides(), is_swapped(&descriptor)) };
-    detached(array.py(), move |check| match (kind, size) {
-        (b'i', 1) => Labels::read::<i8>(name, &integers, classes, ignore_index, check),
-        (b'i', 2) => Labels::read::<i16>(name, &integers, classes, ignore_index, check),
-        (b'i', 4) => Labels::read::<i32>(name, &integers, classes, ignore_index, check),
-        (b'i', _) => Labels::read::<i64>(name, &integers, classes, ignore_index, check),
-        (_, 1) => Labels::read::<u8>(name, &integers, classes, ignore_index, check),
-        (_, 2) => Labels::read::<u16>(name, &integers, classes, ignore_index, check),
-        (_, 4) => Labels::read::<u32>(name, &integers, classes, ignore_index, check),
-        _ => Labels::read::<u64>(name, &integers, classes, ignore_index, check),
-    })
-}
-
-/// A copy of weights that must have the shape `expected`, which `of` describes.
-pub(super) fn weights(
+/// Check that weights have the shape `expected`, which `of` describes.
+pub(super) fn check_weights(
     array: &Bound<'_, PyUntypedArray>,
     name: &str,
     expected: &[usize],
     of: &str,
-) -> PyResult<Vec<f64>> {
-    let numbers = numbers(array, name)?;
+) -> PyResult<()> {
+    check_numbers(array, name)?;
     if array.shape() != expected {
         let (found, expected) = (shape_text(array.shape()), shape_text(expected));
         return Err(Error::Value(format!("{name} has shape {found}; expected {expected}, one number a {of}")).into());
     }
-    detached(array.py(), |check| numbers.copy(name, check))
+    Ok(())
 }
 
 /// `array` with the shape of `logits`, without a copy.
@@ -141,13 +107,14 @@ pub(super) fn broadcast<'py>(
 }
 
 /// What multiplies the gradient: a scalar, or, if there is a loss for each, an array of `shape`.
-pub(super) fn grad_output(
-    array: Option<&Bound<'_, PyUntypedArray>>,
+pub(super) fn grad_output<'a>(
+    array: Option<&'a Bound<'_, PyUntypedArray>>,
     shape: &[usize],
     reduction: Reduction,
-) -> PyResult<GradOutput> {
+) -> PyResult<GradOutput<'a>> {
     let Some(array) = array else { return Ok(GradOutput::Scalar(1.0)) };
-    let numbers = numbers(array, "grad_output")?;
+    check_numbers(array, "grad_output")?;
+    let numbers = view(array, None);
     let expected = match reduction {
         _ if array.ndim() == 0 => return Ok(GradOutput::Scalar(numbers.copy("grad_output", &|| Ok(()))?[0])),
         Reduction::None if array.shape() == shape => return Ok(GradOutput::Each(numbers)),
