@@ -6,11 +6,8 @@
 //! the low bits of the sum; a shift moves them to where exponents are.
 //!
 //! N is 8 where a level has an instruction that looks a number up in eight, and q minimax and short then: linear in f32
-//! (relative error 0.43 u), of degree 5 in f64 (0.03 u), in place of 4 (0.11 u) and 9 (0.15 u) with N = 1. In a spike, 16
-//! f32 logits in L2 took 1.25 instead of 1.48 ns with AVX-512, and 3.23 instead of 4.23 with AVX2. A table of 16 with the
-//! same q was no faster, and on AVX2, where it takes two lookups, slower (3.84); so was leaving the reduction and the power
-//! to `vreduceps` and `vscalefps` (1.32). What binds is the number of operations: taking any one of them away was worth
-//! 0.1 ns.
+//! (relative error 0.43 u), of degree 5 in f64 (0.03 u), in place of 4 (0.11 u) and 9 (0.15 u) with N = 1. What binds is
+//! the number of operations.
 //!
 //! | | worst error | domain | below it |
 //! |---|---|---|---|

@@ -29,9 +29,8 @@ const fn is_wide<S: Simd>() -> bool {
 /// How many vectors a loop should work on at a time, the same step of each in turn.
 ///
 /// An exponential is a chain of a dozen operations. One after the other they fill the scheduler with operations that
-/// wait for each other: in a spike on AVX-512, rows in L2 took 2.9 ns a vector, and 1.9 ns four at a time (1.4 would be
-/// two multiplications a cycle); here, two rows of 32000 took 9.4 µs, and 8.1, before the table. The lanes of the levels
-/// below are several registers each, which is as good; with more of them at a time they would not fit.
+/// wait for each other. The lanes of the levels below AVX-512 are several registers each, which is as good; with more of
+/// them at a time they would not fit.
 pub const fn vectors_at_a_time<S: Simd>() -> usize {
     match <S::f32s as SimdBase<S>>::LEN {
         16 => 4,

@@ -7,38 +7,18 @@
 //!
 //! # Why `fearless_simd`, and not `std::arch` behind a trait of our own
 //!
-//! Measured on an AMD Zen 5 (EPYC 9005, 2 cores), float32, with the same algorithm written twice: AVX-512
-//! intrinsics against `fearless_simd` 1.2, medians of 25 interleaved runs, one thread, in a spike that was thrown away
-//! (`benches/row.rs` measures what came of it).
+//! Its vectors are as fast as intrinsics where memory is read, and nearly so in cache, for instructions that are safe to
+//! use, a NEON level that others test, and operators that read like the formula. The figures of this and of the rules
+//! below are in docs/performance.md ("Decisions").
 //!
-//! | kernel | intrinsics | `fearless_simd` |
-//! |---|---|---|
-//! | loss, 64 × 1024, rows in L2 | 12 µs | 12 µs |
-//! | loss, 512 × 128256, rows in memory | 9.99 ms | 10.11 ms |
-//! | loss + gradient with streaming stores, 512 × 128256 | 18.4 ms | 19.0 ms |
-//! | loss + gradient with streaming stores, 64 × 1024 | 18 µs | 20 µs |
-//!
-//! That is 1 to 3 % at the roof, and up to 11 % with rows in L2, for instructions that are safe to use, a NEON level
-//! that others test, and operators that read like the formula. AVX2 took 20 µs in L2 and the SSE2 baseline 47 µs. What
-//! it cost and what helped:
-//!
-//! * A rarely taken branch must stay inlined: moving the rescaling of [`crate::row::log_sum_exp`] into a
-//!   `#[cold]` function spilled the accumulators and took 17 µs instead of 12.
-//! * Blocks of 128 to 256 elements, maximum first and exponentials second, keep the next block's loads in flight;
-//!   blocks of 512 and 1024 took twice as long from memory (18.5 and 19.8 ms) though not in L2.
-//! * Reading 8 KiB ahead with prefetch instructions took the loss from 10.1 to 9.1 ms on one thread and from 8.0
-//!   to 7.2 ms on two; 512 and 1024 bytes ahead made it slower (11.7 ms). Kernels that copy
-//!   their blocks first need it as much: with probabilities as targets the loss took 69 ms on one thread without, and
-//!   33 ms with it.
-//! * Four vectors at a time, the same step of each, keep the scheduler from filling with operations that wait for
-//!   each other: 2.9 → 1.9 ns a vector in L2, in the spike ([`crate::math::vectors_at_a_time`]). Not subtracting the reference, with the
-//!   difference in the power of two instead, would be worth 7 % more, and cost the exact zero of equal logits.
-//! * Tails are copied into a padded block in L1 a vector at a time, as they are read again: bytes copied otherwise
-//!   are not yet there when they are read (64 rows of 1000 in L2: 4.0 → 3.0 ns for 16 logits). Masked loads
-//!   serve the parts of vectors where a level has them.
-//!
-//! 16-bit loads are one conversion per vector (`operations.rs`): bfloat16 took 14 µs in L2, and at 512 × 128256
-//! the same time as the arithmetic, for half the bytes.
+//! * A rarely taken branch of a hot loop stays inlined: a `#[cold]` function spills the accumulators.
+//! * Blocks of 256 elements, the maximum first and the exponentials second, keep the next block's loads in flight.
+//! * Lines are asked for 8 KiB ahead, also by kernels that copy their blocks first.
+//! * Several vectors at a time, the same step of each, keep the scheduler from filling with operations that wait for each
+//!   other ([`crate::math::vectors_at_a_time`]).
+//! * Tails are copied into a padded block in L1 a vector at a time, as they are read again: bytes copied otherwise are not
+//!   yet there when they are read. Masked loads serve the parts of vectors where a level has them.
+//! * 16-bit loads are one conversion per vector (`operations.rs`).
 //!
 //! The AVX-512 level is that of Ice Lake, Zen 4 and later; older AVX-512 machines run AVX2. Every level sees the
 //! same virtual lanes (16 of float32, 8 of float64) and the same fused multiply-adds, so AVX-512 and AVX2 give
