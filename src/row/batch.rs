@@ -17,8 +17,8 @@ pub const MOST_LANES: usize = 16;
 /// Lanes of f64.
 pub(super) const HALF: usize = 8;
 
-/// A number for each lane. Structs that kernels load them from begin on a boundary of cache lines, these first, lest
-/// vectors lie across two.
+/// One value per lane. These fields come first in structs that begin on a boundary of cache lines, so that no load crosses
+/// one.
 pub type PerLane<T> = [T; MOST_LANES];
 
 /// The sum of all lanes, in a fixed order.
@@ -143,7 +143,7 @@ fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divisor: 
 pub struct Targets<'a> {
     /// 1 for the rows that count; an ignored one loses nothing, and its derivatives are 0.
     pub counts: PerLane<f64>,
-    /// The classes that they name, if they do; else the leaders, with weight 0, where they may hold all of the mass.
+    /// Target class of each row. For dense targets: the argmax, with weight 0, where its probability may be close to 1.
     pub points: Points,
     /// How many rows there are.
     pub rows: usize,
@@ -447,7 +447,7 @@ pub struct Slopes {
     pub(super) scale: PerLane<f64>,
     /// What is subtracted from every class.
     pub(super) uniform: PerLane<f64>,
-    /// The class that the target names, or that may hold all of the mass, or −1, and its derivative.
+    /// The class whose gradient is computed separately (−1: none), and that gradient.
     pub(super) class: PerLane<f64>,
     pub(super) own: PerLane<f64>,
 }

@@ -42,7 +42,7 @@ impl Raise {
     }
 }
 
-/// Somebody who sums along.
+/// Accumulates extra sums during the log-sum-exp pass.
 pub(super) trait Companion<S: Simd, R: Real> {
     /// A block of `length` classes from `start` on comes.
     #[inline(always)]
@@ -62,8 +62,8 @@ pub(super) trait Companion<S: Simd, R: Real> {
     /// Sums of the block end.
     #[inline(always)]
     fn end_sums(&mut self) {}
-    /// Some vectors of the block once more, for who needs nothing but their values: after the exponentials, which want
-    /// all registers for themselves. Of the lanes of the block the first `count` count.
+    /// Called after the exponential loop, in its own loop, to keep register pressure low. Of the lanes of the block the
+    /// first `count` count.
     #[inline(always)]
     fn values(
         &mut self,
@@ -76,7 +76,7 @@ pub(super) trait Companion<S: Simd, R: Real> {
     }
 }
 
-/// Nobody.
+/// Accumulates nothing.
 pub(super) struct Nothing;
 
 impl<S: Simd, R: Real> Companion<S, R> for Nothing {}

@@ -77,7 +77,8 @@ impl<'a> Teacher<'a> {
         Self::of(simd, view, rows, transform, double, &found, None)
     }
 
-    /// The softmax of some rows, for a pupil that computes in `R`: across lanes, if that can be, in a room of theirs.
+    /// Softmax of `rows` of the teacher, for logits that compute in `R`. Transposed into `room` if the rows are short enough,
+    /// else row by row.
     #[inline(never)]
     pub fn new<S: Simd, R: Real + Element<Real = R>>(
         simd: S,

@@ -15,7 +15,7 @@ use crate::simd::prefetch_ahead;
 pub struct LogSumExp {
     /// A logit: that of a class, or the lowest finite number if all are masked.
     pub reference: f64,
-    /// `Σ exp(z − z(reference))` over the classes but the one, or one of those, whose logit the reference is.
+    /// `Σ exp(z − z(reference))` over all classes except one that attains the reference.
     pub others: f64,
     /// Whether every class is masked.
     pub masked: bool,

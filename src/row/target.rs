@@ -138,8 +138,8 @@ impl Target<'_> {
     }
 }
 
-/// Find the class of row number `lane` whose derivative lanes cannot get right, and its weight, for [`batch::slopes`]: if
-/// the target names none, that which may hold all of the mass.
+/// For dense targets, find the argmax of row number `lane` if its probability may be close to 1: its gradient cancels, and is
+/// computed in f64 by [`batch::slopes`]. Of every target, look up the weight of the class that is.
 #[inline(always)]
 pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row, found: &LogSumExps, targets: &mut Targets) {
     if !targets.names_classes {

@@ -51,7 +51,7 @@ struct Arguments<S: Simd, R: Real, const K: usize> {
     x: [R::Lanes<S>; K],
     /// What is to be added to that, where it is not nothing.
     rest: Option<[R::Lanes<S>; K]>,
-    /// Where the exponential is 0, whatever else is said, if that can be.
+    /// Lanes whose exponential must be exactly 0, if there can be any.
     below: Option<[<R::Lanes<S> as SimdBase<S>>::Mask; K]>,
     /// [`Factors::z`].
     z: [R::Lanes<S>; K],
@@ -272,8 +272,8 @@ impl<S: Simd, R: Real> Scale<S, R> {
         for k in 0..K {
             rest[k] = z[k].mul_sub_precise(high, quotient[k]) + z[k].mul_add(low, lost[k] * high);
         }
-        // Below the floor what was lost is NaN or not worth its name; with an enormous T the floor is the lowest finite
-        // number, whose exponential is not 0, but that of −∞ is.
+        // Below `floor` the exponential is 0. The rounding error is ignored there, since it may be NaN, and 0 is forced:
+        // for a huge T `floor` is the lowest finite number, whose exponential is not 0.
         let mut below = [zero.simd_eq(zero); K];
         for k in 0..K {
             below[k] = difference[k].simd_lt(self.floor);
