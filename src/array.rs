@@ -150,12 +150,20 @@ impl<'a> Array<'a> {
     /// # Panics
     /// If they do not fill the rows.
     pub fn of<T: Number>(values: &'a [T], classes: usize) -> Self {
-        assert!(values.len().is_multiple_of(classes));
-        let (shape, size) = ([values.len() / classes, classes], size_of::<T>());
+        // SAFETY: so many elements lie there, and are borrowed for `'a`.
+        unsafe { Self::of_place(values.as_ptr().cast_mut(), values.len(), classes) }
+    }
+
+    /// `count` numbers side by side, as rows of `classes` classes.
+    ///
+    /// # Safety
+    /// As for [`Self::new`].
+    unsafe fn of_place<T: Number>(place: *mut T, count: usize, classes: usize) -> Self {
+        assert!(count.is_multiple_of(classes));
+        let (shape, size) = ([count / classes, classes], size_of::<T>());
         let strides = [(classes * size) as isize, size as isize];
-        let base = values.as_ptr().cast_mut().cast();
-        let layout = Layout { base, dtype: T::DTYPE, swapped: false, shape: &shape, strides: &strides };
-        // SAFETY: the layout is that of the slice, which is borrowed for `'a`.
+        let layout = Layout { base: place.cast(), dtype: T::DTYPE, swapped: false, shape: &shape, strides: &strides };
+        // SAFETY: the caller's promise, for the elements that the layout describes.
         unsafe { Self::new(&layout, Some(1)) }
     }
 
@@ -229,7 +237,7 @@ impl<'a> Array<'a> {
     #[inline(always)]
     pub fn neighbours_from(&self, first: usize) -> Option<usize> {
         let &(length, stride) = self.rows.axes.last()?;
-        (stride == self.dtype.size() as isize).then(|| length - first % length)
+        (stride == self.dtype.size() as isize && length > 0).then(|| length - first % length)
     }
 
     /// Where the first class of row `first` lies and how many bytes the next class is away, if the `count` rows from
@@ -472,8 +480,8 @@ impl<'a> ArrayMut<'a> {
     /// # Panics
     /// If they do not fill the rows.
     pub fn of<T: Number>(values: &'a mut [T], classes: usize) -> Self {
-        // The slice is borrowed exclusively for `'a`.
-        Self { array: Array::of(values, classes), memory: PhantomData }
+        // SAFETY: so many elements lie there, and are borrowed exclusively for `'a`.
+        Self { array: unsafe { Array::of_place(values.as_mut_ptr(), values.len(), classes) }, memory: PhantomData }
     }
 
     /// What the elements are.
