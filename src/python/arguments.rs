@@ -5,7 +5,6 @@ use pyo3::prelude::*;
 
 use crate::error::Error;
 use crate::loss::Reduction;
-use crate::row::Transform;
 
 /// A number, as Python writes it.
 fn number_text(value: f64) -> String {
@@ -37,34 +36,13 @@ pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
     number(name, object, "expected a positive finite number", |value| value > 0.0 && value.is_finite())
 }
 
-pub(super) fn transform(temperature: &Bound<'_, PyAny>, softcap: Option<&Bound<'_, PyAny>>) -> PyResult<Transform> {
-    let temperature = positive("temperature", temperature)?;
-    Ok(Transform::new(temperature, softcap.map(|softcap| positive("softcap", softcap)).transpose()?))
-}
-
-pub(super) fn label_smoothing(object: &Bound<'_, PyAny>) -> PyResult<f64> {
-    number("label_smoothing", object, "expected a number from 0 to 1", |value| (0.0..=1.0).contains(&value))
-}
-
-/// How losses are reduced, and what replaces the divisor of the mean.
-pub(super) fn reduction(
-    reduction: &Bound<'_, PyAny>,
-    denominator: Option<&Bound<'_, PyAny>>,
-) -> PyResult<(Reduction, Option<f64>)> {
-    let text = reduction.extract::<&str>().unwrap_or_default();
-    let Some(found) = Reduction::ALL.into_iter().find(|reduction| reduction.name() == text) else {
-        let text = format!("reduction is {}; expected 'mean', 'sum' or 'none'", reduction.repr()?);
-        return Err(Error::Value(text).into());
-    };
-    let denominator = denominator.map(|object| positive("denominator", object)).transpose()?;
-    if denominator.is_some() && found != Reduction::Mean {
-        let text = format!(
-            "denominator is given with reduction '{}'; expected reduction 'mean', whose divisor it replaces",
-            found.name()
-        );
-        return Err(Error::Value(text).into());
-    }
-    Ok((found, denominator))
+/// How losses are reduced.
+pub(super) fn reduction(object: &Bound<'_, PyAny>) -> PyResult<Reduction> {
+    let text = object.extract::<&str>().unwrap_or_default();
+    Reduction::ALL.into_iter().find(|reduction| reduction.name() == text).ok_or_else(|| {
+        let text = |found| format!("reduction is {found}; expected 'mean', 'sum' or 'none'");
+        object.repr().map_or_else(|error| error, |found| Error::Value(text(found)).into())
+    })
 }
 
 /// An integer argument; if it is beyond 128 bits, the largest of those.

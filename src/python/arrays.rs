@@ -10,7 +10,6 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use super::arguments::integer;
 use super::memory::with_buffers;
 use crate::buffers;
 use crate::element::{Dtype, Element};
@@ -163,7 +162,7 @@ fn logits_type(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Dtype>
 }
 
 impl<'py> Logits<'py> {
-    pub(super) fn new(array: Bound<'py, PyUntypedArray>, axis: &Bound<'py, PyAny>) -> PyResult<Self> {
+    pub(super) fn new(array: Bound<'py, PyUntypedArray>, axis: i128) -> PyResult<Self> {
         let dtype = logits_type(&array, "logits")?;
         let swapped = is_swapped(&array.dtype());
         let shape = array.shape();
@@ -171,13 +170,12 @@ impl<'py> Logits<'py> {
         if axes == 0 {
             return Err(Error::Value("logits have shape (); expected at least one axis, the classes".into()).into());
         }
-        let number = integer("axis", axis)?;
-        if !(-axes..axes).contains(&number) {
+        if !(-axes..axes).contains(&axis) {
             let text =
                 format!("axis is {axis}; expected {} to {} for logits of shape {}", -axes, axes - 1, shape_text(shape));
             return Err(Error::Value(text).into());
         }
-        let index = number.rem_euclid(axes) as usize;
+        let index = axis.rem_euclid(axes) as usize;
         if shape[index] == 0 {
             let text =
                 format!("logits have shape {}; expected at least one class along axis {axis}", shape_text(shape));
@@ -528,17 +526,16 @@ impl<'py> RowResult<'py> {
         Ok(Self { array, column })
     }
 
-    /// The array; a NumPy scalar if it has no axes.
-    pub(super) fn finish(self) -> PyResult<Bound<'py, PyAny>> {
-        let scalar = self.array.cast::<PyUntypedArray>()?.ndim() == 0;
-        if scalar { self.array.get_item(()) } else { Ok(self.array) }
+    /// The array, written.
+    pub(super) fn finish(self) -> Bound<'py, PyAny> {
+        self.array
     }
 }
 
 /// A loss as Python gets it: those of the rows if they are a result, else their reduction.
 pub(super) fn finish<'py>(py: Python<'py>, loss: f64, losses: Option<RowResult<'py>>) -> PyResult<Bound<'py, PyAny>> {
     match losses {
-        Some(losses) => losses.finish(),
+        Some(losses) => Ok(losses.finish()),
         None => Ok(loss.into_pyobject(py)?.into_any()),
     }
 }

@@ -2,107 +2,79 @@
 
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use super::arguments::{self, integer};
 use super::arrays::{self, Logits, RowResult, as_array, number_kind, numbers};
+use super::options::{Keywords, Options, Scalars};
 use super::targets;
 use super::{detached, guard};
 use crate::element::{Dtype, with_element};
 use crate::error::Error;
+use crate::loss::Reduction;
 use crate::loss::binary::{Binary, Gradient, binary_cross_entropy as driver};
-use crate::loss::{Check, Reduction};
 
 #[pyfunction]
-#[allow(clippy::too_many_arguments)] // the arguments of the Python function
 pub(super) fn binary_cross_entropy<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
-    weight: Option<&Bound<'py, PyAny>>,
-    pos_weight: Option<&Bound<'py, PyAny>>,
-    ignore_index: Option<&Bound<'py, PyAny>>,
-    label_smoothing: &Bound<'py, PyAny>,
-    reduction: &Bound<'py, PyAny>,
-    denominator: Option<&Bound<'py, PyAny>>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
-        let (reduction, denominator) = arguments::reduction(reduction, denominator)?;
-        let call = Call::new(logits, targets, weight, pos_weight, ignore_index, label_smoothing)?;
-        let losses = call.losses(reduction)?;
+        let py = logits.py();
+        let call = Call::new(logits, targets, keywords.options(options)?)?;
+        let losses = call.losses()?;
         let column = losses.as_ref().map(|losses| losses.column);
-        let problem = &call.problem;
+        let (problem, Scalars { reduction, denominator, .. }) = (&call.problem, call.options.scalars);
         // Without a gradient, what matters of the dtype is what it computes in.
         let dtype = if call.logits.dtype.is_double() { Dtype::F64 } else { Dtype::F32 };
         let loss = with_element!(dtype, O => {
             // SAFETY: there is no gradient to write.
-            detached(py, |check: Check| unsafe { driver::<O>(problem, reduction, denominator, column, None, check) })
+            detached(py, |check| unsafe { driver::<O>(problem, reduction, denominator, column, None, check) })
         })?;
         arrays::finish(py, loss, losses)
     })
 }
 
 #[pyfunction]
-#[allow(clippy::too_many_arguments)] // the arguments of the Python function
 pub(super) fn binary_cross_entropy_with_grad<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
-    weight: Option<&Bound<'py, PyAny>>,
-    pos_weight: Option<&Bound<'py, PyAny>>,
-    ignore_index: Option<&Bound<'py, PyAny>>,
-    label_smoothing: &Bound<'py, PyAny>,
-    reduction: &Bound<'py, PyAny>,
-    denominator: Option<&Bound<'py, PyAny>>,
-    grad_output: Option<&Bound<'py, PyAny>>,
-    out: Option<&Bound<'py, PyAny>>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
     guard(|| {
-        let grad_output = grad_output.map(|object| as_array(object, "grad_output")).transpose()?;
-        let (reduction, denominator) = arguments::reduction(reduction, denominator)?;
-        let call = Call::new(logits, targets, weight, pos_weight, ignore_index, label_smoothing)?;
-        let mut inputs: Vec<_> = call.arrays.iter().map(|(name, array)| (*name, array)).collect();
-        inputs.extend(grad_output.as_ref().map(|array| ("grad_output", array)));
-        let output = call.logits.result(out, &inputs)?;
-        let grad_output = targets::grad_output(grad_output.as_ref(), call.logits.array.shape(), reduction)?;
-        let losses = call.losses(reduction)?;
+        let py = logits.py();
+        let call = Call::new(logits, targets, keywords.options(options)?)?;
+        let output = call.logits.result(call.options.out.as_ref(), &call.inputs())?;
+        let (problem, Scalars { reduction, denominator, .. }) = (&call.problem, call.options.scalars);
+        let shape = call.logits.array.shape();
+        let grad_output = targets::grad_output(call.options.grad_output.as_ref(), shape, reduction)?;
+        let losses = call.losses()?;
         let column = losses.as_ref().map(|losses| losses.column);
-        let problem = &call.problem;
         let loss = with_element!(output.dtype, O => {
             let gradient = Gradient { out: output.elements::<O>(), grad_output };
             // SAFETY: `Logits::result` made or checked the output.
-            let run = |check: Check| unsafe {
+            detached(py, |check| unsafe {
                 driver(problem, reduction, denominator, column, Some(&gradient), check)
-            };
-            detached(py, run)
+            })
         })?;
         Ok((arrays::finish(py, loss, losses)?, output.result))
     })
 }
 
-/// What the two functions have in common, checked.
+/// A call whose arrays have been looked at.
 struct Call<'py> {
     logits: Logits<'py>,
     problem: Binary,
-    /// The other arrays that are read, and what they are called. They keep the memory alive that `problem` points to.
-    arrays: Vec<(&'static str, Bound<'py, PyUntypedArray>)>,
+    options: Options<'py>,
+    /// As the arrays of the options, they keep the memory alive that `problem` points to.
+    targets: Bound<'py, PyUntypedArray>,
 }
 
 impl<'py> Call<'py> {
-    fn new(
-        logits: &Bound<'py, PyAny>,
-        targets: &Bound<'py, PyAny>,
-        weight: Option<&Bound<'py, PyAny>>,
-        pos_weight: Option<&Bound<'py, PyAny>>,
-        ignore_index: Option<&Bound<'py, PyAny>>,
-        label_smoothing: &Bound<'py, PyAny>,
-    ) -> PyResult<Self> {
-        // What is not an array becomes one first: that runs the caller's code.
-        let (logits, targets) = (as_array(logits, "logits")?, as_array(targets, "targets")?);
-        let weight = weight.map(|object| as_array(object, "weight")).transpose()?;
-        let pos_weight = pos_weight.map(|object| as_array(object, "pos_weight")).transpose()?;
-        let label_smoothing = arguments::label_smoothing(label_smoothing)?;
-        let ignore = ignore_index.map(|object| integer("ignore_index", object)).transpose()?;
-        let logits = Logits::elementwise(logits)?;
+    fn new(logits: &Bound<'py, PyAny>, targets: &Bound<'py, PyAny>, mut options: Options<'py>) -> PyResult<Self> {
+        let (logits, targets) = (Logits::elementwise(as_array(logits, "logits")?)?, as_array(targets, "targets")?);
         let descriptor = targets.dtype();
         if number_kind(&descriptor).is_none() {
             let text = format!("targets have dtype {descriptor}; expected bool, an integer or a floating dtype");
@@ -111,30 +83,31 @@ impl<'py> Call<'py> {
         if targets.shape() != logits.array.shape() {
             return Err(logits.shape_error(&targets, "targets").into());
         }
-        let mut arrays = vec![("targets", targets.clone())];
-        let mut broadcast = |array: Option<Bound<'py, PyUntypedArray>>, name| -> PyResult<_> {
+        let broadcast = |array: &mut Option<Bound<'py, PyUntypedArray>>, name| -> PyResult<_> {
             let Some(array) = array else { return Ok(None) };
-            numbers(&array, name)?;
-            let array = targets::broadcast(&array, name, &logits)?;
-            let found = numbers(&array, name)?;
-            arrays.push((name, array));
-            Ok(Some(found))
+            numbers(array, name)?;
+            *array = targets::broadcast(array, name, &logits)?;
+            numbers(array, name).map(Some)
         };
-        let (weight, pos_weight) = (broadcast(weight, "weight")?, broadcast(pos_weight, "pos_weight")?);
         let problem = Binary {
             logits: logits.numbers(),
             targets: numbers(&targets, "targets")?,
-            weight,
-            pos_weight,
-            ignore: ignore.map(|index| index as f64),
-            label_smoothing,
+            weight: broadcast(&mut options.weight, "weight")?,
+            pos_weight: broadcast(&mut options.pos_weight, "pos_weight")?,
+            ignore: options.scalars.ignore_index.map(|index| index as f64),
+            label_smoothing: options.scalars.label_smoothing,
         };
-        Ok(Self { logits, problem, arrays })
+        Ok(Self { logits, problem, options, targets })
     }
 
-    fn losses(&self, reduction: Reduction) -> PyResult<Option<RowResult<'py>>> {
+    /// The arrays that no output may overlap.
+    fn inputs(&self) -> Vec<(&'static str, &Bound<'py, PyUntypedArray>)> {
+        [("targets", &self.targets)].into_iter().chain(self.options.arrays()).collect()
+    }
+
+    fn losses(&self) -> PyResult<Option<RowResult<'py>>> {
         let array = &self.logits.array;
         let make = || RowResult::new(array.py(), array.shape(), self.logits.dtype.is_double());
-        (reduction == Reduction::None).then(make).transpose()
+        (self.options.scalars.reduction == Reduction::None).then(make).transpose()
     }
 }

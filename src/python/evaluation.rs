@@ -1,9 +1,11 @@
 //! The sums behind `evaluate` and `Evaluator`.
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::arguments::integer;
-use super::cross_entropy::{Checked, Options};
+use super::cross_entropy::Call;
+use super::options::Keywords;
 use super::{detached, guard};
 use crate::element::with_element;
 use crate::error::Error;
@@ -14,32 +16,27 @@ use crate::loss::targets::Targets;
 type Sums = (f64, f64, f64, Vec<u64>, usize, usize);
 
 #[pyfunction]
-#[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // Python's arguments come as values
+#[allow(clippy::needless_pass_by_value)] // Python's arguments come as values
 pub(super) fn evaluate<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
     top_k: Vec<Bound<'py, PyAny>>,
-    weight: Option<&Bound<'py, PyAny>>,
-    sample_weight: Option<&Bound<'py, PyAny>>,
-    ignore_index: &Bound<'py, PyAny>,
-    label_smoothing: &Bound<'py, PyAny>,
-    z_loss: &Bound<'py, PyAny>,
-    softcap: Option<&Bound<'py, PyAny>>,
-    temperature: &Bound<'py, PyAny>,
-    axis: &Bound<'py, PyAny>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Sums> {
     guard(|| {
         let top_k: Vec<usize> = top_k.iter().map(positive).collect::<PyResult<_>>()?;
-        let options = Options { weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, temperature };
-        let call = Checked::new(logits, targets, options, axis, false)?;
-        let Targets::Classes(labels) = &call.problem.targets else { unreachable!("classes were asked for") };
-        let (rows, counted) = (labels.rows(), labels.counted());
-        let tally = with_element!(call.logits.dtype, E => {
-            let view = call.logits.view::<E>();
-            detached(py, |check| tally(&view, &call.problem, &top_k, check))
-        })?;
-        Ok((tally.loss, call.problem.weight_sum(rows), tally.entropy, tally.hits, counted, rows - counted))
+        let call = Call::of_classes(logits, targets, keywords.options(options)?)?;
+        with_element!(call.logits.dtype, E => {
+            let (view, problem) = (call.logits.view::<E>(), &call.problem);
+            detached(logits.py(), |check| {
+                let problem = problem.read(check)?;
+                let Targets::Classes(labels) = &problem.targets else { unreachable!("classes were asked for") };
+                let (rows, counted) = (labels.rows(), labels.counted());
+                let tally = tally(&view, &problem, &top_k, check)?;
+                Ok((tally.loss, problem.weight_sum(rows), tally.entropy, tally.hits, counted, rows - counted))
+            })
+        })
     })
 }
 

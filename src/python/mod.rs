@@ -7,6 +7,7 @@ mod binary;
 mod cross_entropy;
 mod evaluation;
 mod memory;
+mod options;
 mod settings;
 mod softmax;
 mod statistics;
@@ -36,6 +37,8 @@ mod _xent_rs {
     };
     #[pymodule_export]
     use super::evaluation::evaluate;
+    #[pymodule_export]
+    use super::options::Keywords;
     #[pymodule_export]
     use super::settings::{
         config, get_num_threads, kept_memory, memory_copy, memory_read, panic_for_test, release_memory,

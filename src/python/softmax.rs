@@ -2,9 +2,10 @@
 
 use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use super::arguments;
 use super::arrays::{Logits, RowResult, as_array};
+use super::options::Keywords;
 use super::targets::{self, integer_array};
 use super::{detached, guard};
 use crate::element::{with_element, with_elements};
@@ -12,87 +13,83 @@ use crate::loss::softmax as driver;
 
 #[pyfunction]
 pub(super) fn logsumexp<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
-    axis: &Bound<'py, PyAny>,
-    keepdims: &Bound<'py, PyAny>,
-    temperature: &Bound<'py, PyAny>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
-        let transform = arguments::transform(temperature, None)?;
-        let logits = Logits::new(as_array(logits, "logits")?, axis)?;
-        let shape = if keepdims.is_truthy()? { logits.shape_with_one_class() } else { logits.row_shape() };
+        let scalars = keywords.options(options)?.scalars;
+        let logits = Logits::new(as_array(logits, "logits")?, scalars.axis)?;
+        let shape = if scalars.keepdims { logits.shape_with_one_class() } else { logits.row_shape() };
+        let py = logits.array.py();
         let result = RowResult::new(py, &shape, logits.dtype.is_double())?;
         let column = result.column;
         with_element!(logits.dtype, E => {
             let view = logits.view::<E>();
-            detached(py, |check| driver::log_sum_exps(&view, transform, column, check))
+            detached(py, |check| driver::log_sum_exps(&view, scalars.transform(), column, check))
         })?;
-        result.finish()
+        Ok(result.finish())
     })
 }
 
 #[pyfunction]
 pub(super) fn softmax<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
-    axis: &Bound<'py, PyAny>,
-    temperature: &Bound<'py, PyAny>,
-    out: Option<&Bound<'py, PyAny>>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    normalized(py, logits, axis, temperature, false, out)
+    normalized(logits, keywords, options, false)
 }
 
 #[pyfunction]
 pub(super) fn log_softmax<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
-    axis: &Bound<'py, PyAny>,
-    temperature: &Bound<'py, PyAny>,
-    out: Option<&Bound<'py, PyAny>>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    normalized(py, logits, axis, temperature, true, out)
+    normalized(logits, keywords, options, true)
 }
 
 #[pyfunction]
 pub(super) fn selective_log_softmax<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     index: &Bound<'py, PyAny>,
-    axis: &Bound<'py, PyAny>,
-    temperature: &Bound<'py, PyAny>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
-        let (logits, index) = (as_array(logits, "logits")?, integer_array(index, "index")?);
-        let transform = arguments::transform(temperature, None)?;
-        let logits = Logits::new(logits, axis)?;
-        let chosen = targets::chosen_classes(&index, &logits, axis)?;
+        let scalars = keywords.options(options)?.scalars;
+        let index = integer_array(index, "index")?;
+        let logits = Logits::new(as_array(logits, "logits")?, scalars.axis)?;
+        let chosen = targets::chosen_classes(&index, &logits, scalars.axis)?;
+        let py = logits.array.py();
         let result = RowResult::new(py, index.shape(), logits.dtype.is_double())?;
         let column = result.column;
         with_element!(logits.dtype, E => {
             let view = logits.view::<E>();
-            detached(py, |check| driver::selected_log_softmax(&view, transform, &chosen, column, check))
+            detached(py, |check| {
+                driver::selected_log_softmax(&view, scalars.transform(), &chosen.read(check)?, column, check)
+            })
         })?;
-        result.finish()
+        Ok(result.finish())
     })
 }
 
 fn normalized<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
-    axis: &Bound<'py, PyAny>,
-    temperature: &Bound<'py, PyAny>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
     log: bool,
-    out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     guard(|| {
-        let transform = arguments::transform(temperature, None)?;
-        let logits = Logits::new(as_array(logits, "logits")?, axis)?;
-        let output = logits.result(out, &[])?;
+        let options = keywords.options(options)?;
+        let logits = Logits::new(as_array(logits, "logits")?, options.scalars.axis)?;
+        let output = logits.result(options.out.as_ref(), &[])?;
+        let transform = options.scalars.transform();
         with_elements!(logits.dtype, output.dtype, E, O => {
-            let (logits, out) = (logits.view::<E>(), output.view::<O>());
+            let (view, out) = (logits.view::<E>(), output.view::<O>());
             // SAFETY: `Logits::result` made or checked the output.
-            detached(py, |check| unsafe { driver::softmax(&logits, transform, log, &out, check) })
+            detached(logits.array.py(), |check| unsafe { driver::softmax(&view, transform, log, &out, check) })
         })?;
         Ok(output.result)
     })

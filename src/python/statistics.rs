@@ -1,9 +1,10 @@
 //! `row_statistics`.
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use super::arguments::{self, integer};
 use super::arrays::{Logits, RowResult, as_array};
+use super::options::Keywords;
 use super::targets::{self, target_array};
 use super::{detached, guard};
 use crate::element::with_element;
@@ -22,21 +23,17 @@ type Results<'py> = (
 
 #[pyfunction]
 pub(super) fn row_statistics<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: Option<&Bound<'py, PyAny>>,
-    axis: &Bound<'py, PyAny>,
-    softcap: Option<&Bound<'py, PyAny>>,
-    temperature: &Bound<'py, PyAny>,
-    ignore_index: &Bound<'py, PyAny>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Results<'py>> {
     guard(|| {
-        let logits = as_array(logits, "logits")?;
+        let py = logits.py();
+        let scalars = keywords.options(options)?.scalars;
         let targets = targets.map(target_array).transpose()?;
-        let transform = arguments::transform(temperature, softcap)?;
-        let ignore_index = integer("ignore_index", ignore_index)?;
-        let logits = Logits::new(logits, axis)?;
-        let labels = targets.map(|targets| targets::labels(&targets, &logits, axis, ignore_index)).transpose()?;
+        let logits = Logits::new(as_array(logits, "logits")?, scalars.axis)?;
+        let labels = targets.as_ref().map(|targets| targets::labels(targets, &logits, &scalars)).transpose()?;
         let shape = logits.row_shape();
         let numbers = || RowResult::new(py, &shape, logits.dtype.is_double());
         let classes = || RowResult::stored(py, &shape, Stored::I64);
@@ -51,13 +48,14 @@ pub(super) fn row_statistics<'py>(
         };
         with_element!(logits.dtype, E => {
             let view = logits.view::<E>();
-            detached(py, |check| driver(&view, labels.as_ref(), transform, columns, check))
+            detached(py, |check| {
+                let labels = labels.as_ref().map(|labels| labels.read(check)).transpose()?;
+                driver(&view, labels.as_ref(), scalars.transform(), columns, check)
+            })
         })?;
-        let (log_probability, rank) = match target {
-            Some((log_probability, rank)) => (Some(log_probability.finish()?), Some(rank.finish()?)),
-            None => (None, None),
-        };
-        let (max_probability, entropy) = (max_probability.finish()?, entropy.finish()?);
-        Ok((log_sum_exp.finish()?, argmax.finish()?, max_probability, entropy, log_probability, rank))
+        let (log_probability, rank) =
+            target.map(|(log_probability, rank)| (log_probability.finish(), rank.finish())).unzip();
+        let (max_probability, entropy) = (max_probability.finish(), entropy.finish());
+        Ok((log_sum_exp.finish(), argmax.finish(), max_probability, entropy, log_probability, rank))
     })
 }

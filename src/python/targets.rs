@@ -5,10 +5,11 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::arrays::{Logits, as_array, base, is_swapped, numbers, numpy, private_view, shape_text};
-use super::detached;
-use crate::error::Error;
+use super::options::Scalars;
+use crate::error::{Error, Result};
 use crate::loss::labels::{Integers, Labels};
-use crate::loss::{GradOutput, Reduction};
+use crate::loss::{Check, GradOutput, Reduction};
+use crate::numbers::Numbers;
 
 /// Targets as an array.
 pub(super) fn target_array<'py>(targets: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
@@ -25,13 +26,48 @@ pub(super) fn integer_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyRe
     Ok(array)
 }
 
-/// The targets of `logits` as classes, read and checked.
+/// Class indices in an array that was looked at: integers, as many as there are rows. Their values are still to be
+/// checked.
+pub(super) struct UnreadLabels {
+    name: &'static str,
+    integers: Integers,
+    kind: u8,
+    size: usize,
+    classes: usize,
+    ignore_index: Option<i128>,
+}
+
+impl UnreadLabels {
+    fn new(name: &'static str, array: &Bound<'_, PyUntypedArray>, classes: usize, ignore_index: Option<i128>) -> Self {
+        let descriptor = array.dtype();
+        // SAFETY: base, shape and strides are those of an array of integers which nobody else can change
+        // (`private_view`) and which outlives the value.
+        let integers = unsafe { Integers::new(base(array), array.shape(), array.strides(), is_swapped(&descriptor)) };
+        Self { name, integers, kind: descriptor.kind(), size: descriptor.itemsize(), classes, ignore_index }
+    }
+
+    /// Read and check them.
+    pub(super) fn read(&self, check: Check) -> Result<Labels> {
+        let Self { name, integers, classes, ignore_index, .. } = self;
+        match (self.kind, self.size) {
+            (b'i', 1) => Labels::read::<i8>(name, integers, *classes, *ignore_index, check),
+            (b'i', 2) => Labels::read::<i16>(name, integers, *classes, *ignore_index, check),
+            (b'i', 4) => Labels::read::<i32>(name, integers, *classes, *ignore_index, check),
+            (b'i', _) => Labels::read::<i64>(name, integers, *classes, *ignore_index, check),
+            (_, 1) => Labels::read::<u8>(name, integers, *classes, *ignore_index, check),
+            (_, 2) => Labels::read::<u16>(name, integers, *classes, *ignore_index, check),
+            (_, 4) => Labels::read::<u32>(name, integers, *classes, *ignore_index, check),
+            _ => Labels::read::<u64>(name, integers, *classes, *ignore_index, check),
+        }
+    }
+}
+
+/// The targets of `logits` as classes.
 pub(super) fn labels(
     array: &Bound<'_, PyUntypedArray>,
     logits: &Logits<'_>,
-    axis: &Bound<'_, PyAny>,
-    ignore_index: i128,
-) -> PyResult<Labels> {
+    Scalars { axis, ignore_index, .. }: &Scalars,
+) -> PyResult<UnreadLabels> {
     check_integers("targets have", array)?;
     let expected = logits.row_shape();
     if array.shape() != expected {
@@ -45,7 +81,7 @@ pub(super) fn labels(
         );
         return Err(Error::Value(text).into());
     }
-    read_labels("targets", array, logits.classes(), Some(ignore_index))
+    Ok(UnreadLabels::new("targets", array, logits.classes(), *ignore_index))
 }
 
 fn check_integers(has: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
@@ -61,8 +97,8 @@ fn check_integers(has: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> 
 pub(super) fn chosen_classes(
     array: &Bound<'_, PyUntypedArray>,
     logits: &Logits<'_>,
-    axis: &Bound<'_, PyAny>,
-) -> PyResult<Labels> {
+    axis: i128,
+) -> PyResult<UnreadLabels> {
     check_integers("index has", array)?;
     let rows = logits.row_shape();
     if array.ndim() != rows.len() + 1 || array.shape()[..rows.len()] != rows {
@@ -76,45 +112,22 @@ pub(super) fn chosen_classes(
         );
         return Err(Error::Value(text).into());
     }
-    read_labels("index", array, logits.classes(), None)
+    Ok(UnreadLabels::new("index", array, logits.classes(), None))
 }
 
-fn read_labels(
-    name: &'static str,
-    array: &Bound<'_, PyUntypedArray>,
-    classes: usize,
-    ignore_index: Option<i128>,
-) -> PyResult<Labels> {
-    let descriptor = array.dtype();
-    let (kind, size) = (descriptor.kind(), descriptor.itemsize());
-    // SAFETY: base, shape and strides are those of an array of integers which nobody else can change
-    // (`private_view`) and which outlives the value.
-    let integers = unsafe { Integers::new(base(array), array.shape(), array.strides(), is_swapped(&descriptor)) };
-    detached(array.py(), move |check| match (kind, size) {
-        (b'i', 1) => Labels::read::<i8>(name, &integers, classes, ignore_index, check),
-        (b'i', 2) => Labels::read::<i16>(name, &integers, classes, ignore_index, check),
-        (b'i', 4) => Labels::read::<i32>(name, &integers, classes, ignore_index, check),
-        (b'i', _) => Labels::read::<i64>(name, &integers, classes, ignore_index, check),
-        (_, 1) => Labels::read::<u8>(name, &integers, classes, ignore_index, check),
-        (_, 2) => Labels::read::<u16>(name, &integers, classes, ignore_index, check),
-        (_, 4) => Labels::read::<u32>(name, &integers, classes, ignore_index, check),
-        _ => Labels::read::<u64>(name, &integers, classes, ignore_index, check),
-    })
-}
-
-/// A copy of weights that must have the shape `expected`, which `of` describes.
+/// Weights of the shape `expected`, which `of` describes.
 pub(super) fn weights(
     array: &Bound<'_, PyUntypedArray>,
     name: &str,
     expected: &[usize],
     of: &str,
-) -> PyResult<Vec<f64>> {
+) -> PyResult<Numbers> {
     let numbers = numbers(array, name)?;
     if array.shape() != expected {
         let (found, expected) = (shape_text(array.shape()), shape_text(expected));
         return Err(Error::Value(format!("{name} has shape {found}; expected {expected}, one number a {of}")).into());
     }
-    detached(array.py(), |check| numbers.copy(name, check))
+    Ok(numbers)
 }
 
 /// `array` with the shape of `logits`, without a copy.
