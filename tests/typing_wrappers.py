@@ -1,7 +1,6 @@
 """Wrappers as users write them: what mypy --strict and pyright must accept, and what they must refuse.
 
-Nothing here is run. `type: ignore` that nothing needs is an error of its own: the lines that have one must not
-pass.
+Nothing here is run. A `type: ignore` that nothing needs is an error of its own: such lines must not pass.
 """
 
 from __future__ import annotations
