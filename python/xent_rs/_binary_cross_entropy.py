@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _xent_rs
 from ._options import (
+    BinaryCrossEntropyGradientOptions,
     BinaryCrossEntropyOptions,
     Floats,
     GradientOptions,
@@ -133,9 +134,7 @@ def binary_cross_entropy_with_grad(
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[BinaryCrossEntropyOptions],
+    **options: Unpack[BinaryCrossEntropyGradientOptions],
 ) -> tuple[float, Floats]: ...
 @overload
 def binary_cross_entropy_with_grad(
@@ -144,9 +143,7 @@ def binary_cross_entropy_with_grad(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[BinaryCrossEntropyOptions],
+    **options: Unpack[BinaryCrossEntropyGradientOptions],
 ) -> tuple[Floats, Floats]: ...
 @overload
 def binary_cross_entropy_with_grad(
@@ -155,9 +152,7 @@ def binary_cross_entropy_with_grad(
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[BinaryCrossEntropyOptions],
+    **options: Unpack[BinaryCrossEntropyGradientOptions],
 ) -> tuple[float | Floats, Floats]: ...
 @_GRADIENT.describe
 def binary_cross_entropy_with_grad(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _xent_rs
 from ._options import (
+    CrossEntropyGradientOptions,
+    CrossEntropyHessianOptions,
     CrossEntropyOptions,
     DerivativesOptions,
     Floats,
@@ -156,9 +158,7 @@ def cross_entropy_with_grad(
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[CrossEntropyOptions],
+    **options: Unpack[CrossEntropyGradientOptions],
 ) -> tuple[float, Floats]: ...
 @overload
 def cross_entropy_with_grad(
@@ -167,9 +167,7 @@ def cross_entropy_with_grad(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[CrossEntropyOptions],
+    **options: Unpack[CrossEntropyGradientOptions],
 ) -> tuple[Floats, Floats]: ...
 @overload
 def cross_entropy_with_grad(
@@ -178,9 +176,7 @@ def cross_entropy_with_grad(
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[CrossEntropyOptions],
+    **options: Unpack[CrossEntropyGradientOptions],
 ) -> tuple[float | Floats, Floats]: ...
 @_GRADIENT.describe
 def cross_entropy_with_grad(
@@ -266,9 +262,7 @@ def cross_entropy_with_grad_hess(
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
-    out: NDArray[Any] | None = ...,
-    hess_out: NDArray[Any] | None = ...,
-    **options: Unpack[HessianOptions],
+    **options: Unpack[CrossEntropyHessianOptions],
 ) -> tuple[float, Floats, Floats]: ...
 @overload
 def cross_entropy_with_grad_hess(
@@ -277,9 +271,7 @@ def cross_entropy_with_grad_hess(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    out: NDArray[Any] | None = ...,
-    hess_out: NDArray[Any] | None = ...,
-    **options: Unpack[HessianOptions],
+    **options: Unpack[CrossEntropyHessianOptions],
 ) -> tuple[Floats, Floats, Floats]: ...
 @overload
 def cross_entropy_with_grad_hess(
@@ -288,9 +280,7 @@ def cross_entropy_with_grad_hess(
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
-    out: NDArray[Any] | None = ...,
-    hess_out: NDArray[Any] | None = ...,
-    **options: Unpack[HessianOptions],
+    **options: Unpack[CrossEntropyHessianOptions],
 ) -> tuple[float | Floats, Floats, Floats]: ...
 @_HESSIAN.describe
 def cross_entropy_with_grad_hess(

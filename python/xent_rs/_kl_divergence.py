@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _xent_rs
 from ._options import (
     AllKlDivergenceOptions,
     Floats,
     GradientOptions,
+    KlDivergenceGradientOptions,
     KlDivergenceOptions,
     Options,
     Real,
@@ -124,9 +125,7 @@ def kl_divergence_with_grad(
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[KlDivergenceOptions],
+    **options: Unpack[KlDivergenceGradientOptions],
 ) -> tuple[float, Floats]: ...
 @overload
 def kl_divergence_with_grad(
@@ -135,9 +134,7 @@ def kl_divergence_with_grad(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[KlDivergenceOptions],
+    **options: Unpack[KlDivergenceGradientOptions],
 ) -> tuple[Floats, Floats]: ...
 @overload
 def kl_divergence_with_grad(
@@ -146,9 +143,7 @@ def kl_divergence_with_grad(
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[KlDivergenceOptions],
+    **options: Unpack[KlDivergenceGradientOptions],
 ) -> tuple[float | Floats, Floats]: ...
 @_GRADIENT.describe
 def kl_divergence_with_grad(

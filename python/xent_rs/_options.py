@@ -308,6 +308,25 @@ class DerivativesOptions(TypedDict, total=False):
     hess_out: HessianOut
 
 
+# Type checkers see reduction and denominator apart from the other options: they say what the result is.
+
+
+class CrossEntropyGradientOptions(CrossEntropyOptions, GradientOptions, total=False):
+    """The other options of `cross_entropy_with_grad`."""
+
+
+class CrossEntropyHessianOptions(HessianOptions, DerivativesOptions, total=False):
+    """The other options of `cross_entropy_with_grad_hess`."""
+
+
+class BinaryCrossEntropyGradientOptions(BinaryCrossEntropyOptions, GradientOptions, total=False):
+    """The other options of `binary_cross_entropy_with_grad`."""
+
+
+class KlDivergenceGradientOptions(KlDivergenceOptions, GradientOptions, total=False):
+    """The other options of `kl_divergence_with_grad`."""
+
+
 class LogSumExpOptions(TypedDict, total=False):
     """The options of `logsumexp`."""
 
