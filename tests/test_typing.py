@@ -1,11 +1,18 @@
 """Signatures and types, as callers and type checkers see them."""
 
+import functools
 import inspect
 import math
 import operator
+import pickle
+import pydoc
+import re
 import subprocess
 import sys
+import typing
+from pathlib import Path
 
+import numpy as np
 import pytest
 import xent_rs
 
@@ -92,70 +99,181 @@ def test_stub_of_the_compiled_module_is_true(mypy):
     mypy("mypy.stubtest", "xent_rs._xent_rs")
 
 
-# `type: ignore` that nothing needs is an error of its own: the lines that have one must not pass.
-USER = """
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from typing_extensions import assert_type
-
-import xent_rs
-
-logits = np.zeros((4, 10), np.float32)
-targets = np.zeros(4, np.int64)
-
-assert_type(xent_rs.cross_entropy(logits, targets), float)
-assert_type(xent_rs.cross_entropy(logits, targets, reduction="sum", axis=-1, temperature=2), float)
-assert_type(xent_rs.cross_entropy([[0.0, 1.0]], [1], denominator=3), float)
-losses: NDArray[Any] = xent_rs.cross_entropy(logits, targets, reduction="none", ignore_index=0)
-loss, grad = xent_rs.cross_entropy_with_grad(logits, targets, grad_output=2.0, out=np.empty_like(logits))
-assert_type(loss, float)
-kept: NDArray[Any] = grad
-losses, grad = xent_rs.cross_entropy_with_grad(logits, targets, reduction="none", grad_output=np.ones(4))
-options = xent_rs.cross_entropy(
-    logits, logits, weight=[1.0] * 10, sample_weight=np.ones(4), label_smoothing=0.1, z_loss=1e-4, softcap=30
-)
-assert_type(options, float)
-loss, grad, hess = xent_rs.cross_entropy_with_grad_hess(logits, targets, label_smoothing=0.1, hess_out=kept)
-assert_type(loss, float)
-losses, grad, hess = xent_rs.cross_entropy_with_grad_hess(logits, targets, reduction="none")
-assert_type(xent_rs.binary_cross_entropy(logits, logits > 0, pos_weight=3, ignore_index=None), float)
-losses = xent_rs.binary_cross_entropy(logits, logits > 0, reduction="none", weight=np.ones(10))
-loss, grad = xent_rs.binary_cross_entropy_with_grad(logits, logits > 0, out=kept)
-assert_type(loss, float)
-assert_type(xent_rs.kl_divergence(logits, logits, temperature=2), float)
-losses = xent_rs.kl_divergence(logits, logits, reduction="none", sample_weight=[1] * 4)
-loss, grad = xent_rs.kl_divergence_with_grad(logits, logits, grad_output=4.0, denominator=7)
-assert_type(loss, float)
-chosen: NDArray[Any] = xent_rs.selective_log_softmax(logits, [[0, 1]] * 4)
-statistics = xent_rs.row_statistics(logits, targets, softcap=30.0)
-assert_type(statistics, xent_rs.RowStatistics)
-assert_type(xent_rs.probability.binary_cross_entropy([0.5], [1]), float)
-information: NDArray[Any] = xent_rs.probability.entropy([[0.5, 0.5]], axis=(0, 1), base=2)
-probabilities: NDArray[Any] = xent_rs.softmax(logits, axis=0)
-logs: NDArray[Any] = xent_rs.log_softmax(logits, out=np.empty_like(logits))
-lse: NDArray[Any] = xent_rs.logsumexp(logits, keepdims=True)
-evaluation = xent_rs.evaluate(logits, targets, top_k=(1, 3), sample_weight=np.ones(4), z_loss=0.1)
-xent_rs.Evaluator(weight=[1.0] * 10, softcap=30).update(logits, targets, sample_weight=[1] * 4)
-assert_type(evaluation.loss, float)
-xent_rs.set_num_threads(2)
-assert_type(xent_rs.get_num_threads(), int)
-error: RuntimeError = xent_rs.InternalError("x")
-
-xent_rs.cross_entropy(logits, targets, reduction="avg")  # type: ignore[call-overload]
-xent_rs.cross_entropy(logits, targets, -100)  # type: ignore[call-overload]
-xent_rs.cross_entropy(logits)  # type: ignore[call-overload]
-xent_rs.cross_entropy(logits, targets, smoothing=0.1)  # type: ignore[call-overload]
-xent_rs.cross_entropy(logits, targets, reduction="none", denominator=2)  # type: ignore[call-overload]
-xent_rs.cross_entropy_with_grad_hess(logits, targets, z_loss=0.1)  # type: ignore[call-overload]
-xent_rs.kl_divergence(logits, logits, label_smoothing=0.1)  # type: ignore[call-overload]
-xent_rs.softmax(logits, out=[0.0])  # type: ignore[arg-type]
-xent_rs.set_num_threads("2")  # type: ignore[arg-type]
-"""
+WRAPPERS = Path(__file__).with_name("typing_wrappers.py")
 
 
-def test_types_that_callers_see(mypy, tmp_path):
-    user = tmp_path / "user.py"
-    user.write_text(USER, encoding="utf-8")
-    mypy("mypy", "--strict", str(user))
+def test_types_that_callers_see(mypy):
+    mypy("mypy", "--strict", "--warn-unused-ignores", str(WRAPPERS))
+
+
+LOGITS = np.random.default_rng(7).standard_normal((5, 8))
+TARGETS = np.array([0, 3, 7, 2, 2])
+# What the second argument is, if it is not a class each.
+SECOND = {
+    "binary_cross_entropy": LOGITS > 0,
+    "binary_cross_entropy_with_grad": LOGITS > 0,
+    "kl_divergence": LOGITS[::-1],
+    "kl_divergence_with_grad": LOGITS[::-1],
+    "selective_log_softmax": TARGETS[:, None],
+}
+WITH_OPTIONS = {
+    name: {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(getattr(xent_rs, name)).parameters.values()
+        if parameter.kind == parameter.KEYWORD_ONLY
+    }
+    for name in SIGNATURES
+    if "*" in SIGNATURES[name] and "." not in name
+}
+ALL_OPTIONS = sorted({option for options in WITH_OPTIONS.values() for option in options})
+
+
+def call(name, **options):
+    function = getattr(xent_rs, name)
+    if name == "Evaluator":
+        return function(**options)
+    if name in ("softmax", "log_softmax", "logsumexp"):
+        return function(LOGITS, **options)
+    return function(LOGITS, SECOND.get(name, TARGETS), **options)
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_defaults_in_signatures_are_what_is_computed_with(name):
+    """Each option given its default, and all at once, change no bit."""
+    expected = call(name)
+    for options in (
+        {},
+        WITH_OPTIONS[name],
+        *({option: value} for option, value in WITH_OPTIONS[name].items()),
+    ):
+        got = call(name, **options)
+        if name == "Evaluator":
+            assert repr(got) == repr(expected)
+        else:
+            assert same_bits(got, expected), options
+
+
+def same_bits(a, b):
+    if isinstance(a, tuple):
+        return all(map(same_bits, a, b))
+    if isinstance(a, np.ndarray):
+        return a.tobytes() == b.tobytes()
+    return a == b
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_options_of_other_functions_are_refused(name):
+    """Python's own words; a name that is nearly right is suggested."""
+    for option in ALL_OPTIONS:
+        if option not in WITH_OPTIONS[name]:
+            text = f"{name}() got an unexpected keyword argument '{option}'"
+            with pytest.raises(TypeError, match=re.escape(text)):
+                call(name, **{option: None})
+    for option in WITH_OPTIONS[name]:
+        mistyped = option[1:2] + option[:1] + option[2:]  # lable
+        text = f"{name}() got an unexpected keyword argument '{mistyped}'. Did you mean '{option}'?"
+        with pytest.raises(TypeError, match=re.escape(text)):
+            call(name, **{mistyped: 1})
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'λ'$"):
+        call(name, **{"λ": 1})
+
+
+def test_an_unknown_option_is_said_before_any_work():
+    out = np.full(LOGITS.shape, 7.0)
+    with pytest.raises(TypeError, match="lable_smoothing"):
+        xent_rs.cross_entropy_with_grad(LOGITS, TARGETS, out=out, lable_smoothing=0.1)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_options_are_keywords(name):
+    given = {"Evaluator": 1, "softmax": 1, "log_softmax": 1, "logsumexp": 1}.get(name, 2)
+    with pytest.raises(TypeError, match=rf"takes .*{given} positional arguments? but {given + 1} were given"):
+        getattr(xent_rs, name)(*[LOGITS] * (given + (name != "Evaluator")))
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_none_is_an_option_only_where_it_is_the_default(name):
+    for option, default in WITH_OPTIONS[name].items():
+        if default is None:
+            call(name, **{option: None})
+        elif option != "keepdims":
+            with pytest.raises((TypeError, ValueError), match=rf"^{option} is None; expected "):
+                call(name, **{option: None})
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_documentation_has_each_option_once_in_the_order_of_the_signature(name):
+    text = inspect.getdoc(getattr(xent_rs, name))
+    section = re.search(r"^Parameters\n-+\n(.*?)^(Returns|Raises)\n-+\n", text, re.MULTILINE | re.DOTALL)[1]
+    entries = re.findall(r"^(\w[\w, ]*) : .+\n(?:    .+\n)+", section, re.MULTILINE)
+    assert [entry for entry in ", ".join(entries).split(", ") if entry in WITH_OPTIONS[name]] == [
+        *WITH_OPTIONS[name]
+    ]
+    assert "**options" not in text
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_functions_are_plain_functions_for_tools(name):
+    function = getattr(xent_rs, name)
+    assert pickle.loads(pickle.dumps(function)) is function
+    shown = pydoc.plain(pydoc.render_doc(function))
+    for option, default in WITH_OPTIONS[name].items():
+        assert re.search(rf"\b{option}: '[^']+' = {re.escape(repr(default))}[,)]", shown), option
+    if name != "Evaluator":
+        assert typing.get_type_hints(function)["logits"]
+        first = next(iter(WITH_OPTIONS[name]))
+        changed = functools.partial(function, **{first: 0})
+        assert inspect.signature(changed).parameters[first].default == 0
+        assert inspect.getfullargspec(function).kwonlydefaults == WITH_OPTIONS[name]
+
+
+def test_a_wrapper_keeps_the_signature():
+    @functools.wraps(xent_rs.cross_entropy)
+    def timed(*arguments, **options):
+        return xent_rs.cross_entropy(*arguments, **options)
+
+    assert inspect.signature(timed) == inspect.signature(xent_rs.cross_entropy)
+    bound = inspect.signature(timed).bind(LOGITS, TARGETS, axis=1)
+    assert bound.arguments["axis"] == 1
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_OPTIONS if "reduction" in WITH_OPTIONS[name]])
+def test_one_row_without_reduction_is_an_array_of_no_dimensions(name):
+    second = SECOND.get(name, TARGETS)
+    row = (0.5, True) if "binary" in name else (LOGITS[0], second[0])
+    result = getattr(xent_rs, name)(*row, reduction="none")
+    loss = result[0] if isinstance(result, tuple) else result
+    assert isinstance(loss, np.ndarray)
+    assert (loss.shape, loss.dtype) == ((), np.float64)
+
+
+def test_results_of_one_row_are_arrays():
+    statistics = xent_rs.row_statistics(LOGITS[0], 3)
+    of_probabilities = xent_rs.probability
+    p = np.full(8, 0.125)
+    for result in (
+        *statistics,
+        xent_rs.logsumexp(LOGITS[0]),
+        of_probabilities.self_information(0.5),
+        of_probabilities.entropy(p),
+        of_probabilities.cross_entropy(p, p),
+        of_probabilities.kl_divergence(p, p),
+        of_probabilities.binary_cross_entropy(0.5, 1, reduction="none"),
+    ):
+        assert isinstance(result, np.ndarray)
+        assert result.shape == ()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int8, np.uint64])
+def test_numbers_of_numpy_are_numbers(kind):
+    expected = xent_rs.cross_entropy(
+        LOGITS, TARGETS, temperature=2, label_smoothing=1, softcap=3, denominator=5
+    )
+    options = {"temperature": kind(2), "label_smoothing": kind(1), "softcap": kind(3), "denominator": kind(5)}
+    assert xent_rs.cross_entropy(LOGITS, TARGETS, **options) == expected
+    if np.dtype(kind).kind in "iu":
+        options = {"axis": kind(1), "ignore_index": kind(2)}
+        assert xent_rs.cross_entropy(LOGITS, TARGETS, **options) == xent_rs.cross_entropy(
+            LOGITS, TARGETS, axis=1, ignore_index=2
+        )

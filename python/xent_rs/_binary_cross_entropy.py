@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _xent_rs
+from ._options import (
+    BinaryCrossEntropyGradientOptions,
+    BinaryCrossEntropyOptions,
+    Floats,
+    GradientOptions,
+    MeanOfElementsOptions,
+    Options,
+    Real,
+    Reduction,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._cross_entropy import Reduction
 
-
-class _Options(TypedDict, total=False):
-    weight: ArrayLike | None
-    pos_weight: ArrayLike | None
-    ignore_index: int | None
-    label_smoothing: float
+_LOSS = Options("binary_cross_entropy", BinaryCrossEntropyOptions, MeanOfElementsOptions)
 
 
 @overload
@@ -27,8 +31,8 @@ def binary_cross_entropy(
     targets: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = ...,
-    denominator: float | None = ...,
-    **options: Unpack[_Options],
+    denominator: Real | None = ...,
+    **options: Unpack[BinaryCrossEntropyOptions],
 ) -> float: ...
 @overload
 def binary_cross_entropy(
@@ -37,19 +41,19 @@ def binary_cross_entropy(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    **options: Unpack[_Options],
-) -> NDArray[Any]: ...
+    **options: Unpack[BinaryCrossEntropyOptions],
+) -> Floats: ...
+@overload
 def binary_cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
-    weight: ArrayLike | None = None,
-    pos_weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: Reduction = "mean",
-    denominator: float | None = None,
-) -> float | NDArray[Any]:
+    reduction: Reduction,
+    denominator: Real | None = ...,
+    **options: Unpack[BinaryCrossEntropyOptions],
+) -> float | Floats: ...
+@_LOSS.describe
+def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> float | Floats:
     """Cross-entropy of the sigmoid of each logit with its target, for n-hot and multi-label targets, in nats.
 
     Element by element, with logit x, target t, weight w, positive weight P and label smoothing ε, it is
@@ -66,21 +70,8 @@ def binary_cross_entropy(
         The logits of yes: any shape, strides, alignment and byte order. 16-bit logits compute in float32.
     targets : array_like of bool, of any integer dtype or of any dtype that logits can have
         The shape of `logits`; 0 is no, 1 is yes, and between them are probabilities.
-    weight : array_like of real numbers, optional
-        A weight for each element: any shape that broadcasts to that of `logits`.
-    pos_weight : array_like of real numbers, optional
-        A factor of the loss where the target is yes, against rare positives; broadcasts likewise, so that
-        C numbers are one for each of C labels in the last axis.
-    ignore_index : int, optional
-        Elements with this target have loss 0, whatever their logit is, and do not count. By default all
-        elements count.
-    label_smoothing : float, optional
-        The share ε, 0 to 1, of the target that is spread evenly over yes and no.
-    reduction : {'mean', 'sum', 'none'}, optional
-        The mean over the elements that are not ignored, whatever their weights, their sum, or each
-        element's loss.
-    denominator : float, optional
-        Replaces the divisor of the mean; the number of rows, say, for the mean of sums over labels.
+    **options
+        Those of `BinaryCrossEntropyOptions` and `MeanOfElementsOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -128,10 +119,12 @@ def binary_cross_entropy(
     >>> round(xent_rs.binary_cross_entropy(logits, targets, pos_weight=[1, 1, 3]), 6)
     0.587692
     """
-    loss: float | NDArray[Any] = _xent_rs.binary_cross_entropy(
-        logits, targets, weight, pos_weight, ignore_index, label_smoothing, reduction, denominator
-    )
-    return loss
+    return _xent_rs.binary_cross_entropy(logits, targets, _LOSS, options)
+
+
+_GRADIENT = Options(
+    "binary_cross_entropy_with_grad", BinaryCrossEntropyOptions, MeanOfElementsOptions, GradientOptions
+)
 
 
 @overload
@@ -140,11 +133,9 @@ def binary_cross_entropy_with_grad(
     targets: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = ...,
-    denominator: float | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[_Options],
-) -> tuple[float, NDArray[Any]]: ...
+    denominator: Real | None = ...,
+    **options: Unpack[BinaryCrossEntropyGradientOptions],
+) -> tuple[float, Floats]: ...
 @overload
 def binary_cross_entropy_with_grad(
     logits: ArrayLike,
@@ -152,23 +143,21 @@ def binary_cross_entropy_with_grad(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[_Options],
-) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    **options: Unpack[BinaryCrossEntropyGradientOptions],
+) -> tuple[Floats, Floats]: ...
+@overload
 def binary_cross_entropy_with_grad(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
-    weight: ArrayLike | None = None,
-    pos_weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: Reduction = "mean",
-    denominator: float | None = None,
-    grad_output: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
-) -> tuple[float | NDArray[Any], NDArray[Any]]:
+    reduction: Reduction,
+    denominator: Real | None = ...,
+    **options: Unpack[BinaryCrossEntropyGradientOptions],
+) -> tuple[float | Floats, Floats]: ...
+@_GRADIENT.describe
+def binary_cross_entropy_with_grad(
+    logits: ArrayLike, targets: ArrayLike, **options: Any
+) -> tuple[float | Floats, Floats]:
     """`binary_cross_entropy` and its gradient with respect to the logits.
 
     The gradient of an element's loss is ``w·[(1 + (P - 1)·t')·sigmoid(x) - P·t']``, which without options is
@@ -178,13 +167,8 @@ def binary_cross_entropy_with_grad(
     ----------
     logits, targets : array_like
         As for `binary_cross_entropy`.
-    weight, pos_weight, ignore_index, label_smoothing, reduction, denominator
-        As for `binary_cross_entropy`.
-    grad_output : float or array_like, optional
-        Multiplies the gradient: the derivative of what follows with respect to the loss. A number, or, with
-        ``reduction='none'``, an array of the logits' shape.
-    out : ndarray, optional
-        Where the gradient goes, as for `cross_entropy_with_grad`; the logits' array itself is fine.
+    **options
+        Those of `binary_cross_entropy` and `GradientOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -215,15 +199,4 @@ def binary_cross_entropy_with_grad(
     >>> round(loss, 6), grad.round(4)
     (0.44019, array([-0.1192,  0.2689]))
     """
-    return _xent_rs.binary_cross_entropy_with_grad(
-        logits,
-        targets,
-        weight,
-        pos_weight,
-        ignore_index,
-        label_smoothing,
-        reduction,
-        denominator,
-        grad_output,
-        out,
-    )
+    return _xent_rs.binary_cross_entropy_with_grad(logits, targets, _GRADIENT, options)

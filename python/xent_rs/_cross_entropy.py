@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _xent_rs
+from ._options import (
+    CrossEntropyGradientOptions,
+    CrossEntropyHessianOptions,
+    CrossEntropyOptions,
+    DerivativesOptions,
+    Floats,
+    GradientOptions,
+    HessianOptions,
+    MeanOptions,
+    Options,
+    Real,
+    Reduction,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Reduction: TypeAlias = Literal["mean", "sum", "none"]
-
-
-class _TargetOptions(TypedDict, total=False):
-    weight: ArrayLike | None
-    sample_weight: ArrayLike | None
-    ignore_index: int
-    label_smoothing: float
-    temperature: float
-    axis: int
-
-
-class _Options(_TargetOptions, total=False):
-    z_loss: float
-    softcap: float | None
+_LOSS = Options("cross_entropy", CrossEntropyOptions, MeanOptions)
 
 
 @overload
@@ -34,8 +33,8 @@ def cross_entropy(
     targets: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = ...,
-    denominator: float | None = ...,
-    **options: Unpack[_Options],
+    denominator: Real | None = ...,
+    **options: Unpack[CrossEntropyOptions],
 ) -> float: ...
 @overload
 def cross_entropy(
@@ -44,23 +43,19 @@ def cross_entropy(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    **options: Unpack[_Options],
-) -> NDArray[Any]: ...
+    **options: Unpack[CrossEntropyOptions],
+) -> Floats: ...
+@overload
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
-    weight: ArrayLike | None = None,
-    sample_weight: ArrayLike | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    axis: int = -1,
-    reduction: Reduction = "mean",
-    denominator: float | None = None,
-) -> float | NDArray[Any]:
+    reduction: Reduction,
+    denominator: Real | None = ...,
+    **options: Unpack[CrossEntropyOptions],
+) -> float | Floats: ...
+@_LOSS.describe
+def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> float | Floats:
     """Cross-entropy of the softmax of logits with targets, classes or probabilities, in nats.
 
     With C classes, class weights w, a sample weight s and label smoothing ε, a row's loss is
@@ -82,30 +77,8 @@ def cross_entropy(
     targets : array_like of any integer dtype, or of any dtype that logits can have
         Integers are the class of each row: the shape of `logits` without `axis`. Floating targets of the
         shape of `logits` are probabilities: soft labels, or one-hot; they need not sum to 1.
-    weight : array_like of C real numbers, optional
-        A weight for each class.
-    sample_weight : array_like of real numbers, optional
-        A weight for each row: the shape of `logits` without `axis`.
-    ignore_index : int, optional
-        Rows with this target have loss 0, whatever their logits hold, and do not count. It does not concern
-        probabilities.
-    label_smoothing : float, optional
-        The share ε, 0 to 1, of the target that is spread evenly over all classes.
-    z_loss : float, optional
-        Factor of ``lse²``, which keeps the logits from drifting; at least 0.
-    softcap : float, optional
-        Bounds the logits, smoothly, to ±softcap; positive, and with float32 logits taken as 1e-60 at
-        least. A ``-inf`` class stays ``-inf``.
-    temperature : float, optional
-        Divides the logits, after the softcap; positive.
-    axis : int, optional
-        The axis of the classes; the last by default (it is axis 1 in PyTorch).
-    reduction : {'mean', 'sum', 'none'}, optional
-        The mean, the sum, or each row's loss. The mean of class indices divides by the sum of s·w[y] over the
-        rows that are not ignored, which without weights is their number; that of probabilities divides by
-        the sum of s.
-    denominator : float, optional
-        Replaces the divisor of the mean: a count of tokens under gradient accumulation, say.
+    **options
+        Those of `CrossEntropyOptions` and `MeanOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -172,21 +145,10 @@ def cross_entropy(
     >>> round(xent_rs.cross_entropy(logits, [0, 2], weight=[2, 1, 1]), 6)
     0.644224
     """
-    loss: float | NDArray[Any] = _xent_rs.cross_entropy(
-        logits,
-        targets,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        softcap,
-        temperature,
-        axis,
-        reduction,
-        denominator,
-    )
-    return loss
+    return _xent_rs.cross_entropy(logits, targets, _LOSS, options)
+
+
+_GRADIENT = Options("cross_entropy_with_grad", CrossEntropyOptions, MeanOptions, GradientOptions)
 
 
 @overload
@@ -195,11 +157,9 @@ def cross_entropy_with_grad(
     targets: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = ...,
-    denominator: float | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[_Options],
-) -> tuple[float, NDArray[Any]]: ...
+    denominator: Real | None = ...,
+    **options: Unpack[CrossEntropyGradientOptions],
+) -> tuple[float, Floats]: ...
 @overload
 def cross_entropy_with_grad(
     logits: ArrayLike,
@@ -207,27 +167,21 @@ def cross_entropy_with_grad(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[_Options],
-) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    **options: Unpack[CrossEntropyGradientOptions],
+) -> tuple[Floats, Floats]: ...
+@overload
 def cross_entropy_with_grad(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
-    weight: ArrayLike | None = None,
-    sample_weight: ArrayLike | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    axis: int = -1,
-    reduction: Reduction = "mean",
-    denominator: float | None = None,
-    grad_output: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
-) -> tuple[float | NDArray[Any], NDArray[Any]]:
+    reduction: Reduction,
+    denominator: Real | None = ...,
+    **options: Unpack[CrossEntropyGradientOptions],
+) -> tuple[float | Floats, Floats]: ...
+@_GRADIENT.describe
+def cross_entropy_with_grad(
+    logits: ArrayLike, targets: ArrayLike, **options: Any
+) -> tuple[float | Floats, Floats]:
     r"""`cross_entropy` and its gradient with respect to the logits.
 
     The gradient of a row's loss is :math:`(\mathrm{softmax}(x / T)_c - [c = y]) / T` for the class y; in
@@ -244,18 +198,8 @@ def cross_entropy_with_grad(
     ----------
     logits, targets : array_like
         As for `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
-        As for `cross_entropy`.
-    temperature, axis, reduction, denominator
-        As for `cross_entropy`.
-    grad_output : float or array_like, optional
-        Multiplies the gradient: the derivative of what follows with respect to the loss. A number, or, with
-        ``reduction='none'``, one for each row.
-    out : ndarray, optional
-        Where the gradient goes: an array of the logits' shape, in float32, float16 or bfloat16 for logits of
-        these types and in float64 for float64 logits. It may be the logits' array itself, which the gradient
-        then overwrites, and must share no memory with an input otherwise. Without it the gradient is new,
-        and from 16 MiB on it lies, where it can, in memory that an earlier one left (see `release_memory`).
+    **options
+        Those of `cross_entropy` and `GradientOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -305,22 +249,10 @@ def cross_entropy_with_grad(
     >>> grad is logits
     True
     """
-    return _xent_rs.cross_entropy_with_grad(
-        logits,
-        targets,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        softcap,
-        temperature,
-        axis,
-        reduction,
-        denominator,
-        grad_output,
-        out,
-    )
+    return _xent_rs.cross_entropy_with_grad(logits, targets, _GRADIENT, options)
+
+
+_HESSIAN = Options("cross_entropy_with_grad_hess", HessianOptions, MeanOptions, DerivativesOptions)
 
 
 @overload
@@ -329,11 +261,9 @@ def cross_entropy_with_grad_hess(
     targets: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = ...,
-    denominator: float | None = ...,
-    out: NDArray[Any] | None = ...,
-    hess_out: NDArray[Any] | None = ...,
-    **options: Unpack[_TargetOptions],
-) -> tuple[float, NDArray[Any], NDArray[Any]]: ...
+    denominator: Real | None = ...,
+    **options: Unpack[CrossEntropyHessianOptions],
+) -> tuple[float, Floats, Floats]: ...
 @overload
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,
@@ -341,25 +271,21 @@ def cross_entropy_with_grad_hess(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    out: NDArray[Any] | None = ...,
-    hess_out: NDArray[Any] | None = ...,
-    **options: Unpack[_TargetOptions],
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+    **options: Unpack[CrossEntropyHessianOptions],
+) -> tuple[Floats, Floats, Floats]: ...
+@overload
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
-    weight: ArrayLike | None = None,
-    sample_weight: ArrayLike | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    temperature: float = 1.0,
-    axis: int = -1,
-    reduction: Reduction = "mean",
-    denominator: float | None = None,
-    out: NDArray[Any] | None = None,
-    hess_out: NDArray[Any] | None = None,
-) -> tuple[float | NDArray[Any], NDArray[Any], NDArray[Any]]:
+    reduction: Reduction,
+    denominator: Real | None = ...,
+    **options: Unpack[CrossEntropyHessianOptions],
+) -> tuple[float | Floats, Floats, Floats]: ...
+@_HESSIAN.describe
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike, targets: ArrayLike, **options: Any
+) -> tuple[float | Floats, Floats, Floats]:
     """`cross_entropy`, its gradient and the diagonal of its Hessian, as gradient boosting wants them.
 
     The second derivative of a row's loss with respect to each of its logits is, with p = softmax(z),
@@ -370,16 +296,16 @@ def cross_entropy_with_grad_hess(
     where t is what the loss multiplies ``lse - z`` by: for a class y its weight ``w[y]``, which is 1 by
     default. That of the mean is divided by what the mean divides by.
 
+    Boosting needs ``reduction='sum'``. With the default, 'mean', the Hessians of all rows together sum to
+    less than 1, which is XGBoost's ``min_child_weight``: it then splits nothing, so that nothing is trained,
+    and it says nothing.
+
     Parameters
     ----------
     logits, targets : array_like
         As for `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, temperature, axis, reduction, denominator
-        As for `cross_entropy`.
-    out : ndarray, optional
-        Where the gradient goes, as for `cross_entropy_with_grad`.
-    hess_out : ndarray, optional
-        Where the diagonal goes, under the same conditions; it shares no memory with `out`.
+    **options
+        Those of `HessianOptions`, `MeanOptions` and `DerivativesOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -416,17 +342,4 @@ def cross_entropy_with_grad_hess(
     >>> grad.round(6), hess.round(6)
     (array([[ 0.2,  0.3, -0.5]]), array([[0.16, 0.21, 0.25]]))
     """
-    return _xent_rs.cross_entropy_with_grad_hess(
-        logits,
-        targets,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        temperature,
-        axis,
-        reduction,
-        denominator,
-        out,
-        hess_out,
-    )
+    return _xent_rs.cross_entropy_with_grad_hess(logits, targets, _HESSIAN, options)

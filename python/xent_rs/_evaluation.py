@@ -6,11 +6,16 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _xent_rs
+from ._options import EvaluateOptions, EvaluatorOptions, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class Evaluation:
     ignored: int
 
 
+_EVALUATOR = Options("Evaluator", EvaluatorOptions)
+_EVALUATE = Options("evaluate", EvaluateOptions)
+
+
+@_EVALUATOR.describe
 class Evaluator:
     """Evaluate logits that come in batches, in any order and in any number of processes.
 
@@ -63,24 +73,10 @@ class Evaluator:
     An evaluator can be pickled. It is not meant to be updated by several threads at once: give each its own
     and merge them.
 
-    Logits are capped before they are divided, if there is a `softcap`.
-
     Parameters
     ----------
-    top_k : iterable of int, default (1, 5)
-        The ``k`` for which the result holds the share of rows whose target is among the ``k`` largest logits.
-    weight : array_like of C real numbers, optional
-        A weight for each class in the loss; it is copied. Accuracy, `top_k` and entropy count rows alike.
-    ignore_index : int, default -100
-        Rows with this target do not count.
-    label_smoothing, z_loss : float, default 0.0
-        As for `cross_entropy`; they change the loss, and with it perplexity and bits.
-    softcap : float, optional
-        Bounds the logits, smoothly, to ±softcap.
-    temperature : float, default 1.0
-        The logits are divided by it, after the softcap.
-    axis : int, default -1
-        The axis of the classes.
+    **options
+        Those of `EvaluatorOptions` (`xent_rs._options`).
 
     Raises
     ------
@@ -106,38 +102,28 @@ class Evaluator:
     (4.0, 2.0, 0.6666666666666666, 3, 1)
     """
 
-    def __init__(
-        self,
-        *,
-        top_k: Iterable[int] = (1, 5),
-        weight: ArrayLike | None = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-        softcap: float | None = None,
-        temperature: float = 1.0,
-        axis: int = -1,
-    ) -> None:
+    def __init__(self, **options: Unpack[EvaluatorOptions]) -> None:
+        _EVALUATOR.check(options)
+        given = {**_EVALUATOR.defaults, **options}
+        top_k, weight, softcap = given["top_k"], given["weight"], given["softcap"]
         if not isinstance(top_k, Iterable):
             raise TypeError(f"top_k is {top_k!r}; expected several positive integers")
         self._top_k = tuple(sorted({_integer(k, "top_k contains") for k in top_k}))
         if self._top_k and self._top_k[0] < 1:
             raise ValueError(f"top_k contains {self._top_k[0]}; expected positive integers")
-        self._ignore_index = _integer(ignore_index, "ignore_index is")
-        self._axis = _integer(axis, "axis is")
-        # The other options are checked where they are used: by a batch without rows.
+        # The weights are checked where they are used: by a batch without rows.
         shape = (1,) if weight is None else np.shape(weight)
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"weight has shape {shape}; expected (C,), one number a class")
         nothing = np.zeros((0, shape[0]), np.float32), np.zeros(0, np.int64)
-        _xent_rs.evaluate(
-            *nothing, (), weight, None, self._ignore_index, label_smoothing, z_loss, softcap, temperature, -1
-        )
+        _xent_rs.evaluate(*nothing, (), _EVALUATOR, {"weight": weight})
         self._weight = None if weight is None else np.array(weight, np.float64)
-        self._label_smoothing = float(label_smoothing)
-        self._z_loss = float(z_loss)
+        self._ignore_index = operator.index(given["ignore_index"])
+        self._label_smoothing = float(given["label_smoothing"])
+        self._z_loss = float(given["z_loss"])
         self._softcap = None if softcap is None else float(softcap)
-        self._temperature = float(temperature)
+        self._temperature = float(given["temperature"])
+        self._axis = operator.index(given["axis"])
 
         self._loss = _ExactSum()
         self._weight_sum = _ExactSum()
@@ -174,14 +160,8 @@ class Evaluator:
             logits,
             targets,
             tuple(self._hits),
-            self._weight,
-            sample_weight,
-            self._ignore_index,
-            self._label_smoothing,
-            self._z_loss,
-            self._softcap,
-            self._temperature,
-            self._axis,
+            _EVALUATE,
+            {**self._options(), "sample_weight": sample_weight},
         )
         self._add(_ExactSum.of(loss), _ExactSum.of(weight), _ExactSum.of(entropy), hits, rows, ignored)
 
@@ -265,20 +245,8 @@ class Evaluator:
         }
 
 
-def evaluate(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    *,
-    top_k: Iterable[int] = (1, 5),
-    weight: ArrayLike | None = None,
-    sample_weight: ArrayLike | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    axis: int = -1,
-) -> Evaluation:
+@_EVALUATE.describe
+def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOptions]) -> Evaluation:
     """Evaluate logits: mean loss, perplexity, accuracy and entropy, in one pass over the memory.
 
     With ``z = logits / temperature`` and ``p = softmax(z)``: the loss is ``mean(logsumexp(z) - z[target])``,
@@ -291,11 +259,8 @@ def evaluate(
         One row of logits for each target, the classes along `axis`; any number of other axes, including none.
     targets : array_like of integers
         The classes, in the shape of `logits` without `axis`.
-    top_k, weight, ignore_index, label_smoothing, z_loss, softcap, temperature, axis
-        As for `Evaluator`.
-    sample_weight : array_like of real numbers, optional
-        A weight for each row in the loss, in the shape of `targets`; by default 1. Accuracy, `top_k` and
-        entropy count rows alike.
+    **options
+        Those of `EvaluateOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -337,16 +302,10 @@ def evaluate(
     >>> round(result.bits, 6), round(result.perplexity, 6), result.accuracy, result.top_k
     (1.5, 2.828427, 0.5, {1: 0.5, 2: 1.0})
     """
-    evaluator = Evaluator(
-        top_k=top_k,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        softcap=softcap,
-        temperature=temperature,
-        axis=axis,
-    )
+    _EVALUATE.check(options)
+    given: dict[str, Any] = {**options}
+    sample_weight = given.pop("sample_weight", None)
+    evaluator = Evaluator(**given)
     evaluator.update(logits, targets, sample_weight=sample_weight)
     return evaluator.result()
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _xent_rs
+from ._options import (
+    AllKlDivergenceOptions,
+    Floats,
+    GradientOptions,
+    KlDivergenceGradientOptions,
+    KlDivergenceOptions,
+    Options,
+    Real,
+    Reduction,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._cross_entropy import Reduction
 
-
-class _Options(TypedDict, total=False):
-    temperature: float
-    axis: int
-    sample_weight: ArrayLike | None
+_LOSS = Options("kl_divergence", AllKlDivergenceOptions)
 
 
 @overload
@@ -26,8 +31,8 @@ def kl_divergence(
     target_logits: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = ...,
-    denominator: float | None = ...,
-    **options: Unpack[_Options],
+    denominator: Real | None = ...,
+    **options: Unpack[KlDivergenceOptions],
 ) -> float: ...
 @overload
 def kl_divergence(
@@ -36,24 +41,26 @@ def kl_divergence(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    **options: Unpack[_Options],
-) -> NDArray[Any]: ...
+    **options: Unpack[KlDivergenceOptions],
+) -> Floats: ...
+@overload
 def kl_divergence(
     logits: ArrayLike,
     target_logits: ArrayLike,
     *,
-    temperature: float = 1.0,
-    axis: int = -1,
-    reduction: Reduction = "mean",
-    sample_weight: ArrayLike | None = None,
-    denominator: float | None = None,
-) -> float | NDArray[Any]:
+    reduction: Reduction,
+    denominator: Real | None = ...,
+    **options: Unpack[KlDivergenceOptions],
+) -> float | Floats: ...
+@_LOSS.describe
+def kl_divergence(logits: ArrayLike, target_logits: ArrayLike, **options: Any) -> float | Floats:
     r"""Kullback-Leibler divergence KL(teacher || model) of the softmax of two arrays of logits, in nats.
 
     A row's loss is :math:`\sum_c t_c (\log t_c - \log p_c)` with the model's
     :math:`p = \mathrm{softmax}(x / T)` and the teacher's :math:`t = \mathrm{softmax}(x^t / T)`. It is the
     cross-entropy with the teacher's probabilities minus their entropy, which is what distillation minimises.
-    There is no factor T²: multiply by ``temperature**2`` for gradients that do not shrink as T grows.
+    The temperature T divides both logits. There is no factor T²: multiply by ``temperature**2`` for gradients
+    that do not shrink as T grows.
 
     Parameters
     ----------
@@ -61,16 +68,8 @@ def kl_divergence(
         Those of the model; see `cross_entropy`.
     target_logits : array_like of float16, bfloat16, float32 or float64
         Those of the teacher: the shape of `logits`, in a dtype of their own.
-    temperature : float, optional
-        Divides both; positive.
-    axis : int, optional
-        The axis of the classes; the last by default.
-    reduction : {'mean', 'sum', 'none'}, optional
-        The mean over rows, which divides by the sum of `sample_weight`, their sum, or each row's divergence.
-    sample_weight : array_like of real numbers, optional
-        A weight for each row: the shape of `logits` without `axis`.
-    denominator : float, optional
-        Replaces the divisor of the mean.
+    **options
+        Those of `AllKlDivergenceOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -113,10 +112,10 @@ def kl_divergence(
     >>> round(xent_rs.kl_divergence(model, teacher) / math.log(2), 6)     # in bits
     0.25
     """
-    loss: float | NDArray[Any] = _xent_rs.kl_divergence(
-        logits, target_logits, temperature, axis, reduction, sample_weight, denominator
-    )
-    return loss
+    return _xent_rs.kl_divergence(logits, target_logits, _LOSS, options)
+
+
+_GRADIENT = Options("kl_divergence_with_grad", AllKlDivergenceOptions, GradientOptions)
 
 
 @overload
@@ -125,11 +124,9 @@ def kl_divergence_with_grad(
     target_logits: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = ...,
-    denominator: float | None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[_Options],
-) -> tuple[float, NDArray[Any]]: ...
+    denominator: Real | None = ...,
+    **options: Unpack[KlDivergenceGradientOptions],
+) -> tuple[float, Floats]: ...
 @overload
 def kl_divergence_with_grad(
     logits: ArrayLike,
@@ -137,37 +134,33 @@ def kl_divergence_with_grad(
     *,
     reduction: Literal["none"],
     denominator: None = ...,
-    grad_output: ArrayLike | None = ...,
-    out: NDArray[Any] | None = ...,
-    **options: Unpack[_Options],
-) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    **options: Unpack[KlDivergenceGradientOptions],
+) -> tuple[Floats, Floats]: ...
+@overload
 def kl_divergence_with_grad(
     logits: ArrayLike,
     target_logits: ArrayLike,
     *,
-    temperature: float = 1.0,
-    axis: int = -1,
-    reduction: Reduction = "mean",
-    sample_weight: ArrayLike | None = None,
-    denominator: float | None = None,
-    grad_output: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
-) -> tuple[float | NDArray[Any], NDArray[Any]]:
+    reduction: Reduction,
+    denominator: Real | None = ...,
+    **options: Unpack[KlDivergenceGradientOptions],
+) -> tuple[float | Floats, Floats]: ...
+@_GRADIENT.describe
+def kl_divergence_with_grad(
+    logits: ArrayLike, target_logits: ArrayLike, **options: Any
+) -> tuple[float | Floats, Floats]:
     r"""`kl_divergence` and its gradient with respect to the model's logits.
 
     The gradient of a row's divergence is :math:`(p - t) / T`, that of `cross_entropy` with the teacher's
-    probabilities; that of the mean is divided by what the mean divides by.
+    probabilities; that of the mean is divided by what the mean divides by. For distillation let
+    `grad_output` be ``temperature**2``.
 
     Parameters
     ----------
     logits, target_logits : array_like
         As for `kl_divergence`.
-    temperature, axis, reduction, sample_weight, denominator
-        As for `kl_divergence`.
-    grad_output : float or array_like, optional
-        As for `cross_entropy_with_grad`; ``temperature**2`` for distillation.
-    out : ndarray, optional
-        Where the gradient goes, as for `cross_entropy_with_grad`.
+    **options
+        Those of `kl_divergence` and `GradientOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -200,14 +193,4 @@ def kl_divergence_with_grad(
     >>> grad.round(6)
     array([[ 0.25,  0.  , -0.25]])
     """
-    return _xent_rs.kl_divergence_with_grad(
-        logits,
-        target_logits,
-        temperature,
-        axis,
-        reduction,
-        sample_weight,
-        denominator,
-        grad_output,
-        out,
-    )
+    return _xent_rs.kl_divergence_with_grad(logits, target_logits, _GRADIENT, options)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _xent_rs
+from ._options import Floats, LogSumExpOptions, Options, SelectionOptions, SoftmaxOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-def logsumexp(logits: ArrayLike, *, axis: int = -1, keepdims: bool = False, temperature: float = 1.0) -> Any:
+_LOG_SUM_EXP = Options("logsumexp", LogSumExpOptions)
+
+
+@_LOG_SUM_EXP.describe
+def logsumexp(logits: ArrayLike, **options: Unpack[LogSumExpOptions]) -> Floats:
     r"""Logarithm of the sum of exponentials, :math:`\log \sum_c e^{x_c / T}`.
 
     Parameters
     ----------
     logits : array_like of float16, bfloat16 (``ml_dtypes``), float32 or float64
         Any number of axes; see `cross_entropy`.
-    axis : int, optional
-        The axis to sum over; the last by default (all axes in `scipy.special.logsumexp`).
-    keepdims : bool, optional
-        Keep `axis`, with length 1.
-    temperature : float, optional
-        Divides the logits; positive.
+    **options
+        Those of `LogSumExpOptions` (`xent_rs._options`).
 
     Returns
     -------
-    ndarray or scalar
+    ndarray
         Of the logits' shape without `axis`, float32, or float64 for float64 logits. A row of only ``-inf``
         has ``-inf``, a row with a NaN or ``+inf`` NaN.
 
@@ -50,25 +54,22 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, keepdims: bool = False, temp
     >>> print(xent_rs.logsumexp(np.array([1000.0, 1000.0])))
     1000.6931471805599
     """
-    return _xent_rs.logsumexp(logits, axis, keepdims, temperature)
+    return _xent_rs.logsumexp(logits, _LOG_SUM_EXP, options)
 
 
-def softmax(
-    logits: ArrayLike, *, axis: int = -1, temperature: float = 1.0, out: NDArray[Any] | None = None
-) -> NDArray[Any]:
+_SOFTMAX = Options("softmax", SoftmaxOptions)
+
+
+@_SOFTMAX.describe
+def softmax(logits: ArrayLike, **options: Unpack[SoftmaxOptions]) -> Floats:
     r"""Probabilities of the classes, :math:`e^{x_c / T} / \sum_k e^{x_k / T}`.
 
     Parameters
     ----------
     logits : array_like of float16, bfloat16 (``ml_dtypes``), float32 or float64
         Any number of axes; see `cross_entropy`.
-    axis : int, optional
-        The axis of the classes; the last by default (all axes in `scipy.special.softmax`).
-    temperature : float, optional
-        Divides the logits; positive.
-    out : ndarray, optional
-        Where the result goes, under the same conditions as for `cross_entropy_with_grad`; the logits' array
-        itself is fine.
+    **options
+        Those of `SoftmaxOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -97,18 +98,22 @@ def softmax(
     >>> xent_rs.softmax(np.array([0.0, np.log(2.0), -np.inf])).round(4)
     array([0.3333, 0.6667, 0.    ])
     """
-    return _xent_rs.softmax(logits, axis, temperature, out)
+    return _xent_rs.softmax(logits, _SOFTMAX, options)
 
 
-def log_softmax(
-    logits: ArrayLike, *, axis: int = -1, temperature: float = 1.0, out: NDArray[Any] | None = None
-) -> NDArray[Any]:
+_LOG_SOFTMAX = Options("log_softmax", SoftmaxOptions)
+
+
+@_LOG_SOFTMAX.describe
+def log_softmax(logits: ArrayLike, **options: Unpack[SoftmaxOptions]) -> Floats:
     r"""Log-probabilities of the classes, :math:`x_c / T - \log \sum_k e^{x_k / T}`.
 
     Parameters
     ----------
-    logits, axis, temperature, out
+    logits : array_like
         As for `softmax`.
+    **options
+        Those of `SoftmaxOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -138,12 +143,14 @@ def log_softmax(
     >>> print(*[f"{value:.3e}" for value in xent_rs.log_softmax(np.array([17.0, 0.0], dtype=np.float32))])
     -4.140e-08 -1.700e+01
     """
-    return _xent_rs.log_softmax(logits, axis, temperature, out)
+    return _xent_rs.log_softmax(logits, _LOG_SOFTMAX, options)
 
 
-def selective_log_softmax(
-    logits: ArrayLike, index: ArrayLike, *, axis: int = -1, temperature: float = 1.0
-) -> NDArray[Any]:
+_SELECTION = Options("selective_log_softmax", SelectionOptions)
+
+
+@_SELECTION.describe
+def selective_log_softmax(logits: ArrayLike, index: ArrayLike, **options: Unpack[SelectionOptions]) -> Floats:
     r"""Log-probabilities of K chosen classes in each row, :math:`x_k / T - \log \sum_c e^{x_c / T}`.
 
     The logits are read once, in place; nothing of their size is allocated.
@@ -154,11 +161,9 @@ def selective_log_softmax(
         Any number of axes; see `cross_entropy`.
     index : array_like of any integer dtype
         K classes for each row: the shape of `logits` without `axis`, and then one axis of length K, which may
-        be 0. A class may come twice.
-    axis : int, optional
-        The axis of the classes in `logits`; the last by default. Those of `index` are always in its last.
-    temperature : float, optional
-        Divides the logits; positive.
+        be 0, in the last axis wherever the classes of `logits` are. A class may come twice.
+    **options
+        Those of `SelectionOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -193,4 +198,4 @@ def selective_log_softmax(
     array([[0.5 , 0.25],
            [0.75, 0.75]])
     """
-    return _xent_rs.selective_log_softmax(logits, index, axis, temperature)
+    return _xent_rs.selective_log_softmax(logits, index, _SELECTION, options)

@@ -2,55 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
+from ._options import Floats, Options, RowStatisticsOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class RowStatistics(NamedTuple):
     """What `row_statistics` returns: for each field an array with one number a row.
 
-    The arrays have the shape of the logits without the axis of the classes, and are scalars for a single
-    sample. They are float32, or float64 for float64 logits, but for `argmax` and `target_rank`, which are
-    int64.
+    The arrays have the shape of the logits without the axis of the classes. They are float32, or float64 for
+    float64 logits, but for `argmax` and `target_rank`, which are int64.
 
     Attributes
     ----------
-    logsumexp : ndarray or scalar
+    logsumexp : ndarray
         ``log Σ exp z``, in nats.
-    argmax : ndarray or scalar
+    argmax : ndarray
         The class with the largest logit; of equal ones the first, as in `numpy.argmax`.
-    max_probability : ndarray or scalar
+    max_probability : ndarray
         Its probability.
-    entropy : ndarray or scalar
+    entropy : ndarray
         Entropy of the model's distribution in nats, ``-Σ p·log p``.
-    target_log_probability : ndarray, scalar or None
+    target_log_probability : ndarray or None
         ``z[target] - logsumexp`` in nats, 0 for rows that are ignored; None without targets. Its negative is
         the loss of each row.
-    target_rank : ndarray, scalar or None
+    target_rank : ndarray or None
         How many classes rank above the target: 0 if it is the `argmax`. Of equal logits the first ranks
         higher. -1 for rows that are ignored, hold a NaN or ``+inf``, or are all ``-inf``; None without
         targets.
     """
 
-    logsumexp: Any
-    argmax: Any
-    max_probability: Any
-    entropy: Any
-    target_log_probability: Any
-    target_rank: Any
+    logsumexp: Floats
+    argmax: NDArray[np.int64]
+    max_probability: Floats
+    entropy: Floats
+    target_log_probability: Floats | None
+    target_rank: NDArray[np.int64] | None
 
 
+_STATISTICS = Options("row_statistics", RowStatisticsOptions)
+
+
+@_STATISTICS.describe
 def row_statistics(
-    logits: ArrayLike,
-    targets: ArrayLike | None = None,
-    *,
-    axis: int = -1,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    ignore_index: int = -100,
+    logits: ArrayLike, targets: ArrayLike | None = None, **options: Unpack[RowStatisticsOptions]
 ) -> RowStatistics:
     """Log-sum-exp, argmax, its probability, entropy, and the target's log-probability and rank, of each row.
 
@@ -65,14 +67,8 @@ def row_statistics(
         Any number of axes; see `cross_entropy`.
     targets : array_like of any integer dtype, optional
         The class of each row: the shape of `logits` without `axis`.
-    axis : int, optional
-        The axis of the classes; the last by default.
-    softcap : float, optional
-        Bounds the logits, smoothly, to ±softcap; positive.
-    temperature : float, optional
-        Divides the logits, after the softcap; positive.
-    ignore_index : int, optional
-        Rows with this target have `target_log_probability` 0 and `target_rank` -1.
+    **options
+        Those of `RowStatisticsOptions` (`xent_rs._options`).
 
     Returns
     -------
@@ -114,4 +110,4 @@ def row_statistics(
     >>> statistics.max_probability.round(6), (statistics.entropy / np.log(2)).round(6)
     (array([0.5 , 0.75]), array([1.5     , 1.061278]))
     """
-    return RowStatistics(*_xent_rs.row_statistics(logits, targets, axis, softcap, temperature, ignore_index))
+    return RowStatistics(*_xent_rs.row_statistics(logits, targets, _STATISTICS, options))

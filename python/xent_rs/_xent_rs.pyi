@@ -1,13 +1,21 @@
-"""The compiled module: every argument explicit, every default in the public function of the same name."""
+"""The compiled module. Its functions take all options of a public one, and those that a call gives."""
 
-from typing import Any, TypedDict, type_check_only
+from collections.abc import Mapping
+from typing import Any, TypeAlias, TypedDict, type_check_only
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Self
+
+_Floats: TypeAlias = NDArray[np.floating[Any]]
+_Integers: TypeAlias = NDArray[np.int64]
+_Options: TypeAlias = Mapping[str, Any]
 
 __version__: str
 
 __all__ = [
     "InternalError",
+    "Keywords",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
@@ -47,120 +55,42 @@ class Config(TypedDict):
 
 class InternalError(RuntimeError): ...
 
+class Keywords:
+    def __new__(cls, function: str, defaults: dict[str, Any]) -> Self: ...
+    def check(self, given: _Options) -> None: ...
+
 def cross_entropy(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    weight: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    temperature: float,
-    axis: int,
-    reduction: str,
-    denominator: float | None,
-) -> Any: ...
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> float | _Floats: ...
 def cross_entropy_with_grad(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    weight: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    temperature: float,
-    axis: int,
-    reduction: str,
-    denominator: float | None,
-    grad_output: ArrayLike | None,
-    out: NDArray[Any] | None,
-) -> tuple[Any, NDArray[Any]]: ...
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> tuple[float | _Floats, _Floats]: ...
 def cross_entropy_with_grad_hess(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    weight: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    label_smoothing: float,
-    temperature: float,
-    axis: int,
-    reduction: str,
-    denominator: float | None,
-    out: NDArray[Any] | None,
-    hess_out: NDArray[Any] | None,
-) -> tuple[Any, NDArray[Any], NDArray[Any]]: ...
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> tuple[float | _Floats, _Floats, _Floats]: ...
 def binary_cross_entropy(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    weight: ArrayLike | None,
-    pos_weight: ArrayLike | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    reduction: str,
-    denominator: float | None,
-) -> Any: ...
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> float | _Floats: ...
 def binary_cross_entropy_with_grad(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    weight: ArrayLike | None,
-    pos_weight: ArrayLike | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    reduction: str,
-    denominator: float | None,
-    grad_output: ArrayLike | None,
-    out: NDArray[Any] | None,
-) -> tuple[Any, NDArray[Any]]: ...
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> tuple[float | _Floats, _Floats]: ...
 def kl_divergence(
-    logits: ArrayLike,
-    target_logits: ArrayLike,
-    temperature: float,
-    axis: int,
-    reduction: str,
-    sample_weight: ArrayLike | None,
-    denominator: float | None,
-) -> Any: ...
+    logits: ArrayLike, target_logits: ArrayLike, keywords: Keywords, options: _Options
+) -> float | _Floats: ...
 def kl_divergence_with_grad(
-    logits: ArrayLike,
-    target_logits: ArrayLike,
-    temperature: float,
-    axis: int,
-    reduction: str,
-    sample_weight: ArrayLike | None,
-    denominator: float | None,
-    grad_output: ArrayLike | None,
-    out: NDArray[Any] | None,
-) -> tuple[Any, NDArray[Any]]: ...
-def logsumexp(logits: ArrayLike, axis: int, keepdims: bool, temperature: float) -> Any: ...
-def softmax(logits: ArrayLike, axis: int, temperature: float, out: NDArray[Any] | None) -> NDArray[Any]: ...
-def log_softmax(
-    logits: ArrayLike, axis: int, temperature: float, out: NDArray[Any] | None
-) -> NDArray[Any]: ...
+    logits: ArrayLike, target_logits: ArrayLike, keywords: Keywords, options: _Options
+) -> tuple[float | _Floats, _Floats]: ...
+def logsumexp(logits: ArrayLike, keywords: Keywords, options: _Options) -> _Floats: ...
+def softmax(logits: ArrayLike, keywords: Keywords, options: _Options) -> _Floats: ...
+def log_softmax(logits: ArrayLike, keywords: Keywords, options: _Options) -> _Floats: ...
 def selective_log_softmax(
-    logits: ArrayLike, index: ArrayLike, axis: int, temperature: float
-) -> NDArray[Any]: ...
+    logits: ArrayLike, index: ArrayLike, keywords: Keywords, options: _Options
+) -> _Floats: ...
 def row_statistics(
-    logits: ArrayLike,
-    targets: ArrayLike | None,
-    axis: int,
-    softcap: float | None,
-    temperature: float,
-    ignore_index: int,
-) -> tuple[Any, Any, Any, Any, Any, Any]: ...
+    logits: ArrayLike, targets: ArrayLike | None, keywords: Keywords, options: _Options
+) -> tuple[_Floats, _Integers, _Floats, _Floats, _Floats | None, _Integers | None]: ...
 def evaluate(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    top_k: tuple[int, ...],
-    weight: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    temperature: float,
-    axis: int,
+    logits: ArrayLike, targets: ArrayLike, top_k: tuple[int, ...], keywords: Keywords, options: _Options
 ) -> tuple[float, float, float, list[int], int, int]: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

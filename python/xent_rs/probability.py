@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ._options import Real, Reduction
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "entropy", "kl_divergence", "self_information"]
 
 _Array: TypeAlias = NDArray[np.float64]
 
 
-def self_information(p: ArrayLike, *, base: float = math.e) -> Any:
+def self_information(p: ArrayLike, *, base: Real = math.e) -> _Array:
     """Information of an event of probability p, ``-log p``.
 
     Parameters
@@ -34,7 +36,7 @@ def self_information(p: ArrayLike, *, base: float = math.e) -> Any:
 
     Returns
     -------
-    ndarray or scalar of float64
+    ndarray of float64
         Of the shape of `p`: infinity for the probability 0, NaN for NaN.
 
     Raises
@@ -62,10 +64,12 @@ def self_information(p: ArrayLike, *, base: float = math.e) -> Any:
     """
     log = _logarithm(base)
     with np.errstate(all="ignore"):
-        return 0.0 - log(_probabilities(p, "p"))
+        return np.asarray(0.0 - log(_probabilities(p, "p")))
 
 
-def entropy(p: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: float = math.e) -> Any:
+def entropy(
+    p: ArrayLike, *, axis: SupportsIndex | tuple[SupportsIndex, ...] | None = -1, base: Real = math.e
+) -> _Array:
     """Entropy of a distribution, ``-Σ p·log p``.
 
     Parameters
@@ -80,7 +84,7 @@ def entropy(p: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: floa
 
     Returns
     -------
-    ndarray or scalar of float64
+    ndarray of float64
         Of the shape of `p` without `axis`.
 
     Raises
@@ -113,12 +117,16 @@ def entropy(p: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: floa
     log = _logarithm(base)
     (p,) = _distributions(p=p)
     with np.errstate(all="ignore"):
-        return 0.0 - _sum(_product(p, log(p)), axis)
+        return np.asarray(0.0 - _sum(_product(p, log(p)), axis))
 
 
 def cross_entropy(
-    p: ArrayLike, q: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: float = math.e
-) -> Any:
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: SupportsIndex | tuple[SupportsIndex, ...] | None = -1,
+    base: Real = math.e,
+) -> _Array:
     """Cross-entropy of a model's probabilities q with the true ones p, ``-Σ p·log q``.
 
     Parameters
@@ -130,7 +138,7 @@ def cross_entropy(
 
     Returns
     -------
-    ndarray or scalar of float64
+    ndarray of float64
         Of the shape to which `p` and `q` broadcast, without `axis`. Infinity where the model excludes
         (``q = 0``) what can happen (``p > 0``).
 
@@ -163,12 +171,16 @@ def cross_entropy(
     log = _logarithm(base)
     p, q = _distributions(p=p, q=q)
     with np.errstate(all="ignore"):
-        return 0.0 - _sum(_product(p, log(q)), axis)
+        return np.asarray(0.0 - _sum(_product(p, log(q)), axis))
 
 
 def kl_divergence(
-    p: ArrayLike, q: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: float = math.e
-) -> Any:
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: SupportsIndex | tuple[SupportsIndex, ...] | None = -1,
+    base: Real = math.e,
+) -> _Array:
     """Kullback-Leibler divergence KL(p || q) of a model q from the truth p, ``Σ p·log(p / q)``.
 
     It is `cross_entropy` minus `entropy`: what it costs to believe `q`.
@@ -182,7 +194,7 @@ def kl_divergence(
 
     Returns
     -------
-    ndarray or scalar of float64
+    ndarray of float64
         Of the shape to which `p` and `q` broadcast, without `axis`; exactly 0 where they are equal. Infinity
         where ``q = 0`` and ``p > 0``.
 
@@ -223,24 +235,28 @@ def kl_divergence(
         near = np.log1p((p - q) / q) * log(math.e)
         far = np.where((ratio > 0) & np.isfinite(ratio), log(ratio), log(p) - log(q))
         logs = np.where((ratio > 0.5) & (ratio < 2), near, far)
-        return 0.0 + _sum(_product(p, np.where(p == q, 0.0, logs)), axis)
+        return np.asarray(0.0 + _sum(_product(p, np.where(p == q, 0.0, logs)), axis))
 
 
 @overload
 def binary_cross_entropy(
-    p: ArrayLike, targets: ArrayLike, *, reduction: Literal["mean", "sum"] = ..., base: float = ...
+    p: ArrayLike, targets: ArrayLike, *, reduction: Literal["mean", "sum"] = ..., base: Real = ...
 ) -> float: ...
 @overload
 def binary_cross_entropy(
-    p: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], base: float = ...
-) -> Any: ...
+    p: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], base: Real = ...
+) -> _Array: ...
+@overload
+def binary_cross_entropy(
+    p: ArrayLike, targets: ArrayLike, *, reduction: Reduction, base: Real = ...
+) -> float | _Array: ...
 def binary_cross_entropy(
     p: ArrayLike,
     targets: ArrayLike,
     *,
-    reduction: Literal["mean", "sum", "none"] = "mean",
-    base: float = math.e,
-) -> Any:
+    reduction: Reduction = "mean",
+    base: Real = math.e,
+) -> float | _Array:
     """Cross-entropy of probabilities of yes with targets, ``-(t·log p + (1 - t)·log(1 - p))``.
 
     Parameters
@@ -256,7 +272,7 @@ def binary_cross_entropy(
 
     Returns
     -------
-    float, or ndarray or scalar of float64
+    float or ndarray of float64
         For 'mean' and 'sum' a float; the mean of nothing is NaN. For 'none' an array of the shape to which
         `p` and `targets` broadcast. Infinity where `p` excludes what can happen.
 
@@ -296,14 +312,14 @@ def binary_cross_entropy(
         log_no = np.where(p < 0.5, np.log1p(-p) * log(math.e), log(1 - p))
         losses = 0.0 - (_product(targets, log(p)) + _product(1 - targets, log_no))
     if reduction == "none":
-        return losses
+        return np.asarray(losses)
     total = float(np.sum(losses))
     if reduction == "sum":
         return total
     return total / np.size(losses) if np.size(losses) else math.nan
 
 
-def _logarithm(base: float) -> Callable[[Any], Any]:
+def _logarithm(base: Real) -> Callable[[Any], Any]:
     """Return the logarithm to a base; exact for powers of 2 and 10 where NumPy is."""
     try:
         array = np.asarray(base)
@@ -325,7 +341,7 @@ def _product(weights: _Array, logs: _Array) -> _Array:
     return np.where((weights == 0) & ~np.isnan(logs), 0.0, weights * logs)
 
 
-def _sum(terms: _Array, axis: int | tuple[int, ...] | None) -> Any:
+def _sum(terms: _Array, axis: SupportsIndex | tuple[SupportsIndex, ...] | None) -> Any:
     """Return the sum along the axis."""
     for one in axis if isinstance(axis, tuple) else () if axis is None else (axis,):
         # NumPy's own error, also for numbers for which it has another.

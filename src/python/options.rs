@@ -8,6 +8,7 @@ use pyo3::types::{PyDict, PyString};
 
 use super::arguments::{self, integer, number, positive};
 use super::arrays::as_array;
+use super::guard;
 use crate::error::Error;
 use crate::loss::Reduction;
 use crate::row::Transform;
@@ -58,6 +59,11 @@ impl Keywords {
             }
         }
         Ok(Self { function, defaults: defaults.copy()?.unbind(), scalars: options.scalars })
+    }
+
+    /// Raise what a call with these options would raise for each by itself.
+    fn check(&self, given: &Bound<'_, PyDict>) -> PyResult<()> {
+        guard(|| self.options(given).map(|_| ()))
     }
 }
 
@@ -153,6 +159,8 @@ impl<'py> Options<'py> {
             "keepdims" => scalars.keepdims = value.is_truthy()?,
             "reduction" => scalars.reduction = arguments::reduction(value)?,
             "denominator" => scalars.denominator = Some(positive(name, value)?),
+            // The evaluator looks at it: what it asks for is more.
+            "top_k" => {}
             _ => return Err(PyTypeError::new_err(format!("no function reads the option '{name}'"))),
         }
         Ok(())
