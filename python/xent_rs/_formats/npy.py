@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import Layout, checked, excerpt
 
@@ -66,28 +68,44 @@ def header(file: IO[bytes]) -> Layout:
 
 
 @contextmanager
-def creating(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[IO[bytes]]:
-    """Give a file to write the numbers of a new ``.npy`` file to, in C order.
+def creating(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Give a function that appends numbers, in C order, to a new ``.npy`` file.
 
     The file gets its name when the block ends, in place of an older one, and vanishes if an exception ends
     the block. It is written rather than mapped, so that a full disk is an `OSError` and not a SIGBUS.
     """
-    path = Path(os.path.realpath(path))  # what a symbolic link names is replaced, not the link
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    target = Path(os.path.realpath(path))  # what a symbolic link names is replaced, not the link
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
     try:
-        file = unfinished.open("xb")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    try:
+        with _named(path):
+            file = unfinished.open("xb", buffering=0)  # so that closing writes nothing, and cannot fail
         with file:
-            description = {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": shape,
-            }
-            np.lib.format.write_array_header_1_0(file, description)
-            yield file
-        os.replace(unfinished, path)
+
+            def write(data: bytes) -> None:
+                rest = memoryview(data)
+                with _named(path):
+                    while rest:
+                        rest = rest[file.write(rest) :]
+
+            write(header.getvalue())
+            yield lambda numbers: write(numbers.astype(dtype, copy=False).tobytes())
+        with _named(path):
+            os.replace(unfinished, target)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors name the file that the user asked for."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
