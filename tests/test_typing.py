@@ -139,6 +139,13 @@ lse: NDArray[Any] = xent_rs.logsumexp(logits, keepdims=True)
 evaluation = xent_rs.evaluate(logits, targets, top_k=(1, 3), sample_weight=np.ones(4), z_loss=0.1)
 xent_rs.Evaluator(weight=[1.0] * 10, softcap=30).update(logits, targets, sample_weight=[1] * 4)
 assert_type(evaluation.loss, float)
+assert_type(evaluation.as_dict("valid/"), dict[str, float])
+assert_type(xent_rs.Evaluator().merge(xent_rs.Evaluator()), xent_rs.Evaluator)
+stored = xent_rs.io.open_array("stored.npy")
+for position, some_logits, some_targets in xent_rs.io.row_blocks(stored, stored):
+    assert_type(position, tuple[int, ...])
+for *_, some_weights in xent_rs.io.row_blocks(stored, stored, stored, axis=0):
+    kept = xent_rs.io.open_array("stored.npy").map()
 xent_rs.set_num_threads(2)
 assert_type(xent_rs.get_num_threads(), int)
 error: RuntimeError = xent_rs.InternalError("x")
@@ -151,6 +158,7 @@ xent_rs.cross_entropy(logits, targets, reduction="none", denominator=2)  # type:
 xent_rs.cross_entropy_with_grad_hess(logits, targets, z_loss=0.1)  # type: ignore[call-overload]
 xent_rs.kl_divergence(logits, logits, label_smoothing=0.1)  # type: ignore[call-overload]
 xent_rs.softmax(logits, out=[0.0])  # type: ignore[arg-type]
+xent_rs.oi  # type: ignore[attr-defined]
 xent_rs.set_num_threads("2")  # type: ignore[arg-type]
 """
 

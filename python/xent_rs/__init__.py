@@ -53,7 +53,7 @@ The command ``xent-rs`` does the same with files: ``xent-rs --help``.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import probability
 from ._binary_cross_entropy import binary_cross_entropy, binary_cross_entropy_with_grad
@@ -67,6 +67,14 @@ from ._xent_rs import InternalError, __version__
 
 if TYPE_CHECKING:
     from . import io as io
+else:
+
+    def __getattr__(name):
+        # On first use: with zipfile and json it takes longer to import than all the rest.
+        if name == "io":
+            return importlib.import_module(".io", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Evaluation",
@@ -93,13 +101,6 @@ __all__ = [
     "show_config",
     "softmax",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # On first use: with zipfile and json it takes longer to import than all the rest.
-    if name == "io":
-        return importlib.import_module(".io", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

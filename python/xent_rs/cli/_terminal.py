@@ -28,7 +28,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def names_file(action: argparse.Action) -> None:
-    """Mark an argument as the name of a file, for shells that complete it (see `completion`)."""
+    """Mark an argument as the name of a file, for shells that complete it (``--print-completion``)."""
     action.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # type: ignore[attr-defined]
 
 
