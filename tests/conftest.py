@@ -1,6 +1,7 @@
 """Fixtures that every test file uses, and the accuracy table at the end of a run."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,11 @@ from hypothesis import settings
 from xent_rs import _xent_rs
 
 from .bounds import worst_ratios
+
+# The background of a shell, and so much of continuous integration, ignores SIGINT; children inherit that, and
+# there would be no Ctrl-C to test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

@@ -168,6 +168,12 @@ def test_evaluate_prints_a_table(files, capsys):
     assert len(set(map(len, lines))) == 1
 
 
+def test_the_table_says_where_top_k_are_all_classes(files, capsys):
+    for top_k, labels in [("1,5,10", ["5", "10"]), ("11,12", ["11 (all 11)", "12 (all 11)"])]:
+        _, output, _ = run(capsys, "evaluate", "logits.npy", "targets.npy", "--top-k", top_k)
+        assert re.findall(r"^among the top (.*?)  ", output, re.MULTILINE) == labels
+
+
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
@@ -275,7 +281,202 @@ def test_a_wrong_target_is_named_by_its_place_in_the_file(files, capsys, monkeyp
     assert errors == "xent-rs: error: targets[37, 2] is 11; expected 0 to 10, or ignore_index -100\n"
 
 
+@pytest.mark.parametrize(("shape", "bad", "place"), [((40, 3), (0, 1), "[0, 1]"), ((), (), "")])
+def test_a_wrong_target_is_told_as_by_the_function(tmp_path, capsys, monkeypatch, shape, bad, place):
+    monkeypatch.chdir(tmp_path)
+    for value, ignore_index in [(-1, -100), (-100, 7), (200, -100)]:
+        logits, targets = np.zeros((*shape, 5), np.float32), np.zeros(shape, np.int16)
+        targets[bad] = value
+        np.save("logits.npy", logits)
+        np.save("targets.npy", targets)
+        with pytest.raises(IndexError) as error:
+            xent_rs.evaluate(logits, targets, ignore_index=ignore_index)
+        assert str(error.value).startswith(f"targets{place} is {value}; expected 0 to 4")
+        assert run(capsys, "evaluate", "logits.npy", "targets.npy", "--ignore-index", ignore_index) == (
+            1,
+            "",
+            f"xent-rs: error: {error.value}\n",
+        )
+
+
+def test_files_in_the_wrong_order_are_told_so(files, capsys):
+    write_safetensors("half.safetensors", logits=("BF16", files[0].astype(ml_dtypes.bfloat16)))
+    for targets, dtype in (("logits.npy", "float32"), ("half.safetensors", "bfloat16")):
+        assert run(capsys, "evaluate", "targets.npy", targets) == (
+            1,
+            "",
+            f"xent-rs: error: LOGITS holds int64 of shape (40, 3) and TARGETS {dtype} of shape (40, 3, 11): "
+            "are the two files swapped?\n",
+        )
+
+
+def small_blocks(monkeypatch, max_bytes=300):
+    blocks = xent_rs.io.row_blocks
+    monkeypatch.setattr(
+        xent_rs.io, "row_blocks", lambda *args, **options: blocks(*args, **options, max_bytes=max_bytes)
+    )
+
+
+@pytest.mark.parametrize("pair", FORMATS)
+def test_sample_weight(files, capsys, monkeypatch, pair):
+    logits, targets = files
+    weights = np.random.default_rng(1).uniform(0, 2, targets.shape)
+    np.save("weights.npy", weights)
+    np.savez("weights.npz", a=weights, b=weights[:1])
+    write_safetensors("weights.safetensors", a=("F64", weights))
+    evaluator = Evaluator()
+    evaluator.update(logits, targets, sample_weight=weights)
+    small_blocks(monkeypatch)
+    for name in ("weights.npy", "weights.npz:a", "weights.safetensors"):
+        status, output, errors = run(capsys, "evaluate", *pair, "--sample-weight", name, "--json")
+        assert (status, errors) == (0, "")
+        found = json.loads(output)
+        assert found["loss"] == pytest.approx(evaluator.result().loss, rel=1e-12)
+        assert found["accuracy"] == evaluator.result().accuracy
+
+
+OUTPUT_OPTIONS = {
+    "label_smoothing": 0.1,
+    "z_loss": 0.01,
+    "softcap": 5.0,
+    "temperature": 0.7,
+    "ignore_index": 3,
+}
+
+
+@pytest.mark.parametrize("options", [{}, OUTPUT_OPTIONS])
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("dtype", ["float16", "<f4", ">f4", "<f8", ">f8"])
+def test_output_has_the_loss_of_each_row(tmp_path, capsys, monkeypatch, options, axis, dtype):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    logits = np.moveaxis(random.standard_normal((40, 3, 11)), -1, axis).astype(dtype)
+    targets, weights = random.integers(11, size=(40, 3)), random.uniform(0, 2, (40, 3))
+    if not options:
+        targets[3:5] = -100
+    class_weights = np.arange(11) / 4
+    for name, value in (("l", logits), ("t", targets), ("s", weights), ("w", class_weights)):
+        np.save(f"{name}.npy", value)
+    small_blocks(monkeypatch)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    flags += ["--sample-weight=s.npy", "--weight=w.npy"] if options else []
+    if options:
+        options = {**options, "weight": class_weights, "sample_weight": weights}
+    Path("losses.npy").write_text("an older file")
+    status, output, errors = run(
+        capsys, "evaluate", "l.npy", "t.npy", f"--axis={axis}", "--json", "--output", "losses.npy", *flags
+    )
+    assert (status, errors) == (0, "")
+    found = np.load("losses.npy")
+    wanted = xent_rs.cross_entropy(logits, targets, axis=axis, reduction="none", **options)
+    assert (found.dtype, found.shape) == (wanted.dtype, (40, 3))
+    assert found.dtype == (np.float64 if dtype.endswith("8") else np.float32)
+    assert found.tobytes() == wanted.tobytes()
+    assert np.all(found[targets == options.get("ignore_index", -100)] == 0)
+    if not options:
+        mean = found.sum(dtype=np.float64) / (targets != -100).sum()
+        assert json.loads(output)["loss"] == pytest.approx(mean, rel=1e-6)
+    assert sorted(os.listdir()) == ["l.npy", "losses.npy", "s.npy", "t.npy", "w.npy"]
+
+
+@pytest.mark.parametrize("shape", [(4,), (0, 4)])
+def test_output_of_a_single_sample_and_of_no_rows(tmp_path, capsys, monkeypatch, shape):
+    monkeypatch.chdir(tmp_path)
+    np.save("l.npy", np.zeros(shape, np.float32))
+    np.save("t.npy", np.zeros(shape[:-1], np.int64))
+    assert run(capsys, "evaluate", "l.npy", "t.npy", "--output", "losses.npy")[0] == 0
+    found = np.load("losses.npy")
+    assert (found.shape, found.dtype) == (shape[:-1], np.float32)
+    assert np.all(found == np.float32(np.log(4)))
+
+
+def test_output_goes_where_a_link_points_and_has_the_usual_mode(files, capsys):
+    os.mkdir("folder")
+    os.symlink("folder/real.npy", "link.npy")
+    Path("folder/plain").write_text("")
+    assert run(capsys, "evaluate", "logits.npy", "targets.npy", "--output", "link.npy")[0] == 0
+    assert os.path.islink("link.npy")
+    assert np.load("folder/real.npy").shape == (40, 3)
+    assert os.stat("folder/real.npy").st_mode == os.stat("folder/plain").st_mode
+    assert sorted(os.listdir("folder")) == ["plain", "real.npy"]
+
+
+@pytest.mark.parametrize("failure", ["a wrong target", "Ctrl-C"])
+def test_after_a_failure_there_is_no_output_and_the_older_file_stays(files, capsys, monkeypatch, failure):
+    Path("losses.npy").write_text("an older file")
+    before = sorted(os.listdir())
+    small_blocks(monkeypatch)
+    if failure == "a wrong target":
+        _, targets = files
+        targets[39, 2] = 11
+        np.save("targets.npy", targets)
+        message = "xent-rs: error: targets[39, 2] is 11; expected 0 to 10, or ignore_index -100\n"
+        ends = (1, "", message)
+    else:
+        right, calls = Evaluator.update, []
+
+        def interrupted(*arguments, **options):
+            calls.append(1)
+            if len(calls) == 15:
+                raise KeyboardInterrupt
+            return right(*arguments, **options)
+
+        monkeypatch.setattr(Evaluator, "update", interrupted)
+        ends = (130, "", "")
+    assert run(capsys, "evaluate", "logits.npy", "targets.npy", "--output", "losses.npy") == ends
+    assert Path("losses.npy").read_text() == "an older file"
+    assert sorted(os.listdir()) == before
+
+
+def test_a_disk_that_is_full_leaves_no_output(files):
+    """Or a file that may not grow, which a test can have."""
+    before = sorted(os.listdir())
+    limit = 512
+    done = start(
+        *("evaluate", "logits.npy", "targets.npy", "--output", "losses.npy"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "xent-rs: error: losses.npy: File too large\n"
+    assert sorted(os.listdir()) == before
+
+
 ERRORS = [
+    (
+        ["logits.npy", "targets.npy", "--sample-weight", "three.npy"],
+        "three.npy: has shape (3,); expected (40, 3), the shape of targets.npy, one weight a row",
+    ),
+    (
+        ["logits.npy", "targets.npy", "--sample-weight", "both.npz:logits"],
+        "both.npz:logits: has shape (40, 3, 11); "
+        "expected (40, 3), the shape of targets.npy, one weight a row",
+    ),
+    (
+        ["logits.npy", "targets.npy", "--sample-weight", "both.npz"],
+        "both.npz: holds 'logits', 'targets'; choose one with both.npz:KEY",
+    ),
+    (
+        ["logits.npy", "targets.npy", "--output", "losses.txt"],
+        "losses.txt: unknown format; expected a .npy file",
+    ),
+    (
+        ["logits.npy", "targets.npy", "--output", "no/losses.npy"],
+        "no/losses.npy: No such file or directory",
+    ),
+    (["logits.npy", "targets.npy", "--output", "folder.npy"], "folder.npy: not a regular file"),
+    (
+        ["logits.npy", "both.npz:targets", "--output", "./logits.npy"],
+        "logits.npy: is read as logits.npy; expected a new file",
+    ),
+    (
+        ["logits.npy", "targets.npy", "--weight", "eleven.npy", "--output", "eleven.npy"],
+        "eleven.npy: is read as eleven.npy; expected a new file",
+    ),
+    (
+        ["twice.npy", "targets.npy"],
+        "twice.npy: 5408 bytes follow the array of shape (40, 3, 11); expected none "
+        "(a second numpy.save into the same file leaves another array there)",
+    ),
     (["missing.npy", "targets.npy"], "missing.npy: No such file or directory"),
     (["logits.npy", "missing.npz:a"], "missing.npz: No such file or directory"),
     (["logits.txt", "targets.npy"], "logits.txt: unknown format; expected a .npy, .npz or .safetensors file"),
@@ -327,16 +528,80 @@ def test_errors_are_one_line(files, capsys, arguments, message):
     np.save("int.npy", np.zeros(logits.shape, np.int64))
     np.save("float.npy", np.zeros((40, 3)))
     np.save("three.npy", np.ones(3))
+    np.save("eleven.npy", np.ones(11))
+    os.mkdir("folder.npy")
+    with open("twice.npy", "wb") as file:
+        np.save(file, logits)
+        np.save(file, logits)
     np.save("objects.npy", np.array([None]), allow_pickle=True)
     Path("truncated.npy").write_bytes(Path("logits.npy").read_bytes()[:-1])
     Path("text.npz").write_text("hello")
-    assert run(capsys, "evaluate", *arguments) == (1, "", f"xent-rs: error: {message}\n")
+    before = sorted(os.listdir())
+    status, output, errors = run(capsys, "evaluate", *arguments)
+    assert (status, output) == (1, "")
+    assert errors == f"xent-rs: error: {message}\n"
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--topk", "--top-k"),
+        ("--ignore_index=3", "--ignore-index"),
+        ("--sampleweight", "--sample-weight"),
+        ("--vresion", "--version"),
+        ("--nonsense", None),
+        ("nonsense", None),
+    ],
+)
+def test_an_unknown_option_is_told_which_may_be_meant(capsys, given, meant):
+    status, output, errors = run(capsys, "evaluate", "a.npy", "b.npy", given)
+    assert (status, output) == (2, "")
+    assert errors.startswith("usage: xent-rs evaluate")
+    hint = "" if meant is None else f" (did you mean {meant}?)"
+    assert errors.splitlines()[-1] == f"xent-rs evaluate: error: unrecognized arguments: {given}{hint}"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ev"], ["evaluate"]),
+        (["evaluate", "--so"], ["--softcap"]),
+        (["evaluate", "--dtype", "bf"], ["bfloat16"]),
+        (["evaluate", "log"], ["logits.npy"]),
+        (["evaluate", "--output", "lo"], ["logits.npy"]),
+        (["bench", "--qu"], ["--quick"]),
+    ],
+)
+def test_completion_in_bash(files, capsys, words, completed):
+    pytest.importorskip("shtab")
+    status, script, errors = run(capsys, "--print-completion", "bash")
+    assert (status, errors) == (0, "")
+    ask = f"""
+        COMP_WORDS=(xent-rs {" ".join(words)})
+        COMP_CWORD={len(words)}
+        $(complete -p xent-rs | grep -o "_shtab[^ ]*")
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (completed, "")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_completion_for_other_shells_names_every_option(capsys, shell):
+    pytest.importorskip("shtab")
+    status, script, errors = run(capsys, "--print-completion", shell)
+    assert (status, errors) == (0, "")
+    for name in ("evaluate", "--sample-weight", "--output", "--suite"):
+        assert name in script
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         [],
+        ["--print-completion"],
+        ["--print-completion", "fish"],
         ["nonsense"],
         ["evaluate"],
         ["evaluate", "a.npy"],
@@ -420,10 +685,14 @@ def test_a_file_larger_than_the_memory_it_may_use(tmp_path):
         logits,
         targets,
         "--json",
+        "--output",
+        tmp_path / "losses.npy",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["loss"] == pytest.approx(np.log(classes), rel=1e-7)
+    losses = np.load(tmp_path / "losses.npy")
+    assert (losses.shape, losses.dtype, set(losses)) == ((rows,), np.float32, {np.float32(np.log(classes))})
 
 
 def test_the_progress_bar_shows_on_a_terminal_only(files):
@@ -525,7 +794,7 @@ def test_control_characters_in_names_are_escaped(files, capsys):
         assert run(capsys, "evaluate", *arguments) == (1, "", f"xent-rs: error: {message}\n")
     status, output, errors = run(capsys, "evaluate", "x", "y", name)
     assert (status, output) == (2, "")
-    assert errors.splitlines()[-1] == f"xent-rs: error: unrecognized arguments: {shown}"
+    assert errors.splitlines()[-1] == f"xent-rs evaluate: error: unrecognized arguments: {shown}"
 
 
 @pytest.mark.parametrize("module", ["ml_dtypes", "tqdm"])
@@ -617,6 +886,11 @@ def test_demo_fails_loudly_on_a_wrong_loss(capsys, monkeypatch):
             "matplotlib",
             ["bench", "--plot", "a.png"],
             r"--plot needs matplotlib \(.*\): pip install \"xent_rs\[plot\]\"",
+        ),
+        (
+            "shtab",
+            ["--print-completion", "bash"],
+            r"--print-completion needs shtab \(not here\): pip install shtab",
         ),
     ],
 )

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import operator
 import pkgutil
+import pydoc
 import re
 from pathlib import Path
 
@@ -59,6 +60,26 @@ def test_public_names_are_documented(name):
                 f"{name} lacks {parameter}"
             )
         assert doctest.DocTestParser().get_examples(text), f"{name} lacks an example"
+
+
+def test_help_begins_with_the_public_names_in_groups():
+    text = xent_rs.__doc__
+    listed = re.findall(r"^(\w+) +-- \S", text, re.MULTILINE)
+    assert sorted(listed) == sorted(set(xent_rs.__all__) - {"__version__"} | {"io"})
+    assert len(re.findall(r"^-+$", text, re.MULTILINE)) >= 6
+    shown = pydoc.plain(pydoc.render_doc(xent_rs))
+    assert shown.index("cross_entropy  ") < shown.index("PACKAGE CONTENTS")
+    assert {"io", *xent_rs.__all__} == set(dir(xent_rs))
+
+
+def test_io_is_there_after_the_import_but_not_before_it_is_used(python):
+    python(
+        "import sys, xent_rs; assert 'xent_rs.io' not in sys.modules and 'zipfile' not in sys.modules; "
+        "assert callable(xent_rs.io.open_array); assert xent_rs.io is sys.modules['xent_rs.io']"
+    )
+    python("from xent_rs import io; assert callable(io.open_array)")
+    with pytest.raises(AttributeError, match=r"^module 'xent_rs' has no attribute 'oi'$"):
+        xent_rs.oi  # noqa: B018
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

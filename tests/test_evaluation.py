@@ -6,8 +6,10 @@ import itertools
 import math
 import pickle
 import re
+import sys
 from dataclasses import FrozenInstanceError, asdict, astuple
 from fractions import Fraction
+from xml.etree import ElementTree
 
 import ml_dtypes
 import numpy as np
@@ -298,10 +300,153 @@ def test_sums_beyond_float64_have_a_mean():
     assert evaluator.result().loss == 1.5e308
 
 
-def test_update_and_merge_return_nothing():
+def test_merge_returns_the_evaluator_and_update_nothing():
     evaluator, other = Evaluator(), Evaluator()
     assert evaluator.update(np.zeros((1, 2), np.float32), [0]) is None
-    assert evaluator.merge(other) is None
+    assert evaluator.merge(other) is evaluator
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_batches_of_other_widths_are_refused(axis, rows):
+    """Perplexities of other vocabularies have no mean."""
+    evaluator = Evaluator(axis=axis)
+    evaluator.update(np.zeros((2, 2), np.float32), [0, 1])
+    before = evaluator.result()
+    again = pickle.loads(pickle.dumps(evaluator))
+    shape = (rows, 5) if axis == -1 else (5, rows)
+    for each in (evaluator, again):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            each.update(np.zeros(shape), np.zeros(rows, int))
+        assert str(error.value) == (
+            f"logits have shape {shape}, 5 classes along axis {axis}; "
+            "expected 2 classes, as in the batches before"
+        )
+        assert each.result() == before
+    evaluator.update([[0.0, 0.0], [0.0, 0.0]], [0, 1])
+    assert evaluator.result().rows == 4
+
+
+def test_merge_refuses_other_widths():
+    narrow, wide, fresh = Evaluator(), Evaluator(), Evaluator()
+    narrow.update(np.zeros((1, 2)), [0])
+    wide.update(np.zeros((1, 3)), [0])
+    with pytest.raises(ValueError, match=r"^other has seen logits of 3 classes; expected 2$"):
+        narrow.merge(wide)
+    assert narrow.result().rows == 1
+    # An evaluator that has seen nothing takes either, and then no other.
+    fresh.merge(Evaluator()).merge(wide)
+    with pytest.raises(ValueError, match=r"^other has seen logits of 2 classes; expected 3$"):
+        fresh.merge(narrow)
+    assert wide.merge(Evaluator()).result().rows == 1
+
+
+def test_an_update_changes_everything_or_nothing(monkeypatch):
+    """Also if it is interrupted where it adds up."""
+    evaluator = Evaluator()
+    for batch in batches(2):
+        evaluator.update(*batch)
+    before = pickle.dumps(evaluator)
+    interrupted = set()
+    for at in range(1, 60):
+        steps = 0
+
+        def trace(frame, event, argument, at=at):
+            nonlocal steps
+            if frame.f_globals.get("__name__") == "xent_rs._evaluation":
+                steps += event == "line"
+                if steps == at:
+                    raise KeyboardInterrupt
+                return trace
+            return None
+
+        again = pickle.loads(before)
+        sys.settrace(trace)
+        try:
+            again.merge(evaluator)
+        except KeyboardInterrupt:
+            interrupted.add(at)
+        finally:
+            sys.settrace(None)
+        assert again.result().rows in (evaluator.result().rows, 2 * evaluator.result().rows)
+        assert again.result().loss == evaluator.result().loss
+        assert again.result().ignored == evaluator.result().ignored
+    assert len(interrupted) > 10
+
+
+def test_as_dict_is_flat():
+    result = evaluate(np.eye(4, dtype=np.float32), [0, 1, 2, -100], top_k=(1, 3))
+    figures = result.as_dict("valid/")
+    assert list(figures) == [
+        f"valid/{name}"
+        for name in (
+            "loss",
+            "perplexity",
+            "bits",
+            "accuracy",
+            "top_1",
+            "top_3",
+            "entropy",
+            "rows",
+            "ignored",
+        )
+    ]
+    assert {type(value) for value in figures.values()} == {float}
+    assert (figures["valid/loss"], figures["valid/top_3"], figures["valid/rows"]) == (
+        result.loss,
+        result.top_k[3],
+        3,
+    )
+    assert list(evaluate(np.zeros((1, 2)), [0], top_k=()).as_dict())[3:5] == ["accuracy", "entropy"]
+
+
+def test_an_evaluation_is_a_table_for_people_and_constructive_for_programs():
+    result = evaluate(np.eye(4, dtype=np.float32), [0, 1, 2, -100], top_k=(1, 3))
+    assert [re.split(" {2,}", line) for line in str(result).splitlines()] == [
+        ["rows", "3"],
+        ["ignored", "1"],
+        ["loss (nats)", f"{result.loss:.6g}"],
+        ["bits", f"{result.bits:.6g}"],
+        ["perplexity", f"{result.perplexity:.6g}"],
+        ["entropy (nats)", f"{result.entropy:.6g}"],
+        ["accuracy", "100.00%"],
+        ["among the top 3", "100.00%"],
+    ]
+    assert len(set(map(len, str(result).splitlines()))) == 1
+    assert eval(repr(result), {"Evaluation": Evaluation}) == result
+    html = ElementTree.fromstring(result._repr_html_())
+    assert [[cell.text for cell in row] for row in html.iter("tr")] == [
+        re.split(" {2,}", line) for line in str(result).splitlines()
+    ]
+
+
+TIES = [[1.0, 1, 0], [0, 2, 2], [3, 1, 0]], [0, 1, 0]
+
+
+def test_of_equal_logits_the_first_counts_as_larger_and_for_sklearn_the_last():
+    logits, targets = map(np.array, TIES)
+    naive = {
+        k: np.mean([y in np.argsort(-z, kind="stable")[:k] for z, y in zip(logits, targets, strict=True)])
+        for k in (1, 2, 3)
+    }
+    result = evaluate(logits, targets, top_k=(1, 2, 3))
+    assert result.top_k == naive == {1: 1.0, 2: 1.0, 3: 1.0}
+    assert result.accuracy == np.mean(logits.argmax(axis=1) == targets)
+    assert xent_rs.row_statistics(logits, targets).target_rank.tolist() == [0, 0, 0]
+    metrics = pytest.importorskip("sklearn.metrics")
+    assert metrics.top_k_accuracy_score(targets, logits, k=1, labels=range(3)) == pytest.approx(1 / 3)
+    # From the other end the first is the last.
+    backwards = evaluate(logits[:, ::-1], 2 - targets, top_k=(1, 2))
+    assert backwards.top_k[1] == metrics.top_k_accuracy_score(targets, logits, k=1, labels=range(3))
+    assert backwards.top_k[2] == metrics.top_k_accuracy_score(targets, logits, k=2, labels=range(3))
+
+
+def test_without_equal_logits_top_k_is_that_of_sklearn(random):
+    metrics = pytest.importorskip("sklearn.metrics")
+    logits, targets = random.standard_normal((50, 9)), random.integers(9, size=50)
+    result = evaluate(logits, targets, top_k=(1, 3))
+    for k, share in result.top_k.items():
+        assert share == pytest.approx(metrics.top_k_accuracy_score(targets, logits, k=k, labels=range(9)))
 
 
 def test_merging_leaves_the_other_alone_and_works_with_itself():

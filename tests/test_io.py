@@ -371,7 +371,7 @@ NPY = {
         "says that its .npy header has 60001 bytes; expected at most 10000",
     ),
     "header is shown": (npy(b"{\x1b[31m"), "damaged .npy header b'{\\x1b[31m\\n'"),
-    "header is cut": (npy(b"(" * 9000), f"damaged .npy header b'{'(' * 178}..."),
+    "header is cut": (npy(b"(" * 9000), f"damaged .npy header b'{'(' * 198}..."),
     "mixed keys": (npy(b"{1: 2, 'a': 3}"), None),
     "dtype is no dtype": (npy(descr(descr="nonsense")), None),
     "dtype is a number": (npy(descr(descr=4)), None),
@@ -398,6 +398,25 @@ NPY = {
         npy(descr(descr=[("a", "|O")]), bytes(48)),
         "holds Python objects, which are not read; expected numbers",
     ),
+    "more data": (
+        npy(descr(), bytes(25)),
+        "1 bytes follow the array of shape (2, 3); expected none "
+        "(a second numpy.save into the same file leaves another array there)",
+    ),
+    "a second array": (
+        2 * npy(descr(), bytes(24)),
+        f"{len(npy(descr(), bytes(24)))} bytes follow the array of shape (2, 3); expected none "
+        "(a second numpy.save into the same file leaves another array there)",
+    ),
+    "more data than none": (npy(descr(shape=(0, 3)), bytes(1)), None),
+    "records": (
+        npy(descr(descr=[("a", "<f4"), ("b", "<i8")]), bytes(72)),
+        "holds records of dtype [('a', '<f4'), ('b', '<i8')]; expected numbers",
+    ),
+    "text": (npy(descr(descr="<U5"), bytes(120)), "holds dtype <U5; expected numbers"),
+    "dates": (npy(descr(descr="<M8[s]"), bytes(48)), "holds dtype datetime64[s]; expected numbers"),
+    "arrays": (npy(descr(descr=("<f4", (2,))), bytes(48)), None),
+    "raw bytes": (npy(descr(descr="|V1"), bytes(6)), "holds raw bytes (V1); expected numbers"),
     "raw numbers": (
         npy(descr(descr="|V2"), bytes(12)),
         "holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "
@@ -423,6 +442,91 @@ def test_damaged_npy(tmp_path, case, place):
     assert str(error.value).startswith(f"{file}: ")
     if message is not None:
         assert str(error.value) == f"{file}: {message}"
+
+
+@pytest.mark.parametrize("records", [[("a", "u1"), ("b", "i1")], "2u1"])
+def test_records_of_two_bytes_are_not_bfloat16(tmp_path, records):
+    file = tmp_path / "a.npy"
+    file.write_bytes(npy(descr(descr=("u1", (2,)) if records == "2u1" else records), bytes(12)))
+    with pytest.raises(io.ArrayFileError):
+        io.open_array(file, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("savez", [np.savez, np.savez_compressed])
+def test_two_archives_in_one_npz_file_are_refused(tmp_path, savez):
+    """Only the last would be read."""
+    with (tmp_path / "a.npz").open("wb") as file:
+        savez(file, a=array((2, 3)))
+        before = file.tell()
+        savez(file, a=array((2, 3)))
+    with pytest.raises(io.ArrayFileError) as error:
+        io.open_array(tmp_path / "a.npz:a")
+    assert str(error.value) == (
+        f"{tmp_path / 'a.npz:a'}: {before} bytes precede the zip archive; expected none "
+        "(a second numpy.savez into the same file leaves another archive there)"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.npz:key", "a.safetensors", "a.safetensors:key"])
+def test_a_git_lfs_pointer_is_named(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 123456\n"
+    (tmp_path / name.partition(":")[0]).write_text(pointer)
+    with pytest.raises(io.ArrayFileError) as error:
+        io.open_array(tmp_path / name)
+    assert str(error.value) == (
+        f"{tmp_path / name}: is a Git LFS pointer, not the file that it stands for: run `git lfs pull`"
+    )
+
+
+@pytest.mark.parametrize("format", ["npy", "npz", "npz compressed", "safetensors"])
+def test_a_file_that_was_replaced_since_it_was_opened_is_refused(tmp_path, format):
+    """Of as many bytes, so that only the file itself tells."""
+    (tmp_path / "new").mkdir()
+    name = save(tmp_path, a=array((3, 4)))[format]
+    save(tmp_path / "new", a=array((3, 4)))
+    np.save(tmp_path / "targets.npy", np.zeros(3, np.int64))
+    stored, targets = io.open_array(name), io.open_array(tmp_path / "targets.npy")
+    again = pickle.loads(pickle.dumps(stored))
+    blocks = io.row_blocks(stored, targets, max_bytes=16)
+    next(blocks)
+    os.replace(tmp_path / "new" / stored.path.name, stored.path)
+    assert len(list(blocks)) == 2, "the file is open: its numbers are the ones that were checked"
+    for opened in (stored, again):
+        for read in (opened.map, lambda opened=opened: list(io.row_blocks(opened, targets))):
+            with pytest.raises(io.ArrayFileError) as error:
+                read()
+            assert str(error.value) == f"{name}: has changed since it was opened"
+    same(io.open_array(name).map(), array((3, 4)))
+
+
+def test_a_file_that_was_written_again_since_it_was_opened_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", array((3, 4)))
+    stored = io.open_array(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", array((5, 4)))
+    with pytest.raises(io.ArrayFileError, match="has changed since it was opened"):
+        stored.map()
+
+
+def test_sample_weights_come_with_their_rows(tmp_path):
+    logits, targets, weights = array((3, 5, 4)), np.arange(12).reshape(3, 4), array((3, 4), "float64")
+    for name, value in (("logits", logits), ("targets", targets), ("weights", weights)):
+        np.save(tmp_path / f"{name}.npy", value)
+    stored = [io.open_array(tmp_path / f"{name}.npy") for name in ("logits", "targets", "weights")]
+    for max_bytes in (1, 100, 1 << 20):
+        found = []
+        for position, some_logits, some_targets, some_weights in io.row_blocks(
+            *stored, axis=1, max_bytes=max_bytes
+        ):
+            index = tuple(slice(a, a + n) for a, n in zip(position, some_weights.shape, strict=True))
+            same(some_weights, weights[index])
+            same(some_targets, targets[index])
+            same(some_logits, logits[index[0], :, index[1]])
+            found.append(some_weights.ravel())
+        same(np.concatenate(found), weights.ravel())  # rows come in C order
+    with pytest.raises(
+        ValueError, match=r"^sample_weight has shape \(3, 5, 4\); expected \(3, 4\), one number a row$"
+    ):
+        list(io.row_blocks(stored[0], stored[1], stored[0], axis=1))
 
 
 @pytest.mark.parametrize("place", ["npy", "npz compressed"])

@@ -1,7 +1,9 @@
 """`selective_log_softmax` and `row_statistics`: figures of each row, and nothing of the logits' size."""
 
 import math
+import re
 from functools import partial
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -259,3 +261,43 @@ def test_selected_with_every_class_is_log_softmax(random):
     )
     first = xent_rs.selective_log_softmax(np.moveaxis(logits, -1, 0).copy(), index, axis=0)
     np.testing.assert_allclose(first, xent_rs.log_softmax(logits), rtol=1e-6)
+
+
+def test_statistics_are_a_table_for_people_and_constructive_for_programs():
+    names = {"array": np.array, "RowStatistics": xent_rs.RowStatistics, "float32": np.float32, "nan": NAN}
+    logits = np.log(np.array([[[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]]], np.float32))
+    found = xent_rs.row_statistics(logits, [[2, 1]])
+    assert [line.split("  ") for line in re.sub("  +", "  ", str(found)).splitlines()] == [
+        ["row", *found._fields],
+        ["0, 0", f"{found.logsumexp[0, 0]:.6g}", "0", "0.5", "1.03972", "-1.38629", "2"],
+        ["0, 1", f"{found.logsumexp[0, 1]:.6g}", "1", "0.75", "0.735622", "-0.287682", "0"],
+    ]
+    html = ElementTree.fromstring(found._repr_html_())
+    assert [[cell.text for cell in row] for row in html.iter("tr")] == [
+        line.split("  ") for line in re.sub("  +", "  ", str(found)).splitlines()
+    ]
+    again = eval(repr(found), names)
+    assert all(np.array_equal(a, b) for a, b in zip(again, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [
+        ((3,), [""]),
+        ((0, 3), []),
+        ((10, 3), [*map(str, range(10))]),
+        ((11, 3), ["0", "1", "2", "3", "4", "...", "6", "7", "8", "9", "10"]),
+        ((4, 5, 3), ["0, 0", "0, 1", "0, 2", "0, 3", "0, 4", "...", *(f"3, {i}" for i in range(5))]),
+    ],
+)
+def test_the_table_of_statistics_has_the_first_rows_and_the_last(shape, shown):
+    heading, *lines = xent_rs.row_statistics(np.zeros(shape, np.float32))._table()
+    assert heading == ["row", "logsumexp", "argmax", "max_probability", "entropy"]
+    assert [line[0] for line in lines] == shown
+    assert {len(line) for line in lines} <= {5}
+
+
+def test_the_table_of_statistics_has_whole_classes():
+    logits = np.zeros((1, 1_234_568), np.float32)
+    logits[0, -1] = 1
+    assert "  1234567  " in str(xent_rs.row_statistics(logits))

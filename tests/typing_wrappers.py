@@ -109,6 +109,11 @@ def results(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     evaluator.update(logits, targets, sample_weight=[1] * 4)
     assert_type(evaluator.result(), xent_rs.Evaluation)
     assert_type(statistics, xent_rs.RowStatistics)
+    assert_type(evaluation.as_dict("valid/"), dict[str, float])
+    assert_type(xent_rs.Evaluator().merge(xent_rs.Evaluator()), xent_rs.Evaluator)
+    stored = xent_rs.io.open_array("stored.npy")
+    for position, _some_logits, _some_targets in xent_rs.io.row_blocks(stored, stored):
+        assert_type(position, tuple[int, ...])
     error: RuntimeError = xent_rs.InternalError("x")
     assert_type(xent_rs.get_num_threads(), int)
     assert_type(error.args, tuple[Any, ...])
@@ -133,4 +138,5 @@ def refused(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     xent_rs.kl_divergence(logits, logits, label_smoothing=0.1)  # type: ignore[call-overload]
     xent_rs.softmax(logits, out=[0.0])  # type: ignore[arg-type]
     xent_rs.softmax(logits, softcap=30.0)  # type: ignore[call-arg]
+    xent_rs.oi  # type: ignore[attr-defined]  # noqa: B018
     xent_rs.set_num_threads("2")  # type: ignore[arg-type]

@@ -1,4 +1,59 @@
-"""Softmax cross-entropy and its gradient on the CPU, at the speed of the memory."""
+"""Softmax cross-entropy and its gradient on the CPU, at the speed of the memory.
+
+Losses take logits: arrays of float16, bfloat16, float32 or float64 with the classes along the last axis, or
+along `axis`. Each function has formulas, shapes, errors and examples: ``help(xent_rs.cross_entropy)``.
+
+Loss of classes or probabilities
+--------------------------------
+cross_entropy                       -- softmax cross-entropy
+cross_entropy_with_grad             -- the loss and its derivative with respect to the logits
+cross_entropy_with_grad_hess        -- and the diagonal of the second derivative, for gradient boosting
+
+Loss of n-hot and multi-label targets
+-------------------------------------
+binary_cross_entropy                -- sigmoid cross-entropy, element by element
+binary_cross_entropy_with_grad      -- the loss and its derivative
+
+Distillation
+------------
+kl_divergence                       -- KL(teacher || model), both given by logits
+kl_divergence_with_grad             -- the divergence and its derivative
+
+Evaluation
+----------
+evaluate                            -- loss, perplexity, accuracy, top-k accuracy and entropy in one pass
+Evaluator                           -- the same, of logits that come in batches or from several processes
+Evaluation                          -- what both return
+row_statistics                      -- log-sum-exp, argmax, entropy, the target's rank, ... of each row
+RowStatistics                       -- what it returns
+
+Softmax
+-------
+logsumexp                           -- log of the sum of the exponentials
+softmax                             -- probabilities
+log_softmax                         -- their logarithms
+selective_log_softmax               -- log-probabilities of a few chosen classes in each row
+
+Modules
+-------
+probability                         -- formulas of a textbook, of probabilities instead of logits
+io                                  -- arrays in .npy, .npz and .safetensors files, larger than memory
+
+Settings
+--------
+set_num_threads                     -- set the number of threads
+get_num_threads                     -- get it
+release_memory                      -- give memory that is kept for results back to the system
+show_config                         -- version, instruction set, threads: for a bug report
+InternalError                       -- what a fault of this package raises; please report it
+
+The command ``xent-rs`` does the same with files: ``xent-rs --help``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from . import probability
 from ._binary_cross_entropy import binary_cross_entropy, binary_cross_entropy_with_grad
@@ -9,6 +64,17 @@ from ._settings import get_num_threads, release_memory, set_num_threads, show_co
 from ._softmax import log_softmax, logsumexp, selective_log_softmax, softmax
 from ._statistics import RowStatistics, row_statistics
 from ._xent_rs import InternalError, __version__
+
+if TYPE_CHECKING:
+    from . import io as io
+else:
+
+    def __getattr__(name):
+        # On first use: with zipfile and json it takes longer to import than all the rest.
+        if name == "io":
+            return importlib.import_module(".io", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Evaluation",
@@ -35,3 +101,7 @@ __all__ = [
     "show_config",
     "softmax",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "io"])

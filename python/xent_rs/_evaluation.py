@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from . import _xent_rs
 from ._options import EvaluateOptions, EvaluatorOptions, Options
+from ._tables import html_table, text_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class Evaluation:
     """What a model's logits say about the targets, averaged over the rows that are not ignored.
 
-    With no such row every mean is NaN.
+    With no such row every mean is NaN. `print` shows it as a table, and so do notebooks.
 
     Attributes
     ----------
@@ -37,7 +38,9 @@ class Evaluation:
         Share of the rows whose target has the largest logit, 0 to 1. Of equal logits the first counts as
         larger.
     top_k : dict of int to float
-        For each ``k``: share of the rows whose target is among the ``k`` largest logits, 0 to 1.
+        For each ``k``: share of the rows whose target is among the ``k`` largest logits, 0 to 1. Of equal
+        logits the first counts as larger. A ``k`` of all classes or more finds every target: 1.0 then says
+        nothing of the model.
     entropy : float
         Mean entropy of the model's own distribution in nats, ``mean(-sum(p * ln(p)))``.
     rows : int
@@ -55,6 +58,60 @@ class Evaluation:
     rows: int
     ignored: int
 
+    def as_dict(self, prefix: str = "") -> dict[str, float]:
+        """Return all figures in one flat dict, as loggers of experiments take them.
+
+        Parameters
+        ----------
+        prefix : str, optional
+            What each name begins with.
+
+        Returns
+        -------
+        dict of str to float
+            The fields by name, those of `top_k` as ``top_1``, ``top_5``.
+
+        Examples
+        --------
+        >>> from xent_rs import evaluate
+        >>> figures = evaluate([[1.0, 0.0, 2.0], [3.0, 0.0, 1.0]], [0, 0], top_k=(1, 2)).as_dict("test/")
+        >>> list(figures)[:6]
+        ['test/loss', 'test/perplexity', 'test/bits', 'test/accuracy', 'test/top_1', 'test/top_2']
+        >>> figures["test/top_1"], figures["test/top_2"], figures["test/rows"]
+        (0.5, 1.0, 2.0)
+        """
+        flat: dict[str, float] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "top_k":
+                flat.update({f"top_{k}": share for k, share in value.items()})
+            else:
+                flat[field.name] = float(value)
+        return {prefix + name: value for name, value in flat.items()}
+
+    def __str__(self) -> str:
+        return text_table(self._table())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._table())
+
+    def _table(self, classes: int | None = None) -> list[tuple[str, str]]:
+        """Return names and figures for people; with the number of classes, says which `top_k` are all."""
+
+        def among(k: int) -> str:
+            return f"among the top {k}" + (f" (all {classes})" if classes and classes <= k else "")
+
+        return [
+            ("rows", f"{self.rows:,}"),
+            ("ignored", f"{self.ignored:,}"),
+            ("loss (nats)", f"{self.loss:.6g}"),
+            ("bits", f"{self.bits:.6g}"),
+            ("perplexity", f"{self.perplexity:.6g}"),
+            ("entropy (nats)", f"{self.entropy:.6g}"),
+            ("accuracy", f"{self.accuracy:.2%}"),
+            *((among(k), f"{share:.2%}") for k, share in self.top_k.items() if k != 1),
+        ]
+
 
 _EVALUATOR = Options("Evaluator", EvaluatorOptions)
 _EVALUATE = Options("evaluate", EvaluateOptions)
@@ -70,8 +127,8 @@ class Evaluator:
     the way evaluators are merged changes a bit of the result. Those of a batch are rounded: other batches of
     the same rows may differ in the last bits.
 
-    An evaluator can be pickled. It is not meant to be updated by several threads at once: give each its own
-    and merge them.
+    All batches have the same number of classes. An evaluator can be pickled. It is not meant to be updated by
+    several threads at once: give each its own and merge them.
 
     Parameters
     ----------
@@ -125,13 +182,9 @@ class Evaluator:
         self._temperature = float(given["temperature"])
         self._axis = operator.index(given["axis"])
 
-        self._loss = _ExactSum()
-        self._weight_sum = _ExactSum()
-        self._entropy = _ExactSum()
         # The accuracy is the share of hits for k = 1, asked for or not.
-        self._hits = dict.fromkeys(sorted({1, *self._top_k}), 0)
-        self._rows = 0
-        self._ignored = 0
+        self._ks = tuple(sorted({1, *self._top_k}))
+        self._sums = _Sums(hits=(0,) * len(self._ks))
 
     def update(
         self, logits: ArrayLike, targets: ArrayLike, *, sample_weight: ArrayLike | None = None
@@ -152,20 +205,36 @@ class Evaluator:
         Raises
         ------
         TypeError, ValueError
-            If a dtype or a shape is not as described. The evaluator is then as it was before.
+            If a dtype or a shape is not as described, or if the batches before had another number of
+            classes. The evaluator is then as it was before.
         IndexError
             If a target is neither a class nor `ignore_index`. The evaluator is then as it was before.
         """
         loss, weight, entropy, hits, rows, ignored = _xent_rs.evaluate(
             logits,
             targets,
-            tuple(self._hits),
+            self._ks,
             _EVALUATE,
             {**self._options(), "sample_weight": sample_weight},
         )
-        self._add(_ExactSum.of(loss), _ExactSum.of(weight), _ExactSum.of(entropy), hits, rows, ignored)
+        shape = np.shape(logits)
+        classes = shape[self._axis]
+        if self._sums.classes not in (None, classes):
+            raise ValueError(
+                f"logits have shape {shape}, {classes} classes along axis {self._axis}; "
+                f"expected {self._sums.classes} classes, as in the batches before"
+            )
+        self._sums += _Sums(
+            _ExactSum.of(loss),
+            _ExactSum.of(weight),
+            _ExactSum.of(entropy),
+            tuple(hits),
+            rows,
+            ignored,
+            classes,
+        )
 
-    def merge(self, other: Evaluator) -> None:
+    def merge(self, other: Evaluator) -> Evaluator:
         """Add everything that another evaluator has seen.
 
         Parameters
@@ -173,12 +242,17 @@ class Evaluator:
         other : Evaluator
             An evaluator with the same options; it stays as it is.
 
+        Returns
+        -------
+        Evaluator
+            This evaluator.
+
         Raises
         ------
         TypeError
             If `other` is not an evaluator.
         ValueError
-            If `other` has other options.
+            If `other` has other options, or has seen another number of classes.
         """
         if not isinstance(other, Evaluator):
             raise TypeError(f"other is a {type(other).__name__}; expected an Evaluator")
@@ -186,9 +260,11 @@ class Evaluator:
             found = other._options()[name]
             if not _equal(found, expected):
                 raise ValueError(f"other has {name} {_text(found)}; expected {_text(expected)}")
-        self._add(
-            other._loss, other._weight_sum, other._entropy, other._hits.values(), other._rows, other._ignored
-        )
+        seen, expected = other._sums.classes, self._sums.classes
+        if None not in (seen, expected) and seen != expected:
+            raise ValueError(f"other has seen logits of {seen} classes; expected {expected}")
+        self._sums += other._sums
+        return self
 
     def result(self) -> Evaluation:
         """Return the means over everything seen so far.
@@ -198,39 +274,26 @@ class Evaluator:
         Evaluation
             The means; NaN where no row counts.
         """
-        loss = self._loss.over(self._weight_sum)
-        shares = {k: count / self._rows if self._rows else math.nan for k, count in self._hits.items()}
+        sums = self._sums
+        loss = sums.loss.over(sums.weight)
+        shares = {
+            k: count / sums.rows if sums.rows else math.nan
+            for k, count in zip(self._ks, sums.hits, strict=True)
+        }
         return Evaluation(
             loss=loss,
             perplexity=_exp(loss),
             bits=loss / math.log(2.0),
             accuracy=shares[1],
             top_k={k: shares[k] for k in self._top_k},
-            entropy=self._entropy.over(_ExactSum(self._rows * _ONE)),
-            rows=self._rows,
-            ignored=self._ignored,
+            entropy=sums.entropy.over(_ExactSum(sums.rows * _ONE)),
+            rows=sums.rows,
+            ignored=sums.ignored,
         )
-
-    def _add(
-        self,
-        loss: _ExactSum,
-        weight: _ExactSum,
-        entropy: _ExactSum,
-        hits: Iterable[int],
-        rows: int,
-        ignored: int,
-    ) -> None:
-        # Nothing is changed in place, so that a shallow copy is a copy.
-        self._loss += loss
-        self._weight_sum += weight
-        self._entropy += entropy
-        self._hits = {k: before + more for (k, before), more in zip(self._hits.items(), hits, strict=True)}
-        self._rows += rows
-        self._ignored += ignored
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={_text(value)}" for name, value in self._options().items())
-        return f"<Evaluator({options}): {self._rows} rows, {self._ignored} ignored>"
+        return f"<Evaluator({options}): {self._sums.rows} rows, {self._sums.ignored} ignored>"
 
     def _options(self) -> dict[str, object]:
         return {
@@ -285,8 +348,9 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     -----
     The loss is that of ``torch.nn.functional.cross_entropy`` and the mean of
     ``optax.softmax_cross_entropy_with_integer_labels``; the perplexity is ``torchmetrics.text.Perplexity``.
-    The accuracies are ``sklearn.metrics.top_k_accuracy_score`` and, but for ties,
-    ``keras.metrics.SparseTopKCategoricalAccuracy``.
+    The accuracies are, but for ties, ``sklearn.metrics.top_k_accuracy_score`` and
+    ``keras.metrics.SparseTopKCategoricalAccuracy``. Of equal logits the first class counts as larger here, as
+    for `numpy.argmax`; for scikit-learn the last does, and Keras counts all that equal the k-th largest.
 
     References
     ----------
@@ -345,6 +409,30 @@ class _ExactSum:
 
 
 _ONE = 1 << 1074
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What an evaluator has seen, in one value: what interrupts an update comes before or after all of it."""
+
+    loss: _ExactSum = _ExactSum()
+    weight: _ExactSum = _ExactSum()
+    entropy: _ExactSum = _ExactSum()
+    hits: tuple[int, ...] = ()
+    rows: int = 0
+    ignored: int = 0
+    classes: int | None = None
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.loss + other.loss,
+            self.weight + other.weight,
+            self.entropy + other.entropy,
+            tuple(a + b for a, b in zip(self.hits, other.hits, strict=True)),
+            self.rows + other.rows,
+            self.ignored + other.ignored,
+            other.classes if self.classes is None else self.classes,
+        )
 
 
 def _exp(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,13 +10,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
 from ._options import Floats, Options, RowStatisticsOptions
+from ._tables import html_table, text_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_SHOWN = 10  # rows of a table; of more, half from either end
+
 
 class RowStatistics(NamedTuple):
     """What `row_statistics` returns: for each field an array with one number a row.
+
+    `print` shows them as a table, and so do notebooks: the first rows and the last.
 
     The arrays have the shape of the logits without the axis of the classes. They are float32, or float64 for
     float64 logits, but for `argmax` and `target_rank`, which are int64.
@@ -45,6 +51,31 @@ class RowStatistics(NamedTuple):
     entropy: Floats
     target_log_probability: Floats | None
     target_rank: NDArray[np.int64] | None
+
+    def __str__(self) -> str:
+        return text_table(self._table())
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._table()
+        return html_table(rows, header)
+
+    def _table(self) -> list[list[str]]:
+        """Return the headings, then for each row that is shown its index and its numbers."""
+        columns = {name: np.asarray(values) for name, values in self._asdict().items() if values is not None}
+        shape = columns["logsumexp"].shape
+        count = math.prod(shape)
+        shown = range(count) if count <= _SHOWN else [*range(_SHOWN // 2), *range(count - _SHOWN // 2, count)]
+        lines = [["row", *columns]]
+        for row in shown:
+            index = np.unravel_index(row, shape)
+            numbers = [values[index] for values in columns.values()]
+            shown_numbers = (
+                f"{number:.6g}" if number.dtype.kind == "f" else f"{number}" for number in numbers
+            )
+            lines.append([", ".join(map(str, index)), *shown_numbers])
+        if count > _SHOWN:
+            lines.insert(1 + _SHOWN // 2, ["..."] * len(lines[0]))
+        return lines
 
 
 _STATISTICS = Options("row_statistics", RowStatisticsOptions)
@@ -93,8 +124,9 @@ def row_statistics(
     With ``lp`` the log-softmax, which it does not make, these are in PyTorch ``logits.logsumexp(-1)``,
     ``lp.max(-1)``, ``torch.distributions.Categorical(logits=logits).entropy()`` and
     ``lp.gather(-1, targets[..., None])``; JAX (for optax) and ``keras.ops`` have ``logsumexp``, ``argmax``
-    and ``take_along_axis``. scikit-learn's ``top_k_accuracy_score`` is the share of ranks below k. The
-    entropy is that of [1]_.
+    and ``take_along_axis``. scikit-learn's ``top_k_accuracy_score`` is the share of ranks below k, if no
+    logits are equal: of equal ones the last ranks highest there, and the first here. The entropy is that of
+    [1]_.
 
     References
     ----------

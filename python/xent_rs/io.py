@@ -23,7 +23,6 @@ Examples
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import os
@@ -36,43 +35,24 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._formats import Choose, Layout, dtype_named, excerpt, npy, npz, safetensors
+
 __all__ = ["ArrayFileError", "StoredArray", "open_array", "row_blocks"]
 
 Index = tuple[slice, ...]
+Position = tuple[int, ...]
 _Order = Literal["C", "F"]
-_T = TypeVar("_T")
 
-_MAX_AXES = 32  # NumPy 1.26; NumPy 2 allows 64
-
-# NumPy and the safetensors library refuse longer headers, too.
-_MAX_NPY_HEADER = 10_000
-_MAX_SAFETENSORS_HEADER = 100_000_000
-_SAFETENSORS_DTYPES = {
-    "BF16": "bfloat16",
-    "F16": "<f2",
-    "F32": "<f4",
-    "F64": "<f8",
-    "I8": "i1",
-    "I16": "<i2",
-    "I32": "<i4",
-    "I64": "<i8",
-    "U8": "u1",
-    "U16": "<u2",
-    "U32": "<u4",
-    "U64": "<u8",
-}
-
-_LOCAL_ZIP_HEADER = struct.Struct("<4s22xHH")
 _COPY_BYTES = 1 << 20
-_MAX_EXCERPT = 200
+_LONGEST = 500  # text of an error, which may quote a file
+_GIT_LFS = b"version https://git-lfs"
 
 
 class ArrayFileError(ValueError):
@@ -99,6 +79,9 @@ class StoredArray:
         The dtype, big-endian ones as stored.
     fortran_order : bool
         Whether the first axis varies fastest.
+    stamp : tuple of int
+        Inode, size and time of the last change of the file, by which it is known again: a file that has
+        another one when its numbers are wanted is refused.
     """
 
     name: str
@@ -108,6 +91,7 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran_order: bool
+    stamp: tuple[int, int, int]
 
     @property
     def nbytes(self) -> int:
@@ -126,13 +110,8 @@ class StoredArray:
         """
         if self.nbytes == 0:
             return np.empty(self.shape, self.dtype)
-        with _readable(self.name):
-            if self.member is None:
-                return self._map(self.path, self.offset, self.shape)
-            with tempfile.TemporaryFile() as file, self._open_member() as stream:
-                shutil.copyfileobj(stream, file, _COPY_BYTES)
-                file.flush()
-                return self._map(file, 0, self.shape)
+        with _readable(self.name), self._open() as file:
+            return self._whole(file)
 
     def blocks(self, indices: Iterable[Index]) -> Iterator[NDArray[Any]]:
         """Yield the blocks of the array that are asked for, each a tuple of slices of step 1, one an axis.
@@ -142,7 +121,7 @@ class StoredArray:
         block that is neither, the array is mapped as a whole, as in `map`.
         """
         whole = None
-        with _readable(self.name), self._runs() as read_run:
+        with _readable(self.name), self._open() as file, self._runs(file) as read_run:
             for index in indices:
                 shape = tuple(part.stop - part.start for part in index)
                 if 0 in shape:
@@ -154,18 +133,25 @@ class StoredArray:
                 if whole is None and last - first + 1 == math.prod(shape):
                     block = read_run(first, shape)
                 if block is None:
-                    whole = self.map() if whole is None else whole
+                    whole = self._whole(file) if whole is None else whole
                     block = whole[index]
                 yield block
 
     @contextmanager
-    def _runs(self) -> Iterator[Callable[[int, tuple[int, ...]], NDArray[Any] | None]]:
-        """Open the file; give a function that reads a run of numbers, or None if it is not the next."""
+    def _open(self) -> Iterator[IO[bytes]]:
+        """Open the file, if it is still the one that was checked."""
+        with self.path.open("rb") as file:
+            if _stamp(file) != self.stamp:
+                raise ArrayFileError(f"{self.name}: has changed since it was opened")
+            yield file
+
+    @contextmanager
+    def _runs(self, file: IO[bytes]) -> Iterator[Callable[[int, tuple[int, ...]], NDArray[Any] | None]]:
+        """Give a function that reads a run of numbers, or None if it is not the next."""
         if self.member is None:
-            with self.path.open("rb") as file:
-                yield lambda first, shape: self._map(file, self.offset + first * self.dtype.itemsize, shape)
+            yield lambda first, shape: self._map(file, self.offset + first * self.dtype.itemsize, shape)
         else:
-            with self._open_member() as stream:
+            with self._open_member(file) as stream:
                 done = 0
 
                 def read_next(first: int, shape: tuple[int, ...]) -> NDArray[Any] | None:
@@ -177,14 +163,22 @@ class StoredArray:
 
                 yield read_next
 
-    def _map(self, file: Path | IO[bytes], offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    def _whole(self, file: IO[bytes]) -> NDArray[Any]:
+        if self.member is None:
+            return self._map(file, self.offset, self.shape)
+        with tempfile.TemporaryFile() as copy, self._open_member(file) as stream:
+            shutil.copyfileobj(stream, copy, _COPY_BYTES)
+            copy.flush()
+            return self._map(copy, 0, self.shape)
+
+    def _map(self, file: IO[bytes], offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
         return np.asarray(np.memmap(file, self.dtype, "r", offset, shape, self._order))
 
     @contextmanager
-    def _open_member(self) -> Iterator[IO[bytes]]:
+    def _open_member(self, file: IO[bytes]) -> Iterator[IO[bytes]]:
         """Open the decompressed member at its first number."""
         assert self.member is not None
-        with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+        with zipfile.ZipFile(file) as archive, archive.open(self.member) as stream:
             _read(stream, (self.offset,), np.dtype(np.uint8), "C")
             yield stream
 
@@ -229,24 +223,68 @@ def open_array(file: str | bytes | os.PathLike[Any], *, dtype: str | None = None
     path, key = _split(name)
     if "\0" in str(path):
         raise ArrayFileError(f"{name!r}: has a null character in the name of the file")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    find = _FORMATS.get(path.suffix.lower())
+    if find is None:
         raise ArrayFileError(f"{name}: unknown format; expected a .npy, .npz or .safetensors file")
     if not stat.S_ISREG(path.stat().st_mode):
         raise ArrayFileError(f"{name}: not a regular file")
-    with _readable(name):
-        stored = reader(name, path, key)
-    return replace(stored, dtype=_named(stored, dtype))
+    if key is not None and find is _find_npy:
+        raise ArrayFileError(f"{name}: a .npy file holds one array; leave out ':{key}'")
+    with _readable(name), path.open("rb") as opened:
+        stamp = _stamp(opened)
+        if opened.read(len(_GIT_LFS)) == _GIT_LFS:
+            raise ValueError("is a Git LFS pointer, not the file that it stands for: run `git lfs pull`")
+        opened.seek(0)
+        layout = find(opened, lambda keys: _choose(path, key, keys))
+        stored_dtype = _named(layout.dtype, dtype)
+    return StoredArray(
+        name, path, layout.member, layout.offset, layout.shape, stored_dtype, layout.fortran_order, stamp
+    )
 
 
+def _find_npy(file: IO[bytes], choose: Choose) -> Layout:
+    return npy.find(file)
+
+
+_FORMATS: dict[str, Callable[[IO[bytes], Choose], Layout]] = {
+    ".npy": _find_npy,
+    ".npz": npz.find,
+    ".safetensors": safetensors.find,
+}
+
+
+@overload
 def row_blocks(
-    logits: StoredArray, targets: StoredArray, *, axis: int = -1, max_bytes: int = 64 << 20
-) -> Iterator[tuple[tuple[int, ...], NDArray[Any], NDArray[Any]]]:
+    logits: StoredArray,
+    targets: StoredArray,
+    sample_weight: None = None,
+    *,
+    axis: int = -1,
+    max_bytes: int = 64 << 20,
+) -> Iterator[tuple[Position, NDArray[Any], NDArray[Any]]]: ...
+@overload
+def row_blocks(
+    logits: StoredArray,
+    targets: StoredArray,
+    sample_weight: StoredArray,
+    *,
+    axis: int = -1,
+    max_bytes: int = 64 << 20,
+) -> Iterator[tuple[Position, NDArray[Any], NDArray[Any], NDArray[Any]]]: ...
+def row_blocks(
+    logits: StoredArray,
+    targets: StoredArray,
+    sample_weight: StoredArray | None = None,
+    *,
+    axis: int = -1,
+    max_bytes: int = 64 << 20,
+) -> Iterator[tuple[Any, ...]]:
     """Walk over logits and their targets together, in blocks of bounded size.
 
     Blocks are cut along the first axis that is not the class axis; where a single step along it has more than
     `max_bytes`, also along the next one, and so on. The cuts depend on the shape and the dtype of the logits
-    alone, so every format gives the same blocks. There is at least one block, if only an empty one.
+    alone, so every format gives the same blocks. There is at least one block, if only an empty one. The rows
+    come in C order, so that results of blocks can be appended to each other.
 
     Parameters
     ----------
@@ -254,6 +292,8 @@ def row_blocks(
         The logits.
     targets : StoredArray
         The targets, in the shape of the logits without `axis`.
+    sample_weight : StoredArray, optional
+        The weights of the rows, in the shape of the targets.
     axis : int, default -1
         The axis of the classes.
     max_bytes : int, default 64 MiB
@@ -267,6 +307,8 @@ def row_blocks(
         The block of logits, with all its axes.
     targets : ndarray
         Its targets.
+    sample_weight : ndarray
+        The weights of its rows; only if there are weights.
 
     Raises
     ------
@@ -292,14 +334,17 @@ def row_blocks(
             f"targets have shape {targets.shape}; expected {rows}, "
             f"the shape of logits {shape} without axis {axis}"
         )
+    if sample_weight is not None and sample_weight.shape != rows:
+        raise ValueError(f"sample_weight has shape {sample_weight.shape}; expected {rows}, one number a row")
 
     indices = list(_cut(rows, shape[class_axis] * logits.dtype.itemsize, max_bytes))
     all_classes = (slice(0, shape[class_axis]),)
     with_classes = (index[:class_axis] + all_classes + index[class_axis:] for index in indices)
-    for index, some_logits, some_targets in zip(
-        indices, logits.blocks(with_classes), targets.blocks(indices), strict=True
+    by_row = [targets] if sample_weight is None else [targets, sample_weight]
+    for index, *blocks in zip(
+        indices, logits.blocks(with_classes), *(array.blocks(indices) for array in by_row), strict=True
     ):
-        yield tuple(part.start for part in index), some_logits, some_targets
+        yield tuple(part.start for part in index), *blocks
 
 
 def _cut(rows: tuple[int, ...], row_bytes: int, max_bytes: int) -> Iterator[Index]:
@@ -343,17 +388,13 @@ def _readable(name: str) -> Iterator[None]:
     except EOFError as error:
         raise ArrayFileError(f"{name}: truncated") from error
     except (ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ArrayFileError(f"{name}: {_excerpt(str(error))}") from error
+        raise ArrayFileError(f"{name}: {excerpt(str(error), _LONGEST)}") from error
     except (struct.error, OverflowError) as error:
         raise ArrayFileError(f"{name}: damaged ({error})") from error
     except OSError as error:
         if error.filename is not None:
             raise
         raise ArrayFileError(f"{name}: {error.strerror or error}") from error
-
-
-def _excerpt(text: str) -> str:
-    return text if len(text) <= _MAX_EXCERPT else f"{text[:_MAX_EXCERPT]}..."
 
 
 def _split(name: str) -> tuple[Path, str | None]:
@@ -365,7 +406,7 @@ def _split(name: str) -> tuple[Path, str | None]:
 
 
 def _choose(path: Path, key: str | None, keys: list[str]) -> str:
-    shown = ", ".join(_excerpt(repr(other)) for other in keys[:20]) + (
+    shown = ", ".join(excerpt(repr(other)) for other in keys[:20]) + (
         f" and {len(keys) - 20} more" if len(keys) > 20 else ""
     )
     if key is None:
@@ -377,223 +418,22 @@ def _choose(path: Path, key: str | None, keys: list[str]) -> str:
     return key
 
 
-def _open_npy(name: str, path: Path, key: str | None) -> StoredArray:
-    if key is not None:
-        raise ArrayFileError(f"{name}: a .npy file holds one array; leave out ':{key}'")
-    with path.open("rb") as file:
-        shape, fortran_order, dtype = _npy_header(file)
-        offset = file.tell()
-        available = os.fstat(file.fileno()).st_size - offset
-    return _checked(StoredArray(name, path, None, offset, shape, dtype, fortran_order), available)
+def _stamp(file: IO[bytes]) -> tuple[int, int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_npz(name: str, path: Path, key: str | None) -> StoredArray:
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        members = _unique(
-            [
-                (info.filename.removesuffix(".npy"), info)
-                for info in archive.infolist()
-                if info.filename.endswith(".npy")
-            ]
-        )
-        member = members[_choose(path, key, list(members))]
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ArrayFileError(
-                f"{name}: compressed with method {member.compress_type}; expected deflate or none"
-            )
-        with archive.open(member) as stream:
-            shape, fortran_order, dtype = _npy_header(stream)
-            offset = stream.tell()
-        available = member.file_size - offset
-        stored = StoredArray(name, path, member.filename, offset, shape, dtype, fortran_order)
-        if member.compress_type == zipfile.ZIP_STORED:
-            start = _stored_member_start(file, member)
-            available = min(available, os.fstat(file.fileno()).st_size - start - offset)
-            stored = replace(stored, member=None, offset=start + offset)
-    return _checked(stored, available)
-
-
-def _stored_member_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
-    """Position in the file of the bytes of a member that is not compressed."""
-    file.seek(member.header_offset)
-    signature, name_bytes, extra_bytes = _LOCAL_ZIP_HEADER.unpack(file.read(_LOCAL_ZIP_HEADER.size))
-    if signature != b"PK\3\4":
-        raise ValueError("damaged (no local header)")
-    return member.header_offset + _LOCAL_ZIP_HEADER.size + int(name_bytes) + int(extra_bytes)
-
-
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read a .npy header, and no more: NumPy reads as many bytes as a damaged one says that it has."""
-    start = file.read(8)
-    if len(start) < 8 or not start.startswith(b"\x93NUMPY"):
-        raise ValueError(f"does not begin as a .npy file does (begins with {start!r})")
-    major, minor = start[6:]
-    if (major, minor) == (1, 0):
-        size, read_header = 2, np.lib.format.read_array_header_1_0
-    elif (major, minor) == (2, 0):
-        size, read_header = 4, np.lib.format.read_array_header_2_0
-    else:
-        # Version 3.0 is for field names of records beyond latin-1.
-        raise ValueError(f".npy format {major}.{minor}; expected 1.0 or 2.0")
-    length = file.read(size)
-    header_bytes = int.from_bytes(length, "little")
-    if header_bytes > _MAX_NPY_HEADER:
-        raise ValueError(
-            f"says that its .npy header has {header_bytes} bytes; expected at most {_MAX_NPY_HEADER}"
-        )
-    text = file.read(header_bytes)
-    if len(length) < size or len(text) < header_bytes:
-        raise ValueError("truncated in the .npy header")
-    try:
-        shape, fortran_order, dtype = read_header(BytesIO(length + text))
-        if any(type(axis) is bool for axis in shape):
-            raise TypeError("a length is a bool")
-    except Exception as error:  # NumPy's parser lets TypeError, TokenError, RecursionError and others out
-        raise ValueError(f"damaged .npy header {text!r}") from error
-    return tuple(shape), fortran_order, dtype
-
-
-def _open_safetensors(name: str, path: Path, key: str | None) -> StoredArray:
-    with path.open("rb") as file:
-        file_bytes = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        if len(start) < 8:
-            raise ArrayFileError(
-                f"{name}: truncated; a safetensors file has at least 8 bytes, this one {len(start)}"
-            )
-        header_bytes = int.from_bytes(start, "little")
-        if header_bytes > _MAX_SAFETENSORS_HEADER:
-            raise ArrayFileError(
-                f"{name}: says that its header has {header_bytes} bytes; "
-                f"expected at most {_MAX_SAFETENSORS_HEADER}"
-            )
-        if header_bytes > file_bytes - 8:
-            raise ArrayFileError(
-                f"{name}: truncated; {header_bytes} bytes of header expected, {file_bytes - 8} found"
-            )
-        text = file.read(header_bytes)
-    data_start = 8 + header_bytes
-    tensors = _safetensors_header(text, file_bytes - data_start)
-
-    key = _choose(path, key, list(tensors))
-    tensor, shown_key = tensors[key], _excerpt(repr(key))
-    if tensor.dtype not in _SAFETENSORS_DTYPES:
-        supported = ", ".join(_SAFETENSORS_DTYPES)
-        shown_dtype = _excerpt(repr(tensor.dtype))
-        raise ArrayFileError(f"{name}: {shown_key} has dtype {shown_dtype}; supported are {supported}")
-    dtype = _dtype(_SAFETENSORS_DTYPES[tensor.dtype])
-    found = tensor.end - tensor.begin
-    stored = _checked(
-        StoredArray(name, path, None, data_start + tensor.begin, tensor.shape, dtype, False), found
-    )
-    if stored.nbytes != found:
-        raise ArrayFileError(f"{name}: {shown_key} has {found} bytes of data; expected {stored.nbytes}")
-    return stored
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """An entry of a safetensors header; `begin` and `end` count from the end of the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-def _safetensors_header(text: bytes, data_bytes: int) -> dict[str, _Tensor]:
-    """Parse and check a safetensors header: the tensors must fill the data without a gap or an overlap."""
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"damaged safetensors header ({error})") from error
-    if not isinstance(header, dict):
-        raise ValueError("damaged safetensors header (not a JSON object)")
-    header.pop("__metadata__", None)
-    tensors = {key: _safetensors_entry(key, entry) for key, entry in header.items()}
-
-    position = 0
-    for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if tensor.begin != position or tensor.end < tensor.begin:
-            raise ValueError(
-                f"{key!r} has data_offsets [{tensor.begin}, {tensor.end}]; "
-                f"expected it to begin at {position}, where the tensor before it ends"
-            )
-        position = tensor.end
-    if position > data_bytes:
-        raise ValueError(f"truncated; {position} bytes of tensors expected, {data_bytes} found")
-    if position < data_bytes:
-        raise ValueError(f"{data_bytes - position} bytes follow the last tensor; expected none")
-    return tensors
-
-
-def _unique(pairs: list[tuple[str, _T]]) -> dict[str, _T]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return unique
-
-
-def _safetensors_entry(key: str, entry: Any) -> _Tensor:
-    match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]}:
-            # `type`, for JSON's true is an int to isinstance
-            if all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)):
-                return _Tensor(dtype, tuple(shape), begin, end)
-    raise ValueError(
-        f"{key!r} has a damaged header entry; expected dtype, shape and data_offsets [begin, end]"
-    )
-
-
-def _checked(stored: StoredArray, available: int) -> StoredArray:
-    """Check what holds for every format before anything is mapped."""
-    if stored.dtype.hasobject:
-        raise ArrayFileError(f"{stored.name}: holds Python objects, which are not read; expected numbers")
-    if len(stored.shape) > _MAX_AXES:
-        raise ArrayFileError(
-            f"{stored.name}: has {len(stored.shape)} axes; at most {_MAX_AXES} are supported"
-        )
-    if any(length < 0 for length in stored.shape):
-        raise ArrayFileError(f"{stored.name}: damaged; its shape is {_excerpt(str(stored.shape))}")
-    # Also for empty arrays: NumPy has no array with an axis of 2**63.
-    if math.prod(max(1, length) for length in stored.shape) * max(1, stored.dtype.itemsize) >= 1 << 63:
-        raise ArrayFileError(f"{stored.name}: its shape {_excerpt(str(stored.shape))} is too large")
-    if stored.nbytes > available:
-        found = max(0, available)
-        raise ArrayFileError(
-            f"{stored.name}: truncated; {stored.nbytes} bytes of data expected, {found} found"
-        )
-    return stored
-
-
-def _named(stored: StoredArray, expected: str | None) -> np.dtype[Any]:
+def _named(stored: np.dtype[Any], expected: str | None) -> np.dtype[Any]:
     """Return the dtype to read: that of the file, or bfloat16 for the raw bytes as which NumPy stores it."""
-    raw = stored.dtype.kind == "V" and stored.dtype.name != "bfloat16"
-    if expected is None:
-        if raw and stored.dtype.itemsize == 2 and stored.dtype.names is None:
-            raise ArrayFileError(
-                f"{stored.name}: holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "
-                "if that is what they are, say dtype bfloat16"
-            )
-        return stored.dtype
-    if expected == "bfloat16" and stored.dtype.str in ("|V2", "<u2"):
-        return _dtype("bfloat16")
-    if stored.dtype.name != expected:
-        raise ArrayFileError(f"{stored.name}: holds {stored.dtype.name}; expected dtype {expected}")
-    return stored.dtype
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return np.dtype(name)
-
-
-_READERS: dict[str, Callable[[str, Path, str | None], StoredArray]] = {
-    ".npy": _open_npy,
-    ".npz": _open_npz,
-    ".safetensors": _open_safetensors,
-}
+    if expected == "bfloat16" and stored.str in ("|V2", "<u2"):
+        return dtype_named("bfloat16")
+    if expected is not None and stored.name != expected:
+        raise ValueError(f"holds {stored.name}; expected dtype {expected}")
+    if stored.type is np.void:
+        raise ValueError(
+            "holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "
+            "if that is what they are, say dtype bfloat16"
+            if stored.itemsize == 2
+            else f"holds raw bytes ({stored.str[1:]}); expected numbers"
+        )
+    return stored

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import InternalError, __version__
 from . import _terminal
@@ -68,7 +69,10 @@ def _guarded(argv: Sequence[str] | None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            _refuse(unknown, parser, arguments.parser)
     except SystemExit as exit:  # --help, --version and wrong usage
         return int(exit.code or 0)
     run = arguments.run
@@ -80,6 +84,38 @@ class _Parser(argparse.ArgumentParser):
         super().error(_terminal.printable(message))
 
 
+class _PrintCompletion(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        try:
+            shtab = importlib.import_module("shtab")
+        except ImportError as error:
+            raise ImportError(f"{option_string} needs shtab ({error}): pip install shtab") from None
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
+def _refuse(
+    unknown: list[str], parser: argparse.ArgumentParser, subparser: argparse.ArgumentParser
+) -> NoReturn:
+    """End with the arguments that nobody knows, and the option that may have been meant."""
+    import difflib
+
+    options = [*subparser._option_string_actions, *parser._option_string_actions]
+    hint = ""
+    for argument in unknown:
+        close = difflib.get_close_matches(argument.partition("=")[0], options, n=1, cutoff=0.7)
+        if argument.startswith("--") and close:
+            hint = f" (did you mean {close[0]}?)"
+            break
+    subparser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+
 def _parser() -> argparse.ArgumentParser:
     from . import bench, demo, evaluate, info  # here, so that Ctrl-C is caught while they are imported
 
@@ -88,6 +124,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Softmax cross-entropy and its gradient on the CPU, at the speed of the memory.",
     )
     parser.add_argument("--version", action="version", version=f"xent-rs {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print a script for bash, zsh or tcsh that completes commands, options and files: "
+        'eval "$(xent-rs --print-completion bash)" in ~/.bashrc',
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in (demo, evaluate, bench, info):
         summary = (command.__doc__ or "").split("\n\n")[0]
@@ -98,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, parser=subparser)
     return parser
 
 

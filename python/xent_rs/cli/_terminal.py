@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._tables import text_table
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -23,6 +25,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--threads``."""
     parser.add_argument("--threads", type=int, metavar="N", help="number of threads")
+
+
+def names_file(action: argparse.Action) -> None:
+    """Mark an argument as the name of a file, for shells that complete it (``--print-completion``)."""
+    action.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # type: ignore[attr-defined]
 
 
 def printable(text: str) -> str:
@@ -50,13 +57,7 @@ def _finite(value: Any) -> Any:
 
 def print_table(rows: Sequence[Sequence[str]], indent: str = "") -> None:
     """Print rows of text in columns; the first column is left-aligned, the others right-aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [
-            first.ljust(widths[0]),
-            *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True)),
-        ]
-        print(f"{indent}{'  '.join(cells)}".rstrip())
+    print(text_table(rows, indent))
 
 
 def progress(total: int, description: str, **options: Any) -> tqdm[Any]:

@@ -23,7 +23,6 @@ from .. import Evaluation, cross_entropy, cross_entropy_with_grad, evaluate, sof
 from . import _terminal
 from .benchmark.reference import Reference, loss_bounds, numpy_loss, numpy_loss_and_gradient
 from .benchmark.timing import interleaved
-from .evaluate import table
 
 Array = NDArray[Any]
 
@@ -66,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Trained on {split:,} handwritten digits, {_EPOCHS} epochs; the loss of each:")
         print(f"  {_sparkline(curve)}  {curve[0]:.3f} to {curve[-1]:.3f}")
         print(f"\nEvaluated on {evaluation.rows} digits it has not seen:")
-        _terminal.print_table(table(evaluation), indent="  ")
+        _terminal.print_table(evaluation._table(), indent="  ")
         print()
         _show(images[split:], held_out, held_out_labels)
         print(

@@ -2,23 +2,33 @@
 
 LOGITS and TARGETS are .npy files, or .npz and .safetensors files with the name of the array behind a colon,
 as in model.safetensors:logits (the name can be left out if there is but one array). They are read block by
-block, so they may be larger than memory. The three formats give the same figures, bit for bit.
+block, so they may be larger than memory. The three formats give the same figures, bit for bit. Of equal
+logits the first counts as larger.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from .. import Evaluation, Evaluator, io, set_num_threads
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import Evaluator, cross_entropy, io, set_num_threads
+from .._formats import npy
 from . import _terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments and options."""
-    parser.add_argument("logits", metavar="LOGITS", help="file of the logits")
-    parser.add_argument("targets", metavar="TARGETS", help="file of the targets (integers, the classes)")
+    files = [
+        parser.add_argument("logits", metavar="LOGITS", help="file of the logits"),
+        parser.add_argument("targets", metavar="TARGETS", help="file of the targets (integers, the classes)"),
+    ]
     parser.add_argument(
         "--axis", type=int, default=-1, help="axis of the classes in LOGITS (default: the last)"
     )
@@ -33,9 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--softcap", type=float, metavar="CAP", help="bounds the logits, before the temperature, to +-CAP"
     )
-    parser.add_argument(
-        "--weight", metavar="FILE", help="file of a weight for each class in the loss (default: 1 for all)"
-    )
+    files += [
+        parser.add_argument(
+            "--weight",
+            metavar="FILE",
+            help="file of a weight for each class in the loss (default: 1 for all)",
+        ),
+        parser.add_argument(
+            "--sample-weight",
+            metavar="FILE",
+            help="file of a weight for each row in the loss, in the shape of TARGETS (default: 1 for all)",
+        ),
+        parser.add_argument(
+            "--output",
+            type=Path,
+            metavar="LOSSES.npy",
+            help="new file of the loss of each row, in the shape of TARGETS; 0 for rows that do not count",
+        ),
+    ]
+    for action in files:
+        _terminal.names_file(action)
     parser.add_argument(
         "--label-smoothing",
         type=float,
@@ -72,22 +99,44 @@ def run(arguments: argparse.Namespace) -> int:
         set_num_threads(arguments.threads)
     logits = io.open_array(arguments.logits, dtype=arguments.dtype)
     targets = io.open_array(arguments.targets)
-    evaluator = Evaluator(
-        top_k=arguments.top_k,
-        weight=None if arguments.weight is None else io.open_array(arguments.weight).map(),
-        ignore_index=arguments.ignore_index,
-        label_smoothing=arguments.label_smoothing,
-        z_loss=arguments.z_loss,
-        softcap=arguments.softcap,
-        temperature=arguments.temperature,
-        axis=arguments.axis,
-    )
-    with _terminal.progress(logits.nbytes, "evaluate", unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        for position, some_logits, some_targets in io.row_blocks(logits, targets, axis=arguments.axis):
+    _check_order(logits, targets)
+    sample_weight = None if arguments.sample_weight is None else io.open_array(arguments.sample_weight)
+    if sample_weight is not None and sample_weight.shape != targets.shape:
+        raise ValueError(
+            f"{sample_weight.name}: has shape {sample_weight.shape}; "
+            f"expected {targets.shape}, the shape of {targets.name}, one weight a row"
+        )
+    weight = None if arguments.weight is None else io.open_array(arguments.weight)
+    options: dict[str, Any] = {
+        "weight": None if weight is None else weight.map(),
+        "ignore_index": arguments.ignore_index,
+        "label_smoothing": arguments.label_smoothing,
+        "z_loss": arguments.z_loss,
+        "softcap": arguments.softcap,
+        "temperature": arguments.temperature,
+        "axis": arguments.axis,
+    }
+    evaluator = Evaluator(top_k=arguments.top_k, **options)
+    inputs = [file for file in (logits, targets, sample_weight, weight) if file is not None]
+    losses_dtype = np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32)  # as `cross_entropy`
+    with (
+        _output(arguments.output, targets.shape, losses_dtype, inputs) as append_losses,
+        _terminal.progress(logits.nbytes, "evaluate", unit="B", unit_scale=True, unit_divisor=1024) as bar,
+    ):
+        for position, some_logits, some_targets, *rest in io.row_blocks(
+            logits, targets, sample_weight, axis=arguments.axis
+        ):
+            some_weights = rest[0] if rest else None
             try:
-                evaluator.update(some_logits, some_targets)
-            except IndexError as error:
-                raise IndexError(_in_file(str(error), position)) from None
+                evaluator.update(some_logits, some_targets, sample_weight=some_weights)
+            except IndexError:
+                _check_targets(some_targets, position, logits.shape[arguments.axis], arguments.ignore_index)
+                raise
+            if append_losses is not None:
+                losses = cross_entropy(
+                    some_logits, some_targets, sample_weight=some_weights, reduction="none", **options
+                )
+                append_losses(np.asarray(losses))
             bar.update(some_logits.nbytes)
     evaluation = evaluator.result()
 
@@ -95,32 +144,47 @@ def run(arguments: argparse.Namespace) -> int:
         _terminal.print_json(asdict(evaluation))
     else:
         print(f"{_terminal.printable(logits.name)}: {logits.dtype.name} logits of shape {logits.shape}")
-        _terminal.print_table(table(evaluation))
+        _terminal.print_table(evaluation._table(classes=logits.shape[arguments.axis]))
     return 0
 
 
-def table(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Return an evaluation as rows of a table for people."""
-    return [
-        ("rows", f"{evaluation.rows:,}"),
-        ("ignored", f"{evaluation.ignored:,}"),
-        ("loss (nats)", f"{evaluation.loss:.6g}"),
-        ("bits", f"{evaluation.bits:.6g}"),
-        ("perplexity", f"{evaluation.perplexity:.6g}"),
-        ("entropy (nats)", f"{evaluation.entropy:.6g}"),
-        ("accuracy", f"{evaluation.accuracy:.2%}"),
-        *((f"among the top {k}", f"{share:.2%}") for k, share in evaluation.top_k.items() if k != 1),
-    ]
+def _check_order(logits: io.StoredArray, targets: io.StoredArray) -> None:
+    """Refuse files in the wrong order by name; their shapes, which do not match either, would mislead."""
+    if logits.dtype.kind in "biu" and targets.dtype.kind not in "biu":
+        raise ValueError(
+            f"LOGITS holds {logits.dtype} of shape {logits.shape} and TARGETS {targets.dtype} of shape "
+            f"{targets.shape}: are the two files swapped?"
+        )
 
 
-def _in_file(message: str, position: tuple[int, ...]) -> str:
-    """Move the position that a message names, ``targets[3, 5] is ...``, from the block to the file."""
+def _check_targets(targets: NDArray[Any], position: tuple[int, ...], classes: int, ignore_index: int) -> None:
+    """Refuse the first target that is no class, by its place in the file; the block is at `position`."""
+    wrong = np.argwhere(((targets < 0) | (targets >= classes)) & (targets != ignore_index))
+    if len(wrong):
+        found = targets[tuple(wrong[0])]
+        place = [start + index for start, index in zip(position, wrong[0].tolist(), strict=True)]
+        name = f"targets{place}" if place else "targets"
+        raise IndexError(f"{name} is {found}; expected 0 to {classes - 1}, or ignore_index {ignore_index}")
 
-    def move(match: re.Match[str]) -> str:
-        indices = (int(index) + start for index, start in zip(match[1].split(","), position, strict=True))
-        return f"targets[{', '.join(map(str, indices))}]"
 
-    return re.sub(r"^targets\[([\d, ]+)\]", move, message)
+@contextlib.contextmanager
+def _output(
+    path: Path | None, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: list[io.StoredArray]
+) -> Iterator[Callable[[NDArray[Any]], None] | None]:
+    """Give a function that appends to a new .npy file, or None without a path."""
+    if path is None:
+        yield None
+        return
+    if path.suffix.lower() != ".npy":
+        raise ValueError(f"{path}: unknown format; expected a .npy file")
+    if path.exists():
+        if not path.is_file():
+            raise ValueError(f"{path}: not a regular file")
+        for read in inputs:
+            if path.samefile(read.path):
+                raise ValueError(f"{path}: is read as {read.name}; expected a new file")
+    with npy.creating(path, shape, dtype) as append:
+        yield append
 
 
 def _integers(text: str) -> tuple[int, ...]:
