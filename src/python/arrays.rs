@@ -456,7 +456,7 @@ fn overlaps_itself(array: &Bound<'_, PyUntypedArray>) -> bool {
 const SEARCH_EFFORT: i64 = 100_000;
 
 /// Whether two arrays share memory; when that is too hard to tell, they do.
-fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
+pub(super) fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
     let ((a_low, a_high), (b_low, b_high)) = (extent(a), extent(b));
     if a_high <= b_low || b_high <= a_low || a_low == a_high || b_low == b_high {
         return Ok(false);

@@ -1,10 +1,10 @@
-//! Threads, levels, kept memory, and what a bug report needs to say; the roofs for benchmarks; a fault on request for tests.
+//! Threads, levels, kept memory, and what a bug report needs to say; the roofs of `xent-rs bench`.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arguments::integer;
-use super::arrays::flat_view;
+use super::arrays::{flat_view, overlap};
 use super::{detached, guard};
 use crate::error::Error;
 use crate::loss::bandwidth;
@@ -83,21 +83,15 @@ pub(super) fn memory_read(py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<
 #[pyfunction]
 pub(super) fn memory_copy(py: Python<'_>, array: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
     guard(|| {
-        let ((_array, view), (_out, out)) = (flat_view(array)?, flat_view(out)?);
+        let ((source, view), (target, out)) = (flat_view(array)?, flat_view(out)?);
         if view.classes() != out.classes() {
             let text = format!("out has {} values; expected {}", out.classes(), view.classes());
             return Err(Error::Value(text).into());
         }
-        // SAFETY: `flat_view` found both writeable; benchmarks pass two arrays of their own.
+        if overlap(&target, &source)? {
+            return Err(Error::Value("out overlaps array; expected memory apart from it".into()).into());
+        }
+        // SAFETY: `flat_view` found both writeable and of bytes that lie side by side, `overlap` that they share none.
         detached(py, |check| unsafe { bandwidth::copy(&view, &out, check) })
-    })
-}
-
-/// Panic in the pool, as a fault of ours would.
-#[pyfunction]
-pub(super) fn panic_for_test(py: Python<'_>) -> PyResult<()> {
-    guard(|| {
-        let work = |chunk: usize| assert!(chunk != 3, "asked for by a test");
-        detached(py, |check| parallel::map_chunks(8, 1 << 20, check, work)).map(|_| ())
     })
 }
