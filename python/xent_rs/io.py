@@ -44,6 +44,8 @@ from typing import IO, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ._bfloat16 import bfloat16
+
 __all__ = ["ArrayFileError", "StoredArray", "open_array", "row_blocks"]
 
 Index = tuple[slice, ...]
@@ -219,6 +221,8 @@ def open_array(file: str | bytes | os.PathLike[Any], *, dtype: str | None = None
         If the file is damaged, or holds no such array or none that can be mapped (Python objects, records).
     OSError
         If the file cannot be read.
+    ImportError
+        If it holds bfloat16, and ``ml_dtypes`` is not installed.
 
     References
     ----------
@@ -584,12 +588,7 @@ def _named(stored: StoredArray, expected: str | None) -> np.dtype[Any]:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return np.dtype(name)
+    return bfloat16() if name == "bfloat16" else np.dtype(name)
 
 
 _READERS: dict[str, Callable[[str, Path, str | None], StoredArray]] = {

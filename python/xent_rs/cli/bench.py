@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import set_num_threads
+from .._bfloat16 import bfloat16
 from . import _terminal
 from .benchmark import peers, tables
 from .benchmark.contenders import CONTENDERS
@@ -73,6 +74,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
     """Set the number of threads, and return all else that the arguments say."""
     if arguments.threads is not None:
         set_num_threads(arguments.threads)
+    if "bfloat16" in arguments.dtype:
+        bfloat16()  # before the work, for it may be missing
     return Settings(
         contenders=CONTENDERS,
         repeats=arguments.repeats or (_QUICK_REPEATS if arguments.quick else _REPEATS),
