@@ -22,6 +22,23 @@ SDIST_FILES = {
 }
 SDIST_FOLDERS = {"src", "python", "tests", "benches", "examples", "docs"}
 WHEEL_FILES = {"xent_rs/__init__.py", "xent_rs/__main__.py", "xent_rs/py.typed", "xent_rs/_xent_rs.pyi"}
+BENCHMARK = "xent_rs/cli/benchmark/"
+BENCHMARK_FILES = {
+    f"{BENCHMARK}{name}.py"
+    for name in (
+        "__init__",
+        "cases",
+        "contenders",
+        "measuring",
+        "peers",
+        "plot",
+        "reference",
+        "tables",
+        "timing",
+    )
+}
+REQUIRED = ["numpy"]
+EXTRAS = {"bfloat16", "demo", "lint", "plot", "progress", "test"}
 COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3)?\.(so|pyd)")
 LARGEST_WHEEL = 10 * 2**20
 
@@ -33,7 +50,8 @@ def sdist_faults(path: str) -> list[str]:
     faults = [f"sdist: {name} is missing" for name in sorted(SDIST_FILES - names)]
     folders = {PurePosixPath(name).parts[0] for name in names if len(PurePosixPath(name).parts) > 1}
     faults += [f"sdist: nothing from {folder}/" for folder in sorted(SDIST_FOLDERS - folders)]
-    return faults + [f"sdist: {name} does not belong" for name in sorted(names) if _is_build_product(name)]
+    faults += [f"sdist: {name} does not belong" for name in sorted(names) if _is_build_product(name)]
+    return faults + _benchmark_faults("sdist", {name.removeprefix("python/") for name in names})
 
 
 def wheel_faults(path: str) -> list[str]:
@@ -52,6 +70,14 @@ def wheel_faults(path: str) -> list[str]:
         inside = name.startswith(("xent_rs/", f"{info}/"))
         if not inside or (_is_build_product(name) and name not in compiled):
             faults.append(f"wheel: {name} does not belong")
+    faults += _benchmark_faults("wheel", set(sizes))
+    requirements = metadata.get_all("Requires-Dist") or []
+    names = [re.match(r"[\w.-]+", each)[0] for each in requirements if "extra ==" not in each]
+    if names != REQUIRED:
+        faults.append(f"wheel: requires {names}; expected {REQUIRED}")
+    extras = set(metadata.get_all("Provides-Extra") or [])
+    if extras != EXTRAS:
+        faults.append(f"wheel: has the extras {sorted(extras)}; expected {sorted(EXTRAS)}")
     if sum(sizes.values()) > LARGEST_WHEEL:
         faults.append(f"wheel: {sum(sizes.values())} bytes unpacked; expected at most {LARGEST_WHEEL}")
     if "xent-rs=xent_rs.cli:main" not in entry_points.replace(" ", ""):
@@ -65,6 +91,13 @@ def wheel_faults(path: str) -> list[str]:
         if not re.fullmatch(pattern, metadata.get(field) or ""):
             faults.append(f"wheel: metadata {field} is {metadata.get(field)!r}; expected {pattern}")
     return faults
+
+
+def _benchmark_faults(package: str, names: set[str]) -> list[str]:
+    """Return which modules of `xent-rs bench` are missing, and which belong to benches/ alone."""
+    found = {name for name in names if name.startswith(BENCHMARK) and not name.endswith("/")}
+    faults = [f"{package}: {name} is missing" for name in sorted(BENCHMARK_FILES - found)]
+    return faults + [f"{package}: {name} does not belong" for name in sorted(found - BENCHMARK_FILES)]
 
 
 def _is_build_product(name: str) -> bool:

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import xent_rs
 from xent_rs import _xent_rs
-from xent_rs.cli.benchmark import options, peers, timing
+from xent_rs.cli.benchmark import peers, timing
 from xent_rs.cli.benchmark.cases import GRADIENT, LOSS, ROOFS, Case
 from xent_rs.cli.benchmark.contenders import CONTENDERS, NotApplicable, at_level
 from xent_rs.cli.benchmark.reference import loss_bounds
+
+from .suites import options
 
 # The peers warn about themselves; a run with all of them, compiled ones included, takes its time.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(900)]

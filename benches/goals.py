@@ -215,6 +215,32 @@ def growth(job: str) -> Reader:
     return values
 
 
+def first_axis(job: str) -> Reader:
+    """Return a reader of the time per element along the first axis, by that of fewer classes."""
+    contender = {LOSS: "xent_rs, axis=0", GRADIENT: "xent_rs, axis=0, out="}[job]
+
+    def values(suites: Suites) -> dict[str, float]:
+        times = {
+            result["classes"]: result["median"] / (result["rows"] * result["classes"])
+            for result in chosen(suites.get("classes", []), contender, job, "float32")
+        }
+        return {
+            f"{classes} by {fewer}": times[classes] / times[fewer]
+            for classes, fewer in ((1100, 1000), (4100, 4096), (32_000, 1000))
+            if classes in times and fewer in times
+        }
+
+    return values
+
+
+def beside(suites: Suites) -> dict[str, float]:
+    """Return the time that 95 % of the calls stay below, by that of one thread, by who else uses the CPUs."""
+    found: dict[str, dict[bool, float]] = {}
+    for result in suites.get("beside", []):
+        found.setdefault(result["company"], {})[result["threads"] == 1] = result["p95"]
+    return {company: of[False] / of[True] for company, of in found.items()}
+
+
 def chosen(results: Iterable[Result], contender: str, job: str, dtype: str) -> list[Result]:
     """Return the results of a contender for a job and dtype."""
     return [
@@ -326,5 +352,17 @@ GOALS = [
         growth(GRADIENT),
         at_most=True,
     ),
+    *(
+        Goal(
+            f"{job}, classes along the first axis, time per element",
+            "<= 1.3 x that of fewer",
+            1.3,
+            first_axis(job),
+            at_most=True,
+        )
+        for job in (LOSS, GRADIENT)
+    ),
+    # A tenth is what handing work out may cost where nobody is free to take it.
+    Goal("loss beside others, 95 % of the calls", "<= 1.1 x one thread's", 1.1, beside, at_most=True),
     Goal(f"speed of AVX2, float32, {MANY}", ">= 0.80 of AVX-512's", 0.80, avx2),
 ]

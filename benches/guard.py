@@ -1,6 +1,6 @@
 """Fail if a kernel has lost its speed: ratios of times in one run, which hold on a noisy machine.
 
-    python benches/guard.py
+    python -m benches.guard
 
 One thread works on logits that fit into the L2 cache, so that neither the memory nor other threads matter.
 All calls take turns, and of each the shortest time counts: noise only makes times longer. The turns go on
@@ -9,6 +9,7 @@ or AVX2, whichever was more: room for other CPUs, but not for a kernel that is n
 an option of the plain loss that takes another pass of exponentials.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 import xent_rs
 from xent_rs import _xent_rs
-from xent_rs.cli.benchmark import options, peers
+from xent_rs.cli.benchmark import peers
 from xent_rs.cli.benchmark.cases import GRADIENT, LOSS, Case
 from xent_rs.cli.benchmark.contenders import CONTENDERS, at_level
 from xent_rs.cli.benchmark.reference import numpy_loss, numpy_loss_and_gradient
+
+from .suites import classes, options
 
 # 256 KiB of float32.
 SHAPE = (16, 4096)
@@ -80,6 +83,15 @@ OF_EXP = {
     (SHAPE, GRADIENT): 1.5,
     (FEW_CLASSES, LOSS): 7.0,
     (FEW_CLASSES, GRADIENT): 13.5,
+}
+
+# Classes along the first axis: shapes (classes, rows) and how many times as long per element as with another
+# shape the loss and the gradient may take. Where rows are cut so that whole vectors of them do not fit, these
+# take two to six times as long.
+FIRST_AXIS = {
+    (1100, 64): ((1000, 64), 1.3, 1.3),
+    (4100, 16): ((4096, 16), 1.3, 1.3),
+    (32_000, 16): ((4096, 16), 1.3, 1.3),
 }
 
 # What a call costs, against the formula in NumPy: 4 rows of 10 classes.
@@ -192,11 +204,26 @@ def calibration_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
         yield calls, [Ratio(name, other, OF_NUMPY[job])]
 
 
+def first_axis_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
+    """Yield different numbers of classes along the first axis."""
+    shapes = dict.fromkeys(shape for pair in FIRST_AXIS.items() for shape in (pair[0], pair[1][0]))
+    for job, contender in zip((LOSS, GRADIENT), classes.FIRST_AXIS, strict=True):
+        names = {shape: f"{job}, {shape[0]} x {shape[1]}, axis=0" for shape in shapes}
+        for shape, name in names.items():
+            case = Case.random(shape[1], shape[0], "float32")
+            other, *limits = FIRST_AXIS.get(shape, (None,))
+            ratios = []
+            if other is not None:
+                elements = math.prod(shape) / math.prod(other)
+                ratios.append(Ratio(name, names[other], limits[job == GRADIENT] * elements))
+            yield {name: checked(contender, case)}, ratios
+
+
 def checks() -> tuple[dict[str, Call], list[Ratio]]:
     """Return all calls by their names, and all ratios."""
     calls: dict[str, Call] = {}
     ratios = []
-    for group in (level_and_dtype_checks(), option_checks(), calibration_checks()):
+    for group in (level_and_dtype_checks(), option_checks(), first_axis_checks(), calibration_checks()):
         for some_calls, some_ratios in group:
             calls |= some_calls
             ratios += some_ratios

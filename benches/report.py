@@ -1,8 +1,8 @@
 """Show the recorded benchmark: in README the comparison with peers, in docs/performance.md everything.
 
-    python benches/report.py --record    run `xent-rs bench`, keep its answer in benches/results/, show it
-    python benches/report.py             show the newest record
-    python benches/report.py --check     fail unless both pages show the newest record
+    python -m benches.report --record    run all suites, keep the answer in benches/results/, show it
+    python -m benches.report             show the newest record
+    python -m benches.report --check     fail unless both pages show the newest record
 
 No figure of these pages comes from elsewhere. Needs xent_rs, and to draw the pictures matplotlib.
 """
@@ -18,8 +18,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import goals
-from xent_rs.cli.benchmark import tables
+from xent_rs.cli.benchmark.tables import significant
+
+from . import goals, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
@@ -27,7 +28,7 @@ BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 # What a record holds.
 SHAPES = ["2048x32000", "512x128256", "256x262144", "16384x1000", "262144x10"]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
-RECORD = ["bench", "--json", "--suite", "all", "--levels", "--repeats", "7"]
+RECORD = ["--json", "--levels", "--repeats", "7"]
 RECORD += ["--dtype", *DTYPES, "--shape", *SHAPES]
 
 # What README shows of it.
@@ -43,12 +44,11 @@ Results = list[dict[str, Any]]
 
 def record(root: Path, arguments: Sequence[str]) -> None:
     """Run the benchmark and keep its answer in benches/results/CPU/DATE.json."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "xent_rs", *arguments], stdout=subprocess.PIPE, check=True
-    )
+    command = ["python", "-m", "benches", *arguments]
+    finished = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     report = json.loads(finished.stdout)
     now = datetime.now(timezone.utc)
-    report = {"date": f"{now:%Y-%m-%d}", "command": " ".join(["xent-rs", *arguments]), **report}
+    report = {"date": f"{now:%Y-%m-%d}", "command": " ".join(command), **report}
     cpu = re.sub(r"[^a-z0-9]+", "-", report["environment"]["cpu"].lower()).strip("-")
     path = root / "benches" / "results" / cpu / f"{now:%Y-%m-%dT%H%M}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +113,7 @@ HEADINGS = {
     "threads": "Threads",
     "memory": "Memory",
     "classes": "Number of classes",
+    "beside": "Beside others",
 }
 
 
@@ -208,14 +209,14 @@ def pictures(report: Report) -> dict[str, str]:
 
 def draw(root: Path, report: Report) -> None:
     """Draw the pictures; those that the record does not have go away."""
-    from xent_rs.cli.benchmark import plot
+    from . import plot
 
     shown = [
         result
         for result in in_use(report)
         if (result["rows"], result["classes"], result["dtype"]) in PICTURED
     ]
-    others = [result for result in report["results"] if result.get("suite", "peers") != "peers"]
+    others = [result for result in report["results"] if result["suite"] != "peers"]
     # A record of other shapes, as tests make it, shows what it has.
     drawn = {**report, "results": [*(shown or in_use(report)), *others]}
     for name in PICTURES.keys() - pictures(report).keys():
@@ -247,7 +248,7 @@ def capitalised(text: str) -> str:
 
 def milliseconds(seconds: float) -> str:
     """Write a time in milliseconds with three significant digits: ``7.82``, ``0.120``, ``109``."""
-    return tables.significant(1e3 * seconds)
+    return significant(1e3 * seconds)
 
 
 def markdown(lines: list[list[str]], column: str = "--:") -> str:
@@ -273,7 +274,7 @@ def show(root: Path, check: bool) -> None:
         if not check:
             page.write_text(f"{before}{BEGIN}{expected}{END}{after}", encoding="utf-8")
         elif shown != expected:
-            sys.exit(f"{name} does not show {path}; run python benches/report.py")
+            sys.exit(f"{name} does not show {path}; run python -m benches.report")
         else:
             print(f"{name} shows {path}")
 

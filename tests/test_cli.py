@@ -71,7 +71,13 @@ def start(*arguments, **options):
     )
 
 
-def on_terminal(*arguments, until=None, then=None):
+def without(module, folder):
+    """Return an environment in which a module is not installed."""
+    (folder / f"{module}.py").write_text("raise ModuleNotFoundError('not here')")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+def on_terminal(*arguments, until=None, then=None, env=None):
     """Run with standard error on a terminal; return status, standard output and what the terminal got.
 
     Once the terminal has got a match of `until`, call `then` with the process.
@@ -84,6 +90,7 @@ def on_terminal(*arguments, until=None, then=None):
         stderr=inner,
         text=True,
         start_new_session=True,
+        env=env,
     )
     os.close(inner)
     seen = b""
@@ -616,7 +623,7 @@ def test_completion_for_other_shells_names_every_option(capsys, shell):
         ["bench", "--shape", "4x1"],
         ["bench", "--repeats", "0"],
         ["bench", "--dtype", "float8"],
-        ["bench", "--suite", "everything"],
+        ["bench", "--suite", "options"],
         ["info", "extra"],
     ],
 )
@@ -797,11 +804,17 @@ def test_control_characters_in_names_are_escaped(files, capsys):
     assert errors.splitlines()[-1] == f"xent-rs evaluate: error: unrecognized arguments: {shown}"
 
 
-@pytest.mark.parametrize("module", ["ml_dtypes", "tqdm"])
-def test_ctrl_c_during_an_import_ends_quietly(files, module):
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("tqdm", ["evaluate", "logits.npy", "targets.npy"]),
+        ("ml_dtypes", ["bench", "--dtype", "bfloat16"]),
+    ],
+)
+def test_ctrl_c_during_an_import_ends_quietly(files, module, arguments):
     Path(f"{module}.py").write_text("raise KeyboardInterrupt")
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    done = start("evaluate", "logits.npy", "targets.npy", env={**os.environ, "PYTHONPATH": path})
+    done = start(*arguments, env={**os.environ, "PYTHONPATH": path})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
@@ -892,11 +905,47 @@ def test_demo_fails_loudly_on_a_wrong_loss(capsys, monkeypatch):
             ["--print-completion", "bash"],
             r"--print-completion needs shtab \(not here\): pip install shtab",
         ),
+        (
+            "ml_dtypes",
+            ["bench", "--dtype", "float32", "bfloat16"],
+            r"bfloat16 needs ml_dtypes \(.*\): pip install \"xent_rs\[bfloat16\]\"",
+        ),
     ],
 )
 def test_a_missing_extra_is_named(tmp_path, module, arguments, message):
-    (tmp_path / f"{module}.py").write_text("raise ModuleNotFoundError('not here')")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = start(*arguments, env={**os.environ, "PYTHONPATH": path})
+    done = start(*arguments, env=without(module, tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(f"xent-rs: error: {message}\n", done.stderr)
+
+
+def test_bfloat16_without_ml_dtypes_says_what_to_install(files, tmp_path):
+    logits, targets = files
+    narrow = logits.astype(ml_dtypes.bfloat16)
+    np.save("narrow.npy", narrow)
+    write_safetensors("narrow.safetensors", logits=("BF16", narrow))
+    env = without("ml_dtypes", tmp_path)
+    for name, *options in (["narrow.npy", "--dtype", "bfloat16"], ["narrow.safetensors"]):
+        done = start("evaluate", name, "targets.npy", *options, env=env)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            'xent-rs: error: bfloat16 needs ml_dtypes (not here): pip install "xent_rs[bfloat16]"\n'
+        )
+    # Nothing else needs it.
+    done = start("evaluate", "logits.npy", "targets.npy", "--json", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["loss"] == expected(logits, targets).loss
+
+
+@pytest.mark.parametrize("module", ["ml_dtypes", "tqdm"])
+def test_the_comparison_needs_numpy_alone(tmp_path, module):
+    arguments = ["bench", "--shape", "33x70", "--repeats", "1", "--json"]
+    done = start(*arguments, env=without(module, tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["results"]
+
+
+def test_without_tqdm_there_is_no_progress_bar(files, tmp_path):
+    for arguments in (["evaluate", "logits.npy", "targets.npy"], ["demo"]):
+        status, output, terminal = on_terminal(*arguments, env=without("tqdm", tmp_path))
+        assert (status, terminal) == (0, "")
+        assert output

@@ -1,40 +1,19 @@
 """``xent-rs bench``: what it measures, that it checks answers first, and what it shows."""
 
 import json
+import pkgutil
 import struct
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import xent_rs
 from xent_rs import _xent_rs
-from xent_rs.cli import bench, main
-from xent_rs.cli.benchmark import (
-    SUITES,
-    binary,
-    contenders,
-    formulas,
-    growth,
-    measuring,
-    memory,
-    options,
-    peers,
-    reference,
-    tables,
-    threads,
-    timing,
-)
+from xent_rs.cli import bench, benchmark, main
+from xent_rs.cli.benchmark import contenders, measuring, peers, reference, tables, timing
 from xent_rs.cli.benchmark.cases import GRADIENT, LOSS, Case
 from xent_rs.cli.benchmark.contenders import CONTENDERS, Contender, NotApplicable
 from xent_rs.cli.benchmark.measuring import Settings
-
-from . import oracle
-from .bounds import (
-    BinaryCrossEntropyBounds,
-    CrossEntropyBounds,
-    KlDivergenceBounds,
-)
 
 NUMPY_ONLY = [contender for contender in CONTENDERS if contender.package in ("xent_rs", "numpy")]
 
@@ -52,6 +31,13 @@ def _same_configuration():
     yield
     xent_rs.set_num_threads(count)
     assert _xent_rs.simd_level() == level
+
+
+def test_the_comparison_is_all_that_is_installed():
+    """What else is measured is for those who work on the package, and stays in benches/."""
+    found = {module.name for module in pkgutil.iter_modules(benchmark.__path__)}
+    expected = {"cases", "contenders", "measuring", "peers", "plot", "reference", "tables", "timing"}
+    assert found == expected
 
 
 # the comparison with peers
@@ -163,7 +149,7 @@ def test_what_is_skipped_is_listed():
         Contender("B", LOSS, refuse, lambda case: (1, 1), "there-is-no-such-distribution"),
     ]
     settings = Settings(refusing, repeats=1, shapes=[(3, 4), (4, 4)])
-    report = bench.measure(["peers"], settings)
+    report = measuring.measure([peers.run], settings)
     assert report["results"] == []
     assert report["skipped"] == [
         {"contender": "there-is-no-such-distribution", "reason": "not installed"},
@@ -193,142 +179,6 @@ def test_installed_peers(package):
         assert results
 
 
-# the other suites
-
-
-@pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "peers"])
-def test_a_suite(capsys, monkeypatch, tmp_path, suite):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
-    file = tmp_path / "bench.png"
-    arguments = ["--quick", "--repeats", "1", "--suite", suite]
-    drawn = [] if suite in ("smallest", "memory") else ["--plot", file]
-    status, output, errors = run(capsys, "bench", *arguments, "--json", *drawn)
-    assert (status, errors) == (0, "")
-    report = json.loads(output)
-    assert report["results"]
-    for result in report["results"]:
-        assert result["suite"] == suite
-        assert all(value is not None for value in result.values())
-        errors = {key: value for key, value in result.items() if key.endswith("_error")}
-        assert errors
-        for key, value in errors.items():
-            assert value <= result[key.replace("_error", "_tolerance")]
-        if suite != "memory":
-            assert 0 < result["minimum"] <= result["median"]
-            assert result["roof"] > 0
-    if drawn:
-        assert_picture(file)
-    (*_, (title, lines)) = tables.tables(report)
-    assert title
-    assert len({len(line) for line in lines}) == 1
-    assert len(lines) > 1
-
-
-def test_the_options_compare_with_the_plain_loss():
-    shape = {"rows": 4, "classes": 8, "dtype": "float32", "job": LOSS}
-    results = options.with_ratios(
-        [
-            {**shape, "contender": "plain", "median": 2.0, "roof": 1.0},
-            {**shape, "contender": "probabilities", "median": 5.0, "roof": 2.0},
-        ]
-    )
-    # Twice the bytes: one second of the five is theirs.
-    assert [(result["ratio"], result["beyond"]) for result in results] == [(1.0, 1.0), (2.5, 2.0)]
-
-
-@pytest.mark.parametrize("task", options.TASKS, ids=lambda task: f"{task.name}, {task.job}")
-def test_each_option_is_checked(task):
-    """The right answer is accepted, and one that is off in the sixth digit is not."""
-    call, check = task.prepare(options.Material.random(20, 30, "float32"))
-    answer = call()
-    check(answer)
-    with pytest.raises(ArithmeticError, match="is off by"):
-        check(scaled(answer, 1 + 3e-6))
-    if isinstance(answer, tuple) and not hasattr(answer, "_fields"):
-        for position in range(1, len(answer)):
-            one = [scaled(part, 1 + 1e-5) if at == position else part for at, part in enumerate(answer)]
-            with pytest.raises(ArithmeticError, match=r"(gradient|hessian) is off by"):
-                check(tuple(one))
-
-
-def scaled(answer, factor):
-    if hasattr(answer, "loss"):
-        return replace(answer, loss=answer.loss * factor)
-    if hasattr(answer, "_replace"):
-        return answer._replace(logsumexp=answer.logsumexp * factor)
-    if isinstance(answer, tuple):
-        return (answer[0] * factor, *answer[1:])
-    return answer * factor
-
-
-def test_a_roof_of_several_reads():
-    """Each roof counts as often as the entry says."""
-    roofs = {"read": lambda: time.sleep(0.01), "copy": lambda: time.sleep(0.03)}
-
-    def entry(name, roof):
-        prepared = lambda: time.sleep(0.01), lambda answer: {}
-        return measuring.Entry({"contender": name}, lambda: prepared, roof)
-
-    entries = [entry("one", {"read": 1.0}), entry("two", {"copy": 1.0, "read": 1.0})]
-    (one, two), skips = measuring.take(entries, roofs, 1, lambda: None)
-    assert skips == []
-    assert 0.01 <= one["roof"] < 0.03
-    assert 0.04 <= two["roof"] < 0.09
-    assert two["of_roof"] == two["roof"] / two["median"]
-
-
-def test_growth_goes_as_far_as_the_memory(monkeypatch):
-    monkeypatch.setattr(growth, "_available_memory", lambda: (1 << 30) + 8 * 10**5)
-    results, skips = growth.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
-    assert {result["rows"] * result["classes"] for result in results} == {96_000, 100_000}
-    assert skips == [
-        {"contender": "growth to 1,000,000 elements", "reason": "takes 1.1 GB of memory; 1.1 are free"}
-    ]
-
-
-def test_growth_walks_over_all_of_the_memory():
-    """Each call takes the next window."""
-    calls = [lambda at=at: at for at in range(3)]
-    following = growth._in_turn(calls)
-    assert [following() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-
-
-def test_threads_are_set_and_given_back():
-    xent_rs.set_num_threads(5)
-    results, _ = threads.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
-    assert xent_rs.get_num_threads() == 5
-    assert {result["threads"] for result in results} == {1, 2, 4, 5}
-    for result in results:
-        if result["threads"] == 5:
-            assert result["of_full_roof"] == result["of_roof"]
-
-
-def test_memory_sees_what_a_call_takes():
-    """A new gradient is the size of the logits; NumPy makes its own copy even for the loss."""
-    results, _ = memory.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
-    if not results:
-        pytest.skip("only on Linux")
-    above = {(result["contender"], result["job"]): result["above"] for result in results}
-    size = 4 * results[0]["rows"] * results[0]["classes"]
-    assert above["xent_rs", LOSS] < size / 4
-    assert above["xent_rs, out=", GRADIENT] < size / 4
-    assert 0.9 * size < above["xent_rs, new array", GRADIENT] < 1.5 * size
-    assert 0.9 * size < above["NumPy", LOSS]
-
-
-def test_a_probe_that_fails_says_why():
-    with pytest.raises(RuntimeError, match=r"^a measurement of memory ended with status 1: ValueError: .*"):
-        memory._probe(-1, 10, 0)
-
-
-def test_a_wrong_binary_loss_is_not_timed():
-    case = binary.Material.random(5, 6, "float32")
-    call, check = binary._prepare(case, "xent_rs", lambda case: lambda: 0.7, True)
-    with pytest.raises(ArithmeticError, match=r"^xent_rs, 5 x 6 float32: the loss is off by"):
-        check(call())
-
-
 # pictures
 
 
@@ -350,27 +200,6 @@ def test_plot(tmp_path, capsys, monkeypatch):
     assert_picture(file)
 
 
-def test_plot_of_several_suites(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
-    arguments = ["--quick", "--repeats", "1", "--suite", "binary", "threads", "smallest"]
-    status, _, errors = run(capsys, "bench", *arguments, "--plot", tmp_path / "bench.png")
-    assert (status, errors) == (0, "")
-    assert {file.name for file in tmp_path.iterdir()} == {"bench-binary.png", "bench-threads.png"}
-
-
-def test_plot_of_nothing(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
-    arguments = ["--repeats", "1", "--suite", "smallest", "--plot", tmp_path / "bench.png"]
-    status, output, errors = run(capsys, "bench", *arguments)
-    assert (status, output) == (1, "")
-    assert errors == (
-        "xent-rs: error: --plot has nothing to draw; "
-        "expected a suite among peers, options, binary, growth, threads, classes\n"
-    )
-
-
 def test_plot_into_a_missing_directory_is_one_line(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY[:1])
@@ -380,6 +209,22 @@ def test_plot_into_a_missing_directory_is_one_line(tmp_path, capsys, monkeypatch
 
 
 # the parts
+
+
+def test_a_roof_of_several_reads():
+    """Each roof counts as often as the entry says."""
+    roofs = {"read": lambda: time.sleep(0.01), "copy": lambda: time.sleep(0.03)}
+
+    def entry(name, roof):
+        prepared = lambda: time.sleep(0.01), lambda answer: {}
+        return measuring.Entry({"contender": name}, lambda: prepared, roof)
+
+    entries = [entry("one", {"read": 1.0}), entry("two", {"copy": 1.0, "read": 1.0})]
+    (one, two), skips = measuring.take(entries, roofs, 1, lambda: None)
+    assert skips == []
+    assert 0.01 <= one["roof"] < 0.03
+    assert 0.04 <= two["roof"] < 0.09
+    assert two["of_roof"] == two["roof"] / two["median"]
 
 
 def test_reference_and_numpy_agree():
@@ -404,51 +249,6 @@ def test_reference_and_numpy_agree():
     np.testing.assert_array_equal(out, gradient)
 
 
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        {},
-        {"label_smoothing": 0.1},
-        {"weight": np.float32([0.5, 2, 1, 3, 0.1])},
-        {"sample_weight": np.float32([1, 2, 0.5]), "z_loss": 1e-3},
-        {"temperature": 2.0, "weight": np.float32([0.5, 2, 1, 3, 0.1]), "label_smoothing": 0.3},
-        {"softcap": 3.0, "temperature": 0.7},
-    ],
-)
-def test_formulas_are_those_of_the_oracle(random, chosen, soft):
-    logits = (2 * random.standard_normal((3, 5))).astype(np.float32)
-    targets = random.dirichlet(np.ones(5), 3).astype(np.float32) if soft else random.integers(5, size=3)
-    found = formulas.CrossEntropy(logits, targets, **chosen)
-    of_softmax = {key: chosen[key] for key in ("temperature", "softcap") if key in chosen}
-    others = {key: value for key, value in chosen.items() if key not in of_softmax}
-    expected = oracle.CrossEntropy(oracle.Softmax(logits, **of_softmax), targets, **others)
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-13)
-    np.testing.assert_allclose(found.gradient, expected.gradients, rtol=1e-11, atol=1e-15)
-    if "softcap" not in chosen and "z_loss" not in chosen:
-        np.testing.assert_allclose(found.hessian, expected.hessians, rtol=1e-11)
-    # What is tolerated is of the size of what the package promises.
-    bounds = CrossEntropyBounds(expected, np.float32)
-    assert (found.loss_bounds <= 1.5 * bounds.losses).all()
-    assert (found.gradient_bounds <= 10 * bounds.gradients()).all()
-
-
-def test_the_other_formulas_are_those_of_the_oracle(random):
-    logits, teacher = (2 * random.standard_normal((2, 4, 6))).astype(np.float32)
-    found = formulas.KlDivergence(logits, teacher)
-    expected = oracle.KlDivergence(oracle.Softmax(logits), oracle.Softmax(teacher))
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
-    np.testing.assert_allclose(found.gradient, expected.gradients, rtol=1e-12)
-    assert (found.loss_bounds <= 1.5 * KlDivergenceBounds(expected, np.float32).losses).all()
-    yes = teacher > 0
-    found = formulas.BinaryCrossEntropy(logits, yes)
-    expected = oracle.BinaryCrossEntropy(logits, yes)
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
-    np.testing.assert_allclose(found.gradient, expected.gradients, rtol=1e-12)
-    promised = BinaryCrossEntropyBounds(expected, np.float32).losses.mean()
-    assert found.loss_bounds.mean() <= 4 * promised
-
-
 def test_the_roofs_move_every_byte():
     case = Case.random(7, 9, "float16")  # 126 bytes: 31 times four, and two that are too few
     roofs = case.roofs()
@@ -456,6 +256,15 @@ def test_the_roofs_move_every_byte():
     whole = case.logits.reshape(-1).view(np.uint8)[:124].view(np.float32)
     np.testing.assert_array_equal(case.out.reshape(-1).view(np.uint8)[:124].view(np.float32), whole / 2)
     assert roofs["read"]() == int(whole.view(np.uint32).sum(dtype=np.uint64)) % 2**32
+
+
+def test_the_roof_of_a_copy_needs_two_arrays():
+    """Threads would write what others read."""
+    array = np.zeros(100, np.float32)
+    for one, other in ((array[:-1], array[1:]), (array[1:], array[:-1]), (array, array)):
+        with pytest.raises(ValueError, match=r"^out overlaps array; expected memory apart from it$"):
+            _xent_rs.memory_copy(one, other)
+    _xent_rs.memory_copy(array[:50], array[50:])
 
 
 def test_timing_takes_turns():

@@ -1,28 +1,18 @@
 """What stands behind the figures of README and docs/performance.md: the records, the goals and the guard."""
 
-import importlib
 import json
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from xent_rs.cli.benchmark import options
 
-BENCHES = Path(__file__).parent.parent / "benches"
-ROOT = BENCHES.parent
+from benches import goals, guard, report
+from benches.suites import options
 
-
-@pytest.fixture
-def script(monkeypatch):
-    """Import a script of benches/."""
-    monkeypatch.syspath_prepend(str(BENCHES))
-    yield importlib.import_module
-    for name in ("report", "goals", "guard"):
-        sys.modules.pop(name, None)
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -37,10 +27,9 @@ def checkout(tmp_path):
 # pages
 
 
-def test_a_record_is_shown_and_checked(script, checkout, capsys):
+def test_a_record_is_shown_and_checked(checkout, capsys):
     pytest.importorskip("matplotlib")
-    report = script("report")
-    arguments = ["bench", "--json", "--quick", "--repeats", "1", "--levels", "--dtype", "float32", "float64"]
+    arguments = ["--json", "--quick", "--repeats", "1", "--levels", "--dtype", "float32", "float64"]
     arguments += ["--shape", "64x32000", "32x10", "--suite", "peers", "smallest", "binary", "threads"]
     report.record(checkout, arguments)
     with pytest.raises(SystemExit, match=r"^README.md does not show benches/results/"):
@@ -51,7 +40,7 @@ def test_a_record_is_shown_and_checked(script, checkout, capsys):
     readme, page = (
         (checkout / name).read_text(encoding="utf-8") for name in ("README.md", "docs/performance.md")
     )
-    assert "xent-rs bench --json --quick" in readme
+    assert "python -m benches --json --quick" in readme
     assert "**Loss + gradient, float32 logits**" in readme
     assert "**Loss, float64 logits**" not in readme
     assert "**Loss, float64 logits**" in page
@@ -67,9 +56,8 @@ def test_a_record_is_shown_and_checked(script, checkout, capsys):
         report.show(checkout, check=True)
 
 
-def test_a_typed_figure_is_found(script, checkout):
+def test_a_typed_figure_is_found(checkout):
     pytest.importorskip("matplotlib")
-    report = script("report")
     record = checkout / "benches" / "results" / "cpu" / "2026-01-01T0000.json"
     record.parent.mkdir(parents=True)
     path, newest = report.newest(ROOT)
@@ -101,15 +89,13 @@ def peer(contender, median, *, job="loss", rows=2048, classes=32_000, roof=1.0, 
     }
 
 
-def lines(goals, suites):
+def lines(suites):
     return {line[0]: line[2:] for line in goals.table(suites)[1:]}
 
 
-def test_goals_are_computed_from_the_record(script):
-    goals = script("goals")
+def test_goals_are_computed_from_the_record():
     both = "loss + gradient"
     found = lines(
-        goals,
         {
             "peers": [
                 peer("xent_rs", 1.05, level="avx512"),
@@ -157,8 +143,8 @@ def test_goals_are_computed_from_the_record(script):
     }
 
 
-def test_a_record_of_nothing_meets_nothing(script):
-    assert script("goals").table({}) == [["case", "goal", "measured", ""]]
+def test_a_record_of_nothing_meets_nothing():
+    assert goals.table({}) == [["case", "goal", "measured", ""]]
 
 
 # guard
@@ -169,8 +155,7 @@ def work(times):
     return lambda: [np.exp(numbers) for _ in range(times)]
 
 
-def test_the_guard_tells_one_pass_from_two(script):
-    guard = script("guard")
+def test_the_guard_tells_one_pass_from_two():
     calls = {"plain": work(1), "one": work(1), "two": work(2)}
     ratios = [guard.Ratio("one", "plain", 1.5), guard.Ratio("two", "plain", 1.5)]
     texts, failures = guard.measure(calls, ratios, patience=1.0)
@@ -180,8 +165,7 @@ def test_the_guard_tells_one_pass_from_two(script):
     assert failures[0].endswith("of plain; at most 1.50")
 
 
-def test_the_guard_waits_for_the_end_of_a_disturbance(script):
-    guard = script("guard")
+def test_the_guard_waits_for_the_end_of_a_disturbance():
     end = time.perf_counter() + 1.0
 
     def disturbed():
@@ -194,8 +178,7 @@ def test_the_guard_waits_for_the_end_of_a_disturbance(script):
     assert time.perf_counter() >= end
 
 
-def test_the_guard_fails_without_vectors(script, monkeypatch, capsys):
-    guard = script("guard")
+def test_the_guard_fails_without_vectors(monkeypatch, capsys):
     if len(guard._xent_rs.simd_levels()) == 1:
         pytest.skip("only the portable kernels")
     monkeypatch.setattr(guard, "PATIENCE", 0.1)
@@ -207,9 +190,8 @@ def test_the_guard_fails_without_vectors(script, monkeypatch, capsys):
         assert f"too slow: loss, {dtype}: " in errors
 
 
-def test_the_guard_fails_when_an_option_takes_another_pass(script, monkeypatch, capsys):
+def test_the_guard_fails_when_an_option_takes_another_pass(monkeypatch, capsys):
     """A smoothing that computes the plain loss besides is named, and nothing else."""
-    guard = script("guard")
     if len(guard._xent_rs.simd_levels()) == 1:
         pytest.skip("only the portable kernels")
 

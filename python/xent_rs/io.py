@@ -213,6 +213,8 @@ def open_array(file: str | bytes | os.PathLike[Any], *, dtype: str | None = None
         If the file is damaged, or holds no such array or none that can be mapped (Python objects, records).
     OSError
         If the file cannot be read.
+    ImportError
+        If it holds bfloat16, and ``ml_dtypes`` is not installed.
 
     References
     ----------

@@ -41,8 +41,8 @@ mod _xent_rs {
     use super::options::Keywords;
     #[pymodule_export]
     use super::settings::{
-        config, get_num_threads, kept_memory, memory_copy, memory_read, panic_for_test, release_memory,
-        set_num_threads, set_simd_level, simd_level, simd_levels,
+        config, get_num_threads, kept_memory, memory_copy, memory_read, release_memory, set_num_threads,
+        set_simd_level, simd_level, simd_levels,
     };
     #[pymodule_export]
     use super::softmax::{log_softmax, logsumexp, selective_log_softmax, softmax};

@@ -1,4 +1,4 @@
-//! Threads, levels, kept memory, and what a bug report needs to say; the roofs for benchmarks; a fault on request for tests.
+//! Threads, levels, kept memory, and what a bug report needs to say; the roofs of `xent-rs bench`.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -103,14 +103,5 @@ pub(super) fn memory_copy(py: Python<'_>, array: &Bound<'_, PyAny>, out: &Bound<
         // and both are borrowed as long as they are used.
         let (values, mut out) = unsafe { (Array::new(&values, None), ArrayMut::new(&out_values, None)) };
         detached(py, |check| bandwidth::copy(&values, &mut out, check))
-    })
-}
-
-/// Panic in the pool, as a fault of ours would.
-#[pyfunction]
-pub(super) fn panic_for_test(py: Python<'_>) -> PyResult<()> {
-    guard(|| {
-        let work = |chunk: usize| assert!(chunk != 3, "asked for by a test");
-        detached(py, |check| parallel::map_chunks(8, 1 << 20, check, work)).map(|_| ())
     })
 }

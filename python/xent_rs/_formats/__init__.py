@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .._bfloat16 import bfloat16
+
 Choose = Callable[[list[str]], str]  # picks one of the names of the arrays in a file
 _T = TypeVar("_T")
 
@@ -63,14 +65,7 @@ def checked(layout: Layout, available: int) -> Layout:
 
 def dtype_named(name: str) -> np.dtype[Any]:
     """Return the dtype of a name; NumPy knows them all but bfloat16."""
-    if name != "bfloat16":
-        return np.dtype(name)
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise ImportError(f"bfloat16 needs ml_dtypes ({error}): pip install ml_dtypes") from None
-    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16
+    return bfloat16() if name == "bfloat16" else np.dtype(name)
 
 
 def unique(pairs: list[tuple[str, _T]]) -> dict[str, _T]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._tables import text_table
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from typing_extensions import Self
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +60,31 @@ def print_table(rows: Sequence[Sequence[str]], indent: str = "") -> None:
     print(text_table(rows, indent))
 
 
-def progress(total: int, description: str, **options: Any) -> tqdm[Any]:
-    """Return a progress bar, which shows only on a terminal (standard error) and goes away when done."""
-    from tqdm import tqdm
+class NoBar:
+    """What stands in for a progress bar: it shows nothing."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, n: float = 1) -> None:
+        """Take note of nothing."""
+
+    def set_postfix_str(self, text: str) -> None:
+        """Say nothing."""
+
+
+def progress(total: int, description: str, **options: Any) -> Any:
+    """Return a progress bar, which shows only on a terminal (standard error) and goes away when done.
+
+    Without tqdm there is none.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return NoBar()
     return tqdm(total=total, desc=description, disable=None, leave=False, file=sys.stderr, **options)
 
 

@@ -5,33 +5,22 @@ compared with float64: a wrong one of this package ends the command, one of a pe
 Then all take turns. The roof is the time in which the machine only reads the logits (for the loss), or reads
 them and writes as much (for the gradient), measured in the same turns on the same memory with all threads.
 Tolerances are relative.
-
-That is the suite "peers". The others, which have shapes of their own and float32 logits:
-
-  options   each option and each function against the plain loss and its gradient
-  binary    binary cross-entropy
-  smallest  what a call costs
-  growth    time per element up to 10^9 elements, as far as the memory goes: that is 9 GB
-  threads   one to all
-  memory    what a call takes above its inputs
-  classes   time against the number of classes
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import _xent_rs, set_num_threads
+from .. import set_num_threads
+from .._bfloat16 import bfloat16
 from . import _terminal
-from .benchmark import SUITES, tables
+from .benchmark import peers, tables
 from .benchmark.contenders import CONTENDERS
-from .benchmark.measuring import Settings
+from .benchmark.measuring import Settings, measure
 
 _REPEATS, _QUICK_REPEATS = 5, 3
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -40,26 +29,18 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--suite",
-        nargs="+",
-        choices=[*SUITES, "all"],
-        default=["peers"],
-        metavar="SUITE",
-        help="some of them by name, or all (default: peers)",
-    )
-    parser.add_argument(
         "--shape",
         type=_shape,
         nargs="+",
         default=[],
         metavar="NxC",
-        help="rows x classes, of peers (default: 512x128256 2048x32000 16384x1000)",
+        help="rows x classes (default: 512x128256 2048x32000 16384x1000)",
     )
     parser.add_argument(
-        "--dtype", nargs="+", choices=_DTYPES, default=["float32"], help="of peers (default: float32)"
+        "--dtype", nargs="+", choices=_DTYPES, default=["float32"], help="of the logits (default: float32)"
     )
     parser.add_argument(
-        "--levels", action="store_true", help="peers: also this package at the other SIMD levels of the CPU"
+        "--levels", action="store_true", help="also this package at the other SIMD levels of the CPU"
     )
     parser.add_argument(
         "--repeats",
@@ -68,12 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"samples of each time, of calls above 0.1 s a third (default: {_REPEATS})",
     )
     parser.add_argument("--quick", action="store_true", help="smaller shapes and fewer samples")
-    parser.add_argument(
-        "--plot",
-        type=Path,
-        metavar="FILE.png",
-        help="draw the times; of several suites each into its own FILE-SUITE.png",
-    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the times")
     _terminal.add_threads(parser)
     _terminal.add_json(parser)
 
@@ -83,10 +59,24 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         from .benchmark import plot  # before the work, for it may be missing
 
+    report = measure([peers.run], settings(arguments))
+
+    if arguments.plot is not None:
+        plot.draw(report, arguments.plot)
+    if arguments.json:
+        _terminal.print_json(report)
+    else:
+        print_report(report, tables.peers(report["results"]))
+    return 0
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """Set the number of threads, and return all else that the arguments say."""
     if arguments.threads is not None:
         set_num_threads(arguments.threads)
-    suites = list(SUITES) if "all" in arguments.suite else list(dict.fromkeys(arguments.suite))
-    settings = Settings(
+    if "bfloat16" in arguments.dtype:
+        bfloat16()  # before the work, for it may be missing
+    return Settings(
         contenders=CONTENDERS,
         repeats=arguments.repeats or (_QUICK_REPEATS if arguments.quick else _REPEATS),
         quick=arguments.quick,
@@ -94,66 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
         dtypes=arguments.dtype,
         levels=arguments.levels,
     )
-    report = measure(suites, settings)
-
-    if arguments.plot is not None:
-        plot.draw_all(report, arguments.plot)
-    if arguments.json:
-        _terminal.print_json(report)
-    else:
-        _print(report)
-    return 0
 
 
-def measure(suites: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """Run suites.
-
-    Parameters
-    ----------
-    suites : sequence of str
-        Keys of `SUITES`.
-    settings : Settings
-        Contenders that are not installed are left out.
-
-    Returns
-    -------
-    dict
-        ``environment`` (CPU, level, threads, versions), ``results``, each with its ``suite``, shape, dtype,
-        job and contender and with times in seconds, and ``skipped``, with reasons. Fit for JSON.
-
-    Raises
-    ------
-    ArithmeticError
-        If an answer of this package is further from float64 than it promises.
-    """
-    versions = {contender.package: contender.version() for contender in settings.contenders}
-    present = [contender for contender in settings.contenders if versions[contender.package] is not None]
-    settings = replace(settings, contenders=present)
-    results = []
-    skipped = [
-        {"contender": package, "reason": "not installed"}
-        for package, version in versions.items()
-        if version is None
-    ]
-    for suite in suites:
-        some_results, some_skips = SUITES[suite](settings)
-        results += some_results
-        skipped += [skip for skip in some_skips if skip not in skipped]
-    environment = {
-        **_xent_rs.config(),
-        "python": platform.python_version(),
-        "versions": {package: version for package, version in versions.items() if version is not None},
-        "repeats": settings.repeats,
-    }
-    return {"environment": environment, "results": results, "skipped": skipped}
-
-
-def _print(report: dict[str, Any]) -> None:
+def print_report(report: dict[str, Any], found: Sequence[tables.Table]) -> None:
+    """Print where and with what it was measured, its tables, and what was skipped."""
     environment = report["environment"]
     versions = ", ".join(f"{package} {version}" for package, version in environment["versions"].items())
     print(f"{environment['cpu']}, {environment['simd_level']}, {environment['num_threads']} threads")
     print(f"Python {environment['python']}, {versions}")
-    for title, lines in tables.tables(report):
+    for title, lines in found:
         print(f"\n{title}")
         _terminal.print_table(lines, indent="  ")
     for skip in report["skipped"]:

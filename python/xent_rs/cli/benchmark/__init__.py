@@ -1,28 +1,15 @@
-"""The experiments of ``xent-rs bench``.
+"""What ``xent-rs bench`` does: this package against its peers.
 
-A module for each experiment (`SUITES`), all with a function ``run(settings)`` that returns results and what
-was skipped, as dictionaries fit for JSON. What they share:
+============= =============================================================================================
+`cases`       a problem: logits, targets, the float64 answer, the roofs of its memory
+`contenders`  this package and its peers
+`peers`       the comparison
+`measuring`   check the answers, then time the calls in turns
+`timing`      take turns
+`reference`   the formulas in float64, and as one writes them in NumPy
+`tables`      results for people
+`plot`        a picture
+============= =============================================================================================
 
-================ ==========================================================================================
-`cases`          a problem: logits, targets, the float64 answer, the roofs of its memory
-`contenders`     this package and its peers
-`formulas`       the losses with their options in float64, and how far from that an answer may be
-`measuring`      check the answers, then time the calls in turns
-`timing`         take turns
-`tables`, `plot` results for people
-================ ==========================================================================================
+What else is measured, for those who work on this package, is in ``benches/`` of its repository.
 """
-
-from . import binary, classes, growth, memory, options, peers, smallest, threads
-
-#: What `xent-rs bench --suite` offers.
-SUITES = {
-    "peers": peers.run,
-    "options": options.run,
-    "binary": binary.run,
-    "smallest": smallest.run,
-    "growth": growth.run,
-    "threads": threads.run,
-    "memory": memory.run,
-    "classes": classes.run,
-}

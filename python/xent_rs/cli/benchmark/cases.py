@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import _xent_rs
+from ..._bfloat16 import bfloat16
 from .reference import Reference
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ JOBS = (LOSS, GRADIENT)
 
 #: How often the time of each of `Case.roofs` counts in the roof of a job.
 ROOFS = {LOSS: {"read": 1.0}, GRADIENT: {"copy": 1.0}}
-
-_finfo: Any = ml_dtypes.finfo  # also of bfloat16
 
 
 class Case:
@@ -43,7 +41,7 @@ class Case:
         # Made in float32 for float64, too: half of such a number is then zeros and not a random, maybe
         # subnormal, float32 to `memory_copy`, which reads all bytes as float32.
         logits = random.standard_normal((rows, classes), np.float32)
-        kept = logits.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, copy=False)
+        kept = logits.astype(bfloat16() if dtype == "bfloat16" else dtype, copy=False)
         return cls(kept, random.integers(classes, size=rows))
 
     @cached_property
@@ -76,7 +74,7 @@ class Case:
     @property
     def eps(self) -> float:
         """Distance from 1 to the next number of the dtype of the logits."""
-        return float(_finfo(self.dtype).eps)
+        return float(finfo(self.dtype).eps)
 
     def roofs(self) -> dict[str, Callable[[], Any]]:
         """Return the calls that only read the logits, and that only read them and write as much."""
@@ -92,7 +90,7 @@ class Case:
         if gradient is None:
             return loss_error, None
         gradient = np.asarray(gradient)
-        tiny = float(_finfo(gradient.dtype).smallest_subnormal)
+        tiny = float(finfo(gradient.dtype).smallest_subnormal)
         largest = 0.0
         for rows in self.reference.blocks():
             expected = self.reference.gradient(rows)
@@ -107,6 +105,16 @@ class Case:
             if not worst <= largest:
                 largest = worst
         return loss_error, largest
+
+
+def finfo(dtype: np.dtype[Any]) -> Any:
+    """Return what `numpy.finfo` does, also of bfloat16."""
+    if dtype.name != "bfloat16":
+        return np.finfo(dtype)
+    import ml_dtypes
+
+    of_any: Any = ml_dtypes.finfo  # not typed
+    return of_any(dtype)
 
 
 def reads(*arrays: Array) -> Callable[[], Any]:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__, _xent_rs, cross_entropy, cross_entropy_with_grad, get_num_threads
+from ..._bfloat16 import bfloat16
 from .cases import GRADIENT, LOSS, Case
 from .reference import numpy_loss, numpy_loss_and_gradient
 
@@ -206,7 +206,7 @@ def torch_tensors(logits: Array, targets: Array) -> tuple[Any, Any, Any]:
 def torch_array(torch: Any, tensor: Any) -> Array:
     """Return the array on the memory of a tensor."""
     if tensor.dtype == torch.bfloat16:
-        return np.asarray(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+        return np.asarray(tensor.view(torch.int16).numpy()).view(bfloat16())
     return np.asarray(tensor.numpy())
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ... import _xent_rs
 from .. import _terminal
 from . import timing
 from .contenders import Contender, NotApplicable
@@ -22,7 +24,7 @@ class Settings:
     Attributes
     ----------
     contenders : sequence of Contender
-        Who takes part, all of them installed.
+        Who takes part.
     repeats : int
         Number of samples of each time.
     quick : bool
@@ -41,6 +43,51 @@ class Settings:
     shapes: Sequence[tuple[int, int]] = ()
     dtypes: Sequence[str] = ("float32",)
     levels: bool = False
+
+
+def measure(
+    suites: Sequence[Callable[[Settings], tuple[Results, Skips]]], settings: Settings
+) -> dict[str, Any]:
+    """Run suites.
+
+    Parameters
+    ----------
+    suites : sequence of callable
+        Each takes settings, and returns its results and what it skipped.
+    settings : Settings
+        Contenders that are not installed are left out.
+
+    Returns
+    -------
+    dict
+        ``environment`` (CPU, level, threads, versions), ``results``, each with its ``suite``, shape, dtype,
+        job and contender and with times in seconds, and ``skipped``, with reasons. Fit for JSON.
+
+    Raises
+    ------
+    ArithmeticError
+        If an answer of this package is further from float64 than it promises.
+    """
+    versions = {contender.package: contender.version() for contender in settings.contenders}
+    present = [contender for contender in settings.contenders if versions[contender.package] is not None]
+    settings = replace(settings, contenders=present)
+    results: Results = []
+    skipped: Skips = [
+        {"contender": package, "reason": "not installed"}
+        for package, version in versions.items()
+        if version is None
+    ]
+    for suite in suites:
+        some_results, some_skips = suite(settings)
+        results += some_results
+        skipped += [skip for skip in some_skips if skip not in skipped]
+    environment = {
+        **_xent_rs.config(),
+        "python": platform.python_version(),
+        "versions": {package: version for package, version in versions.items() if version is not None},
+        "repeats": settings.repeats,
+    }
+    return {"environment": environment, "results": results, "skipped": skipped}
 
 
 @dataclass(frozen=True)

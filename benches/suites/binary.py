@@ -7,12 +7,14 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+from xent_rs import binary_cross_entropy, binary_cross_entropy_with_grad, get_num_threads
+from xent_rs.cli.benchmark.cases import GRADIENT, JOBS, LOSS, Array, Case, copies, reads
+from xent_rs.cli.benchmark.contenders import compiled, torch_array, torch_tensors
+from xent_rs.cli.benchmark.measuring import Entry, Results, Settings, Skips, progress, steps, take, within
 
-from ... import binary_cross_entropy, binary_cross_entropy_with_grad, get_num_threads
-from .cases import GRADIENT, JOBS, LOSS, Array, Case, copies, reads
-from .contenders import compiled, torch_array, torch_tensors
-from .formulas import BinaryCrossEntropy, share
-from .measuring import Entry, Results, Settings, Skips, progress, steps, take, within
+from tests import bounds, oracle
+
+from .options import share
 
 # 4 Mi elements.
 _SHAPE, _QUICK_SHAPE = (4096, 1024), (64, 1024)
@@ -34,9 +36,9 @@ class Material(Case):
         return self.yes.astype(self.dtype)
 
     @cached_property
-    def expected(self) -> BinaryCrossEntropy:
-        """The answer in float64."""
-        return BinaryCrossEntropy(self.logits, self.yes)
+    def promise(self) -> Any:
+        """How far from the answer, which it knows, this package may be."""
+        return bounds.BinaryCrossEntropyBounds(oracle.BinaryCrossEntropy(self.logits, self.yes), self.dtype)
 
     def roofs(self) -> dict[str, Callable[[], Any]]:
         """Return the calls that read logits and targets, and that write as much as the logits besides."""
@@ -77,16 +79,16 @@ def _prepare(case: Material, name: str, make: Callable[[Material], Any], exact: 
 
     def check(answer: Any) -> dict[str, float]:
         loss, gradient = answer if isinstance(answer, tuple) else (answer, None)
-        expected, what = case.expected, f"{name}, {case.name}"
+        expected, scale = case.promise.oracle, 1 / case.logits.size
         mean = float(expected.losses.mean())
-        bound = float(expected.loss_bounds.mean()) if exact else 16 * case.eps * mean
+        bound = float(case.promise.losses.mean()) if exact else 16 * case.eps * mean
         pairs = {"loss": (abs(float(loss) - mean) / mean, bound / mean)}
         if gradient is not None:
             # Peers subtract: next to 0 only the absolute error is small.
-            bounds = expected.gradient_bounds if exact else 8 * case.eps * (1 + 8 * np.abs(expected.gradient))
-            found = np.asarray(gradient, np.float64) * case.logits.size
-            pairs["gradient"] = (share(found, expected.gradient, bounds), 1.0)
-        return within(what, pairs)
+            tolerated = 8 * case.eps * (1 + 8 * np.abs(expected.gradients)) * scale
+            allowed = case.promise.gradients(scale) if exact else tolerated
+            pairs["gradient"] = (share(gradient, expected.gradients * scale, allowed), 1.0)
+        return within(f"{name}, {case.name}", pairs)
 
     return make(case), check
 

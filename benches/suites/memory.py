@@ -11,11 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ... import _xent_rs, get_num_threads
-from .contenders import CONTENDERS
-from .measuring import Results, Settings, Skips, progress
+from xent_rs import _xent_rs, get_num_threads
+from xent_rs.cli.benchmark.contenders import CONTENDERS
+from xent_rs.cli.benchmark.measuring import Results, Settings, Skips, progress
 
 _SHAPES, _QUICK_SHAPES = ((2048, 32_000), (16_384, 1000), (262_144, 10), (2_097_152, 10)), ((2048, 1000),)
+
+_ROOT = Path(__file__).parents[2]
 
 # Those who compile, and SciPy, which is like NumPy.
 _LEFT_OUT = ("SciPy", "PyTorch, compiled", "JAX", "JAX, new array")
@@ -52,7 +54,9 @@ def _probe(rows: int, classes: int, number: int) -> dict[str, float]:
         "XENT_RS_NUM_THREADS": str(get_num_threads()),
     }
     command = [sys.executable, "-m", f"{__package__}.probe", str(rows), str(classes), "float32", str(number)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        command, env=environment, cwd=_ROOT, capture_output=True, text=True, check=False
+    )
     if finished.returncode != 0:
         last = (finished.stderr.strip().splitlines() or ["nothing"])[-1]
         raise RuntimeError(f"a measurement of memory ended with status {finished.returncode}: {last}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .measuring import Results, Settings, Skips
-from .peers import compare
+from xent_rs.cli.benchmark.measuring import Results, Settings, Skips
+from xent_rs.cli.benchmark.peers import compare
 
 _SHAPE = (4, 10)
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from ... import cross_entropy, cross_entropy_with_grad
-from .cases import GRADIENT, JOBS, LOSS, Array, Case, copies, reads
-from .contenders import promised
-from .measuring import Entry, Results, Settings, Skips, progress, steps, take, within
+from xent_rs import cross_entropy, cross_entropy_with_grad
+from xent_rs.cli.benchmark.cases import GRADIENT, JOBS, LOSS, Array, Case, copies, reads
+from xent_rs.cli.benchmark.contenders import promised
+from xent_rs.cli.benchmark.measuring import Entry, Results, Settings, Skips, progress, steps, take, within
 
 _CLASSES = (32_000, 1000)
 _ELEMENTS, _QUICK_ELEMENTS = (10**6, 10**7, 10**8, 10**9), (10**5, 10**6)

@@ -1,6 +1,6 @@
 """Make one call in this process, and print by how much it raised the memory that the process holds at most.
 
-    python -m xent_rs.cli.benchmark.probe ROWS CLASSES DTYPE NUMBER
+    python -m benches.suites.probe ROWS CLASSES DTYPE NUMBER
 
 NUMBER is the place of the contender in `CONTENDERS`. Prints JSON: ``above``, in bytes, and what the check of
 the answer found. Only on Linux.
@@ -13,9 +13,9 @@ import re
 import sys
 from pathlib import Path
 
-from .cases import Case
-from .contenders import CONTENDERS
-from .peers import check
+from xent_rs.cli.benchmark.cases import Case
+from xent_rs.cli.benchmark.contenders import CONTENDERS
+from xent_rs.cli.benchmark.peers import check
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

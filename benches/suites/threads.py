@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ... import get_num_threads, set_num_threads
-from .cases import JOBS, Case
-from .measuring import Entry, Results, Settings, Skips, progress, steps, take
-from .peers import entry
+from xent_rs import get_num_threads, set_num_threads
+from xent_rs.cli.benchmark.cases import JOBS, Case
+from xent_rs.cli.benchmark.measuring import Entry, Results, Settings, Skips, progress, steps, take
+from xent_rs.cli.benchmark.peers import entry
 
 _SHAPES, _QUICK_SHAPES = ((2048, 32_000), (16_384, 1000)), ((64, 32_000),)
 

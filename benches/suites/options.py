@@ -12,8 +12,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-
-from ... import (
+from xent_rs import (
     cross_entropy,
     cross_entropy_with_grad,
     cross_entropy_with_grad_hess,
@@ -26,9 +25,11 @@ from ... import (
     selective_log_softmax,
     softmax,
 )
-from .cases import GRADIENT, JOBS, LOSS, ROOFS, Array, Case
-from .formulas import CrossEntropy, KlDivergence, Softmax, share
-from .measuring import Entry, Results, Settings, Skips, progress, steps, take, within
+from xent_rs.cli.benchmark.cases import GRADIENT, JOBS, LOSS, ROOFS, Array, Case
+from xent_rs.cli.benchmark.contenders import promised
+from xent_rs.cli.benchmark.measuring import Entry, Results, Settings, Skips, progress, steps, take, within
+
+from tests import bounds, oracle
 
 _SHAPES = ((2048, 32_000), (16_384, 1000), (262_144, 10))
 _QUICK_SHAPES = ((64, 32_000), (2048, 10))
@@ -126,12 +127,19 @@ def _check_option(
     if "sample_weight" in arguments:
         counts *= arguments["sample_weight"]
         of_some["sample_weight"] = arguments["sample_weight"][case.some]
-    expected = CrossEntropy(case.logits[case.some], targets[case.some], **of_some)
-    return _compare(what, case, expected, losses, float(counts.sum()), answer)
+    return _compare(what, case, _cross_entropy(case, targets, of_some), losses, float(counts.sum()), answer)
+
+
+def _cross_entropy(case: Material, targets: Array, arguments: dict[str, Any]) -> Any:
+    """Return the bounds of the rows that are compared, which know the answers."""
+    of_softmax = {name: arguments[name] for name in ("temperature", "softcap") if name in arguments}
+    others = {name: value for name, value in arguments.items() if name not in of_softmax}
+    softmax = oracle.Softmax(case.logits[case.some], **of_softmax)
+    return bounds.CrossEntropyBounds(oracle.CrossEntropy(softmax, targets[case.some], **others), case.dtype)
 
 
 def _compare(
-    what: str, case: Material, expected: Any, losses: Array, divisor: float, answer: Any
+    what: str, case: Material, promise: Any, losses: Array, divisor: float, answer: Any
 ) -> dict[str, float]:
     """Compare the losses and the derivatives of some rows with float64, and the mean with all losses.
 
@@ -141,13 +149,18 @@ def _compare(
     exact = float(losses.sum(dtype=np.float64)) / divisor
     bound = 2.0**-23 * float(np.abs(losses).sum(dtype=np.float64)) / divisor
     found = {
-        "loss": share(losses[case.some], expected.losses, expected.loss_bounds),
+        "loss": share(losses[case.some], promise.oracle.losses, promise.losses),
         "mean": abs(mean - exact) / bound,
     }
     for name, derivative in zip(("gradient", "hessian"), derivatives, strict=False):
-        values = derivative[case.some].astype(np.float64) * divisor
-        found[name] = share(values, getattr(expected, name), getattr(expected, f"{name}_bounds"))
+        expected = getattr(promise.oracle, f"{name}s") / divisor
+        found[name] = share(derivative[case.some], expected, getattr(promise, f"{name}s")(1 / divisor))
     return within(what, {name: (error, 1.0) for name, error in found.items()})
+
+
+def share(found: Any, expected: Array, promised: Any) -> float:
+    """Return the largest error as a share of what is promised; NaN if one is."""
+    return float((np.abs(np.asarray(found, np.float64) - expected) / promised).max())
 
 
 def _kl_loss(case: Material) -> Prepared:
@@ -161,8 +174,9 @@ def _kl_gradient(case: Material) -> Prepared:
 
 def _check_kl(case: Material, answer: Any) -> dict[str, float]:
     losses = kl_divergence(case.logits, case.teacher, reduction="none")
-    expected = KlDivergence(case.logits[case.some], case.teacher[case.some])
-    return _compare(f"KL divergence, {case.name}", case, expected, losses, case.rows, answer)
+    model, teacher = (oracle.Softmax(logits[case.some]) for logits in (case.logits, case.teacher))
+    promise = bounds.KlDivergenceBounds(oracle.KlDivergence(model, teacher), case.dtype)
+    return _compare(f"KL divergence, {case.name}", case, promise, losses, case.rows, answer)
 
 
 def _hessian(case: Material) -> Prepared:
@@ -171,8 +185,8 @@ def _hessian(case: Material) -> Prepared:
 
     def check(answer: Any) -> dict[str, float]:
         losses = cross_entropy(case.logits, case.targets, reduction="none")
-        expected = CrossEntropy(case.logits[case.some], case.targets[case.some])
-        return _compare(f"Hessian, {case.name}", case, expected, losses, case.rows, answer)
+        promise = _cross_entropy(case, case.targets, {})
+        return _compare(f"Hessian, {case.name}", case, promise, losses, case.rows, answer)
 
     return call, check
 
@@ -183,51 +197,63 @@ def _in_place(case: Material) -> Prepared:
 
     def check(answer: Any) -> dict[str, float]:
         losses = cross_entropy(case.logits, case.targets, reduction="none")
-        expected = CrossEntropy(case.logits[case.some], case.targets[case.some])
-        return _compare(f"in place, {case.name}", case, expected, losses, case.rows, answer)
+        promise = _cross_entropy(case, case.targets, {})
+        return _compare(f"in place, {case.name}", case, promise, losses, case.rows, answer)
 
     return partial(cross_entropy_with_grad, logits, case.targets, out=logits), check
 
 
 def _logsumexp(case: Material) -> Prepared:
-    return partial(logsumexp, case.logits), lambda answer: _of_softmax(case, answer, "lse")
+    return partial(logsumexp, case.logits), partial(_check_logsumexp, case)
 
 
 def _row_statistics(case: Material) -> Prepared:
     call = partial(row_statistics, case.logits, case.targets)
-    return call, lambda answer: _of_softmax(case, answer.logsumexp, "lse")
+    return call, lambda answer: _check_logsumexp(case, answer.logsumexp)
 
 
-def _selective(case: Material) -> Prepared:
-    call = partial(selective_log_softmax, case.logits, case.index)
-    return call, lambda answer: _of_softmax(case, answer, "log_p", index=case.index[case.some])
+def _check_logsumexp(case: Material, answer: Array) -> dict[str, float]:
+    softmax = oracle.Softmax(case.logits[case.some])
+    error = share(answer[case.some], softmax.logsumexp, bounds.logsumexp_bound(softmax, case.dtype))
+    return within(f"logsumexp, {case.name}", {"value": (error, 1.0)})
 
 
 def _softmax(case: Material) -> Prepared:
-    return partial(softmax, case.logits, out=case.out), lambda answer: _of_softmax(case, answer, "p")
+    def check(answer: Array) -> dict[str, float]:
+        expected = oracle.Softmax(case.logits[case.some])
+        promise = bounds.probability_bound(expected, case.dtype)
+        error = share(answer[case.some], expected.probabilities, promise)
+        return within(f"softmax, {case.name}", {"value": (error, 1.0)})
+
+    return partial(softmax, case.logits, out=case.out), check
 
 
 def _log_softmax(case: Material) -> Prepared:
     call = partial(log_softmax, case.logits, out=case.out)
-    return call, lambda answer: _of_softmax(case, answer, "log_p")
+    return call, partial(_check_log_probabilities, "log_softmax", case, np.arange(case.classes)[None])
 
 
-def _of_softmax(case: Material, answer: Array, part: str, index: Array | None = None) -> dict[str, float]:
-    """Compare a part of the softmax of some rows, at the classes `index` or at all."""
-    expected = Softmax(case.logits[case.some])
-    values = getattr(expected, part)
-    bounds = expected.p_bound if part == "p" else np.broadcast_to(expected.log_bound, values.shape)
-    if index is not None:
-        values, bounds = (np.take_along_axis(array, index, axis=1) for array in (values, bounds))
-    found = answer[case.some].reshape(values.shape)
-    rounding = 2.0**-24 * np.abs(values)
-    return within(f"{part}, {case.name}", {"value": (share(found, values, bounds + rounding), 1.0)})
+def _selective(case: Material) -> Prepared:
+    call = partial(selective_log_softmax, case.logits, case.index)
+    index = case.index[case.some]
+    return call, partial(_check_log_probabilities, "selective_log_softmax", case, index)
+
+
+def _check_log_probabilities(what: str, case: Material, index: Array, answer: Array) -> dict[str, float]:
+    """Compare the logarithms of some rows at the classes `index`."""
+    softmax = oracle.Softmax(case.logits[case.some])
+    promise = bounds.log_probability_bound(softmax, case.dtype)
+    expected, promise = (
+        np.take_along_axis(array, index, axis=1) for array in (softmax.log_probabilities, promise)
+    )
+    error = share(answer[case.some], expected, promise)
+    return within(f"{what}, {case.name}", {"value": (error, 1.0)})
 
 
 def _evaluate(case: Material) -> Prepared:
     def check(answer: Any) -> dict[str, float]:
-        error = abs(answer.loss - case.loss) / (float(Softmax(case.logits[:1]).log_bound) + 2.0**-24)
-        return within(f"evaluate, {case.name}", {"loss": (error, 1.0)})
+        error = abs(answer.loss - case.loss) / case.loss
+        return within(f"evaluate, {case.name}", {"loss": (error, promised(case)[0])})
 
     return partial(evaluate, case.logits, case.targets), check
 

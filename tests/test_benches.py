@@ -1,0 +1,201 @@
+"""``python -m benches``: the suites that are not installed, each run once and small, and what they check."""
+
+import contextlib
+import json
+import struct
+from dataclasses import replace
+
+import pytest
+import xent_rs
+from xent_rs.cli import bench
+from xent_rs.cli.benchmark.cases import GRADIENT, LOSS
+from xent_rs.cli.benchmark.contenders import CONTENDERS
+from xent_rs.cli.benchmark.measuring import Settings
+
+from benches import tables
+from benches.__main__ import main
+from benches.suites import SUITES, beside, binary, growth, memory, options, threads
+
+NUMPY_ONLY = [contender for contender in CONTENDERS if contender.package in ("xent_rs", "numpy")]
+
+
+@pytest.fixture(autouse=True)
+def _numpy_only(monkeypatch):
+    monkeypatch.setattr(bench, "CONTENDERS", NUMPY_ONLY)
+
+
+def run(capsys, *arguments):
+    """Run in this process; return status, standard output and standard error."""
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "peers"])
+def test_a_suite(capsys, tmp_path, suite):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "bench.png"
+    arguments = ["--quick", "--repeats", "1", "--suite", suite]
+    drawn = [] if suite in ("smallest", "memory", "beside") else ["--plot", file]
+    status, output, errors = run(capsys, *arguments, "--json", *drawn)
+    assert (status, errors) == (0, "")
+    report = json.loads(output)
+    assert report["results"]
+    for result in report["results"]:
+        assert result["suite"] == suite
+        assert all(value is not None for value in result.values())
+        errors = {key: value for key, value in result.items() if key.endswith("_error")}
+        assert errors
+        for key, value in errors.items():
+            assert value <= result[key.replace("_error", "_tolerance")]
+        if suite != "memory":
+            assert 0 < result["minimum"] <= result["median"]
+            assert result["p95" if suite == "beside" else "roof"] > 0
+    if drawn:
+        assert_picture(file)
+    (*_, (title, lines)) = tables.tables(report)
+    assert title
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) > 1
+
+
+def test_the_options_compare_with_the_plain_loss():
+    shape = {"rows": 4, "classes": 8, "dtype": "float32", "job": LOSS}
+    results = options.with_ratios(
+        [
+            {**shape, "contender": "plain", "median": 2.0, "roof": 1.0},
+            {**shape, "contender": "probabilities", "median": 5.0, "roof": 2.0},
+        ]
+    )
+    # Twice the bytes: one second of the five is theirs.
+    assert [(result["ratio"], result["beyond"]) for result in results] == [(1.0, 1.0), (2.5, 2.0)]
+
+
+@pytest.mark.parametrize("task", options.TASKS, ids=lambda task: f"{task.name}, {task.job}")
+def test_each_option_is_checked(task):
+    """The right answer is accepted, and one that is off in the sixth digit is not."""
+    call, check = task.prepare(options.Material.random(20, 30, "float32"))
+    answer = call()
+    check(answer)
+    with pytest.raises(ArithmeticError, match="is off by"):
+        check(scaled(answer, 1 + 3e-6))
+    if isinstance(answer, tuple) and not hasattr(answer, "_fields"):
+        for position in range(1, len(answer)):
+            one = [scaled(part, 1 + 1e-5) if at == position else part for at, part in enumerate(answer)]
+            with pytest.raises(ArithmeticError, match=r"(gradient|hessian) is off by"):
+                check(tuple(one))
+
+
+def scaled(answer, factor):
+    if hasattr(answer, "loss"):
+        return replace(answer, loss=answer.loss * factor)
+    if hasattr(answer, "_replace"):
+        return answer._replace(logsumexp=answer.logsumexp * factor)
+    if isinstance(answer, tuple):
+        return (answer[0] * factor, *answer[1:])
+    return answer * factor
+
+
+def test_growth_goes_as_far_as_the_memory(monkeypatch):
+    monkeypatch.setattr(growth, "_available_memory", lambda: (1 << 30) + 8 * 10**5)
+    results, skips = growth.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
+    assert {result["rows"] * result["classes"] for result in results} == {96_000, 100_000}
+    assert skips == [
+        {"contender": "growth to 1,000,000 elements", "reason": "takes 1.1 GB of memory; 1.1 are free"}
+    ]
+
+
+def test_growth_walks_over_all_of_the_memory():
+    """Each call takes the next window."""
+    calls = [lambda at=at: at for at in range(3)]
+    following = growth._in_turn(calls)
+    assert [following() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_threads_are_set_and_given_back():
+    xent_rs.set_num_threads(5)
+    results, _ = threads.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
+    assert xent_rs.get_num_threads() == 5
+    assert {result["threads"] for result in results} == {1, 2, 4, 5}
+    for result in results:
+        if result["threads"] == 5:
+            assert result["of_full_roof"] == result["of_roof"]
+
+
+def test_memory_sees_what_a_call_takes():
+    """A new gradient is the size of the logits; NumPy makes its own copy even for the loss."""
+    results, _ = memory.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
+    if not results:
+        pytest.skip("only on Linux")
+    above = {(result["contender"], result["job"]): result["above"] for result in results}
+    size = 4 * results[0]["rows"] * results[0]["classes"]
+    assert above["xent_rs", LOSS] < size / 4
+    assert above["xent_rs, out=", GRADIENT] < size / 4
+    assert 0.9 * size < above["xent_rs, new array", GRADIENT] < 1.5 * size
+    assert 0.9 * size < above["NumPy", LOSS]
+
+
+def test_a_probe_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"^a measurement of memory ended with status 1: ValueError: .*"):
+        memory._probe(-1, 10, 0)
+
+
+def test_beside_others_with_all_threads_and_with_one(monkeypatch):
+    """In turns, each call after what comes before it, and never less company for one thread than for all."""
+    said = []
+
+    @contextlib.contextmanager
+    def meanwhile(number):
+        said.append((xent_rs.get_num_threads(), number))
+        yield
+        said.append(said.count("before"))
+
+    monkeypatch.setattr(beside, "_CALLS", 4)
+    company = beside.Company("a test", (30, 40), lambda: said.append("before"), meanwhile)
+    xent_rs.set_num_threads(3)
+    results = beside.take(company, 3, 2, lambda: None)
+    assert xent_rs.get_num_threads() == 3
+    assert [each for each in said if each != "before"] == [(3, 1), 4, (1, 3), 8, (1, 3), 12, (3, 1), 16]
+    assert [(result["threads"], result["samples"]) for result in results] == [(3, 8), (1, 8)]
+    for result in results:
+        assert result["minimum"] <= result["median"] <= result["p95"]
+
+
+def test_beside_others_needs_two_threads():
+    xent_rs.set_num_threads(1)
+    results, skips = beside.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
+    assert (results, skips) == ([], [{"contender": "beside", "reason": "there is but one thread"}])
+
+
+def test_a_wrong_binary_loss_is_not_timed():
+    case = binary.Material.random(5, 6, "float32")
+    call, check = binary._prepare(case, "xent_rs", lambda case: lambda: 0.7, True)
+    with pytest.raises(ArithmeticError, match=r"^xent_rs, 5 x 6 float32: the loss is off by"):
+        check(call())
+
+
+# pictures
+
+
+def assert_picture(file):
+    content = file.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", content[16:24])
+    assert width > 600
+    assert height > 300
+
+
+def test_plot_of_several_suites(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    arguments = ["--quick", "--repeats", "1", "--suite", "binary", "threads", "smallest"]
+    status, _, errors = run(capsys, *arguments, "--plot", tmp_path / "bench.png")
+    assert (status, errors) == (0, "")
+    assert {file.name for file in tmp_path.iterdir()} == {"bench-binary.png", "bench-threads.png"}
+
+
+def test_plot_of_nothing(capsys):
+    """Said before the work."""
+    pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit):
+        run(capsys, "--suite", "smallest", "--plot", "bench.png")
+    expected = "expected a suite among peers, options, binary, growth, threads, classes"
+    assert capsys.readouterr().err.endswith(f"error: --plot has nothing to draw; {expected}\n")
