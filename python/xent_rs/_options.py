@@ -59,14 +59,29 @@ PositiveWeight: TypeAlias = Annotated[
     """,
 ]
 
-# Targets.
+# Targets. That of PyTorch stands for no target.
+_IGNORED = -100
 
 IgnoreIndex: TypeAlias = Annotated[
     "SupportsIndex",
-    -100,
+    _IGNORED,
     """int, optional
     Rows with this target have loss 0, whatever their logits hold, and do not count. It does not concern
     probabilities.
+    """,
+]
+UncountedIndex: TypeAlias = Annotated[
+    "SupportsIndex",
+    _IGNORED,
+    """int, optional
+    Rows with this target do not count.
+    """,
+]
+UnrankedIndex: TypeAlias = Annotated[
+    "SupportsIndex",
+    _IGNORED,
+    """int, optional
+    Rows with this target have `target_log_probability` 0 and `target_rank` -1.
     """,
 ]
 IgnoredElement: TypeAlias = Annotated[
@@ -114,7 +129,7 @@ Temperature: TypeAlias = Annotated[
     "Real",
     1.0,
     """float, optional
-    Divides the logits, after a softcap; positive.
+    Divides the logits, after a softcap if there is one; positive.
     """,
 ]
 Axis: TypeAlias = Annotated[
@@ -354,7 +369,7 @@ class RowStatisticsOptions(TypedDict, total=False):
     axis: Axis
     softcap: Softcap
     temperature: Temperature
-    ignore_index: IgnoreIndex
+    ignore_index: UnrankedIndex
 
 
 class EvaluatorOptions(TypedDict, total=False):
@@ -362,7 +377,7 @@ class EvaluatorOptions(TypedDict, total=False):
 
     top_k: TopK
     weight: EvaluatedClassWeight
-    ignore_index: IgnoreIndex
+    ignore_index: UncountedIndex
     label_smoothing: LabelSmoothing
     z_loss: ZLoss
     softcap: Softcap
@@ -376,7 +391,7 @@ class EvaluateOptions(TypedDict, total=False):
     top_k: TopK
     weight: EvaluatedClassWeight
     sample_weight: EvaluatedSampleWeight
-    ignore_index: IgnoreIndex
+    ignore_index: UncountedIndex
     label_smoothing: LabelSmoothing
     z_loss: ZLoss
     softcap: Softcap

@@ -160,8 +160,8 @@ def selective_log_softmax(logits: ArrayLike, index: ArrayLike, **options: Unpack
     logits : array_like of float16, bfloat16 (``ml_dtypes``), float32 or float64
         Any number of axes; see `cross_entropy`.
     index : array_like of any integer dtype
-        K classes for each row: the shape of `logits` without `axis`, and then one axis of length K, which may
-        be 0, in the last axis wherever the classes of `logits` are. A class may come twice.
+        K classes for each row: the shape of `logits` without `axis`, and then an axis of length K, always the
+        last, which may be 0. A class may come twice.
     **options
         Those of `SelectionOptions` (`xent_rs._options`).
 
