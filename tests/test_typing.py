@@ -144,8 +144,8 @@ assert_type(xent_rs.Evaluator().merge(xent_rs.Evaluator()), xent_rs.Evaluator)
 stored = xent_rs.io.open_array("stored.npy")
 for position, some_logits, some_targets in xent_rs.io.row_blocks(stored, stored):
     assert_type(position, tuple[int, ...])
-for *_, some_weights in xent_rs.io.row_blocks(stored, stored, stored, axis=0):
-    kept = xent_rs.io.open_array("stored.npy").map()
+for block in xent_rs.io.row_blocks(stored, stored, stored, axis=0):
+    some_weights: NDArray[Any] = block[3]
 xent_rs.set_num_threads(2)
 assert_type(xent_rs.get_num_threads(), int)
 error: RuntimeError = xent_rs.InternalError("x")

@@ -237,7 +237,7 @@ class Evaluator:
             self._temperature,
             self._axis,
         )
-        shape = np.shape(logits)
+        shape = tuple(np.shape(logits))
         classes = shape[self._axis]
         if self._sums.classes not in (None, classes):
             raise ValueError(
