@@ -683,6 +683,14 @@ def test_long_names_in_damaged_files_are_cut(tmp_path):
         assert len(str(error.value)) < 1000
 
 
+def test_bfloat16_without_ml_dtypes_says_what_to_install(tmp_path, monkeypatch):
+    save_safetensors(tmp_path / "a.safetensors", {"a": array((3,), "bfloat16"), "b": array((3,))})
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ImportError, match=r"^bfloat16 needs ml_dtypes \(.*\): pip install ml_dtypes$"):
+        io.open_array(f"{tmp_path / 'a.safetensors'}:a")
+    assert io.open_array(f"{tmp_path / 'a.safetensors'}:b").shape == (3,)
+
+
 def test_the_import_is_cheap():
     code = "import sys, xent_rs.io; print([name for name in ('ml_dtypes', 'tqdm') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

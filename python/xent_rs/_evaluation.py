@@ -217,7 +217,7 @@ class Evaluator:
             _EVALUATE,
             {**self._options(), "sample_weight": sample_weight},
         )
-        shape = np.shape(logits)
+        shape = tuple(np.shape(logits))
         classes = shape[self._axis]
         if self._sums.classes not in (None, classes):
             raise ValueError(
