@@ -640,7 +640,7 @@ impl RowsMut<'_> {
     ///
     /// # Panics
     /// If there are no such elements in these rows, or if they are something else.
-    #[inline(always)]
+    #[inline(never)]
     pub fn set(&mut self, first: usize, values: &[f64]) {
         match self.array.dtype {
             Dtype::F32 => self.set_all::<f32>(first, values),

@@ -42,8 +42,14 @@ impl Dtype {
     }
 
     /// The bytes of an element.
-    pub fn size(self) -> usize {
-        with_dtype!(self, T => size_of::<T>())
+    #[inline(always)]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Bool | Self::I8 | Self::U8 => 1,
+            Self::I16 | Self::U16 | Self::F16 | Self::Bf16 => 2,
+            Self::I32 | Self::U32 | Self::F32 => 4,
+            Self::I64 | Self::U64 | Self::F64 => 8,
+        }
     }
 
     /// Whether the elements are floating-point numbers, and so can be logits.
@@ -98,7 +104,7 @@ macro_rules! with_dtype {
                 type $type = $rust;
                 $body
             })*
-            other => panic!("{} numbers where {} were checked for", other.name(), $expected),
+            other => $crate::dtype::unexpected(other, $expected),
         }
     };
 }
@@ -135,6 +141,12 @@ macro_rules! with_elements {
     };
 }
 pub(crate) use {with_dtype, with_element, with_elements, with_integer};
+
+/// Panic: who made the array checked for something else.
+#[cold]
+pub(crate) fn unexpected(found: Dtype, expected: &str) -> ! {
+    panic!("{} numbers where {expected} were checked for", found.name())
+}
 
 /// A number as it lies in memory.
 pub trait Number: Copy + Send + Sync + 'static {
@@ -269,6 +281,7 @@ mod tests {
             assert_eq!(with_dtype!(dtype, T => <T as Number>::DTYPE), dtype);
             let digits = dtype.name().trim_start_matches(|letter: char| !letter.is_ascii_digit());
             assert_eq!(8 * dtype.size(), if dtype == Dtype::Bool { 8 } else { digits.parse().unwrap() });
+            assert_eq!(with_dtype!(dtype, T => size_of::<T>()), dtype.size());
             assert_eq!(with_dtype!(dtype, T => T::from_f64(1.0).swap_bytes().swap_bytes().to_f64()), 1.0);
         }
     }

@@ -82,7 +82,7 @@ impl Row<'_> {
     ///
     /// # Panics
     /// If there is no such element.
-    #[inline]
+    #[inline(never)]
     pub fn get(&self, index: usize) -> f64 {
         with_dtype!(self.dtype, T => Number::to_f64(self.get_as::<T>(index)))
     }

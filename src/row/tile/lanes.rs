@@ -64,7 +64,7 @@ impl<'a> Tile<'a> {
     ///
     /// # Panics
     /// If there is no such class.
-    #[inline(always)]
+    #[inline(never)]
     pub fn pick(&self, classes: &PerLane<usize>) -> PerLane<f64> {
         with_element!(self.dtype, E => self.pick_as::<E>(classes))
     }
