@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _xent_rs
+from ._environment import in_default_environment
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Evaluator:
         _xent_rs.evaluate(
             *nothing, (), weight, None, self._ignore_index, label_smoothing, z_loss, softcap, temperature, -1
         )
-        self._weight = None if weight is None else np.array(weight, np.float64)
+        self._weight = None if weight is None else in_default_environment(np.array)(weight, np.float64)
         self._label_smoothing = float(label_smoothing)
         self._z_loss = float(z_loss)
         self._softcap = None if softcap is None else float(softcap)
@@ -210,6 +211,7 @@ class Evaluator:
             other._loss, other._weight_sum, other._entropy, other._hits.values(), other._rows, other._ignored
         )
 
+    @in_default_environment
     def result(self) -> Evaluation:
         """Return the means over everything seen so far.
 
@@ -360,6 +362,7 @@ class _ExactSum:
     not_finite: float = 0.0
 
     @classmethod
+    @in_default_environment
     def of(cls, value: float) -> _ExactSum:
         if not math.isfinite(value):
             return cls(not_finite=value)

@@ -1,8 +1,12 @@
 """The compiled module: every argument explicit, every default in the public function of the same name."""
 
-from typing import Any, TypedDict, type_check_only
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypedDict, TypeVar, type_check_only
 
 from numpy.typing import ArrayLike, NDArray
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 __version__: str
 
@@ -17,6 +21,7 @@ __all__ = [
     "cross_entropy_with_grad_hess",
     "evaluate",
     "get_num_threads",
+    "in_default_environment",
     "kept_memory",
     "kl_divergence",
     "kl_divergence_with_grad",
@@ -44,6 +49,7 @@ class Config(TypedDict):
     simd_levels: list[str]
     num_threads: int
     num_threads_source: str
+    placement: bool
 
 class InternalError(RuntimeError): ...
 
@@ -168,6 +174,7 @@ def simd_levels() -> list[str]: ...
 def simd_level() -> str: ...
 def set_simd_level(name: str) -> None: ...
 def config() -> Config: ...
+def in_default_environment(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T: ...
 def kept_memory() -> int: ...
 def release_memory() -> int: ...
 def memory_read(array: NDArray[Any]) -> int: ...

@@ -16,11 +16,14 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._environment import in_default_environment
+
 __all__ = ["binary_cross_entropy", "cross_entropy", "entropy", "kl_divergence", "self_information"]
 
 _Array: TypeAlias = NDArray[np.float64]
 
 
+@in_default_environment
 def self_information(p: ArrayLike, *, base: float = math.e) -> Any:
     """Information of an event of probability p, ``-log p``.
 
@@ -65,6 +68,7 @@ def self_information(p: ArrayLike, *, base: float = math.e) -> Any:
         return 0.0 - log(_probabilities(p, "p"))
 
 
+@in_default_environment
 def entropy(p: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: float = math.e) -> Any:
     """Entropy of a distribution, ``-Σ p·log p``.
 
@@ -116,6 +120,7 @@ def entropy(p: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: floa
         return 0.0 - _sum(_product(p, log(p)), axis)
 
 
+@in_default_environment
 def cross_entropy(
     p: ArrayLike, q: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: float = math.e
 ) -> Any:
@@ -166,6 +171,7 @@ def cross_entropy(
         return 0.0 - _sum(_product(p, log(q)), axis)
 
 
+@in_default_environment
 def kl_divergence(
     p: ArrayLike, q: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, base: float = math.e
 ) -> Any:
@@ -234,6 +240,7 @@ def binary_cross_entropy(
 def binary_cross_entropy(
     p: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], base: float = ...
 ) -> Any: ...
+@in_default_environment
 def binary_cross_entropy(
     p: ArrayLike,
     targets: ArrayLike,

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use crate::error::Error;
 use crate::loss::Reduction;
 use crate::row::Transform;
+use crate::simd::Environment;
 
 /// A number, as Python writes it.
 fn number_text(value: f64) -> String {
@@ -20,7 +21,7 @@ pub(super) fn number(
     is_fine: impl Fn(f64) -> bool,
 ) -> PyResult<f64> {
     match object.extract::<f64>() {
-        Ok(value) if is_fine(value) => Ok(value),
+        Ok(value) if Environment::DEFAULT.run(|| is_fine(value)) => Ok(value),
         Ok(value) => Err(Error::Value(format!("{name} is {}; {expected}", number_text(value))).into()),
         Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
             Err(Error::Value(format!("{name} is too large; {expected}")).into())
@@ -39,7 +40,8 @@ pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
 
 pub(super) fn transform(temperature: &Bound<'_, PyAny>, softcap: Option<&Bound<'_, PyAny>>) -> PyResult<Transform> {
     let temperature = positive("temperature", temperature)?;
-    Ok(Transform::new(temperature, softcap.map(|softcap| positive("softcap", softcap)).transpose()?))
+    let softcap = softcap.map(|softcap| positive("softcap", softcap)).transpose()?;
+    Ok(Environment::DEFAULT.run(|| Transform::new(temperature, softcap)))
 }
 
 pub(super) fn label_smoothing(object: &Bound<'_, PyAny>) -> PyResult<f64> {

@@ -35,11 +35,11 @@ pub(super) fn evaluate<'py>(
         let call = Checked::new(logits, targets, options, axis, false)?;
         let Targets::Classes(labels) = &call.problem.targets else { unreachable!("classes were asked for") };
         let (rows, counted) = (labels.rows(), labels.counted());
-        let tally = with_element!(call.logits.dtype, E => {
+        let (tally, weight_sum) = with_element!(call.logits.dtype, E => {
             let view = call.logits.view::<E>();
-            detached(py, |check| tally(&view, &call.problem, &top_k, check))
+            detached(py, |check| Ok((tally(&view, &call.problem, &top_k, check)?, call.problem.weight_sum(rows))))
         })?;
-        Ok((tally.loss, call.problem.weight_sum(rows), tally.entropy, tally.hits, counted, rows - counted))
+        Ok((tally.loss, weight_sum, tally.entropy, tally.hits, counted, rows - counted))
     })
 }
 

@@ -149,7 +149,9 @@ pub(super) fn grad_output(
     let Some(array) = array else { return Ok(GradOutput::Scalar(1.0)) };
     let numbers = numbers(array, "grad_output")?;
     let expected = match reduction {
-        _ if array.ndim() == 0 => return Ok(GradOutput::Scalar(numbers.copy("grad_output", &|| Ok(()))?[0])),
+        _ if array.ndim() == 0 => {
+            return Ok(GradOutput::Scalar(detached(array.py(), |check| numbers.copy("grad_output", check))?[0]));
+        }
         Reduction::None if array.shape() == shape => return Ok(GradOutput::Each(numbers)),
         Reduction::None => format!("a scalar or shape {} for reduction 'none'", shape_text(shape)),
         reduction => format!("a scalar for reduction '{}'", reduction.name()),
