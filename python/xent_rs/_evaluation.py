@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _xent_rs
+from ._environment import in_default_environment
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
 
@@ -174,7 +175,7 @@ class Evaluator:
             raise ValueError(f"weight has shape {shape}; expected (C,), one number a class")
         nothing = np.zeros((0, shape[0]), np.float32), np.zeros(0, np.int64)
         _xent_rs.evaluate(*nothing, (), _EVALUATOR, {"weight": weight})
-        self._weight = None if weight is None else np.array(weight, np.float64)
+        self._weight = None if weight is None else in_default_environment(np.array)(weight, np.float64)
         self._ignore_index = operator.index(given["ignore_index"])
         self._label_smoothing = float(given["label_smoothing"])
         self._z_loss = float(given["z_loss"])
@@ -266,6 +267,7 @@ class Evaluator:
         self._sums += other._sums
         return self
 
+    @in_default_environment
     def result(self) -> Evaluation:
         """Return the means over everything seen so far.
 
@@ -383,6 +385,7 @@ class _ExactSum:
     not_finite: float = 0.0
 
     @classmethod
+    @in_default_environment
     def of(cls, value: float) -> _ExactSum:
         if not math.isfinite(value):
             return cls(not_finite=value)

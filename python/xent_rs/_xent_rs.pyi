@@ -1,7 +1,7 @@
 """The compiled module. Its functions take all options of a public one, and those that a call gives."""
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias, TypedDict, type_check_only
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeAlias, TypedDict, TypeVar, type_check_only
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +10,9 @@ from typing_extensions import Self
 _Floats: TypeAlias = NDArray[np.floating[Any]]
 _Integers: TypeAlias = NDArray[np.int64]
 _Options: TypeAlias = Mapping[str, Any]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 __version__: str
 
@@ -25,6 +28,7 @@ __all__ = [
     "cross_entropy_with_grad_hess",
     "evaluate",
     "get_num_threads",
+    "in_default_environment",
     "kept_memory",
     "kl_divergence",
     "kl_divergence_with_grad",
@@ -51,6 +55,7 @@ class Config(TypedDict):
     simd_levels: list[str]
     num_threads: int
     num_threads_source: str
+    placement: bool
 
 class InternalError(RuntimeError): ...
 
@@ -97,6 +102,7 @@ def simd_levels() -> list[str]: ...
 def simd_level() -> str: ...
 def set_simd_level(name: str) -> None: ...
 def config() -> Config: ...
+def in_default_environment(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T: ...
 def kept_memory() -> int: ...
 def release_memory() -> int: ...
 def memory_read(array: NDArray[Any]) -> int: ...

@@ -16,6 +16,7 @@ from typing import Any, Literal, SupportsIndex, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._environment import in_default_environment
 from ._options import Real, Reduction
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "entropy", "kl_divergence", "self_information"]
@@ -23,6 +24,7 @@ __all__ = ["binary_cross_entropy", "cross_entropy", "entropy", "kl_divergence", 
 _Array: TypeAlias = NDArray[np.float64]
 
 
+@in_default_environment
 def self_information(p: ArrayLike, *, base: Real = math.e) -> _Array:
     """Information of an event of probability p, ``-log p``.
 
@@ -67,6 +69,7 @@ def self_information(p: ArrayLike, *, base: Real = math.e) -> _Array:
         return np.asarray(0.0 - log(_probabilities(p, "p")))
 
 
+@in_default_environment
 def entropy(
     p: ArrayLike, *, axis: SupportsIndex | tuple[SupportsIndex, ...] | None = -1, base: Real = math.e
 ) -> _Array:
@@ -120,6 +123,7 @@ def entropy(
         return np.asarray(0.0 - _sum(_product(p, log(p)), axis))
 
 
+@in_default_environment
 def cross_entropy(
     p: ArrayLike,
     q: ArrayLike,
@@ -174,6 +178,7 @@ def cross_entropy(
         return np.asarray(0.0 - _sum(_product(p, log(q)), axis))
 
 
+@in_default_environment
 def kl_divergence(
     p: ArrayLike,
     q: ArrayLike,
@@ -250,6 +255,7 @@ def binary_cross_entropy(
 def binary_cross_entropy(
     p: ArrayLike, targets: ArrayLike, *, reduction: Reduction, base: Real = ...
 ) -> float | _Array: ...
+@in_default_environment
 def binary_cross_entropy(
     p: ArrayLike,
     targets: ArrayLike,

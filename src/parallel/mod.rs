@@ -11,21 +11,17 @@
 #[cfg_attr(target_os = "linux", path = "placement.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "no_placement.rs")]
 mod placement;
+mod pool;
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
-
-use self::placement::{Job, Places};
+use self::pool::Pool;
 use crate::error::{Error, Result};
 
 /// Jobs of fewer bytes than this stay on the caller's thread: some 30 µs of work.
 const INLINE_BYTES: usize = 1 << 18;
-
-/// Jobs of fewer bytes than this, some 100 µs of work, run where their threads wake: a halted CPU takes 50 µs to wake.
-const SPREAD_BYTES: usize = 1 << 20;
 
 /// How long a slice of a long job should take.
 const SLICE: Duration = Duration::from_millis(50);
@@ -72,12 +68,28 @@ fn environment_threads(variable: &str) -> Result<Option<usize>> {
     }
 }
 
-/// Whether our own variable, if set, is a number of threads.
+/// Whether workers that share a CPU are sent to others, where the system lets us: unless `XENT_RS_PLACEMENT` is 0.
+pub fn placement() -> bool {
+    static PLACEMENT: OnceLock<bool> = OnceLock::new();
+    cfg!(target_os = "linux") && *PLACEMENT.get_or_init(|| environment_placement().unwrap_or(true))
+}
+
+fn environment_placement() -> Result<bool> {
+    let text = std::env::var_os("XENT_RS_PLACEMENT").unwrap_or_default();
+    match text.to_string_lossy().as_ref() {
+        "" | "1" => Ok(true),
+        "0" => Ok(false),
+        text => Err(Error::Value(format!("XENT_RS_PLACEMENT is '{text}'; expected 0 or 1"))),
+    }
+}
+
+/// Whether our own variables, if set, mean something.
 ///
 /// # Errors
-/// [`Error::Value`] if it is not.
+/// [`Error::Value`] if one does not.
 pub fn check_environment() -> Result<()> {
-    environment_threads("XENT_RS_NUM_THREADS").map(|_| ())
+    environment_threads("XENT_RS_NUM_THREADS")?;
+    environment_placement().map(|_| ())
 }
 
 /// Use `threads` threads from now on.
@@ -89,55 +101,17 @@ pub fn set_num_threads(threads: usize) -> Result<()> {
         0 => Err(Error::Value("number of threads is 0; expected at least 1".into())),
         1..=MOST_THREADS => {
             CHOSEN.store(threads, Ordering::Relaxed);
+            process_pool().threads_changed();
             Ok(())
         }
         _ => Err(Error::Value(format!("number of threads is above {MOST_THREADS}; expected at most that"))),
     }
 }
 
-/// The threads beside the caller's.
-struct Workers {
-    pool: ThreadPool,
-    places: Arc<Places>,
-}
-
-impl Workers {
-    /// `None` if the system refuses the threads.
-    fn new(count: usize) -> Option<Self> {
-        let places = Arc::new(Places::new(count));
-        let entered = Arc::clone(&places);
-        let builder = ThreadPoolBuilder::new()
-            .num_threads(count)
-            .thread_name(|index| format!("xent_rs-{index}"))
-            .start_handler(move |index| entered.enter(index));
-        Some(Self { pool: builder.build().ok()?, places })
-    }
-
-    /// Run `work` on the caller's thread and on `others` of these; `spread` says whether that is worth CPUs of their own.
-    fn run(&self, others: usize, spread: bool, work: impl Fn() + Sync) {
-        let job = Job::begin();
-        self.pool.in_place_scope(|scope| {
-            let bound = spread.then(|| self.places.spread(&job, others));
-            for _ in 0..others {
-                scope.spawn(|_| {
-                    work();
-                    if let Some(worker) = self.pool.current_thread_index() {
-                        self.places.end(worker);
-                    }
-                });
-            }
-            // They were woken.
-            drop(bound);
-            work();
-        });
-    }
-}
-
 /// The pool of one process.
 struct ProcessPool {
     forks: usize,
-    /// Those for the number of threads last asked for.
-    workers: Mutex<Option<Arc<Workers>>>,
+    pool: Pool,
 }
 
 /// Forks seen by this process, its ancestors' included.
@@ -146,18 +120,8 @@ static FORKS: AtomicUsize = AtomicUsize::new(0);
 /// This process's pool, or an ancestor's, or null.
 static POOL: AtomicPtr<ProcessPool> = AtomicPtr::new(std::ptr::null_mut());
 
-/// `count` workers, made if need be; `None` if the system refuses the threads.
-fn workers(count: usize) -> Option<Arc<Workers>> {
-    let pool = process_pool();
-    // Nothing between here and the end can panic with the lock held, so a poisoned lock holds a good value.
-    let mut current = pool.workers.lock().unwrap_or_else(PoisonError::into_inner);
-    if current.as_ref().is_none_or(|workers| workers.pool.current_num_threads() != count) {
-        *current = Some(Arc::new(Workers::new(count)?));
-    }
-    current.clone()
-}
-
-fn process_pool() -> &'static ProcessPool {
+/// This process's pool, made if need be.
+fn process_pool() -> &'static Pool {
     #[cfg(unix)]
     {
         static REGISTERED: OnceLock<()> = OnceLock::new();
@@ -177,9 +141,9 @@ fn process_pool() -> &'static ProcessPool {
         if let Some(pool) = unsafe { found.as_ref() }
             && pool.forks == forks
         {
-            return pool;
+            return &pool.pool;
         }
-        let ours = Box::into_raw(Box::new(ProcessPool { forks, workers: Mutex::new(None) }));
+        let ours = Box::into_raw(Box::new(ProcessPool { forks, pool: Pool::new() }));
         if POOL.compare_exchange(found, ours, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: `ours` came from `Box::into_raw` above, and nobody else has seen it.
             drop(unsafe { Box::from_raw(ours) });
@@ -223,25 +187,11 @@ fn run(chunks: usize, chunk_bytes: usize, check: &dyn Fn() -> Result<()>, work: 
     while start < chunks {
         let end = chunks.min(start.saturating_add(slice));
         let began = Instant::now();
-        let next = AtomicUsize::new(start);
-        // Chunks are taken in order, so that the threads read neighbouring memory.
-        let take = || {
-            loop {
-                let chunk = next.fetch_add(1, Ordering::Relaxed);
-                if chunk >= end {
-                    break;
-                }
-                work(chunk);
-            }
-        };
-        // Asked for each time: `check` may have run a signal handler, and that may have forked.
-        let workers = if threads.min(chunks) > 1 { workers(threads - 1) } else { None };
-        match workers {
-            Some(workers) => {
-                let spread = (end - start).saturating_mul(chunk_bytes) >= SPREAD_BYTES;
-                workers.run(threads.min(end - start) - 1, spread, take);
-            }
-            None => take(),
+        if threads > 1 {
+            // Asked for each time: `check` may have run a signal handler, and that may have forked.
+            process_pool().run(start..end, work);
+        } else {
+            (start..end).for_each(work);
         }
         let speed = SLICE.as_secs_f64() / began.elapsed().as_secs_f64().max(1e-9);
         slice = ((slice as f64 * speed.clamp(0.125, 8.0)) as usize).max(threads);

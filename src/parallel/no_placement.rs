@@ -1,25 +1,14 @@
-//! Where threads run is left to the system.
+//! Where workers run is left to the system.
 
-/// A job that runs.
-pub(super) struct Job;
+/// Where a worker runs.
+pub(super) struct Place;
 
-impl Job {
-    pub(super) fn begin() -> Self {
-        Self
-    }
-}
-
-/// Where the workers of a pool run.
-pub(super) struct Places;
-
-impl Places {
-    pub(super) fn new(_workers: usize) -> Self {
+impl Place {
+    pub(super) fn of_this_thread() -> Self {
         Self
     }
 
-    pub(super) fn enter(&self, _worker: usize) {}
-
-    pub(super) fn end(&self, _worker: usize) {}
-
-    pub(super) fn spread(&self, _job: &Job, _others: usize) {}
+    pub(super) fn was_here(&self) {}
 }
+
+pub(super) fn spread<'a>(_workers: impl Iterator<Item = &'a Place>) {}

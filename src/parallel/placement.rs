@@ -1,60 +1,49 @@
-//! Where threads run: a worker that was last seen on a CPU of another thread of the job is sent to one of its own.
+//! Where workers run. No part of the pool's design, but a way around what virtual machines do; `XENT_RS_PLACEMENT=0`
+//! switches it off.
 //!
-//! That is the kernel's work, but in a virtual machine it may leave a worker on the CPU of the thread that wakes it: where
-//! the host reports halted virtual CPUs as preempted (KVM), they are no idle ones to wake a thread on, and a job of some
-//! milliseconds is over before load is balanced. After 20 ms of rest, 262144 × 10 float32 took 2.4 ms with two threads
-//! as with one, call after call, and takes 1.4.
+//! In a virtual machine the kernel may leave a worker on the CPU of the thread that wakes it: where the host reports
+//! halted virtual CPUs as preempted (KVM), they are no idle ones to wake a thread on, and a job of some milliseconds is
+//! over before load is balanced. The worker then stays there, call after call, and two threads are no faster than one. So
+//! a worker that was last seen on the CPU of another thread of the job is bound to a free one while it is woken: that
+//! is when the kernel chooses.
 //!
-//! The kernel chooses where a thread wakes while it is being woken, so a worker is bound to its CPU only until it was.
 //! Machines of more CPUs than a set has bits (1024) do without.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use libc::{c_int, cpu_set_t, pid_t};
 
-/// Not known; no thread and no CPU has that number.
+/// Not known; no CPU has that number.
 const UNKNOWN: c_int = -1;
-
-/// The jobs that run at this time. While one does, where its workers are is not known.
-static JOBS: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether the system has refused.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
-/// A job that runs.
-pub(super) struct Job {
-    alone: bool,
-}
-
-impl Job {
-    pub(super) fn begin() -> Self {
-        Self { alone: JOBS.fetch_add(1, Ordering::AcqRel) == 0 }
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        JOBS.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Where the workers of a pool run.
-pub(super) struct Places {
-    workers: Box<[Place]>,
-}
-
-struct Place {
+/// Where a worker runs.
+pub(super) struct Place {
     /// The number that the kernel has for the thread.
-    thread: AtomicI32,
-    /// Where it was when it last finished a job.
+    thread: pid_t,
+    /// Where it was when it last left a job.
     cpu: AtomicI32,
+}
+
+impl Place {
+    /// That of the calling thread, which has not worked yet.
+    pub(super) fn of_this_thread() -> Self {
+        // SAFETY: the call takes nothing and cannot fail.
+        let thread = unsafe { libc::syscall(libc::SYS_gettid) };
+        Self { thread: thread as pid_t, cpu: AtomicI32::new(UNKNOWN) }
+    }
+
+    /// The calling thread, whose place it is, has left a job.
+    pub(super) fn was_here(&self) {
+        self.cpu.store(current(), Ordering::Relaxed);
+    }
 }
 
 /// Workers that are bound to a CPU, until this is dropped.
 #[must_use]
-pub(super) struct Bound {
-    workers: Vec<Binding>,
-}
+pub(super) struct Bound(Vec<Binding>);
 
 struct Binding {
     thread: pid_t,
@@ -64,7 +53,7 @@ struct Binding {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        for Binding { thread, cpu, before } in &self.workers {
+        for Binding { thread, cpu, before } in &self.0 {
             // Unless somebody else has changed it meanwhile.
             // SAFETY: the call only reads the sets.
             if affinity(*thread).is_some_and(|now| unsafe { libc::CPU_EQUAL(&now, cpu) }) {
@@ -74,61 +63,40 @@ impl Drop for Bound {
     }
 }
 
-impl Places {
-    pub(super) fn new(workers: usize) -> Self {
-        let place = |_| Place { thread: AtomicI32::new(UNKNOWN), cpu: AtomicI32::new(UNKNOWN) };
-        Self { workers: (0..workers).map(place).collect() }
+/// Bind workers that were last seen on the CPU of another of them, or of the caller, to CPUs where none was, as far as
+/// there are any.
+pub(super) fn spread<'a>(workers: impl Iterator<Item = &'a Place>) -> Bound {
+    let mut bound = Bound(Vec::new());
+    if !super::placement() || REFUSED.load(Ordering::Relaxed) {
+        return bound;
     }
-
-    /// The calling thread is this worker.
-    pub(super) fn enter(&self, worker: usize) {
-        // SAFETY: the call takes nothing and cannot fail.
-        let thread = unsafe { libc::syscall(libc::SYS_gettid) };
-        self.workers[worker].thread.store(thread as pid_t, Ordering::Relaxed);
-    }
-
-    /// The calling thread, this worker, has finished a job.
-    pub(super) fn end(&self, worker: usize) {
-        self.workers[worker].cpu.store(current(), Ordering::Relaxed);
-    }
-
-    /// Bind those of the first `others` workers, which a pool wakes first, that were last seen on a CPU of another, or of
-    /// the caller, to CPUs where none was, as far as there are any. If other jobs run, none.
-    pub(super) fn spread(&self, job: &Job, others: usize) -> Bound {
-        let mut bound = Bound { workers: Vec::new() };
-        if !job.alone || REFUSED.load(Ordering::Relaxed) {
-            return bound;
+    let caller = current();
+    let mut taken = no_cpus();
+    insert(caller, &mut taken);
+    let mut crowded = Vec::new();
+    for place in workers {
+        let cpu = place.cpu.load(Ordering::Relaxed);
+        if contains(cpu, &taken) {
+            crowded.push(place.thread);
+        } else {
+            insert(cpu, &mut taken);
         }
-        let caller = current();
-        let mut taken = no_cpus();
-        insert(caller, &mut taken);
-        let mut crowded = Vec::new();
-        for place in &self.workers[..others.min(self.workers.len())] {
-            let cpu = place.cpu.load(Ordering::Relaxed);
-            if contains(cpu, &taken) {
-                crowded.push(place);
-            } else {
-                insert(cpu, &mut taken);
-            }
-        }
-        for place in crowded {
-            let thread = place.thread.load(Ordering::Relaxed);
-            let Some(before) = affinity(thread) else { break };
-            // From the next CPU on, lest all programs choose the first.
-            let next = (1..MOST_CPUS).map(|step| (caller.max(0) + step) % MOST_CPUS);
-            let free = { next }.find(|&cpu| contains(cpu, &before) && !contains(cpu, &taken));
-            let Some(free) = free else { break };
-            let mut cpu = no_cpus();
-            insert(free, &mut cpu);
-            if !set_affinity(thread, &cpu) {
-                REFUSED.store(true, Ordering::Relaxed);
-                break;
-            }
-            insert(free, &mut taken);
-            bound.workers.push(Binding { thread, cpu, before });
-        }
-        bound
     }
+    for thread in crowded {
+        let Some(before) = affinity(thread) else { break };
+        // From the next CPU on, lest all programs choose the first.
+        let mut next = (1..MOST_CPUS).map(|step| (caller.max(0) + step) % MOST_CPUS);
+        let Some(free) = next.find(|&cpu| contains(cpu, &before) && !contains(cpu, &taken)) else { break };
+        let mut cpu = no_cpus();
+        insert(free, &mut cpu);
+        if !set_affinity(thread, &cpu) {
+            REFUSED.store(true, Ordering::Relaxed);
+            break;
+        }
+        insert(free, &mut taken);
+        bound.0.push(Binding { thread, cpu, before });
+    }
+    bound
 }
 
 /// How many CPUs a set can have.
@@ -182,46 +150,42 @@ mod tests {
     }
 
     /// A worker that was on the caller's CPU wakes on another, if there is one, and may then run where it could before;
-    /// one that has not worked yet stays; so do all while another job runs, and what others decide stays, too.
+    /// one that has not worked yet stays; and what others decide stays, too.
     #[test]
     fn crowded_workers_wake_on_free_cpus() {
         let Some(before) = affinity(0) else { return };
         // SAFETY: the call only reads the set.
         let several = unsafe { libc::CPU_COUNT(&before) } > 1;
-        let (places, alone, busy) = (Places::new(2), Job { alone: true }, Job { alone: false });
         std::thread::scope(|scope| {
             let (ask, asked) = channel::<()>();
             let (tell, told) = channel();
-            let places = &places;
+            let (enter, entered) = channel();
             scope.spawn(move || {
-                places.enter(0);
-                tell.send(UNKNOWN).unwrap();
+                enter.send(Place::of_this_thread()).unwrap();
                 while asked.recv().is_ok() {
                     tell.send(current()).unwrap();
                 }
             });
-            told.recv().unwrap();
+            let place = entered.recv().unwrap();
+            assert!(spread([&place].into_iter()).0.is_empty());
             // The caller stays where it is.
             let home = current();
             let mut here = no_cpus();
             insert(home, &mut here);
             assert!(set_affinity(0, &here));
-            let thread = places.workers[0].thread.load(Ordering::Relaxed);
             for _ in 0..100 {
-                places.workers[0].cpu.store(home, Ordering::Relaxed);
-                assert!(places.spread(&busy, 2).workers.is_empty());
-                assert!(places.spread(&alone, 0).workers.is_empty());
-                let bound = places.spread(&alone, 2);
-                assert_eq!(bound.workers.len(), usize::from(several));
+                place.cpu.store(home, Ordering::Relaxed);
+                let bound = spread([&place].into_iter());
+                assert_eq!(bound.0.len(), usize::from(several));
                 ask.send(()).unwrap();
                 assert!(!several || told.recv().unwrap() != home);
                 drop(bound);
-                assert!(is(affinity(thread), &before));
+                assert!(is(affinity(place.thread), &before));
             }
-            let bound = places.spread(&alone, 2);
-            assert!(set_affinity(thread, &here));
+            let bound = spread([&place].into_iter());
+            assert!(set_affinity(place.thread, &here));
             drop(bound);
-            assert!(is(affinity(thread), &here));
+            assert!(is(affinity(place.thread), &here));
             assert!(set_affinity(0, &before));
             drop(ask);
         });

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use crate::error::Error;
 use crate::loss::Reduction;
+use crate::simd::Environment;
 
 /// A number, as Python writes it.
 fn number_text(value: f64) -> String {
@@ -19,7 +20,7 @@ pub(super) fn number(
     is_fine: impl Fn(f64) -> bool,
 ) -> PyResult<f64> {
     match object.extract::<f64>() {
-        Ok(value) if is_fine(value) => Ok(value),
+        Ok(value) if Environment::DEFAULT.run(|| is_fine(value)) => Ok(value),
         Ok(value) => Err(Error::Value(format!("{name} is {}; {expected}", number_text(value))).into()),
         Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
             Err(Error::Value(format!("{name} is too large; {expected}")).into())

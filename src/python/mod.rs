@@ -21,7 +21,8 @@ use pyo3::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::loss::Check;
-use crate::{parallel, simd};
+use crate::parallel;
+use crate::simd::{self, Environment};
 
 pyo3::create_exception!(xent_rs, InternalError, PyRuntimeError, "A fault of xent_rs itself, never of its caller.");
 
@@ -41,8 +42,8 @@ mod _xent_rs {
     use super::options::Keywords;
     #[pymodule_export]
     use super::settings::{
-        config, get_num_threads, kept_memory, memory_copy, memory_read, release_memory, set_num_threads,
-        set_simd_level, simd_level, simd_levels,
+        config, get_num_threads, in_default_environment, kept_memory, memory_copy, memory_read, release_memory,
+        set_num_threads, set_simd_level, simd_level, simd_levels,
     };
     #[pymodule_export]
     use super::softmax::{log_softmax, logsumexp, selective_log_softmax, softmax};
@@ -54,7 +55,7 @@ mod _xent_rs {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 }
 
-/// Follow `XENT_RS_SIMD` and `XENT_RS_NUM_THREADS`, once. A value that means nothing fails every call, and says so: an
+/// Follow `XENT_RS_SIMD`, `XENT_RS_NUM_THREADS` and `XENT_RS_PLACEMENT`, once. A value that means nothing fails every call, and says so: an
 /// import that failed instead could not be reported in one line by the command.
 fn follow_environment() -> Result<()> {
     static FOLLOWED: OnceLock<Result<()>> = OnceLock::new();
@@ -94,17 +95,20 @@ fn guard<T>(body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     })
 }
 
-/// Run `work` without the interpreter; the check it gets asks Python for signals such as Ctrl-C.
+/// Run `work` without the interpreter, in the default floating-point environment; the check it gets asks Python for
+/// signals such as Ctrl-C, whose handlers run in the caller's environment.
 fn detached<T: Send>(py: Python<'_>, work: impl FnOnce(Check) -> Result<T> + Send) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
-    let result = py.detach(|| {
+    let caller = Environment::current();
+    let compute = || {
         let check = || {
-            Python::attach(|py| py.check_signals()).map_err(|error| {
+            caller.run(|| Python::attach(|py| py.check_signals())).map_err(|error| {
                 *raised.lock().expect("one thread uses it") = Some(error);
                 Error::Interrupted
             })
         };
         work(&check)
-    });
+    };
+    let result = py.detach(|| Environment::DEFAULT.run(compute));
     result.map_err(|error| raised.into_inner().ok().flatten().unwrap_or_else(|| error.into()))
 }

@@ -12,6 +12,7 @@ use super::guard;
 use crate::error::Error;
 use crate::loss::Reduction;
 use crate::row::Transform;
+use crate::simd::Environment;
 
 /// The options of one public function: their names and what each is if it is not given.
 #[pyclass(frozen, subclass)]
@@ -116,7 +117,7 @@ impl Scalars {
     };
 
     pub(super) fn transform(&self) -> Transform {
-        Transform::new(self.temperature, self.softcap)
+        Environment::DEFAULT.run(|| Transform::new(self.temperature, self.softcap))
     }
 }
 

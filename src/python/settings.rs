@@ -1,7 +1,7 @@
 //! Threads, levels, kept memory, and what a bug report needs to say; the roofs of `xent-rs bench`.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use super::arguments::integer;
 use super::arrays::{check_flat, flat_layout, overlap, private_view};
@@ -9,7 +9,8 @@ use super::{detached, guard};
 use crate::array::{Array, ArrayMut};
 use crate::error::Error;
 use crate::loss::bandwidth;
-use crate::{buffers, parallel, simd};
+use crate::simd::{self, Environment};
+use crate::{buffers, parallel};
 
 #[pyfunction]
 pub(super) fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -56,7 +57,19 @@ pub(super) fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     config.set_item("simd_levels", simd_levels())?;
     config.set_item("num_threads", threads)?;
     config.set_item("num_threads_source", source)?;
+    config.set_item("placement", parallel::placement())?;
     Ok(config)
+}
+
+/// Call `function` in the default floating-point environment, for what is computed in Python.
+#[pyfunction]
+#[pyo3(signature = (function, *args, **kwargs))]
+pub(super) fn in_default_environment<'py>(
+    function: &Bound<'py, PyAny>,
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    Environment::DEFAULT.run(|| function.call(args, kwargs))
 }
 
 /// The bytes that are kept for the next results.

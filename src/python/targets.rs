@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use super::arrays::{Logits, as_array, check_numbers, numpy, private_view, shape_text, view};
 use crate::error::Error;
 use crate::loss::{GradOutput, Reduction};
+use crate::simd::Environment;
 
 /// Targets as an array.
 pub(super) fn target_array<'py>(targets: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
@@ -116,7 +117,10 @@ pub(super) fn grad_output<'a>(
     check_numbers(array, "grad_output")?;
     let numbers = view(array, None);
     let expected = match reduction {
-        _ if array.ndim() == 0 => return Ok(GradOutput::Scalar(numbers.copy("grad_output", &|| Ok(()))?[0])),
+        _ if array.ndim() == 0 => {
+            let copy = Environment::DEFAULT.run(|| numbers.copy("grad_output", &|| Ok(())));
+            return Ok(GradOutput::Scalar(copy?[0]));
+        }
         Reduction::None if array.shape() == shape => return Ok(GradOutput::Each(numbers)),
         Reduction::None => format!("a scalar or shape {} for reduction 'none'", shape_text(shape)),
         reduction => format!("a scalar for reduction '{}'", reduction.name()),

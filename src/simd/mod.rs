@@ -1,4 +1,4 @@
-//! Which instruction set runs.
+//! Which instruction set runs, and in which floating-point environment ([`Environment`]).
 //!
 //! Kernels are generic over a token `S: fearless_simd::Simd`; holding a token proves that the CPU has the
 //! instructions, so what is `unsafe` in a kernel is the caller's memory, never an instruction. One wheel holds every
@@ -25,6 +25,7 @@
 //! the same bits; the portable level (the target's baseline, SSE2 on x86-64) has no fused multiply-add, and takes
 //! exponentials without a table.
 
+mod environment;
 mod operations;
 
 use std::sync::OnceLock;
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use fearless_simd::Simd;
 
 use crate::error::{Error, Result};
+pub use environment::Environment;
 pub use operations::Parts;
 pub(crate) use operations::{
     Table64, f16_from_f32, f16_to_f32, load_part, look_up_u32, look_up_u64, prefetch_ahead, store_fence, store_part,
