@@ -233,6 +233,12 @@ impl<'a> Array<'a> {
         if position.is_empty() { String::new() } else { format!("[{}]", position.join(", ")) }
     }
 
+    /// Element number `index`, the classes innermost, as Python writes it.
+    pub fn text(&self, index: usize) -> String {
+        let text = with_dtype!(self.dtype, T => self.get::<T>(index).to_string());
+        if text == "NaN" { "nan".into() } else { text }
+    }
+
     /// How many rows from `first` on have neighbours for the same class, until the innermost axis of rows ends.
     #[inline(always)]
     pub fn neighbours_from(&self, first: usize) -> Option<usize> {

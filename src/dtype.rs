@@ -1,5 +1,7 @@
 //! What an array in foreign memory holds: the numbers that NumPy stores, as a value ([`Dtype`]) and as types ([`Number`]).
 
+use std::fmt::{self, Display};
+
 use half::{bf16, f16};
 
 /// The type of an array's elements.
@@ -149,7 +151,7 @@ pub(crate) fn unexpected(found: Dtype, expected: &str) -> ! {
 }
 
 /// A number as it lies in memory.
-pub trait Number: Copy + Send + Sync + 'static {
+pub trait Number: Copy + Display + Send + Sync + 'static {
     /// The name of this type as a value.
     const DTYPE: Dtype;
 
@@ -172,6 +174,12 @@ pub trait Integer: Number + PartialEq + TryFrom<i128> + Into<i128> {
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Bool(u8);
+
+impl Display for Bool {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if self.0 == 0 { "False" } else { "True" })
+    }
+}
 
 impl Number for Bool {
     const DTYPE: Dtype = Dtype::Bool;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::{Check, Chunks, GradOutput, Reduction, mean, store_policy};
+use super::{BadTarget, Check, Chunks, Found, GradOutput, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut, RowsMut};
 use crate::dtype::{Dtype, with_element};
 use crate::element::Element;
@@ -27,19 +27,24 @@ pub struct Binary<'a> {
     pub weight: Option<Array<'a>>,
     /// A weight of its positive part.
     pub pos_weight: Option<Array<'a>>,
-    /// Elements with this target do not count.
-    pub ignore: Option<f64>,
+    /// Elements with this target do not count. Targets that are integers are 0, 1 or this.
+    pub ignore_index: Option<i128>,
     /// The share of the target that is replaced by one half.
     pub label_smoothing: f64,
 }
 
-/// Where the gradient goes, and by what it is multiplied.
+/// Where the derivatives go: outputs of the logits' shape, each the logits themselves or apart from them and from each
+/// other.
 #[derive(Debug)]
-pub struct Gradient<'a> {
-    /// An output of the logits' shape: the logits themselves or apart from them.
-    pub out: ArrayMut<'a>,
-    /// By what it is multiplied.
+pub struct Derivatives<'a> {
+    /// The gradient.
+    pub gradient: ArrayMut<'a>,
+    /// The diagonal of the Hessian, which has nothing else, if it is wanted.
+    pub hessian: Option<ArrayMut<'a>>,
+    /// By what they are multiplied.
     pub grad_output: GradOutput<'a>,
+    /// Whether one of them is the caller's own memory.
+    pub given: bool,
 }
 
 impl Binary<'_> {
@@ -57,30 +62,63 @@ impl Binary<'_> {
 
     /// Whether there are targets alone, which fit into `R`.
     fn is_plain<R: Element>(&self) -> bool {
-        let Self { targets, weight, pos_weight, ignore, label_smoothing, .. } = self;
+        let Self { targets, weight, pos_weight, ignore_index, label_smoothing, .. } = self;
         targets.dtype().fits_into(R::DTYPE)
             && weight.is_none()
             && pos_weight.is_none()
-            && ignore.is_none()
+            && ignore_index.is_none()
             && *label_smoothing == 0.0
     }
 
-    /// How many elements count.
+    /// The target of elements that do not count.
+    fn ignored(&self) -> Option<f64> {
+        self.ignore_index.map(|index| index as f64)
+    }
+
+    /// What was found, or the error for the bad target that was.
+    fn checked<T>(&self, found: Found<T>) -> Result<T> {
+        found.map_err(|bad| {
+            let ignored = self.ignore_index.map_or_else(String::new, |index| format!(", or ignore_index {index}"));
+            bad.error(&self.targets, &format!("0 or 1{ignored}"))
+        })
+    }
+
+    /// How many elements count, after a look at all targets.
     fn counted(&self, check: Check) -> Result<f64> {
-        let Some(ignored) = self.ignore else { return Ok(self.count() as f64) };
         let chunks = Chunks::of_elements(self.count());
         let level = simd::level();
         let counts = map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
-            level.run(Count { range: chunks.rows_of(chunk), targets: &self.targets, ignored })
+            level.run(Count { range: chunks.rows_of(chunk), problem: self })
         })?;
-        Ok(counts.into_iter().sum::<usize>() as f64)
+        Ok(self.checked(counts.into_iter().sum::<Found<usize>>())? as f64)
+    }
+
+    /// Look at the targets from number `start` on.
+    #[inline(always)]
+    fn look_at<R: Real>(&self, start: usize, targets: &[R]) -> Found<()> {
+        if !self.targets.dtype().is_integer() {
+            return Ok(());
+        }
+        let ignored = self.ignored().unwrap_or(0.0);
+        let is_fine = |target: &R| {
+            let target = target.to_f64();
+            target == 0.0 || target == 1.0 || target == ignored
+        };
+        // Without a way out of the loop, so that it is done in vectors.
+        let mut fine = true;
+        for target in targets {
+            fine &= is_fine(target);
+        }
+        if fine { Ok(()) } else { Err(BadTarget(start + targets.iter().position(|t| !is_fine(t)).unwrap_or_default())) }
     }
 }
 
-/// The reduced loss (the sum, if there is no reduction), with each element's loss and the gradient written where asked.
+/// The reduced loss (the sum, if there is no reduction), with each element's loss and the derivatives written where
+/// asked.
 ///
 /// # Errors
-/// What `check` returned.
+/// [`crate::error::Error::Value`] for an integer target that is neither 0 nor 1 nor ignored; nothing of the caller's was
+/// written then. What `check` returned.
 ///
 /// # Panics
 /// If the arrays do not fit.
@@ -89,39 +127,46 @@ pub fn binary_cross_entropy(
     reduction: Reduction,
     denominator: Option<f64>,
     losses: Option<&mut ArrayMut>,
-    gradient: Option<&mut Gradient>,
+    derivatives: Option<&mut Derivatives>,
     check: Check,
 ) -> Result<f64> {
-    // Without a gradient, what matters of the dtype is what it computes in.
+    // Without derivatives, what matters of the dtype is what it computes in.
     let computed = if problem.logits.dtype().is_double() { Dtype::F64 } else { Dtype::F32 };
-    let dtype = gradient.as_ref().map_or(computed, |gradient| gradient.out.dtype());
-    with_element!(dtype, O => drive::<O>(problem, reduction, denominator, losses, gradient, check))
+    let dtype = derivatives.as_ref().map_or(computed, |derivatives| derivatives.gradient.dtype());
+    with_element!(dtype, O => drive::<O>(problem, reduction, denominator, losses, derivatives, check))
 }
 
-/// [`binary_cross_entropy`] with a gradient, if there is one, that is `O`s.
+/// [`binary_cross_entropy`] with derivatives, if there are any, that are `O`s.
 fn drive<O: Element>(
     problem: &Binary,
     reduction: Reduction,
     denominator: Option<f64>,
     losses: Option<&mut ArrayMut>,
-    gradient: Option<&mut Gradient>,
+    derivatives: Option<&mut Derivatives>,
     check: Check,
 ) -> Result<f64> {
     problem.assert_fits();
-    let counted = if reduction == Reduction::Mean && denominator.is_none() { problem.counted(check)? } else { 1.0 };
+    let given = derivatives.as_ref().is_some_and(|derivatives| derivatives.given);
+    let counts = reduction == Reduction::Mean && denominator.is_none() && problem.ignore_index.is_some();
+    let looks = given && problem.targets.dtype().is_integer();
+    let counted = if counts || looks { problem.counted(check)? } else { problem.count() as f64 };
     let divisor = reduction.divisor(denominator, || counted);
-    let chunks = Chunks::of_elements(problem.count());
-    let mut store = StorePolicy::Cached;
-    let (gradient, grad_output) = match gradient {
-        Some(Gradient { out, grad_output }) => {
-            assert_eq!(out.rows(), problem.count());
+    let (gradient, hessian, grad_output) = match derivatives {
+        Some(Derivatives { gradient, hessian, grad_output, .. }) => {
+            for out in [Some(&*gradient), hessian.as_ref()].into_iter().flatten() {
+                assert_eq!((out.rows(), out.classes(), out.dtype()), (problem.count(), 1, O::DTYPE));
+            }
             grad_output.assert_fits(problem.count());
-            store = store_policy(&problem.logits, out);
-            (Some(out.parts(chunks.ranges())), Some(&*grad_output))
+            (Some(gradient), hessian.as_mut(), Some(&*grad_output))
         }
-        None => (None, None),
+        None => (None, None, None),
     };
-    let losses = losses.map(|losses| losses.parts(chunks.ranges()));
+    let store = [gradient.as_deref(), hessian.as_deref()]
+        .map(|out| out.map_or(StorePolicy::Cached, |out| store_policy(&problem.logits, out)));
+    let chunks = Chunks::of_elements(problem.count());
+    let losses = losses.map(|out| out.parts(chunks.ranges()));
+    let gradient = gradient.map(|out| out.parts(chunks.ranges()));
+    let hessian = hessian.map(|out| out.parts(chunks.ranges()));
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(1, 16), check, |chunk| {
         level.run(Elementwise::<O> {
@@ -130,33 +175,36 @@ fn drive<O: Element>(
             divisor,
             losses: losses.as_ref().map(|parts| parts.take(chunk)),
             gradient: gradient.as_ref().map(|parts| parts.take(chunk)),
+            hessian: hessian.as_ref().map(|parts| parts.take(chunk)),
             grad_output,
             store,
             element: PhantomData,
         })
     })?;
-    Ok(mean(sums, divisor))
+    Ok(mean(problem.checked(sums.into_iter().collect::<Found<_>>())?, divisor))
 }
 
 struct Count<'a> {
     range: Range<usize>,
-    targets: &'a Array<'a>,
-    ignored: f64,
+    problem: &'a Binary<'a>,
 }
 
 impl Kernel for Count<'_> {
-    type Output = usize;
+    type Output = Found<usize>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> usize {
+    fn run<S: Simd>(self, simd: S) -> Found<usize> {
+        // Nothing equals NaN.
+        let ignored = self.problem.ignored().unwrap_or(f64::NAN);
         let mut block = [0.0; BLOCK];
         let mut counted = 0;
         for start in self.range.clone().step_by(BLOCK) {
             let block = &mut block[..BLOCK.min(self.range.end - start)];
-            self.targets.read(simd, start, block);
-            counted += block.iter().filter(|target| **target != self.ignored).count();
+            self.problem.targets.read(simd, start, block);
+            self.problem.look_at(start, block)?;
+            counted += block.iter().filter(|target| **target != ignored).count();
         }
-        counted
+        Ok(counted)
     }
 }
 
@@ -167,54 +215,61 @@ struct Elementwise<'a, O> {
     divisor: f64,
     losses: Option<RowsMut<'a>>,
     gradient: Option<RowsMut<'a>>,
+    hessian: Option<RowsMut<'a>>,
     grad_output: Option<&'a GradOutput<'a>>,
-    /// How the gradient is stored.
-    store: StorePolicy,
+    /// How the gradient and the Hessian are stored.
+    store: [StorePolicy; 2],
     element: PhantomData<O>,
 }
 
 impl<O: Element> Kernel for Elementwise<'_, O> {
-    type Output = f64;
+    type Output = Found<f64>;
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) -> f64 {
+    fn run<S: Simd>(mut self, simd: S) -> Found<f64> {
         let mut total = Total::zero(simd);
         let scale = match self.grad_output {
             None => Some(0.0),
             Some(GradOutput::Scalar(scale)) => Some(scale / self.divisor),
             Some(GradOutput::Each(_)) => None,
         };
-        match scale {
-            Some(scale) if self.problem.is_plain::<O::Real>() => self.plain(simd, scale, &mut total),
+        let found = match scale {
+            Some(scale) if self.problem.is_plain::<O::Real>() && self.divisor != 0.0 => {
+                self.plain(simd, scale, &mut total)
+            }
             _ => self.weighted(simd, scale.unwrap_or_default(), &mut total),
-        }
-        if self.store == StorePolicy::NonTemporal {
+        };
+        if self.store.contains(&StorePolicy::NonTemporal) {
             simd::store_fence();
         }
-        total.value()
+        found.map(|()| total.value())
     }
 }
 
 impl<O: Element> Elementwise<'_, O> {
     /// The work, with targets alone.
     #[inline(always)]
-    fn plain<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) {
+    fn plain<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) -> Found<()> {
         let mut logits = [<O::Real>::MASKED; BLOCK];
-        let mut targets = [O::Real::default(); BLOCK];
+        let mut copied = [O::Real::default(); BLOCK];
         let mut room = Room::default();
         for start in self.range.clone().step_by(BLOCK) {
             let length = BLOCK.min(self.range.end - start);
             let logits = lend(simd, &self.problem.logits, start, length, &mut logits, <O::Real>::MASKED);
-            let targets = lend(simd, &self.problem.targets, start, length, &mut targets, O::Real::default());
+            let targets = lend(simd, &self.problem.targets, start, length, &mut copied, O::Real::default());
+            // Integers are never lent as they are.
+            self.problem.look_at(start, &copied[..length])?;
             // SAFETY: both are blocks.
             unsafe { self.block(simd, start..start + length, logits, &Plain { targets, scale }, &mut room, total) }
         }
+        Ok(())
     }
 
     /// The work, with everything; `scale` is for all gradients, unless each has its own.
     #[inline(always)]
-    fn weighted<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) {
-        let Binary { logits, targets, weight, pos_weight, ignore, label_smoothing } = self.problem;
+    fn weighted<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) -> Found<()> {
+        let Binary { logits, targets, weight, pos_weight, label_smoothing, .. } = self.problem;
+        let ignore = self.problem.ignored();
         let each = match self.grad_output {
             Some(GradOutput::Each(numbers)) => Some(numbers),
             _ => None,
@@ -232,6 +287,7 @@ impl<O: Element> Elementwise<'_, O> {
             let length = BLOCK.min(self.range.end - start);
             let Weighted { targets: t, weights: w, positive, scales, .. } = &mut weighted;
             targets.read(simd, start, &mut t[..length]);
+            self.problem.look_at(start, &t[..length])?;
             if let Some(weight) = weight {
                 weight.read(simd, start, &mut w[..length]);
             }
@@ -246,34 +302,21 @@ impl<O: Element> Elementwise<'_, O> {
                     }
                 }
             }
-            let logits = if let Some(ignored) = ignore {
+            let logits = if ignore.is_some() || weight.is_some() || self.divisor == 0.0 {
                 logits.read(simd, start, &mut block[..length]);
                 block[length..].fill(<O::Real>::MASKED);
+                // Nothing equals NaN. Of a mean that divides by 0 no gradient counts, and no loss is asked for.
+                let (ignored, all) = (ignore.unwrap_or(f64::NAN), self.divisor != 0.0);
                 for index in 0..length {
                     // Whatever else it holds, an element that does not count weighs nothing.
-                    let counts = t[index] != *ignored;
+                    let own = if weight.is_some() { w[index] } else { 1.0 };
+                    let counts = all && t[index] != ignored && own != 0.0;
+                    let kept = |value: f64| if counts { value } else { 0.0 };
                     block[index] = if counts { block[index] } else { O::Real::default() };
-                    w[index] = if !counts {
-                        0.0
-                    } else if weight.is_some() {
-                        w[index]
-                    } else {
-                        1.0
-                    };
-                    positive[index] = if !counts {
-                        0.0
-                    } else if pos_weight.is_some() {
-                        positive[index]
-                    } else {
-                        1.0
-                    };
-                    scales[index] = if !counts {
-                        0.0
-                    } else if each.is_some() {
-                        scales[index]
-                    } else {
-                        scale
-                    };
+                    t[index] = kept(t[index]);
+                    w[index] = kept(own);
+                    positive[index] = kept(if pos_weight.is_some() { positive[index] } else { 1.0 });
+                    scales[index] = kept(if each.is_some() { scales[index] } else { scale });
                 }
                 block.as_ptr()
             } else {
@@ -286,6 +329,7 @@ impl<O: Element> Elementwise<'_, O> {
             // SAFETY: these are blocks.
             unsafe { self.block(simd, start..start + length, logits, &weighted, &mut room, total) }
         }
+        Ok(())
     }
 
     /// The work on a block.
@@ -306,17 +350,25 @@ impl<O: Element> Elementwise<'_, O> {
         // SAFETY: the blocks are readable by the caller's promise.
         unsafe {
             match (&self.losses, &self.gradient) {
-                (None, None) => losses::<S, _, W, false, false>(simd, logits, weighing, length, total, room),
-                (None, Some(_)) => losses::<S, _, W, false, true>(simd, logits, weighing, length, total, room),
-                (Some(_), None) => losses::<S, _, W, true, false>(simd, logits, weighing, length, total, room),
-                (Some(_), Some(_)) => losses::<S, _, W, true, true>(simd, logits, weighing, length, total, room),
+                _ if self.hessian.is_some() => {
+                    losses::<S, _, W, true, true, true>(simd, logits, weighing, length, total, room);
+                }
+                (None, None) => losses::<S, _, W, false, false, false>(simd, logits, weighing, length, total, room),
+                (None, Some(_)) => losses::<S, _, W, false, true, false>(simd, logits, weighing, length, total, room),
+                (Some(_), None) => losses::<S, _, W, true, false, false>(simd, logits, weighing, length, total, room),
+                (Some(_), Some(_)) => {
+                    losses::<S, _, W, true, true, false>(simd, logits, weighing, length, total, room);
+                }
             }
         }
         if let Some(out) = &mut self.losses {
             out.set(start, &room.losses[..length]);
         }
         if let Some(out) = &mut self.gradient {
-            out.write::<S, O>(simd, start, &room.gradients[..length], self.store);
+            out.write::<S, O>(simd, start, &room.gradients[..length], self.store[0]);
+        }
+        if let Some(out) = &mut self.hessian {
+            out.write::<S, O>(simd, start, &room.hessians[..length], self.store[1]);
         }
     }
 }
@@ -357,12 +409,18 @@ mod tests {
             targets: Array::of(&targets, 1),
             weight: Some(Array::of(&weights, 1)),
             pos_weight: None,
-            ignore: Some(-1.0),
+            ignore_index: Some(-1),
             label_smoothing: 0.1,
         };
         let mut out = vec![f64::NAN; 700];
-        let mut gradient = Gradient { out: ArrayMut::of(&mut out, 1), grad_output: GradOutput::Scalar(2.0) };
-        let found = binary_cross_entropy(&problem, Reduction::Mean, None, None, Some(&mut gradient), &|| Ok(()));
+        let mut second = vec![f64::NAN; 700];
+        let mut derivatives = Derivatives {
+            gradient: ArrayMut::of(&mut out, 1),
+            hessian: Some(ArrayMut::of(&mut second, 1)),
+            grad_output: GradOutput::Scalar(2.0),
+            given: true,
+        };
+        let found = binary_cross_entropy(&problem, Reduction::Mean, None, None, Some(&mut derivatives), &|| Ok(()));
         let mut expected = 0.0;
         for (index, &x) in logits.iter().enumerate() {
             let (w, t) = (f64::from(weights[index]), f64::from(targets[index]) * 0.9 + 0.05);
@@ -372,14 +430,18 @@ mod tests {
             expected += if counts { loss / 560.0 } else { 0.0 };
             let slope = if counts { slope * 2.0 / 560.0 } else { 0.0 };
             assert!((out[index] - slope).abs() < 1e-15, "{index}: {} {slope}", out[index]);
+            let likely = 1.0 / (1.0 + (-x.abs()).exp());
+            let bend = if counts { w * likely * likely * (-x.abs()).exp() * 2.0 / 560.0 } else { 0.0 };
+            assert!((second[index] - bend).abs() <= 1e-14 * bend, "{index}: {} {bend}", second[index]);
         }
         assert!((found.unwrap() - expected).abs() < 1e-13);
     }
 
     /// Loss and gradient of problems with a scalar to multiply the gradient with.
-    fn solved(problem: &Binary, out: ArrayMut) -> f64 {
-        let mut gradient = Gradient { out, grad_output: GradOutput::Scalar(1.5) };
-        binary_cross_entropy(problem, Reduction::Sum, None, None, Some(&mut gradient), &|| Ok(())).unwrap()
+    fn solved(problem: &Binary, gradient: ArrayMut) -> f64 {
+        let mut derivatives =
+            Derivatives { gradient, hessian: None, grad_output: GradOutput::Scalar(1.5), given: true };
+        binary_cross_entropy(problem, Reduction::Sum, None, None, Some(&mut derivatives), &|| Ok(())).unwrap()
     }
 
     /// Read in place or not, with weights of 1 or without, written in place or not: the lengths end blocks and vectors
@@ -396,7 +458,7 @@ mod tests {
                 targets,
                 weight: None,
                 pos_weight: None,
-                ignore: None,
+                ignore_index: None,
                 label_smoothing: 0.0,
             };
             let mut outs = [vec![f32::NAN; length], vec![f32::NAN; length], vec![f32::NAN; length]];

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use fearless_simd::Simd;
 
 use super::targets::Problem;
-use super::{Check, Chunks, GradOutput, Reduction, mean, store_policy};
+use super::{Check, Chunks, Found, GradOutput, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut, RowsMut};
 use crate::dtype::{with_element, with_elements};
 use crate::element::Element;
@@ -14,7 +14,7 @@ use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
 use crate::row::tile::{self, Output, Tile, Transposed, WeightRoom, batches};
-use crate::row::{find_point, gradient, product};
+use crate::row::{find_point, gradient, product, weigh_infinities};
 use crate::rows::StorePolicy;
 use crate::simd::{self, Kernel};
 
@@ -28,6 +28,8 @@ pub struct Derivatives<'a> {
     pub hessian: Option<ArrayMut<'a>>,
     /// By what they are multiplied.
     pub grad_output: GradOutput<'a>,
+    /// Whether one of them is the caller's own memory.
+    pub given: bool,
 }
 
 /// The reduced loss (the sum, if there is no reduction), with each row's loss and the derivatives written where asked.
@@ -35,7 +37,8 @@ pub struct Derivatives<'a> {
 /// An ignored row has loss 0 and derivatives 0, whatever it holds. `denominator` replaces the divisor of the mean.
 ///
 /// # Errors
-/// What `check` returned.
+/// [`crate::error::Error::Value`] for a probability that is none in a row that counts; nothing of the caller's was written
+/// then. What `check` returned.
 ///
 /// # Panics
 /// If the arrays do not fit.
@@ -71,12 +74,16 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
     let (rows, classes) = (logits.rows(), logits.classes());
     problem.assert_fits(rows, classes);
     let divisor = reduction.divisor(denominator, || problem.weight_sum(rows));
+    let chunks = Chunks::of_rows(logits);
     let (gradient, hessian, grad_output) = match derivatives {
-        Some(Derivatives { gradient, hessian, grad_output }) => {
+        Some(Derivatives { gradient, hessian, grad_output, given }) => {
             for out in [Some(&*gradient), hessian.as_ref()].into_iter().flatten() {
                 assert_eq!((rows, classes, O::DTYPE), (out.rows(), out.classes(), out.dtype()));
             }
             grad_output.assert_fits(rows);
+            if *given {
+                problem.look_at_all(&chunks, classes, check)?;
+            }
             (Some(gradient), hessian.as_mut(), Some(&*grad_output))
         }
         None => (None, None, None),
@@ -86,7 +93,6 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
     let store = [gradient.as_deref(), hessian.as_deref()]
         .map(|out| out.map_or(StorePolicy::Cached, |out| store_policy(logits, out)));
     let gradient_last = gradient.as_ref().is_some_and(|gradient| gradient.begins_with(logits));
-    let chunks = Chunks::of_rows(logits);
     let losses = losses.map(|out| out.parts(chunks.ranges()));
     let gradient = gradient.map(|out| out.parts(chunks.ranges()));
     let hessian = hessian.map(|out| out.parts(chunks.ranges()));
@@ -106,7 +112,7 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
             types: PhantomData,
         })
     })?;
-    Ok(mean(sums, divisor))
+    Ok(mean(problem.checked(sums.into_iter().collect::<Found<_>>())?, divisor))
 }
 
 /// What the work on a tile needs besides the tile.
@@ -140,10 +146,22 @@ struct Rows<'a, E, O> {
 }
 
 impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
-    type Output = f64;
+    type Output = Found<f64>;
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) -> f64 {
+    fn run<S: Simd>(mut self, simd: S) -> Found<f64> {
+        let sum = self.batches(simd);
+        if self.store.contains(&StorePolicy::NonTemporal) {
+            simd::store_fence();
+        }
+        sum
+    }
+}
+
+impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
+    /// The work, batch by batch.
+    #[inline(always)]
+    fn batches<S: Simd>(&mut self, simd: S) -> Found<f64> {
         let mut sum = [0.0; MOST_LANES];
         let (mut loaded, mut teachers, mut room) = (Transposed::uninit(), Transposed::uninit(), Room::new());
         for batch in batches::<E>(self.logits, self.range.clone()) {
@@ -152,8 +170,8 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
             let mut targets = Targets::none(batch.rows, self.problem.dense(batch.first, classes, teacher.as_ref()));
             self.problem.set(batch.first, classes, &mut targets);
             let losses = match batch.tile::<S, E>(simd, &mut loaded) {
-                Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room),
-                None => self.rows(simd, batch.first, &mut targets),
+                Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room)?,
+                None => self.rows(simd, batch.first, &mut targets)?,
             };
             // By the number of the row, wherever its batch begins, so that the layout changes no bit.
             let first = batch.first - self.range.start;
@@ -161,14 +179,9 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
                 sum[(first + lane) % MOST_LANES] += loss;
             }
         }
-        if self.store.contains(&StorePolicy::NonTemporal) {
-            simd::store_fence();
-        }
-        sum_of_lanes(&sum)
+        Ok(sum_of_lanes(&sum))
     }
-}
 
-impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// The losses of rows across lanes, and their derivatives if they are asked for.
     #[inline(always)]
     fn tile<S: Simd>(
@@ -178,15 +191,17 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         tile: Tile,
         targets: &mut Targets,
         room: &mut Room<E::Real>,
-    ) -> PerLane<f64> {
+    ) -> Found<PerLane<f64>> {
         let transform = self.problem.transform;
         if targets.names_classes {
             targets.points.logit = tile.pick(&targets.points.class);
         }
         let (found, spreads) = tile::pass::<S, E>(simd, tile, targets, transform, &mut room.weights);
-        let losses = batch::losses(simd, &found, targets, &spreads, transform);
+        self.look_at(simd, first, targets, &spreads)?;
+        let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
+        weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
         if let Some(grad_output) = self.grad_output {
-            let scales = self.scales(simd, grad_output, first, targets.rows);
+            let scales = self.scales(simd, grad_output, first, targets);
             tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref());
             // What overwrites the tile is written last.
             if !self.gradient_last {
@@ -197,12 +212,12 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 self.write_gradients(simd, first, tile, targets, &losses, &scales, room);
             }
         }
-        self.finish(first, targets, losses.loss)
+        Ok(self.finish(first, targets, losses.loss))
     }
 
     /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn rows<S: Simd>(&mut self, simd: S, first: usize, targets: &mut Targets) -> PerLane<f64> {
+    fn rows<S: Simd>(&mut self, simd: S, first: usize, targets: &mut Targets) -> Found<PerLane<f64>> {
         let transform = self.problem.transform;
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..targets.rows {
@@ -213,11 +228,15 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             }
             target.pass::<S, E>(simd, row, transform, lane, &mut found, &mut spreads);
         }
-        let losses = batch::losses(simd, &found, targets, &spreads, transform);
+        self.look_at(simd, first, targets, &spreads)?;
+        let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
+        weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
         if let Some(grad_output) = self.grad_output {
-            let scales = self.scales(simd, grad_output, first, targets.rows);
+            let scales = self.scales(simd, grad_output, first, targets);
             for lane in 0..targets.rows {
-                find_point::<S, E>(simd, lane, self.logits.row(first + lane), &found, targets);
+                if targets.counts[lane] != 0.0 {
+                    find_point::<S, E>(simd, lane, self.logits.row(first + lane), &found, targets);
+                }
             }
             let slopes = batch::slopes(simd, &losses, targets, &scales, transform);
             for lane in 0..targets.rows {
@@ -231,13 +250,26 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 }
             }
         }
-        self.finish(first, targets, losses.loss)
+        Ok(self.finish(first, targets, losses.loss))
     }
 
-    /// By what the derivatives of some rows are multiplied.
+    /// Look for a bad probability, if the pass over some rows read one: it may be in a row that does not count.
     #[inline(always)]
-    fn scales<S: Simd>(&self, simd: S, grad_output: &GradOutput, first: usize, rows: usize) -> PerLane<f64> {
-        let mut scales = [0.0; MOST_LANES];
+    fn look_at<S: Simd>(&self, simd: S, first: usize, targets: &Targets, spreads: &Spreads) -> Found<()> {
+        if spreads.have_bad_probabilities() {
+            return self.problem.look_at(simd, first..first + targets.rows, self.logits.classes());
+        }
+        Ok(())
+    }
+
+    /// By what the derivatives of some rows are multiplied. If that were divided by 0, none of the rows counts any more.
+    #[inline(always)]
+    fn scales<S: Simd>(&self, simd: S, grad_output: &GradOutput, first: usize, targets: &mut Targets) -> PerLane<f64> {
+        let (rows, mut scales) = (targets.rows, [0.0; MOST_LANES]);
+        if self.divisor == 0.0 {
+            targets.counts = scales;
+            return scales;
+        }
         grad_output.read(simd, first, &mut scales[..rows]);
         if let Some(weight) = &self.problem.sample_weight {
             for (scale, weight) in scales[..rows].iter_mut().zip(&weight[first..]) {
@@ -413,7 +445,8 @@ mod tests {
                     // SAFETY: the layouts are those of vectors of this test; the gradient is written over the logits or to
                     // a vector of its own.
                     let (source, gradient) = unsafe { (Array::new(&source, Some(1)), ArrayMut::new(&out, Some(1))) };
-                    let mut derivatives = Derivatives { gradient, hessian: None, grad_output: GradOutput::Scalar(3.0) };
+                    let mut derivatives =
+                        Derivatives { gradient, hessian: None, grad_output: GradOutput::Scalar(3.0), given: true };
                     let derivatives = Some(&mut derivatives);
                     let loss =
                         cross_entropy(&source, &problem, Reduction::Sum, None, None, derivatives, &|| Ok(())).unwrap();

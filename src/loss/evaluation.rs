@@ -15,8 +15,8 @@ use crate::error::Result;
 use crate::math::precise_sum;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, MOST_LANES, Spreads};
-use crate::row::product;
 use crate::row::tile::{self, Batch, Tile, Transposed, WeightRoom, batches};
+use crate::row::{product, weigh_infinities};
 use crate::simd::{self, Kernel};
 
 /// Sums over the rows that are not ignored.
@@ -89,7 +89,8 @@ impl<E: Element> Kernel for Rows<'_, E> {
             let tile = batch.tile::<S, E>(simd, &mut room);
             let found = read::<S, E>(simd, &batch, tile, &ranked, transform);
             let spreads = self.spreads(simd, &batch, tile, &targets, &mut weights);
-            let losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
+            let mut losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
+            weigh_infinities(simd, self.logits, first, &targets, transform, &mut losses);
             let entropies = found.entropies(simd, rows);
             for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
                 sums[0] += product(self.problem.sample_weight(first + lane), losses.loss[lane]);

@@ -12,6 +12,7 @@ pub mod targets;
 use fearless_simd::Simd;
 
 use crate::array::{Array, ArrayMut};
+use crate::error::Error;
 use crate::math::{Real, precise_sum};
 use crate::row::tile::most_classes;
 use crate::rows::StorePolicy;
@@ -57,6 +58,24 @@ fn mean(sums: Vec<f64>, divisor: f64) -> f64 {
     let sum = precise_sum(sums);
     if divisor == 0.0 { f64::NAN } else { sum / divisor }
 }
+
+/// A target that cannot be one: its number in C order, the classes innermost.
+///
+/// Targets are looked at as they are read, so it is found while results are being written; those are worth nothing then.
+/// Only where they would go to memory of the caller's, which an error must leave as it is, all targets are read before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BadTarget(usize);
+
+impl BadTarget {
+    /// The error, if it is one of `targets`.
+    fn error(self, targets: &Array, expected: &str) -> Error {
+        let (position, value) = (targets.position(self.0), targets.text(self.0));
+        Error::Value(format!("targets{position} is {value}; expected {expected}"))
+    }
+}
+
+/// A result, unless a target is bad.
+type Found<T> = std::result::Result<T, BadTarget>;
 
 /// By what the gradient is multiplied.
 #[derive(Clone, Debug)]

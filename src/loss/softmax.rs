@@ -106,7 +106,8 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
         for batch in batches::<E>(self.logits, self.range) {
             let tile = batch.tile::<S, E>(simd, &mut room);
             let found = found::<S, E>(simd, &batch, tile, self.transform);
-            let values = batch::values(simd, &found, batch.rows, self.transform);
+            let mut values = batch::values(simd, &found, batch.rows, self.transform);
+            batch.find_infinite(&found, &mut values);
             self.out.set(batch.first, &values[..batch.rows]);
         }
     }

@@ -104,7 +104,8 @@ impl<E: Element> Kernel for Rows<'_, E> {
             }
             let tile = batch.tile::<S, E>(simd, &mut room);
             let found = read::<S, E>(simd, &batch, tile, &classes, self.transform);
-            let [values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
+            let [mut values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
+            batch.find_infinite(&found.log_sum_exps, &mut values);
             let entropies = found.entropies(simd, rows);
             let (mut leaders, mut ranks) = ([0.0; MOST_LANES], [-1.0; MOST_LANES]);
             for lane in 0..rows {

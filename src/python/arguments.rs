@@ -37,6 +37,11 @@ pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
     number(name, object, "expected a positive finite number", |value| value > 0.0 && value.is_finite())
 }
 
+/// A number that must be finite and may be 0.
+pub(super) fn not_negative(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number(name, object, "expected a finite number, at least 0", |value| value >= 0.0 && value.is_finite())
+}
+
 /// How losses are reduced.
 pub(super) fn reduction(object: &Bound<'_, PyAny>) -> PyResult<Reduction> {
     let text = object.extract::<&str>().unwrap_or_default();

@@ -337,17 +337,17 @@ impl<'py> Logits<'py> {
         out: &Bound<'py, PyAny>,
         inputs: &[(&str, &Bound<'py, PyUntypedArray>)],
     ) -> PyResult<Output<'py>> {
-        Ok(self.output(out.clone(), self.checked_out(name, out, inputs)?))
+        Ok(self.output(out.clone(), self.checked_out(name, out, inputs)?, true))
     }
 
     fn fresh(&self, descriptor: Bound<'py, PyArrayDescr>) -> PyResult<Output<'py>> {
         let array = self.new_like(descriptor)?;
-        Ok(self.output(array.clone().into_any(), array))
+        Ok(self.output(array.clone().into_any(), array, false))
     }
 
-    fn output(&self, result: Bound<'py, PyAny>, array: Bound<'py, PyUntypedArray>) -> Output<'py> {
+    fn output(&self, result: Bound<'py, PyAny>, array: Bound<'py, PyUntypedArray>, given: bool) -> Output<'py> {
         let dtype = dtype_of(&array.dtype()).expect("checked, or the logits' own");
-        Output { result, array, dtype, axis: self.axis }
+        Output { result, array, dtype, axis: self.axis, given }
     }
 
     fn checked_out(
@@ -416,6 +416,8 @@ pub(super) struct Output<'py> {
     array: Bound<'py, PyUntypedArray>,
     dtype: Dtype,
     axis: Option<usize>,
+    /// Whether it is the caller's own.
+    pub(super) given: bool,
 }
 
 impl Output<'_> {

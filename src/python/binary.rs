@@ -5,12 +5,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::{self, Logits, Output, RowResult, as_array, check_numbers, dtype_of, view};
+use super::cross_entropy::LossAndDerivatives;
 use super::options::{Keywords, Options, Scalars};
 use super::targets;
 use super::{detached, guard};
 use crate::error::Error;
 use crate::loss::Reduction;
-use crate::loss::binary::{Binary, Gradient, binary_cross_entropy as driver};
+use crate::loss::binary::{Binary, Derivatives, binary_cross_entropy as driver};
 
 #[pyfunction]
 pub(super) fn binary_cross_entropy<'py>(
@@ -19,7 +20,7 @@ pub(super) fn binary_cross_entropy<'py>(
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    guard(|| Call::new(logits, targets, keywords.options(options)?)?.run(None))
+    guard(|| Call::new(logits, targets, keywords.options(options)?)?.run(None, None))
 }
 
 #[pyfunction]
@@ -32,7 +33,23 @@ pub(super) fn binary_cross_entropy_with_grad<'py>(
     guard(|| {
         let call = Call::new(logits, targets, keywords.options(options)?)?;
         let mut out = call.logits.result(call.options.out.as_ref(), &call.inputs())?;
-        Ok((call.run(Some(&mut out))?, out.result))
+        Ok((call.run(Some(&mut out), None)?, out.result))
+    })
+}
+
+#[pyfunction]
+pub(super) fn binary_cross_entropy_with_grad_hess<'py>(
+    logits: &Bound<'py, PyAny>,
+    targets: &Bound<'py, PyAny>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
+) -> PyResult<LossAndDerivatives<'py>> {
+    guard(|| {
+        let call = Call::new(logits, targets, keywords.options(options)?)?;
+        let outs = [call.options.out.as_ref(), call.options.hess_out.as_ref()];
+        let [mut out, mut hess_out] = call.logits.two_results(outs, &call.inputs())?;
+        let loss = call.run(Some(&mut out), Some(&mut hess_out))?;
+        Ok((loss, out.result, hess_out.result))
     })
 }
 
@@ -68,25 +85,33 @@ impl<'py> Call<'py> {
         [("targets", &self.targets)].into_iter().chain(self.options.arrays()).collect()
     }
 
-    /// The loss, with the gradient written.
-    fn run(&self, gradient: Option<&mut Output<'py>>) -> PyResult<Bound<'py, PyAny>> {
+    /// The loss, with its derivatives written.
+    fn run(
+        &self,
+        gradient: Option<&mut Output<'py>>,
+        hessian: Option<&mut Output<'py>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let (py, shape) = (self.logits.array.py(), self.logits.array.shape());
         let Scalars { reduction, denominator, ignore_index, label_smoothing, .. } = self.options.scalars;
         let mut losses =
             (reduction == Reduction::None).then(|| RowResult::new(py, shape, self.logits.dtype)).transpose()?;
         let grad_output = targets::grad_output(self.options.grad_output.as_ref(), shape, reduction)?;
-        let mut gradient = gradient.map(|gradient| Gradient { out: gradient.view(), grad_output });
+        let given = [&gradient, &hessian].into_iter().flatten().any(|output| output.given);
+        let hessian = hessian.map(Output::view);
+        let mut derivatives =
+            gradient.map(|gradient| Derivatives { gradient: gradient.view(), hessian, grad_output, given });
         let problem = Binary {
             logits: self.logits.view(),
             targets: view(&self.targets, None),
             weight: self.options.weight.as_ref().map(|array| view(array, None)),
             pos_weight: self.options.pos_weight.as_ref().map(|array| view(array, None)),
-            ignore: ignore_index.map(|index| index as f64),
+            ignore_index,
             label_smoothing,
         };
         let mut column = losses.as_mut().map(RowResult::view);
-        let loss =
-            detached(py, |check| driver(&problem, reduction, denominator, column.as_mut(), gradient.as_mut(), check))?;
+        let loss = detached(py, |check| {
+            driver(&problem, reduction, denominator, column.as_mut(), derivatives.as_mut(), check)
+        })?;
         drop(column);
         arrays::finish(py, loss, losses)
     }

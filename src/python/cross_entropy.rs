@@ -37,7 +37,7 @@ pub(super) fn cross_entropy_with_grad<'py>(
 }
 
 /// (loss, gradient, Hessian).
-type LossAndDerivatives<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
+pub(super) type LossAndDerivatives<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
 
 #[pyfunction]
 pub(super) fn cross_entropy_with_grad_hess<'py>(
@@ -209,8 +209,10 @@ impl<'py> Call<'py> {
         let mut losses =
             (reduction == Reduction::None).then(|| RowResult::new(py, &rows, self.logits.dtype)).transpose()?;
         let grad_output = targets::grad_output(self.options.grad_output.as_ref(), &rows, reduction)?;
+        let given = [&gradient, &hessian].into_iter().flatten().any(|output| output.given);
         let hessian = hessian.map(Output::view);
-        let mut derivatives = gradient.map(|gradient| Derivatives { gradient: gradient.view(), hessian, grad_output });
+        let mut derivatives =
+            gradient.map(|gradient| Derivatives { gradient: gradient.view(), hessian, grad_output, given });
         let (logits, unread, mut column) = (self.logits.view(), self.unread(), losses.as_mut().map(RowResult::view));
         let loss = detached(py, |check| {
             let problem = unread.read(check)?;

@@ -30,7 +30,8 @@ pub(super) fn evaluate<'py>(
         detached(logits.py(), |check| {
             let problem = unread.read(check)?;
             let Targets::Classes(labels) = &problem.targets else { unreachable!("classes were asked for") };
-            let (rows, counted) = (labels.rows(), labels.counted());
+            let rows = labels.rows();
+            let counted = problem.counted(rows);
             let tally = tally(&view, &problem, &top_k, check)?;
             Ok((tally.loss, problem.weight_sum(rows), tally.entropy, tally.hits, counted, rows - counted))
         })

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::arguments::{self, integer, number, positive};
+use super::arguments::{self, integer, not_negative, number, positive};
 use super::arrays::as_array;
 use super::guard;
 use crate::error::Error;
@@ -150,16 +150,13 @@ impl<'py> Options<'py> {
                 let is_share = |value| (0.0..=1.0).contains(&value);
                 scalars.label_smoothing = number(name, value, "expected a number from 0 to 1", is_share)?;
             }
-            "z_loss" => {
-                let is_factor = |value: f64| value >= 0.0 && value.is_finite();
-                scalars.z_loss = number(name, value, "expected a finite number, at least 0", is_factor)?;
-            }
+            "z_loss" => scalars.z_loss = not_negative(name, value)?,
             "softcap" => scalars.softcap = Some(positive(name, value)?),
             "temperature" => scalars.temperature = positive(name, value)?,
             "axis" => scalars.axis = integer(name, value)?,
             "keepdims" => scalars.keepdims = value.is_truthy()?,
             "reduction" => scalars.reduction = arguments::reduction(value)?,
-            "denominator" => scalars.denominator = Some(positive(name, value)?),
+            "denominator" => scalars.denominator = Some(not_negative(name, value)?),
             // The evaluator looks at it: what it asks for is more.
             "top_k" => {}
             _ => return Err(PyTypeError::new_err(format!("no function reads the option '{name}'"))),

@@ -42,9 +42,9 @@ mod tests;
 pub mod tile;
 mod transform;
 
-pub use dense::{Dense, Source, Teacher};
+pub use dense::{Dense, Source, Teacher, are_probabilities, is_probability};
 pub use log_sum_exp::{LogSumExp, log_sum_exp};
 pub use map::{Exponential, log_probabilities, probabilities};
 pub use statistics::Statistics;
-pub use target::{RowLoss, Target, find_point, gradient, per_mass, product, rounded};
+pub use target::{RowLoss, Target, find_point, gradient, per_mass, product, rounded, weigh_infinities};
 pub use transform::Transform;
