@@ -121,7 +121,9 @@ def main() -> int:
             continue
         for other in graph[module]:
             if other[0] != module[0] and level[module[0]] >= level.get(other[0], -1):
-                faults.append(f"{file.relative_to(SOURCE.parent)} imports {'::'.join(other)}, which is not below it")
+                faults.append(
+                    f"{file.relative_to(SOURCE.parent)} imports {'::'.join(other)}, which is not below it"
+                )
     for circle in circles(graph):
         if any(all(module[0] == folder for module in circle) for folder in KNOWN_CIRCLES):
             continue

@@ -37,6 +37,7 @@ SIGNATURES = {
     ),
     "binary_cross_entropy": BINARY,
     "binary_cross_entropy_with_grad": f"{BINARY}, {GRADIENT}",
+    "binary_cross_entropy_with_grad_hess": f"{BINARY}, out=None, hess_out=None",
     "kl_divergence": KL,
     "kl_divergence_with_grad": f"{KL}, {GRADIENT}",
     "selective_log_softmax": "logits, index, *, axis=-1, temperature=1.0",
@@ -112,6 +113,7 @@ TARGETS = np.array([0, 3, 7, 2, 2])
 SECOND = {
     "binary_cross_entropy": LOGITS > 0,
     "binary_cross_entropy_with_grad": LOGITS > 0,
+    "binary_cross_entropy_with_grad_hess": LOGITS > 0,
     "kl_divergence": LOGITS[::-1],
     "kl_divergence_with_grad": LOGITS[::-1],
     "selective_log_softmax": TARGETS[:, None],

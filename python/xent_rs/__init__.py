@@ -13,6 +13,7 @@ Loss of n-hot and multi-label targets
 -------------------------------------
 binary_cross_entropy                -- sigmoid cross-entropy, element by element
 binary_cross_entropy_with_grad      -- the loss and its derivative
+binary_cross_entropy_with_grad_hess -- and the second derivative, for gradient boosting
 
 Distillation
 ------------
@@ -56,7 +57,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 from . import probability
-from ._binary_cross_entropy import binary_cross_entropy, binary_cross_entropy_with_grad
+from ._binary_cross_entropy import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+    binary_cross_entropy_with_grad_hess,
+)
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess
 from ._evaluation import Evaluation, Evaluator, evaluate
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
@@ -84,6 +89,7 @@ __all__ = [
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
+    "binary_cross_entropy_with_grad_hess",
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",

@@ -9,7 +9,9 @@ from numpy.typing import ArrayLike
 from . import _xent_rs
 from ._options import (
     BinaryCrossEntropyGradientOptions,
+    BinaryCrossEntropyHessianOptions,
     BinaryCrossEntropyOptions,
+    DerivativesOptions,
     Floats,
     GradientOptions,
     MeanOfElementsOptions,
@@ -85,11 +87,13 @@ def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) 
         For another dtype of logits, targets or weights, for masked arrays, and for tensors that are not in
         CPU memory.
     ValueError
-        For targets of another shape, weights that do not broadcast, or an option out of its range.
+        For targets of another shape, integers among them that are neither 0, 1 nor `ignore_index`, weights
+        that do not broadcast, or an option out of its range.
 
     See Also
     --------
     binary_cross_entropy_with_grad : The loss and its gradient.
+    binary_cross_entropy_with_grad_hess : And the second derivative.
     cross_entropy : For classes that exclude each other.
     xent_rs.probability.binary_cross_entropy : The same of probabilities rather than logits.
 
@@ -175,7 +179,8 @@ def binary_cross_entropy_with_grad(
     loss : float or ndarray
         As from `binary_cross_entropy`, to the bit.
     grad : ndarray
-        `out`, or a new array of the logits' shape, dtype and memory layout. An ignored element has 0.
+        `out`, or a new array of the logits' shape, dtype and memory layout. An ignored element, or one of
+        weight 0, has 0.
 
     Raises
     ------
@@ -200,3 +205,92 @@ def binary_cross_entropy_with_grad(
     (0.44019, array([-0.1192,  0.2689]))
     """
     return _xent_rs.binary_cross_entropy_with_grad(logits, targets, _GRADIENT, options)
+
+
+_HESSIAN = Options(
+    "binary_cross_entropy_with_grad_hess",
+    BinaryCrossEntropyOptions,
+    MeanOfElementsOptions,
+    DerivativesOptions,
+)
+
+
+@overload
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = ...,
+    denominator: Real | None = ...,
+    **options: Unpack[BinaryCrossEntropyHessianOptions],
+) -> tuple[float, Floats, Floats]: ...
+@overload
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    denominator: None = ...,
+    **options: Unpack[BinaryCrossEntropyHessianOptions],
+) -> tuple[Floats, Floats, Floats]: ...
+@overload
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Reduction,
+    denominator: Real | None = ...,
+    **options: Unpack[BinaryCrossEntropyHessianOptions],
+) -> tuple[float | Floats, Floats, Floats]: ...
+@_HESSIAN.describe
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike, targets: ArrayLike, **options: Any
+) -> tuple[float | Floats, Floats, Floats]:
+    """`binary_cross_entropy`, its gradient and its second derivative, as gradient boosting wants them.
+
+    The second derivative of an element's loss is ``w·[1 + (P - 1)·t']·p·(1 - p)`` with ``p = sigmoid(x)``,
+    which without options is ``p·(1 - p)``; that of the mean is divided by what the mean divides by.
+
+    Parameters
+    ----------
+    logits, targets : array_like
+        As for `binary_cross_entropy`.
+    **options
+        Those of `binary_cross_entropy` and `DerivativesOptions` (`xent_rs._options`).
+
+    Returns
+    -------
+    loss : float or ndarray
+        As from `binary_cross_entropy`, to the bit.
+    grad : ndarray
+        As from `binary_cross_entropy_with_grad`, to the bit.
+    hess : ndarray
+        `hess_out`, or a new array of the logits' shape, dtype and memory layout; not negative where the
+        weights are not. An ignored element, or one of weight 0, has 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy`; for `out` and `hess_out` as `cross_entropy_with_grad_hess`.
+
+    Notes
+    -----
+    With ``reduction='sum'`` it is what XGBoost's ``binary:logistic`` and LightGBM's ``binary`` use, and the
+    second result of ``gradient_hessian`` of scikit-learn's ``HalfBinomialLoss``. PyTorch has it as the
+    diagonal of ``torch.func.hessian``, and JAX, for optax, as that of ``jax.hessian``, both from the square
+    of the number of entries; Keras has no function for it.
+
+    References
+    ----------
+    .. [1] J. Friedman, T. Hastie, R. Tibshirani, "Additive logistic regression: a statistical view of
+       boosting", Annals of Statistics 28(2), 2000, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, xent_rs
+    >>> logits = np.log([0.25, 1.0, 4.0])
+    >>> _, grad, hess = xent_rs.binary_cross_entropy_with_grad_hess(logits, [0, 0, 1], reduction="sum")
+    >>> grad.round(6), hess.round(6)
+    (array([ 0.2,  0.5, -0.2]), array([0.16, 0.25, 0.16]))
+    """
+    return _xent_rs.binary_cross_entropy_with_grad_hess(logits, targets, _HESSIAN, options)

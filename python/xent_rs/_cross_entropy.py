@@ -76,7 +76,8 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> floa
         float32. ``-inf`` marks a class that is not there.
     targets : array_like of any integer dtype, or of any dtype that logits can have
         Integers are the class of each row: the shape of `logits` without `axis`. Floating targets of the
-        shape of `logits` are probabilities: soft labels, or one-hot; they need not sum to 1.
+        shape of `logits` are probabilities: soft labels, or one-hot; they need not sum to 1, but none is
+        negative or NaN.
     **options
         Those of `CrossEntropyOptions` and `MeanOptions` (`xent_rs._options`).
 
@@ -93,7 +94,8 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> floa
         For another dtype of logits, targets or weights, for masked arrays, and for tensors that are not in
         CPU memory.
     ValueError
-        For shapes that do not match, an axis out of range, no classes, or an option out of its range.
+        For shapes that do not match, an axis out of range, no classes, an option out of its range, or a
+        probability below 0 or NaN in a row whose weight is not 0.
     IndexError
         For a target that is neither a class nor `ignore_index`.
 
@@ -315,7 +317,7 @@ def cross_entropy_with_grad_hess(
         As from `cross_entropy_with_grad`.
     hess : ndarray
         `hess_out`, or a new array of the logits' shape, dtype and memory layout; not negative where the
-        weights are not. An ignored row and a ``-inf`` class have 0.
+        weights are not. An ignored row, one of weight 0, and a ``-inf`` class have 0.
 
     Raises
     ------

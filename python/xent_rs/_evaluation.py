@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model's logits say about the targets, averaged over the rows that are not ignored.
+    """What a model's logits say about the targets, averaged over the rows that count.
 
     With no such row every mean is NaN. `print` shows it as a table, and so do notebooks.
 
@@ -47,7 +47,7 @@ class Evaluation:
     rows : int
         Number of rows that count.
     ignored : int
-        Number of rows whose target is ``ignore_index``.
+        Number of rows that do not: their target is ``ignore_index``, or their ``sample_weight`` is 0.
     """
 
     loss: float
@@ -200,8 +200,8 @@ class Evaluator:
         targets : array_like of integers
             The classes, in the shape of `logits` without `axis`.
         sample_weight : array_like of real numbers, optional
-            A weight for each row in the loss, in the shape of `targets`; by default 1. Accuracy, `top_k` and
-            entropy count rows alike.
+            A weight for each row in the loss, in the shape of `targets`; by default 1. A row of
+            weight 0 does not count; accuracy, `top_k` and entropy count all others alike.
 
         Raises
         ------

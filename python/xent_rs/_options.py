@@ -40,14 +40,16 @@ SampleWeight: TypeAlias = Annotated[
     "ArrayLike | None",
     None,
     """array_like of real numbers, optional
-    A weight for each row: the shape of `logits` without `axis`.
+    A weight for each row: the shape of `logits` without `axis`. A row of weight 0 is left out: it has
+    loss 0, whatever its logits, probabilities or teacher hold.
     """,
 ]
 ElementWeight: TypeAlias = Annotated[
     "ArrayLike | None",
     None,
     """array_like of real numbers, optional
-    A weight for each element: any shape that broadcasts to that of `logits`.
+    A weight for each element: any shape that broadcasts to that of `logits`. Where it is 0 the loss is 0,
+    whatever logit and target are; the mean counts the element all the same.
     """,
 ]
 PositiveWeight: TypeAlias = Annotated[
@@ -161,8 +163,8 @@ EvaluatedSampleWeight: TypeAlias = Annotated[
     "ArrayLike | None",
     None,
     """array_like of real numbers, optional
-    A weight for each row in the loss: the shape of `logits` without `axis`. Accuracy, `top_k` and entropy
-    count rows alike.
+    A weight for each row in the loss: the shape of `logits` without `axis`. A row of weight 0 does not
+    count; accuracy, `top_k` and entropy count all others alike.
     """,
 ]
 
@@ -197,7 +199,7 @@ Denominator: TypeAlias = Annotated[
     None,
     """float, optional
     Replaces the divisor of the mean: a count of tokens under gradient accumulation, say, or the number
-    of rows for a mean of sums over labels.
+    of rows for a mean of sums over labels. At least 0, where the mean is NaN and its gradient 0.
     """,
 ]
 GradOutput: TypeAlias = Annotated[
@@ -336,6 +338,10 @@ class CrossEntropyHessianOptions(HessianOptions, DerivativesOptions, total=False
 
 class BinaryCrossEntropyGradientOptions(BinaryCrossEntropyOptions, GradientOptions, total=False):
     """The other options of `binary_cross_entropy_with_grad`."""
+
+
+class BinaryCrossEntropyHessianOptions(BinaryCrossEntropyOptions, DerivativesOptions, total=False):
+    """The other options of `binary_cross_entropy_with_grad_hess`."""
 
 
 class KlDivergenceGradientOptions(KlDivergenceOptions, GradientOptions, total=False):

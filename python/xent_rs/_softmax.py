@@ -31,7 +31,7 @@ def logsumexp(logits: ArrayLike, **options: Unpack[LogSumExpOptions]) -> Floats:
     -------
     ndarray
         Of the logits' shape without `axis`, float32, or float64 for float64 logits. A row of only ``-inf``
-        has ``-inf``, a row with a NaN or ``+inf`` NaN.
+        has ``-inf``, a row with a NaN has NaN, and any other with ``+inf`` has ``+inf``.
 
     Raises
     ------

@@ -29,7 +29,7 @@ class RowStatistics(NamedTuple):
     Attributes
     ----------
     logsumexp : ndarray
-        ``log Σ exp z``, in nats.
+        ``log Σ exp z``, in nats; ``+inf`` for a row with a ``+inf`` and no NaN.
     argmax : ndarray
         The class with the largest logit; of equal ones the first, as in `numpy.argmax`.
     max_probability : ndarray

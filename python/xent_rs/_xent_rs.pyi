@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
+    "binary_cross_entropy_with_grad_hess",
     "config",
     "cross_entropy",
     "cross_entropy_with_grad",
@@ -78,6 +79,9 @@ def binary_cross_entropy(
 def binary_cross_entropy_with_grad(
     logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
 ) -> tuple[float | _Floats, _Floats]: ...
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> tuple[float | _Floats, _Floats, _Floats]: ...
 def kl_divergence(
     logits: ArrayLike, target_logits: ArrayLike, keywords: Keywords, options: _Options
 ) -> float | _Floats: ...
