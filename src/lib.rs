@@ -28,7 +28,7 @@
 //! | [`element`] | storage types: load and store as lanes |
 //! | [`math`] | the two compute types: exp over lanes, sums that keep their accuracy |
 //! | [`buffers`] | the memory of large results, kept from one to the next |
-//! | [`simd`] | which instruction set runs, and the few operations that need an intrinsic |
+//! | [`simd`] | which instruction set runs, the few operations that need an intrinsic, and the floating-point environment |
 //! | [`error`] | one enum; its `Display` is the text users read |
 //!
 //! # Where something new goes
