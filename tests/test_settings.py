@@ -65,6 +65,7 @@ def test_threads_from_the_environment(threads, python):
         ("XENT_RS_SIMD", "sse9"),
         ("XENT_RS_SIMD", "AVX2 "),
         *(("XENT_RS_NUM_THREADS", value) for value in ("0", "-1", "two", "1.5", "99999999999999999999")),
+        *(("XENT_RS_PLACEMENT", value) for value in ("2", "off", " 0")),
     ],
 )
 def test_wrong_environment_is_said_by_every_call(variable, value, python):
@@ -93,9 +94,16 @@ for call in (
     assert all(line.startswith(variable) and repr(value) in line for line in said), said
 
 
-@pytest.mark.parametrize("variable", ["XENT_RS_SIMD", "XENT_RS_NUM_THREADS"])
+@pytest.mark.parametrize("variable", ["XENT_RS_SIMD", "XENT_RS_NUM_THREADS", "XENT_RS_PLACEMENT"])
 def test_empty_environment_is_no_setting(variable, python):
     assert python(SHOW, **{variable: ""}).stdout.split()[0] == LEVELS[0]
+
+
+@pytest.mark.parametrize(("value", "placement"), [("0", False), ("1", True), ("", True)])
+def test_placement_from_the_environment(value, placement, python):
+    source = "import xent_rs; print(xent_rs._xent_rs.config()['placement'])"
+    expected = placement and sys.platform == "linux"
+    assert python(source, XENT_RS_PLACEMENT=value).stdout.strip() == str(expected)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")

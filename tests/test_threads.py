@@ -1,6 +1,7 @@
 """The number of threads, and the SIMD levels with fused multiply-add, change no bit."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -136,3 +137,37 @@ def test_more_threads_than_rows_and_cores():
     expected = results(logits, targets, -1)
     xent_rs.set_num_threads(64)
     assert differing(expected, results(logits, targets, -1)) == []
+
+
+# How many times one thread's time a call may take whose helpers are busy: with waiting it took 100 times.
+PATIENCE = 10
+
+
+def test_a_call_beside_a_long_one_takes_one_threads_time():
+    """A call that waits for helpers, who are in another call, takes as long as that does."""
+    logits, targets = example((400, 1000), np.dtype(np.float32))
+    teacher = np.broadcast_to(np.linspace(0, 9, 32_000, dtype=np.float32), (2000, 32_000))
+    done, times = threading.Event(), {1: [], 2: []}
+
+    def long():
+        while not done.is_set():
+            xent_rs.kl_divergence(teacher, teacher)
+
+    other = threading.Thread(target=long)
+    other.start()
+    try:
+        for _ in range(8):
+            for threads, of_threads in times.items():
+                xent_rs.set_num_threads(threads)
+                # In the other call, a slice of work later.
+                time.sleep(0.1)
+                for _ in range(20):
+                    time.sleep(1e-3)
+                    start = time.perf_counter()
+                    xent_rs.cross_entropy(logits, targets)
+                    of_threads.append(time.perf_counter() - start)
+    finally:
+        done.set()
+        other.join(60)
+    alone, helped = (np.median(of_threads) for of_threads in times.values())
+    assert helped < PATIENCE * alone

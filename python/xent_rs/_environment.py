@@ -1,4 +1,4 @@
-"""The default floating-point environment for what is computed in Python, as it is for the compiled functions."""
+"""The default floating-point environment for what is computed in Python, as for the compiled functions."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ mod _xent_rs {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 }
 
-/// Follow `XENT_RS_SIMD`, `XENT_RS_NUM_THREADS` and `XENT_RS_PLACEMENT`, once. A value that means nothing fails every call, and says so: an
-/// import that failed instead could not be reported in one line by the command.
+/// Follow `XENT_RS_SIMD`, `XENT_RS_NUM_THREADS` and `XENT_RS_PLACEMENT`, once. A value that means nothing fails every
+/// call, and says so: an import that failed instead could not be reported in one line by the command.
 fn follow_environment() -> Result<()> {
     static FOLLOWED: OnceLock<Result<()>> = OnceLock::new();
     let follow = || {
