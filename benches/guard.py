@@ -9,6 +9,7 @@ or AVX2, whichever was more: room for other CPUs, but not for a kernel that is n
 an option of the plain loss that takes another pass of exponentials.
 """
 
+import itertools
 import math
 import sys
 import time
@@ -220,14 +221,13 @@ def first_axis_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
             yield {name: checked(contender, case)}, ratios
 
 
-def checks() -> tuple[dict[str, Call], list[Ratio]]:
-    """Return all calls by their names, and all ratios."""
+def joined(*groups: Iterator[tuple[dict[str, Call], list[Ratio]]]) -> tuple[dict[str, Call], list[Ratio]]:
+    """Return all calls of groups of checks by their names, and all ratios."""
     calls: dict[str, Call] = {}
     ratios = []
-    for group in (level_and_dtype_checks(), option_checks(), first_axis_checks(), calibration_checks()):
-        for some_calls, some_ratios in group:
-            calls |= some_calls
-            ratios += some_ratios
+    for some_calls, some_ratios in itertools.chain(*groups):
+        calls |= some_calls
+        ratios += some_ratios
     return calls, ratios
 
 
@@ -237,7 +237,8 @@ def main() -> int:
         print("this CPU has only the portable kernels, of which nothing is promised")
         return 0
     xent_rs.set_num_threads(1)
-    texts, failures = measure(*checks(), PATIENCE)
+    checks = joined(level_and_dtype_checks(), option_checks(), first_axis_checks(), calibration_checks())
+    texts, failures = measure(*checks, PATIENCE)
     print("\n".join(texts))
     for failure in failures:
         print(f"too slow: {failure}", file=sys.stderr)

@@ -29,8 +29,10 @@ def checkout(tmp_path):
 
 def test_a_record_is_shown_and_checked(checkout, capsys):
     pytest.importorskip("matplotlib")
-    arguments = ["--json", "--quick", "--repeats", "1", "--levels", "--dtype", "float32", "float64"]
-    arguments += ["--shape", "64x32000", "32x10", "--suite", "peers", "smallest", "binary", "threads"]
+    # On one thread: where CPUs are few, those of peers spin and take them from each other.
+    arguments = ["--json", "--quick", "--repeats", "1", "--threads", "1", "--levels"]
+    arguments += ["--dtype", "float32", "float64"]
+    arguments += ["--shape", "8x32000", "32x10", "--suite", "peers", "smallest", "binary", "threads"]
     report.record(checkout, arguments)
     with pytest.raises(SystemExit, match=r"^README.md does not show benches/results/"):
         report.show(checkout, check=True)
@@ -116,6 +118,19 @@ def test_goals_are_computed_from_the_record():
             "growth": [peer("xent_rs", 1.0, rows=31), peer("xent_rs", 12.0, rows=310)],
             "binary": [peer("xent_rs", 1.25), peer("xent_rs, bool targets", 1.6)],
             "threads": [peer("xent_rs", 2.0, roof=1.8, threads=1, of_full_roof=0.5)],
+            "classes": [
+                peer("xent_rs, axis=0", 1.0, rows=16_000, classes=1000),
+                peer("xent_rs, axis=0", 1.2, rows=16_000, classes=1100),
+                peer("xent_rs, axis=0", 4.0, rows=4000, classes=4096),
+                peer("xent_rs, axis=0", 8.0, rows=4000, classes=4100),
+                peer("NumPy", 9.0, rows=4000, classes=4100),
+            ],
+            "beside": [
+                {**peer("xent_rs", 1.0), "company": "a product", "threads": 2, "p95": 2.4},
+                {**peer("xent_rs", 1.0), "company": "a product", "threads": 1, "p95": 2.0},
+                {**peer("xent_rs", 1.0), "company": "a long call", "threads": 8, "p95": 1.0},
+                {**peer("xent_rs", 1.0), "company": "a long call", "threads": 1, "p95": 2.0},
+            ],
             "options": [
                 peer("label smoothing", 1.5, beyond=1.5),
                 peer("softcap", 1.9, beyond=1.9),
@@ -139,6 +154,11 @@ def test_goals_are_computed_from_the_record():
         "smallest call, loss": ["0.5", "met"],
         "memory of the loss, above 16 bytes a row": ["2", "missed by 100 %"],
         "loss, time per element, 10^6 to 10^9": ["1.2", "missed by 4.3 %"],
+        "loss, classes along the first axis, time per element": [
+            "1.09 (1100 by 1000), 2 (4100 by 4096)",
+            "missed by 54 %",
+        ],
+        "loss beside others, 95 % of the calls": ["1.2 (a product), 0.5 (a long call)", "missed by 9.1 %"],
         "speed of AVX2, float32, C >= 32000": ["0.7", "missed by 12 %"],
     }
 
@@ -190,6 +210,12 @@ def test_the_guard_fails_without_vectors(monkeypatch, capsys):
         assert f"too slow: loss, {dtype}: " in errors
 
 
+def measured(checks):
+    """What fails of some of the checks."""
+    guard.xent_rs.set_num_threads(1)
+    return guard.measure(*guard.joined(checks), patience=5.0)[1]
+
+
 def test_the_guard_fails_when_an_option_takes_another_pass(monkeypatch, capsys):
     """A smoothing that computes the plain loss besides is named, and nothing else."""
     if len(guard._xent_rs.simd_levels()) == 1:
@@ -206,11 +232,22 @@ def test_the_guard_fails_when_an_option_takes_another_pass(monkeypatch, capsys):
 
     tasks = [twice(task) if task.name == "label smoothing" else task for task in options.TASKS]
     monkeypatch.setattr(guard.options, "TASKS", tasks)
-    calls, ratios = guard.checks()
-    guard.xent_rs.set_num_threads(1)
-    _, failures = guard.measure(calls, ratios, patience=5.0)
+    failures = measured(guard.option_checks())
     assert {failure.partition(":")[0] for failure in failures} == {
         f"label smoothing, {job}, {shape}"
         for job in ("loss", "loss + gradient")
         for shape in ("16 x 4096", "4096 x 10")
     }
+
+
+def test_the_guard_fails_when_some_number_of_classes_along_the_first_axis_takes_longer(monkeypatch):
+    def slower(contender):
+        def make(case):
+            call = contender.make(case)
+            return (lambda: (call(), call())[1]) if case.classes == 4100 else call
+
+        return replace(contender, make=make)
+
+    monkeypatch.setattr(guard.classes, "FIRST_AXIS", [slower(each) for each in guard.classes.FIRST_AXIS])
+    failures = {failure.partition(":")[0] for failure in measured(guard.first_axis_checks())}
+    assert failures >= {f"{job}, 4100 x 16, axis=0" for job in ("loss", "loss + gradient")}
