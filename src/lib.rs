@@ -27,7 +27,6 @@
 //! | [`view`] | an n-dimensional array in foreign memory, seen as rows of classes |
 //! | [`element`] | storage types: load and store as lanes |
 //! | [`math`] | the two compute types: exp over lanes, sums that keep their accuracy |
-//! | [`buffers`] | the memory of large results, kept from one to the next |
 //! | [`simd`] | which instruction set runs, and the few operations that need an intrinsic |
 //! | [`error`] | one enum; its `Display` is the text users read |
 //!
@@ -47,7 +46,6 @@
 
 #![deny(missing_docs)]
 
-pub mod buffers;
 pub mod element;
 pub mod error;
 pub mod loss;
@@ -59,3 +57,8 @@ pub mod python;
 pub mod row;
 pub mod simd;
 pub mod view;
+
+// The memory of results belongs to the binding and is no layer of the core; its tests need no Python.
+#[cfg(all(test, not(feature = "python")))]
+#[path = "python/memory/store.rs"]
+mod store;

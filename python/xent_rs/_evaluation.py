@@ -126,14 +126,24 @@ class Evaluator:
         self._ignore_index = _integer(ignore_index, "ignore_index is")
         self._axis = _integer(axis, "axis is")
         # The other options are checked where they are used: by a batch without rows.
-        shape = (1,) if weight is None else np.shape(weight)
+        class_weight = None if weight is None else _xent_rs.as_array(weight, "weight")
+        shape = (1,) if class_weight is None else class_weight.shape
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"weight has shape {shape}; expected (C,), one number a class")
         nothing = np.zeros((0, shape[0]), np.float32), np.zeros(0, np.int64)
         _xent_rs.evaluate(
-            *nothing, (), weight, None, self._ignore_index, label_smoothing, z_loss, softcap, temperature, -1
+            *nothing,
+            (),
+            class_weight,
+            None,
+            self._ignore_index,
+            label_smoothing,
+            z_loss,
+            softcap,
+            temperature,
+            -1,
         )
-        self._weight = None if weight is None else np.array(weight, np.float64)
+        self._weight = None if class_weight is None else np.array(class_weight, np.float64)
         self._label_smoothing = float(label_smoothing)
         self._z_loss = float(z_loss)
         self._softcap = None if softcap is None else float(softcap)
@@ -397,6 +407,8 @@ def _exp(value: float) -> float:
 
 def _integer(value: object, what: str) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{what} {value!r}; expected an integer") from None

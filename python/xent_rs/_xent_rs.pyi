@@ -9,6 +9,7 @@ __version__: str
 __all__ = [
     "InternalError",
     "__version__",
+    "as_array",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
     "config",
@@ -44,9 +45,11 @@ class Config(TypedDict):
     simd_levels: list[str]
     num_threads: int
     num_threads_source: str
+    keep_memory: bool
 
 class InternalError(RuntimeError): ...
 
+def as_array(object: ArrayLike, name: str) -> NDArray[Any]: ...
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,

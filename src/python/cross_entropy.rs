@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use super::arguments::{self, integer, number};
 use super::arrays::{self, Logits, Output, RowResult};
 use super::arrays::{as_array, number_kind, shape_text};
+use super::conversion::{dtype_text, float_targets_hint};
 use super::targets::{self, target_array};
 use super::{detached, guard};
 use crate::element::{with_element, with_elements};
@@ -174,7 +175,7 @@ impl<'py> Checked<'py> {
             targets: if probabilities {
                 either_targets(&targets, &logits, axis, ignore_index)?
             } else {
-                Targets::Classes(targets::labels(&targets, &logits, axis, ignore_index)?)
+                Targets::Classes(targets::labels(&targets, &logits, axis, ignore_index, false)?)
             },
             transform,
             weight: weight_values,
@@ -198,12 +199,14 @@ fn either_targets<'py>(
 ) -> PyResult<Targets> {
     let descriptor = targets.dtype();
     if matches!(descriptor.kind(), b'i' | b'u') {
-        return Ok(Targets::Classes(targets::labels(targets, logits, axis, ignore_index)?));
+        return Ok(Targets::Classes(targets::labels(targets, logits, axis, ignore_index, true)?));
     }
     let kind = number_kind(&descriptor).filter(|_| descriptor.kind() != b'b');
     let Some(kind) = kind else {
         let expected = "expected an integer dtype (class indices) or a floating dtype (probabilities)";
-        return Err(Error::Type(format!("targets have dtype {descriptor}; {expected}")).into());
+        let one_hot = descriptor.kind() == b'b' && targets.shape() == logits.array.shape();
+        let hint = if one_hot { targets::ONE_HOT } else { "" };
+        return Err(Error::Type(format!("targets have dtype {descriptor}; {expected}{hint}")).into());
     };
     let (shape, expected) = (targets.shape(), logits.array.shape());
     if shape == expected {
@@ -212,10 +215,13 @@ fn either_targets<'py>(
     let (found, text) = (shape_text(shape), shape_text(expected));
     Err(if shape == logits.row_shape() {
         let expected = format!("expected an integer dtype (class indices), or shape {text} (probabilities)");
-        Error::Type(format!("targets have dtype {descriptor} and shape {found}; {expected}")).into()
+        let (dtype, hint) = (dtype_text(&descriptor), float_targets_hint(targets));
+        Error::Type(format!("targets have dtype {dtype} and shape {found}; {expected}{hint}")).into()
     } else {
-        Error::Value(format!("targets have shape {found}; expected {text}, the shape of logits, for probabilities"))
-            .into()
+        let column = shape.strip_suffix(&[1]).is_some_and(|rows| rows == logits.row_shape());
+        let hint = if column { " (class indices? targets.squeeze(-1).astype(int))" } else { "" };
+        let expected = format!("expected {text}, the shape of logits, for probabilities{hint}");
+        Error::Value(format!("targets have shape {found}; {expected}")).into()
     })
 }
 

@@ -4,9 +4,12 @@
 mod arguments;
 mod arrays;
 mod binary;
+mod conversion;
 mod cross_entropy;
+mod dlpack;
 mod evaluation;
 mod memory;
+mod probability;
 mod settings;
 mod softmax;
 mod statistics;
@@ -37,6 +40,8 @@ mod _xent_rs {
     #[pymodule_export]
     use super::evaluation::evaluate;
     #[pymodule_export]
+    use super::probability::as_array;
+    #[pymodule_export]
     use super::settings::{
         config, get_num_threads, kept_memory, memory_copy, memory_read, panic_for_test, release_memory,
         set_num_threads, set_simd_level, simd_level, simd_levels,
@@ -51,7 +56,7 @@ mod _xent_rs {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 }
 
-/// Follow `XENT_RS_SIMD` and `XENT_RS_NUM_THREADS`, once. A value that means nothing fails every call, and says so: an
+/// Follow `XENT_RS_SIMD`, `XENT_RS_NUM_THREADS` and `XENT_RS_KEEP_MEMORY`, once. A value that means nothing fails every call, and says so: an
 /// import that failed instead could not be reported in one line by the command.
 fn follow_environment() -> Result<()> {
     static FOLLOWED: OnceLock<Result<()>> = OnceLock::new();
@@ -59,7 +64,8 @@ fn follow_environment() -> Result<()> {
         if let Some(name) = std::env::var_os("XENT_RS_SIMD").filter(|name| !name.is_empty()) {
             simd::set_level(&name.to_string_lossy()).map_err(|error| Error::Value(format!("XENT_RS_SIMD: {error}")))?;
         }
-        parallel::check_environment()
+        parallel::check_environment()?;
+        memory::keeps().map(|_| ())
     };
     FOLLOWED.get_or_init(follow).clone()
 }

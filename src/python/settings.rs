@@ -5,10 +5,10 @@ use pyo3::types::PyDict;
 
 use super::arguments::integer;
 use super::arrays::flat_view;
-use super::{detached, guard};
+use super::{detached, guard, memory};
 use crate::error::Error;
 use crate::loss::bandwidth;
-use crate::{buffers, parallel, simd};
+use crate::{parallel, simd};
 
 #[pyfunction]
 pub(super) fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -55,19 +55,20 @@ pub(super) fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     config.set_item("simd_levels", simd_levels())?;
     config.set_item("num_threads", threads)?;
     config.set_item("num_threads_source", source)?;
+    config.set_item("keep_memory", memory::keeps()?)?;
     Ok(config)
 }
 
 /// The bytes that are kept for the next results.
 #[pyfunction]
 pub(super) fn kept_memory() -> PyResult<usize> {
-    guard(|| Ok(buffers::kept()))
+    guard(|| Ok(memory::kept()))
 }
 
 /// Give them back to the system, and return how many they were.
 #[pyfunction]
 pub(super) fn release_memory(py: Python<'_>) -> PyResult<usize> {
-    guard(|| Ok(py.detach(buffers::release)))
+    guard(|| Ok(py.detach(memory::release)))
 }
 
 /// Read all bytes of a contiguous array; the result depends on every one of them.

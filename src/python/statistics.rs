@@ -36,7 +36,8 @@ pub(super) fn row_statistics<'py>(
         let transform = arguments::transform(temperature, softcap)?;
         let ignore_index = integer("ignore_index", ignore_index)?;
         let logits = Logits::new(logits, axis)?;
-        let labels = targets.map(|targets| targets::labels(&targets, &logits, axis, ignore_index)).transpose()?;
+        let labels =
+            targets.map(|targets| targets::labels(&targets, &logits, axis, ignore_index, false)).transpose()?;
         let shape = logits.row_shape();
         let numbers = || RowResult::new(py, &shape, logits.dtype.is_double());
         let classes = || RowResult::stored(py, &shape, Stored::I64);
