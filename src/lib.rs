@@ -48,7 +48,6 @@
 #![deny(missing_docs)]
 
 pub mod array;
-pub mod buffers;
 pub mod dtype;
 pub mod element;
 pub mod error;
@@ -60,3 +59,8 @@ pub mod python;
 pub mod row;
 pub mod rows;
 pub mod simd;
+
+// The memory of results belongs to the binding and is no layer of the core; its tests need no Python.
+#[cfg(all(test, not(feature = "python")))]
+#[path = "python/memory/store.rs"]
+mod store;

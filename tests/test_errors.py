@@ -124,10 +124,12 @@ def out(array):
 
 
 DTYPE_TEXT = "logits have dtype {}; expected float16, bfloat16, float32 or float64"
+INTEGER_TEXT = DTYPE_TEXT + " (logits.astype(np.float32))"
+WHOLE_HINT = " (whole numbers: targets.astype(int))"
 CLASSES_TEXT = "targets have dtype {}; expected an integer dtype (class indices)"
 TARGET_TEXT = CLASSES_TEXT + " or a floating dtype (probabilities)"
 FLAT_TEXT = "targets have dtype {} and shape (4,); expected an integer dtype (class indices), " + (
-    "or shape (4, 10) (probabilities)"
+    "or shape (4, 10) (probabilities)" + WHOLE_HINT
 )
 REAL_TEXT = "{} has dtype {}; expected real numbers"
 AXIS_TEXT = "axis is {}; expected -2 to 1 for logits of shape (4, 10)"
@@ -160,18 +162,24 @@ def calls(functions, text, *wrong_target, **wrong):
 
 TYPE_ERRORS = [
     *(
-        (logits_of(d), DTYPE_TEXT.format(np.dtype(d)))
-        for d in ("int64", "uint8", "bool", "complex64", "complex128")
+        (logits_of(d), text.format(np.dtype(d)))
+        for d, text in (
+            ("int64", INTEGER_TEXT),
+            ("uint8", INTEGER_TEXT),
+            ("bool", DTYPE_TEXT),
+            ("complex64", DTYPE_TEXT),
+            ("complex128", DTYPE_TEXT),
+        )
     ),
     (logits_of(object), DTYPE_TEXT.format("object")),
     (logits_of(np.longdouble), DTYPE_TEXT.format(np.dtype(np.longdouble))),
     (logits_of("U4"), DTYPE_TEXT.format("<U4")),
     (logits_of("datetime64[s]"), DTYPE_TEXT.format("datetime64[s]")),
-    (lambda: cross_entropy([[1, 2], [3, 4]], [0, 1]), DTYPE_TEXT.format("int64")),
-    (lambda: logsumexp(TARGETS), DTYPE_TEXT.format("int64")),
-    (lambda: softmax(TARGETS), DTYPE_TEXT.format("int64")),
-    (lambda: log_softmax(TARGETS), DTYPE_TEXT.format("int64")),
-    (lambda: cross_entropy_with_grad(np.zeros((4, 10), int), TARGETS), DTYPE_TEXT.format("int64")),
+    (lambda: cross_entropy([[1, 2], [3, 4]], [0, 1]), INTEGER_TEXT.format("int64")),
+    (lambda: logsumexp(TARGETS), INTEGER_TEXT.format("int64")),
+    (lambda: softmax(TARGETS), INTEGER_TEXT.format("int64")),
+    (lambda: log_softmax(TARGETS), INTEGER_TEXT.format("int64")),
+    (lambda: cross_entropy_with_grad(np.zeros((4, 10), int), TARGETS), INTEGER_TEXT.format("int64")),
     *(
         (targets_of(d), TARGET_TEXT.format(np.dtype(d)))
         for d in ("complex64", "bool", object, "datetime64[s]")
@@ -180,16 +188,28 @@ TYPE_ERRORS = [
     (lambda: cross_entropy(LOGITS, [0.0, 1.0, 2.0, 3.0]), FLAT_TEXT.format("float64")),
     (lambda: cross_entropy_with_grad(LOGITS, np.zeros(4)), FLAT_TEXT.format("float64")),
     (lambda: cross_entropy_with_grad_hess(LOGITS, np.zeros(4, "f2")), FLAT_TEXT.format("float16")),
-    (lambda: cross_entropy(LOGITS, np.zeros((4, 10), bool)), TARGET_TEXT.format("bool")),
+    (
+        lambda: cross_entropy(LOGITS, np.zeros((4, 10), bool)),
+        TARGET_TEXT.format("bool") + " (one-hot targets are probabilities: give them a floating dtype)",
+    ),
     (lambda: cross_entropy(LOGITS, np.zeros((4, 10), complex)), TARGET_TEXT.format("complex128")),
     (
         lambda: cross_entropy(LOGITS, np.zeros((4, 10), np.longdouble)),
         TARGET_TEXT.format(np.dtype(np.longdouble)),
     ),
     *(
-        (lambda function=function, d=d: function(LOGITS, np.zeros(4, d)), CLASSES_TEXT.format(np.dtype(d)))
+        (
+            lambda function=function, d=d: function(LOGITS, np.zeros(4, d)),
+            CLASSES_TEXT.format(np.dtype(d)) + hint,
+        )
         for function in (evaluate, row_statistics)
-        for d in ("float32", "float64", "bool", "complex64", object)
+        for d, hint in (
+            ("float32", WHOLE_HINT),
+            ("float64", WHOLE_HINT),
+            ("bool", ""),
+            ("complex64", ""),
+            (object, ""),
+        )
     ),
     (lambda: row_statistics(LOGITS, SOFT), CLASSES_TEXT.format("float64")),
     (lambda: evaluate(LOGITS, SOFT), CLASSES_TEXT.format("float64")),
@@ -231,10 +251,15 @@ TYPE_ERRORS = [
     *(
         (
             lambda function=function, d=d: function(LOGITS, np.zeros((4, 10)).astype(d)),
-            f"target_logits have dtype {np.dtype(d)}; expected float16, bfloat16, float32 or float64",
+            f"target_logits have dtype {np.dtype(d)}; expected float16, bfloat16, float32 or float64{hint}",
         )
         for function in (kl_divergence, kl_divergence_with_grad)
-        for d in ("int64", "bool", "complex128", object)
+        for d, hint in (
+            ("int64", " (target_logits.astype(np.float32))"),
+            ("bool", ""),
+            ("complex128", ""),
+            (object, ""),
+        )
     ),
     *(
         (
@@ -246,7 +271,7 @@ TYPE_ERRORS = [
     *(
         (
             lambda function=function, target=target: function(LOGITS.astype(int), target),
-            DTYPE_TEXT.format("int64"),
+            INTEGER_TEXT.format("int64"),
         )
         for function, target in (
             (cross_entropy_with_grad_hess, TARGETS),
@@ -595,7 +620,8 @@ VALUE_ERRORS = [
     ),
     (
         lambda: cross_entropy(LOGITS, TARGETS[:, None]),
-        "targets have shape (4, 1); expected (4,), the shape of logits (4, 10) without axis -1",
+        "targets have shape (4, 1); expected (4,), the shape of logits (4, 10) without axis -1 "
+        "(targets.squeeze(-1))",
     ),
     (
         lambda: cross_entropy(LOGITS, 0),

@@ -5,6 +5,7 @@ import ctypes
 import itertools
 import os
 import pickle
+import re
 import sys
 import threading
 import time
@@ -369,6 +370,31 @@ until(watched)
 @pytest.mark.parametrize("source", [RELEASE, IDLE], ids=["on request", "when idle"])
 def test_memory_goes_back(source, python):
     python(LOOK + source)
+
+
+KEEP = """
+assert _xent_rs.config()["keep_memory"] is {keeps}
+for _ in range(4):
+    result = xent_rs.softmax(logits)
+    assert (result == np.float32(1 / logits.shape[1])).all()
+    assert multiarray.get_handler_name(result) == {handler!r}
+    result.fill(7)
+assert _xent_rs.kept_memory() == ({keeps} and SIZE)
+del result
+assert _xent_rs.kept_memory() == xent_rs.release_memory() == ({keeps} and 2 * SIZE)
+xent_rs.show_config()
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    ("setting", "keeps", "handler"),
+    [("0", False, "default_allocator"), ("1", True, "xent_rs"), ("", True, "xent_rs")],
+)
+def test_the_environment_says_whether_memory_is_kept(setting, keeps, handler, python):
+    source = f"from {multiarray.__name__.rpartition('.')[0]} import multiarray\n{LOOK}"
+    shown = python(source + KEEP.format(keeps=keeps, handler=handler), XENT_RS_KEEP_MEMORY=setting).stdout
+    assert re.search(f"^keep_memory +{keeps}$", shown, re.MULTILINE)
 
 
 @linux

@@ -66,6 +66,7 @@ def test_threads_from_the_environment(threads, python):
         ("XENT_RS_SIMD", "AVX2 "),
         *(("XENT_RS_NUM_THREADS", value) for value in ("0", "-1", "two", "1.5", "99999999999999999999")),
         *(("XENT_RS_PLACEMENT", value) for value in ("2", "off", " 0")),
+        *(("XENT_RS_KEEP_MEMORY", value) for value in ("2", "-1", "no", "false", "0 ")),
     ],
 )
 def test_wrong_environment_is_said_by_every_call(variable, value, python):
@@ -94,7 +95,9 @@ for call in (
     assert all(line.startswith(variable) and repr(value) in line for line in said), said
 
 
-@pytest.mark.parametrize("variable", ["XENT_RS_SIMD", "XENT_RS_NUM_THREADS", "XENT_RS_PLACEMENT"])
+@pytest.mark.parametrize(
+    "variable", ["XENT_RS_SIMD", "XENT_RS_NUM_THREADS", "XENT_RS_PLACEMENT", "XENT_RS_KEEP_MEMORY"]
+)
 def test_empty_environment_is_no_setting(variable, python):
     assert python(SHOW, **{variable: ""}).stdout.split()[0] == LEVELS[0]
 

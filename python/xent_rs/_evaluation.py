@@ -170,12 +170,13 @@ class Evaluator:
         if self._top_k and self._top_k[0] < 1:
             raise ValueError(f"top_k contains {self._top_k[0]}; expected positive integers")
         # The weights are checked where they are used: by a batch without rows.
-        shape = (1,) if weight is None else np.shape(weight)
+        class_weight = None if weight is None else _xent_rs.as_array(weight, "weight")
+        shape = (1,) if class_weight is None else class_weight.shape
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"weight has shape {shape}; expected (C,), one number a class")
         nothing = np.zeros((0, shape[0]), np.float32), np.zeros(0, np.int64)
-        _xent_rs.evaluate(*nothing, (), _EVALUATOR, {"weight": weight})
-        self._weight = None if weight is None else in_default_environment(np.array)(weight, np.float64)
+        _xent_rs.evaluate(*nothing, (), _EVALUATOR, {"weight": class_weight})
+        self._weight = None if class_weight is None else in_default_environment(np.array)(class_weight, np.float64)
         self._ignore_index = operator.index(given["ignore_index"])
         self._label_smoothing = float(given["label_smoothing"])
         self._z_loss = float(given["z_loss"])
@@ -447,6 +448,8 @@ def _exp(value: float) -> float:
 
 def _integer(value: object, what: str) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{what} {value!r}; expected an integer") from None

@@ -20,6 +20,7 @@ __all__ = [
     "InternalError",
     "Keywords",
     "__version__",
+    "as_array",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
     "binary_cross_entropy_with_grad_hess",
@@ -57,6 +58,7 @@ class Config(TypedDict):
     num_threads: int
     num_threads_source: str
     placement: bool
+    keep_memory: bool
 
 class InternalError(RuntimeError): ...
 
@@ -64,6 +66,7 @@ class Keywords:
     def __new__(cls, function: str, defaults: dict[str, Any]) -> Self: ...
     def check(self, given: _Options) -> None: ...
 
+def as_array(object: ArrayLike, name: str) -> NDArray[Any]: ...
 def cross_entropy(
     logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
 ) -> float | _Floats: ...

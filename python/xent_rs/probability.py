@@ -16,6 +16,7 @@ from typing import Any, Literal, SupportsIndex, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import _xent_rs
 from ._environment import in_default_environment
 from ._options import Real, Reduction
 
@@ -376,12 +377,10 @@ def _broadcast(**values: ArrayLike) -> tuple[_Array, ...]:
 
 def _probabilities(value: ArrayLike, name: str) -> _Array:
     """Return numbers from 0 to 1 in float64."""
-    many = name.endswith("s")
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} {'are' if many else 'is'} a masked array; expected a plain array")
-    array = np.asarray(value)
+    array = _xent_rs.as_array(value, name)
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} {'have' if many else 'has'} dtype {array.dtype}; expected real numbers")
+        has = "have" if name.endswith("s") else "has"
+        raise TypeError(f"{name} {has} dtype {array.dtype}; expected real numbers")
     outside = ~((array >= 0) & (array <= 1))
     if np.any(outside):
         where = np.argwhere(outside)[0]

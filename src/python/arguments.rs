@@ -1,7 +1,8 @@
 //! Arguments that are no arrays: numbers, names, and what they may be.
 
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
-use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyInt};
+use pyo3::{intern, prelude::*};
 
 use crate::error::Error;
 use crate::loss::Reduction;
@@ -51,9 +52,22 @@ pub(super) fn reduction(object: &Bound<'_, PyAny>) -> PyResult<Reduction> {
     })
 }
 
+/// Whether an object is a truth value of Python, of NumPy or of another framework: some of them pass for integers.
+fn is_bool(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if object.is_exact_instance_of::<PyInt>() {
+        return Ok(false);
+    }
+    let dtype = object.getattr_opt(intern!(object.py(), "dtype"))?;
+    Ok(object.is_instance_of::<PyBool>()
+        || dtype.map_or(Ok(false), |dtype| Ok::<_, PyErr>(dtype.str()?.to_cow()?.ends_with("bool")))?)
+}
+
 /// An integer argument; if it is beyond 128 bits, the largest of those.
 pub(super) fn integer(name: &str, object: &Bound<'_, PyAny>) -> PyResult<i128> {
     let py = object.py();
+    if is_bool(object)? {
+        return Err(Error::Type(format!("{name} is {}; expected an integer", object.repr()?)).into());
+    }
     let wide = |error: PyErr| if error.is_instance_of::<PyOverflowError>(py) { Ok(i128::MAX) } else { Err(error) };
     match object.extract::<i64>() {
         Ok(value) => Ok(i128::from(value)),

@@ -1,18 +1,20 @@
 //! NumPy arrays in and out: what they hold, where it lies, and whether that is what a function can take.
 
+use std::fmt::Write as _;
 use std::os::raw::c_int;
 
 use numpy::npyffi::{self, NPY_ORDER, PY_ARRAY_API, flags};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::PyTypeInfo;
+use pyo3::exceptions::PyImportError;
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
-use super::memory::with_buffers;
+use super::conversion::{converted, numpy, refuse_objects, verb};
+use super::dlpack::is_bare_bfloat16;
+use super::memory;
 use crate::array::{Array, ArrayMut, Layout};
-use crate::buffers;
 use crate::dtype::Dtype;
 use crate::error::Error;
 
@@ -21,12 +23,6 @@ pub(super) fn shape_text(shape: &[usize]) -> String {
     let lengths: Vec<_> = shape.iter().map(usize::to_string).collect();
     let comma = if shape.len() == 1 { "," } else { "" };
     format!("({}{comma})", lengths.join(", "))
-}
-
-/// `numpy`, imported once.
-pub(super) fn numpy(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
-    static NUMPY: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    Ok(NUMPY.get_or_try_init(py, || py.import("numpy").map(Bound::unbind))?.bind(py))
 }
 
 /// An array of ours on the memory of `array`.
@@ -53,38 +49,17 @@ fn is_masked(array: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
     array.is_instance(&numpy(py)?.getattr(intern!(py, "ma"))?.getattr(intern!(py, "MaskedArray"))?)
 }
 
-/// `object` as an array: a view of it, or, for lists and other frameworks' tensors in CPU memory, what `numpy.asarray`
-/// makes of it.
+/// `object` as an array: a view of it, or of what it converts to.
 pub(super) fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
-    let py = object.py();
-    if let Ok(array) = object.cast::<PyUntypedArray>() {
-        if is_masked(array)? {
-            return Err(masked_array(name));
-        }
-        return private_view(array);
-    }
-    if object.hasattr(intern!(py, "__dlpack_device__"))? {
-        let device = object.call_method0(intern!(py, "__dlpack_device__"))?.get_item(0)?;
-        let device: i64 = device.call_method0(intern!(py, "__int__"))?.extract()?;
-        // 1 is the CPU, 3 host memory that a GPU can reach.
-        if device != 1 && device != 3 {
-            let text = format!("{name} {} on device type {device}; expected CPU memory (device type 1)", verb(name));
-            return Err(Error::Type(text).into());
-        }
-    }
-    // What speaks DLPack alone is taken that way; the rest of the world knows `__array__`.
-    let dlpack = object.hasattr(intern!(py, "__dlpack__"))? && !object.hasattr(intern!(py, "__array__"))?;
-    let convert = if dlpack { intern!(py, "from_dlpack") } else { intern!(py, "asarray") };
-    let array = numpy(py)?.call_method1(convert, (object,))?.cast_into()?;
-    if is_masked(&array)? {
+    let array = match object.cast::<PyUntypedArray>() {
+        Ok(array) => array,
+        Err(_) => &converted(object, name)?,
+    };
+    if is_masked(array)? {
         return Err(masked_array(name));
     }
-    private_view(&array)
-}
-
-/// `logits` and `targets` are many, `grad_output` is one.
-fn verb(name: &str) -> &'static str {
-    if name.ends_with('s') { "are" } else { "is" }
+    refuse_objects(object, array, name)?;
+    private_view(array)
 }
 
 fn masked_array(name: &str) -> PyErr {
@@ -115,7 +90,8 @@ pub(super) fn dtype_of(descriptor: &Bound<'_, PyArrayDescr>) -> Option<Dtype> {
             // `ml_dtypes` registers its types when it is imported, so their numbers are not known before.
             _ => {
                 let name = descriptor.typeobj().name().ok()?;
-                (descriptor.itemsize() == 2 && name == "bfloat16").then_some(Dtype::Bf16)
+                let named = descriptor.itemsize() == 2 && name == "bfloat16";
+                (named || is_bare_bfloat16(descriptor)).then_some(Dtype::Bf16)
             }
         },
     }
@@ -191,6 +167,8 @@ fn logits_type(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Dtype>
         let mut text = format!("{name} have dtype {descriptor}; expected {names}");
         if descriptor.kind() == b'V' && descriptor.itemsize() == 2 {
             text.push_str(" (if these are bfloat16, view them as ml_dtypes.bfloat16)");
+        } else if matches!(descriptor.kind(), b'i' | b'u') {
+            let _ = write!(text, " ({name}.astype(np.float32))");
         }
         Error::Type(text).into()
     })
@@ -292,7 +270,7 @@ impl<'py> Logits<'py> {
                 Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
             }
         };
-        if bytes < buffers::LARGE { make() } else { with_buffers(py, make) }
+        memory::for_result(py, bytes, make)
     }
 
     /// The result array `out`, checked, or a new one of the logits' dtype.
@@ -341,6 +319,11 @@ impl<'py> Logits<'py> {
     }
 
     fn fresh(&self, descriptor: Bound<'py, PyArrayDescr>) -> PyResult<Output<'py>> {
+        if is_bare_bfloat16(&descriptor) {
+            let text = "a result of dtype bfloat16 needs the package ml_dtypes: pip install ml_dtypes, or give out= of \
+                        float32 or float16";
+            return Err(PyImportError::new_err(text));
+        }
         let array = self.new_like(descriptor)?;
         Ok(self.output(array.clone().into_any(), array, false))
     }

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::{self, Logits, Output, RowResult, as_array, dtype_of, shape_text, view};
+use super::conversion::{dtype_text, float_targets_hint};
 use super::options::{Keywords, Options, Scalars};
 use super::targets::{self, target_array};
 use super::{detached, guard};
@@ -137,7 +138,7 @@ impl<'py> Call<'py> {
         options: Options<'py>,
     ) -> PyResult<Self> {
         Self::new(logits, target_array(targets)?, options, |targets, logits, scalars| {
-            targets::check_labels(targets, logits, scalars.axis)?;
+            targets::check_labels(targets, logits, scalars.axis, false)?;
             Ok(Role::Classes)
         })
     }
@@ -227,12 +228,14 @@ impl<'py> Call<'py> {
 fn either_role<'py>(targets: &Bound<'py, PyUntypedArray>, logits: &Logits<'py>, scalars: &Scalars) -> PyResult<Role> {
     let descriptor = targets.dtype();
     if matches!(descriptor.kind(), b'i' | b'u') {
-        targets::check_labels(targets, logits, scalars.axis)?;
+        targets::check_labels(targets, logits, scalars.axis, true)?;
         return Ok(Role::Classes);
     }
     if !dtype_of(&descriptor).is_some_and(Dtype::is_floating) {
         let expected = "expected an integer dtype (class indices) or a floating dtype (probabilities)";
-        return Err(Error::Type(format!("targets have dtype {descriptor}; {expected}")).into());
+        let one_hot = descriptor.kind() == b'b' && targets.shape() == logits.array.shape();
+        let hint = if one_hot { targets::ONE_HOT } else { "" };
+        return Err(Error::Type(format!("targets have dtype {descriptor}; {expected}{hint}")).into());
     }
     let (shape, expected) = (targets.shape(), logits.array.shape());
     if shape == expected {
@@ -241,9 +244,12 @@ fn either_role<'py>(targets: &Bound<'py, PyUntypedArray>, logits: &Logits<'py>, 
     let (found, text) = (shape_text(shape), shape_text(expected));
     Err(if shape == logits.row_shape() {
         let expected = format!("expected an integer dtype (class indices), or shape {text} (probabilities)");
-        Error::Type(format!("targets have dtype {descriptor} and shape {found}; {expected}")).into()
+        let (dtype, hint) = (dtype_text(&descriptor), float_targets_hint(targets));
+        Error::Type(format!("targets have dtype {dtype} and shape {found}; {expected}{hint}")).into()
     } else {
-        Error::Value(format!("targets have shape {found}; expected {text}, the shape of logits, for probabilities"))
-            .into()
+        let column = shape.strip_suffix(&[1]).is_some_and(|rows| rows == logits.row_shape());
+        let hint = if column { " (class indices? targets.squeeze(-1).astype(int))" } else { "" };
+        let expected = format!("expected {text}, the shape of logits, for probabilities{hint}");
+        Error::Value(format!("targets have shape {found}; {expected}")).into()
     })
 }

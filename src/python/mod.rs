@@ -4,10 +4,13 @@
 mod arguments;
 mod arrays;
 mod binary;
+mod conversion;
 mod cross_entropy;
+mod dlpack;
 mod evaluation;
 mod memory;
 mod options;
+mod probability;
 mod settings;
 mod softmax;
 mod statistics;
@@ -41,6 +44,8 @@ mod _xent_rs {
     #[pymodule_export]
     use super::options::Keywords;
     #[pymodule_export]
+    use super::probability::as_array;
+    #[pymodule_export]
     use super::settings::{
         config, get_num_threads, in_default_environment, kept_memory, memory_copy, memory_read, release_memory,
         set_num_threads, set_simd_level, simd_level, simd_levels,
@@ -55,15 +60,16 @@ mod _xent_rs {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 }
 
-/// Follow `XENT_RS_SIMD`, `XENT_RS_NUM_THREADS` and `XENT_RS_PLACEMENT`, once. A value that means nothing fails every
-/// call, and says so: an import that failed instead could not be reported in one line by the command.
+/// Follow `XENT_RS_SIMD`, `XENT_RS_NUM_THREADS`, `XENT_RS_PLACEMENT` and `XENT_RS_KEEP_MEMORY`, once. A value that means
+/// nothing fails every call, and says so: an import that failed instead could not be reported in one line by the command.
 fn follow_environment() -> Result<()> {
     static FOLLOWED: OnceLock<Result<()>> = OnceLock::new();
     let follow = || {
         if let Some(name) = std::env::var_os("XENT_RS_SIMD").filter(|name| !name.is_empty()) {
             simd::set_level(&name.to_string_lossy()).map_err(|error| Error::Value(format!("XENT_RS_SIMD: {error}")))?;
         }
-        parallel::check_environment()
+        parallel::check_environment()?;
+        memory::keeps().map(|_| ())
     };
     FOLLOWED.get_or_init(follow).clone()
 }

@@ -5,12 +5,12 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::arguments::integer;
 use super::arrays::{check_flat, flat_layout, overlap, private_view};
-use super::{detached, guard};
+use super::{detached, guard, memory};
 use crate::array::{Array, ArrayMut};
 use crate::error::Error;
 use crate::loss::bandwidth;
+use crate::parallel;
 use crate::simd::{self, Environment};
-use crate::{buffers, parallel};
 
 #[pyfunction]
 pub(super) fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -58,6 +58,7 @@ pub(super) fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     config.set_item("num_threads", threads)?;
     config.set_item("num_threads_source", source)?;
     config.set_item("placement", parallel::placement())?;
+    config.set_item("keep_memory", memory::keeps()?)?;
     Ok(config)
 }
 
@@ -75,13 +76,13 @@ pub(super) fn in_default_environment<'py>(
 /// The bytes that are kept for the next results.
 #[pyfunction]
 pub(super) fn kept_memory() -> PyResult<usize> {
-    guard(|| Ok(buffers::kept()))
+    guard(|| Ok(memory::kept()))
 }
 
 /// Give them back to the system, and return how many they were.
 #[pyfunction]
 pub(super) fn release_memory(py: Python<'_>) -> PyResult<usize> {
-    guard(|| Ok(py.detach(buffers::release)))
+    guard(|| Ok(py.detach(memory::release)))
 }
 
 /// Read all bytes of a contiguous array; the result depends on every one of them.

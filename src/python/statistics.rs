@@ -34,7 +34,7 @@ pub(super) fn row_statistics<'py>(
         let targets = targets.map(target_array).transpose()?;
         let logits = Logits::new(as_array(logits, "logits")?, scalars.axis)?;
         if let Some(targets) = &targets {
-            targets::check_labels(targets, &logits, scalars.axis)?;
+            targets::check_labels(targets, &logits, scalars.axis, false)?;
         }
         let shape = logits.row_shape();
         let numbers = || RowResult::new(py, &shape, logits.dtype);

@@ -4,7 +4,8 @@ use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::arrays::{Logits, as_array, check_numbers, numpy, private_view, shape_text, view};
+use super::arrays::{Logits, as_array, check_numbers, private_view, shape_text, view};
+use super::conversion::{dtype_text, float_targets_hint, numpy};
 use crate::error::Error;
 use crate::loss::{GradOutput, Reduction};
 use crate::simd::Environment;
@@ -24,30 +25,48 @@ pub(super) fn integer_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyRe
     Ok(array)
 }
 
-/// Check that targets can be the classes of `logits`: integers, one for each row.
-pub(super) fn check_labels(array: &Bound<'_, PyUntypedArray>, logits: &Logits<'_>, axis: i128) -> PyResult<()> {
+/// Check that targets can be the classes of `logits`: integers, one for each row; `probabilities` says whether those would
+/// be fine, too.
+pub(super) fn check_labels(
+    array: &Bound<'_, PyUntypedArray>,
+    logits: &Logits<'_>,
+    axis: i128,
+    probabilities: bool,
+) -> PyResult<()> {
+    let hint = match array.shape() {
+        shape if shape == logits.array.shape() && probabilities => ONE_HOT,
+        shape if shape == logits.array.shape() => &format!(" (one-hot targets: targets.argmax({axis}))"),
+        [rows @ .., 1] if rows == logits.row_shape() => " (targets.squeeze(-1))",
+        _ => "",
+    };
+    if array.dtype().kind() == b'b' {
+        let text = format!("targets have dtype bool; expected an integer dtype (class indices){hint}");
+        return Err(Error::Type(text).into());
+    }
     check_integers("targets have", array)?;
     let expected = logits.row_shape();
     if array.shape() != expected {
-        let one_hot = " (one-hot targets are probabilities: give them a floating dtype)";
         let text = format!(
-            "targets have shape {}; expected {}, the shape of logits {} without axis {axis}{}",
+            "targets have shape {}; expected {}, the shape of logits {} without axis {axis}{hint}",
             shape_text(array.shape()),
             shape_text(&expected),
-            shape_text(logits.array.shape()),
-            if array.shape() == logits.array.shape() { one_hot } else { "" }
+            shape_text(logits.array.shape())
         );
         return Err(Error::Value(text).into());
     }
     Ok(())
 }
 
+/// What is said of one-hot targets that are no floats.
+pub(super) const ONE_HOT: &str = " (one-hot targets are probabilities: give them a floating dtype)";
+
 fn check_integers(has: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
     let descriptor = array.dtype();
     if matches!(descriptor.kind(), b'i' | b'u') {
         return Ok(());
     }
-    let text = format!("{has} dtype {descriptor}; expected an integer dtype (class indices)");
+    let (found, hint) = (dtype_text(&descriptor), float_targets_hint(array));
+    let text = format!("{has} dtype {found}; expected an integer dtype (class indices){hint}");
     Err(Error::Type(text).into())
 }
 

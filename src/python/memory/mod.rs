@@ -1,8 +1,15 @@
-//! How NumPy comes to the memory of [`buffers`]: by its own interface for allocators (NEP 49), so that the array owns
-//! its memory and is like any other, and what allocated it is also what frees it.
+//! Where large results lie: in memory that an earlier one left, if they can. This belongs to the binding and is no
+//! layer of the core: a driver writes to whatever memory it is given, and without this one everything works, only slower.
+//!
+//! The memory is that of [`store`]. NumPy comes to it by its own interface for allocators (NEP 49), so that the array
+//! owns its memory and is like any other, and what allocated it is also what frees it. `XENT_RS_KEEP_MEMORY=0` leaves
+//! all results to NumPy's allocator.
+
+mod store;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use numpy::{PY_ARRAY_API, get_array_module};
 use pyo3::ffi::{self, PyObject};
@@ -10,7 +17,31 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use crate::buffers;
+use crate::error::{Error, Result};
+
+/// The bytes that are kept for the next results.
+pub(super) fn kept() -> usize {
+    store::kept()
+}
+
+/// Give back to the system what is kept, and return how many bytes that were.
+pub(super) fn release() -> usize {
+    store::release()
+}
+
+/// Whether results leave their memory to the next.
+///
+/// # Errors
+/// [`Error::Value`] if `XENT_RS_KEEP_MEMORY` is set to something else than 0 or 1.
+pub(super) fn keeps() -> Result<bool> {
+    static KEEPS: OnceLock<Result<bool>> = OnceLock::new();
+    let read = || match std::env::var_os("XENT_RS_KEEP_MEMORY").unwrap_or_default().to_string_lossy().as_ref() {
+        "" | "1" => Ok(true),
+        "0" => Ok(false),
+        text => Err(Error::Value(format!("XENT_RS_KEEP_MEMORY is '{text}'; expected 0 or 1"))),
+    };
+    KEEPS.get_or_init(read).clone()
+}
 
 /// NumPy's `PyDataMem_Handler`, version 1.
 #[repr(C)]
@@ -34,10 +65,17 @@ const DEFAULT: &CStr = c"default_allocator";
 const FIRST_VERSION: u32 = 0xf;
 
 /// `PyDataMem_SetHandler` and `PyDataMem_GetHandler`: both return a new reference, or null with an exception set.
+///
+/// The crate `numpy` lists both and binds neither, since it supports older NumPy; so they are taken from NumPy's table of
+/// functions by their places in it, which are part of its binary interface and never change
+/// (`numpy/_core/code_generators/numpy_api.py` has them as 304 and 305).
 struct Functions {
     set: Set,
     get: Get,
 }
+
+const SET: usize = 304;
+const GET: usize = 305;
 
 type Set = unsafe extern "C" fn(*mut PyObject) -> *mut PyObject;
 type Get = unsafe extern "C" fn() -> *mut PyObject;
@@ -59,7 +97,7 @@ impl Functions {
                 if table.is_null() {
                     return Err(PyErr::fetch(py));
                 }
-                Ok(Some(Self { set: table.add(304).cast::<Set>().read(), get: table.add(305).cast::<Get>().read() }))
+                Ok(Some(Self { set: table.add(SET).cast::<Set>().read(), get: table.add(GET).cast::<Get>().read() }))
             }
         };
         FUNCTIONS.get_or_try_init(py, load).map(Option::as_ref)
@@ -84,7 +122,7 @@ fn in_capsule(capsule: &Bound<'_, PyAny>) -> PyResult<NonNull<Handler>> {
     NonNull::new(handler.cast()).ok_or_else(|| PyErr::fetch(capsule.py()))
 }
 
-/// Our handler, which leaves to `default`, NumPy's own, whatever is not of [`buffers`].
+/// Our handler, which leaves to `default`, NumPy's own, whatever is not of [`store`].
 fn ours(py: Python<'_>, default: NonNull<Handler>) -> PyResult<&Bound<'_, PyAny>> {
     static OURS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let make = || {
@@ -101,10 +139,13 @@ fn ours(py: Python<'_>, default: NonNull<Handler>) -> PyResult<&Bound<'_, PyAny>
     Ok(OURS.get_or_try_init(py, make)?.bind(py))
 }
 
-/// Run `make`, in which NumPy takes the memory of large arrays from [`buffers`].
+/// Run `make`, which makes a result of so many bytes: NumPy takes the memory of a large one from [`store`].
 ///
 /// A handler that a user has set stays in effect.
-pub(super) fn with_buffers<T>(py: Python<'_>, make: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+pub(super) fn for_result<T>(py: Python<'_>, bytes: usize, make: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    if bytes < store::LARGE || !keeps()? {
+        return make();
+    }
     let Some(functions) = Functions::of_numpy(py)? else { return make() };
     let current = in_capsule(&functions.get(py)?)?;
     // SAFETY: handlers live as long as an array may, and a name ends with 0.
@@ -118,10 +159,10 @@ pub(super) fn with_buffers<T>(py: Python<'_>, make: impl FnOnce() -> PyResult<T>
 }
 
 // What NumPy calls, from any thread that is attached. `context` is NumPy's own handler, and lives as long as NumPy;
-// a `pointer` came from this handler's `malloc`, `calloc` or `realloc`, and so from `buffers` or from NumPy's own.
+// a `pointer` came from this handler's `malloc`, `calloc` or `realloc`, and so from `store` or from NumPy's own.
 
 unsafe extern "C" fn malloc(context: *mut c_void, size: usize) -> *mut c_void {
-    let buffer = if size < buffers::LARGE { None } else { buffers::take(size) };
+    let buffer = if size < store::LARGE { None } else { store::take(size) };
     buffer.map_or_else(
         || {
             let default = context.cast::<Handler>();
@@ -139,9 +180,9 @@ unsafe extern "C" fn calloc(context: *mut c_void, count: usize, size: usize) -> 
 }
 
 unsafe extern "C" fn realloc(context: *mut c_void, pointer: *mut c_void, size: usize) -> *mut c_void {
-    let Some(before) = buffers::size(pointer.cast()) else {
+    let Some(before) = store::size(pointer.cast()) else {
         let default = context.cast::<Handler>();
-        // SAFETY: see above; the pointer is not of `buffers`.
+        // SAFETY: see above; the pointer is not of `store`.
         return unsafe { ((*default).realloc)((*default).context, pointer, size) };
     };
     // SAFETY: both pieces are apart, as long as is copied, and what NumPy gets in place of the old one.
@@ -149,7 +190,7 @@ unsafe extern "C" fn realloc(context: *mut c_void, pointer: *mut c_void, size: u
         let moved = malloc(context, size);
         if !moved.is_null() {
             std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), moved.cast(), before.min(size));
-            buffers::give(pointer.cast());
+            store::give(pointer.cast());
         }
         moved
     }
@@ -157,9 +198,9 @@ unsafe extern "C" fn realloc(context: *mut c_void, pointer: *mut c_void, size: u
 
 unsafe extern "C" fn free(context: *mut c_void, pointer: *mut c_void, size: usize) {
     // SAFETY: NumPy frees what no array uses any more.
-    if !unsafe { buffers::give(pointer.cast()) } {
+    if !unsafe { store::give(pointer.cast()) } {
         let default = context.cast::<Handler>();
-        // SAFETY: see above; the pointer is not of `buffers`.
+        // SAFETY: see above; the pointer is not of `store`.
         unsafe { ((*default).free)((*default).context, pointer, size) };
     }
 }
