@@ -18,7 +18,7 @@ const PIECE: usize = 1 << 16;
 /// # Errors
 /// What `check` returned.
 pub fn read(array: &View<f32>, check: Check) -> Result<u32> {
-    let chunks = Chunks { rows: array.classes(), rows_a_chunk: PIECE };
+    let chunks = Chunks::of(array.classes(), PIECE);
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(1, 4), check, |chunk| {
         level.run(Read { range: chunks.rows_of(chunk), array })
@@ -36,7 +36,7 @@ pub fn read(array: &View<f32>, check: Check) -> Result<u32> {
 pub unsafe fn copy(array: &View<f32>, out: &View<f32>, check: Check) -> Result<()> {
     assert_eq!(array.classes(), out.classes());
     assert!(out.row(0).pointer(0).is_aligned());
-    let chunks = Chunks { rows: array.classes(), rows_a_chunk: PIECE };
+    let chunks = Chunks::of(array.classes(), PIECE);
     let level = simd::level();
     map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
         level.run(Copy { range: chunks.rows_of(chunk), array, out });

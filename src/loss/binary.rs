@@ -67,7 +67,7 @@ impl Binary {
     /// How many elements count.
     fn counted(&self, check: Check) -> Result<f64> {
         let Some(ignored) = self.ignore else { return Ok(self.count() as f64) };
-        let chunks = Chunks::new(self.count(), 1);
+        let chunks = Chunks::of_elements(self.count());
         let level = simd::level();
         let counts = map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
             level.run(Count { range: chunks.rows_of(chunk), targets: &self.targets, ignored })
@@ -103,7 +103,7 @@ pub unsafe fn binary_cross_entropy<O: Element>(
         let in_place = gradient.out.base() == problem.logits.base();
         !in_place && gradient.out.count().saturating_mul(size_of::<O>()) >= STREAMING_BYTES
     });
-    let chunks = Chunks::new(problem.count(), 1);
+    let chunks = Chunks::of_elements(problem.count());
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(1, 16), check, |chunk| {
         level.run(Elementwise { range: chunks.rows_of(chunk), problem, divisor, losses, gradient, streaming })

@@ -54,7 +54,7 @@ pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
         }
         derivatives.grad_output.assert_fits(rows);
     }
-    let chunks = Chunks::new(rows, classes);
+    let chunks = Chunks::of_rows(logits);
     let outputs = derivatives.map_or(0, |derivatives| 1 + usize::from(derivatives.hessian.is_some()));
     let traffic = size_of::<E>() + outputs * 2 * size_of::<O>();
     let stores = derivatives.map_or([Stores::Cached; 2], |derivatives| {

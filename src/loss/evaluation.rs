@@ -37,7 +37,7 @@ pub struct Tally {
 pub fn tally<E: Element>(logits: &View<E>, problem: &Problem, top_k: &[usize], check: Check) -> Result<Tally> {
     problem.assert_fits(logits.rows(), logits.classes());
     assert!(matches!(problem.targets, Targets::Classes(_)));
-    let chunks = Chunks::new(logits.rows(), logits.classes());
+    let chunks = Chunks::of_rows(logits);
     let level = simd::level();
     // Counts may be added in any order; the sums come back in that of the chunks.
     let hits: Vec<AtomicU64> = top_k.iter().map(|_| AtomicU64::new(0)).collect();

@@ -140,7 +140,7 @@ impl Labels {
         let mut checked: Vec<usize> = Vec::new();
         checked.try_reserve_exact(rows).map_err(|_| Error::Memory(format!("no memory for a copy of {rows} {name}")))?;
         let destination = Destination(checked.as_mut_ptr());
-        let chunks = Chunks { rows, rows_a_chunk: CHUNK };
+        let chunks = Chunks::of(rows, CHUNK);
         let level = simd::level();
         let found = map_chunks(chunks.count(), CHUNK * (size_of::<T>() + size_of::<usize>()), check, |chunk| {
             let range = chunks.rows_of(chunk);

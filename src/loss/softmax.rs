@@ -68,7 +68,7 @@ fn run<E: Element, K: Kernel<Output = ()>>(
     check: Check,
     work: impl Fn(std::ops::Range<usize>) -> K + Sync,
 ) -> Result<()> {
-    let chunks = Chunks::new(logits.rows(), logits.classes());
+    let chunks = Chunks::of_rows(logits);
     let level = simd::level();
     let bytes = chunks.bytes(logits.classes(), traffic);
     map_chunks(chunks.count(), bytes, check, |chunk| level.run(work(chunks.rows_of(chunk)))).map(|_| ())

@@ -40,7 +40,7 @@ pub fn row_statistics<E: Element>(
     check: Check,
 ) -> Result<()> {
     assert!(labels.is_none_or(|labels| labels.rows() == logits.rows()));
-    let chunks = Chunks::new(logits.rows(), logits.classes());
+    let chunks = Chunks::of_rows(logits);
     let level = simd::level();
     map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
         level.run(Rows { range: chunks.rows_of(chunk), logits, labels, transform, columns });
