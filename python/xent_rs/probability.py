@@ -35,14 +35,14 @@ def self_information(p: ArrayLike, *, base: float = math.e) -> Any:
     Returns
     -------
     ndarray or scalar of float64
-        Of the shape of `p`: infinity for the probability 0, NaN for NaN.
+        Of the shape of `p`: infinity for the probability 0.
 
     Raises
     ------
     TypeError
         For anything but real numbers.
     ValueError
-        For a number outside 0 to 1, or a `base` that is none.
+        For a number outside 0 to 1 or NaN, or a `base` that is none.
 
     Notes
     -----
@@ -321,8 +321,8 @@ def _logarithm(base: float) -> Callable[[Any], Any]:
 
 
 def _product(weights: _Array, logs: _Array) -> _Array:
-    """Return ``weights * logs`` with 0 times minus infinity 0; NaN stays NaN."""
-    return np.where((weights == 0) & ~np.isnan(logs), 0.0, weights * logs)
+    """Return ``weights * logs`` with 0 times minus infinity 0."""
+    return np.where(weights == 0, 0.0, weights * logs)
 
 
 def _sum(terms: _Array, axis: int | tuple[int, ...] | None) -> Any:
@@ -353,14 +353,14 @@ def _broadcast(**values: ArrayLike) -> tuple[_Array, ...]:
 
 
 def _probabilities(value: ArrayLike, name: str) -> _Array:
-    """Return numbers from 0 to 1, or NaN, in float64."""
+    """Return numbers from 0 to 1 in float64."""
     many = name.endswith("s")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} {'are' if many else 'is'} a masked array; expected a plain array")
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name} {'have' if many else 'has'} dtype {array.dtype}; expected real numbers")
-    outside = (array < 0) | (array > 1)
+    outside = ~((array >= 0) & (array <= 1))
     if np.any(outside):
         where = np.argwhere(outside)[0]
         place = f"[{', '.join(map(str, where))}]" if array.ndim else ""
