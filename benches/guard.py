@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,10 @@ OF_EXP = {
     (FEW_CLASSES, LOSS): 7.0,
     (FEW_CLASSES, GRADIENT): 13.5,
 }
+
+# ... and, with the classes along the first axis, as long as with them along the last.
+INNER_ROWS, INNER_CLASSES = 64, [1000, 1100, 4100, 32_000]
+OF_CLASSES_LAST = {LOSS: 6.0, GRADIENT: 8.0}
 
 # What a call costs, against the formula in NumPy: 4 rows of 10 classes.
 OF_NUMPY = {LOSS: 0.35, GRADIENT: 0.35}
@@ -192,11 +197,32 @@ def calibration_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
         yield calls, [Ratio(name, other, OF_NUMPY[job])]
 
 
+def inner_axis_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
+    """Yield classes along the first axis against classes along the last: more of them are not slower."""
+    for classes in INNER_CLASSES:
+        case = Case.random(INNER_ROWS, classes, "float32")
+        logits = np.ascontiguousarray(case.logits.T)
+        out = np.empty_like(logits)
+        pairs: dict[str, tuple[Call, Call]] = {
+            LOSS: (
+                partial(xent_rs.cross_entropy, logits, case.targets, axis=0),
+                partial(xent_rs.cross_entropy, case.logits, case.targets),
+            ),
+            GRADIENT: (
+                partial(xent_rs.cross_entropy_with_grad, logits, case.targets, axis=0, out=out),
+                partial(xent_rs.cross_entropy_with_grad, case.logits, case.targets, out=case.out),
+            ),
+        }
+        for job, (inner, last) in pairs.items():
+            name, other = (f"{job}, {INNER_ROWS} x {classes}, axis={axis}" for axis in (0, -1))
+            yield {name: inner, other: last}, [Ratio(name, other, OF_CLASSES_LAST[job])]
+
+
 def checks() -> tuple[dict[str, Call], list[Ratio]]:
     """Return all calls by their names, and all ratios."""
     calls: dict[str, Call] = {}
     ratios = []
-    for group in (level_and_dtype_checks(), option_checks(), calibration_checks()):
+    for group in (level_and_dtype_checks(), option_checks(), calibration_checks(), inner_axis_checks()):
         for some_calls, some_ratios in group:
             calls |= some_calls
             ratios += some_ratios
