@@ -245,6 +245,16 @@ class BinaryCrossEntropyBounds:
             bound = bound + FACTORS * weight * sigmoid(x)
         return np.maximum(np.abs(scale) * bound, smallest)
 
+    def hessians(self, scale=1.0):
+        """Of p (1 - p) the larger factor is near 1, and the error that of the smaller."""
+        u, smallest = unit(self.dtype)
+        with np.errstate(invalid="ignore"):
+            of_share = u * (np.abs(self.oracle.logits) + np.log(2) + 4) * sigmoid(-np.abs(self.oracle.logits))
+        mass = np.abs(self.oracle.negative + self.oracle.positive)
+        bound = _times(mass, np.nan_to_num(of_share, nan=0) + smallest)
+        bound = bound + FACTORS * np.nan_to_num(mass * sigmoid(-np.abs(self.oracle.logits)))
+        return np.maximum(np.abs(scale) * bound, smallest)
+
 
 def entropy_bound(softmax, dtype):
     u, _ = unit(dtype)

@@ -1,7 +1,8 @@
 """What the functions should return: the textbook formulas in NumPy, in floats wide enough to judge ours.
 
 16- and 32-bit logits are judged in float64, float64 logits in np.longdouble. Logits are (rows, classes),
-weights NumPy arrays or None. A weight of zero makes an infinite loss 0; a row that is not a number stays so.
+weights NumPy arrays or None. A row whose sample weight is 0 is left out, whatever it holds; any other weight
+of zero makes an infinite loss 0, and a row that is not a number stays so.
 """
 
 import numpy as np
@@ -108,6 +109,7 @@ class CrossEntropy:
         self.shares = weight * ((1 - smoothing) * wanted + smoothing / softmax.classes)
         self.mass = self.shares.sum(axis=1)
         self.scale = np.where(self.ignored, 0, sample_weight)
+        self.left_out = self.scale == 0
         self.z_loss = dtype(z_loss)
         #: What the mean divides by.
         self.divisor = (self.scale * counts).sum()
@@ -118,7 +120,7 @@ class CrossEntropy:
         with np.errstate(invalid="ignore", over="ignore"):
             penalties = times(self.z_loss, self.softmax.logsumexp**2)
             losses = terms.sum(axis=1) + penalties + 0 * self.softmax.log_sum
-        return np.where(self.ignored, 0, times(self.scale, losses))
+        return np.where(self.left_out, 0, times(self.scale, losses))
 
     @property
     def slopes(self):
@@ -128,7 +130,7 @@ class CrossEntropy:
             others = (self.mass + 2 * self.z_loss * softmax.logsumexp)[:, None] - self.shares
             slopes = others * softmax.probabilities - self.shares * softmax.others
             slopes = np.where(softmax.masked, 0, slopes + 0 * softmax.log_sum[:, None])
-        return np.where(self.ignored[:, None], 0, times(self.scale[:, None], slopes))
+        return np.where(self.left_out[:, None], 0, times(self.scale[:, None], slopes))
 
     @property
     def gradients(self):
@@ -140,7 +142,7 @@ class CrossEntropy:
         curvatures = self.mass[:, None] * self.softmax.probabilities * self.softmax.others
         curvatures = np.where(self.softmax.masked, 0, curvatures * self.softmax.slope**2)
         curvatures = curvatures + 0 * self.softmax.log_sum[:, None]
-        return np.where(self.ignored[:, None], 0, times(self.scale[:, None], curvatures))
+        return np.where(self.left_out[:, None], 0, times(self.scale[:, None], curvatures))
 
 
 class KlDivergence:
@@ -151,6 +153,7 @@ class KlDivergence:
         dtype = self.dtype = np.result_type(model.dtype, teacher.dtype).type
         rows = len(model.rows)
         self.scale = np.ones(rows, dtype) if sample_weight is None else sample_weight.astype(dtype)
+        self.left_out = self.scale == 0
         self.divisor = self.scale.sum()
 
     @property
@@ -165,14 +168,15 @@ class KlDivergence:
         losses = times(self.teacher.probabilities, self.log_ratios).sum(axis=1)
         # However small the teacher's probability is: what the model excludes must not be possible at all.
         losses = np.where((self.model.masked & ~self.teacher.masked).any(axis=1), np.inf, losses)
-        return times(self.scale, losses + 0 * self.model.log_sum + 0 * self.teacher.log_sum)
+        losses = losses + 0 * self.model.log_sum + 0 * self.teacher.log_sum
+        return np.where(self.left_out, 0, times(self.scale, losses))
 
     @property
     def gradients(self):
         slopes = self.model.probabilities - self.teacher.probabilities
         slopes = np.where(self.model.masked, 0, slopes * self.model.slope)
         slopes = slopes + 0 * self.model.log_sum[:, None] + 0 * self.teacher.log_sum[:, None]
-        return times(self.scale[:, None], slopes)
+        return np.where(self.left_out[:, None], 0, times(self.scale[:, None], slopes))
 
 
 class BinaryCrossEntropy:
@@ -187,6 +191,7 @@ class BinaryCrossEntropy:
         smoothing = dtype(label_smoothing)
         wanted = (1 - smoothing) * targets.astype(dtype) + smoothing / 2
         weight = np.where(self.ignored, 0, weight)
+        self.left_out = weight == 0
         self.negative, self.positive = weight * (1 - wanted), weight * pos_weight * wanted
         self.divisor = (~self.ignored).sum()
 
@@ -194,13 +199,19 @@ class BinaryCrossEntropy:
     def losses(self):
         x = self.logits
         losses = times(self.negative, softplus(x)) + times(self.positive, softplus(-x))
-        return np.where(self.ignored, 0, losses)
+        return np.where(self.left_out, 0, losses)
 
     @property
     def gradients(self):
         x = self.logits
         gradients = times(self.negative, sigmoid(x)) - times(self.positive, sigmoid(-x))
-        return np.where(self.ignored, 0, gradients)
+        return np.where(self.left_out, 0, gradients)
+
+    @property
+    def hessians(self):
+        """One side's derivative is p, the other's p - 1; both have the derivative p (1 - p)."""
+        curvatures = sigmoid(self.logits) * sigmoid(-self.logits)
+        return np.where(self.left_out, 0, times(self.negative + self.positive, curvatures))
 
 
 def softplus(x):

@@ -7,7 +7,7 @@ import pytest
 import xent_rs
 from ml_dtypes import bfloat16
 
-from .bounds import BinaryCrossEntropyBounds
+from .bounds import BinaryCrossEntropyBounds, assert_within
 from .cases import DTYPES
 from .combinations import (
     INTEGERS,
@@ -22,7 +22,7 @@ from .combinations import (
     same,
 )
 from .oracle import BinaryCrossEntropy
-from .slopes import assert_slope
+from .slopes import assert_slope, slopes
 
 FLOATS = [np.dtype(dtype) for dtype in (np.float16, bfloat16, np.float32, np.float64)]
 WEIGHTS = [None, "number", "classes", "rows", "everything", "int8", "list"]
@@ -101,16 +101,51 @@ def test_every_two_options(level, number):
     problem(COVER[number], number).check(COVER[number], np.random.default_rng(number), "binary")
 
 
+@pytest.mark.parametrize("number", range(len(COVER)))
+def test_hessian(level, number):
+    """The same loss and gradient, and the second derivative."""
+    case = COVER[number]
+    whole, random = problem(case, number), np.random.default_rng(number)
+    reduction, *denominator = case["reduction"].split(", ")
+    options = {"reduction": reduction, **({"denominator": 7.5} if denominator else {})}
+    divisor = {"mean": 7.5 if denominator else whole.oracle.divisor, "sum": 1, "none": 1}[reduction]
+    loss, grad = whole.call("_with_grad", **options)
+    logits, out = whole.out(case["out"], random)
+    hess_out = None if out is None else np.full(logits.shape, 7, out.dtype)
+    if number % 2 and out is logits:
+        out, hess_out = hess_out, out
+    beside, also, hess = whole.call("_with_grad_hess", logits, **options, out=out, hess_out=hess_out)
+    assert same(beside, loss)
+    assert also is out if out is not None else also.dtype == case["dtype"]
+    assert hess is hess_out if hess_out is not None else hess.dtype == case["dtype"]
+    assert also.dtype != grad.dtype or same(also, grad)
+    if divisor == 0:
+        assert not hess.any()
+    else:
+        expected, bound = whole.oracle.hessians / divisor, whole.bounds.hessians(1 / divisor)
+        assert_within("binary Hessian", whole.rows(hess), expected, bound, case["dtype"], f"of {case}")
+
+
+def everything(whole):
+    return [
+        *whole.results(),
+        *whole.call("_with_grad_hess", reduction="none"),
+        *whole.call("_with_grad_hess"),
+    ]
+
+
 @fused
 def test_fused_levels_agree_to_the_bit():
     for number, case in enumerate(COVER):
-        assert_levels_agree(problem(case, number).results, case)
+        whole = problem(case, number)
+        assert_levels_agree(lambda whole=whole: everything(whole), case)
 
 
 @pytest.mark.parametrize("number", range(0, len(COVER), 16))
 def test_threads_change_no_bit(level, number):
     for shape in ((100_000,), (300, 1001)):
-        assert_threads_agree(problem(COVER[number], number, shape).results, COVER[number])
+        whole = problem(COVER[number], number, shape)
+        assert_threads_agree(lambda whole=whole: everything(whole), COVER[number])
 
 
 SLOPES = {
@@ -125,8 +160,8 @@ SLOPES = {
 }
 
 
-@pytest.mark.parametrize("case", pairwise(SLOPES), ids=lambda case: " ".join(map(str, case.values())))
-def test_gradient_is_the_slope_of_the_loss(case, random):
+def slope_problem(case, random):
+    """(logits, targets, options) in float64."""
     logits, options = 2 * random.standard_normal((4, 5)), dict(case)
     targets = random.random((4, 5))
     targets = targets if options.pop("target") == "probabilities" else targets < 0.5
@@ -135,9 +170,34 @@ def test_gradient_is_the_slope_of_the_loss(case, random):
         options[name] = options[name] if shape is None else random.uniform(-0.5, 2, shape)
     if options["reduction"] != "mean":
         del options["denominator"]
+    return logits, targets, options
+
+
+@pytest.mark.parametrize("case", pairwise(SLOPES), ids=lambda case: " ".join(map(str, case.values())))
+def test_gradient_is_the_slope_of_the_loss(case, random):
+    logits, targets, options = slope_problem(case, random)
     assert_slope(
         xent_rs.binary_cross_entropy, xent_rs.binary_cross_entropy_with_grad, logits, targets, options
     )
+
+
+@pytest.mark.parametrize("case", pairwise(SLOPES), ids=lambda case: " ".join(map(str, case.values())))
+def test_hessian_is_the_slope_of_the_gradient(case, random):
+    logits, targets, options = slope_problem(case, random)
+    del options["grad_output"]
+    loss, grad, hess = xent_rs.binary_cross_entropy_with_grad_hess(logits, targets, **options)
+    assert loss == xent_rs.binary_cross_entropy(logits, targets, **options)
+    assert same(grad, xent_rs.binary_cross_entropy_with_grad(logits, targets, **options)[1])
+    for index in np.ndindex(logits.shape):
+
+        def slope(x, index=index):
+            moved = logits.copy()
+            moved[index] = x[0]
+            return xent_rs.binary_cross_entropy_with_grad(moved, targets, **options)[1][index]
+
+        expected, error = slopes(slope, logits[index].reshape(1))
+        assert error < 1e-8
+        assert abs(hess[index] - expected[0]) <= error
 
 
 # A logit and its target; the loss.
@@ -194,18 +254,19 @@ def test_large_gradients_go_past_the_cache_to_the_right_place(level, offset, ran
 
 
 def test_confident_elements_keep_their_digits():
-    """log(1 + exp(-17)) and sigmoid(17) - 1, where float32 has 0."""
+    """log(1 + exp(-17)), sigmoid(17) - 1 and the second derivative, where float32 has 0."""
     logits, targets = np.array([17, -17], np.float32), np.array([1, 0])
-    losses, grad = xent_rs.binary_cross_entropy_with_grad(logits, targets, reduction="none")
+    losses, grad, hess = xent_rs.binary_cross_entropy_with_grad_hess(logits, targets, reduction="none")
     assert [f"{loss:.3g}" for loss in losses] == ["4.14e-08"] * 2
     expected = math.exp(-17) / (1 + math.exp(-17))
     np.testing.assert_allclose(grad, [-expected, expected], rtol=2e-6)
+    np.testing.assert_allclose(hess, [expected * (1 - expected)] * 2, rtol=2e-6)
 
 
 @pytest.mark.parametrize("garbage", [0.0, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("index", [-1, 2, 0, -100])
 def test_ignored_elements_cost_nothing_whatever_they_hold(garbage, index, random):
-    """And do not count; a zero weight also costs nothing, but counts."""
+    """And do not count."""
     logits, targets = random.standard_normal((4, 9)).astype(np.float32), random.integers(0, 2, (4, 9))
     targets[targets == index] = 1
     kept = xent_rs.binary_cross_entropy(logits[1:], targets[1:])
@@ -229,13 +290,14 @@ def test_nothing_to_average(shape):
     assert xent_rs.binary_cross_entropy(logits, targets, ignore_index=9, denominator=3) == 0
 
 
-def test_zero_weights_make_infinite_losses_zero():
+def test_elements_of_weight_0_cost_nothing_whatever_they_hold():
+    """A weight of 0 of the positive part alone makes an infinite loss 0, but of a NaN no number."""
     logits = np.array([[-math.inf, math.inf, math.nan, 1]], np.float32)
     targets = np.array([[1, 0, 1, 1]])
     for zero in (np.zeros(4), 0.0, np.zeros((1, 1), np.int8), [False] * 4):
         losses, grad = xent_rs.binary_cross_entropy_with_grad(logits, targets, weight=zero, reduction="none")
-        np.testing.assert_array_equal(losses, [[0, 0, math.nan, 0]])
-        np.testing.assert_array_equal(grad, [[0, 0, math.nan, 0]])
+        np.testing.assert_array_equal(losses, [[0, 0, 0, 0]])
+        np.testing.assert_array_equal(grad, [[0, 0, 0, 0]])
     losses = xent_rs.binary_cross_entropy(logits, targets, pos_weight=0.0, reduction="none")
     np.testing.assert_array_equal(losses, [[0, math.inf, math.nan, 0]])
 

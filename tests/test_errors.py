@@ -10,6 +10,7 @@ from ml_dtypes import bfloat16
 from xent_rs import (
     binary_cross_entropy,
     binary_cross_entropy_with_grad,
+    binary_cross_entropy_with_grad_hess,
     cross_entropy,
     cross_entropy_with_grad,
     cross_entropy_with_grad_hess,
@@ -23,13 +24,16 @@ from xent_rs import (
     softmax,
 )
 
+from .cases import DTYPES
+
 LOGITS = np.zeros((4, 10), np.float32)
 DOUBLE = np.zeros((4, 10), np.float64)
 TARGETS = np.zeros(4, np.int64)
 SOFT = np.full((4, 10), 0.1)
+NO_NUMBERS = np.full((4, 10), math.nan)
 INDEX = np.zeros((4, 3), np.int64)
 
-for constant in (LOGITS, DOUBLE, TARGETS, SOFT, INDEX):
+for constant in (LOGITS, DOUBLE, TARGETS, SOFT, NO_NUMBERS, INDEX):
     constant.flags.writeable = False
 
 
@@ -115,10 +119,6 @@ def temperature(value):
     return lambda: cross_entropy(LOGITS, TARGETS, temperature=value)
 
 
-def denominator(value):
-    return lambda: cross_entropy(LOGITS, TARGETS, denominator=value)
-
-
 def out(array):
     return lambda: cross_entropy_with_grad(LOGITS, TARGETS, out=array)
 
@@ -139,7 +139,7 @@ INTERNAL_TEXT = "out has elements that share memory; expected an array without i
 IGNORE_TEXT = "; expected 0 to {}, or ignore_index {}"
 
 ROWS = (cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess)
-BINARY = (binary_cross_entropy, binary_cross_entropy_with_grad)
+BINARY = (binary_cross_entropy, binary_cross_entropy_with_grad, binary_cross_entropy_with_grad_hess)
 DIVERGENCE = (kl_divergence, kl_divergence_with_grad)
 # (function, the second argument of a call that is right)
 ALL_ROWS = [(function, TARGETS) for function in (*ROWS, evaluate)]
@@ -322,11 +322,15 @@ SHARED = [
                 f"temperature is {value!r}; expected a positive finite number",
                 temperature=value,
             ),
-            *calls(
-                [*ALL_ROWS[:3], *ALL_BINARY, *ALL_DIVERGENCE],
-                f"denominator is {value!r}; expected a positive finite number",
-                denominator=value,
-            ),
+        )
+    ),
+    *(
+        row
+        for value in (-3.0, math.nan, math.inf)
+        for row in calls(
+            [*ALL_ROWS[:3], *ALL_BINARY, *ALL_DIVERGENCE],
+            f"denominator is {value!r}; expected a finite number, at least 0",
+            denominator=value,
         )
     ),
     *calls(
@@ -497,14 +501,35 @@ OUT_ERRORS = [
             (cross_entropy_with_grad, ("logits", "targets", "weight", "sample_weight", "grad_output")),
             (cross_entropy_with_grad_hess, ("logits", "targets", "weight", "sample_weight")),
             (binary_cross_entropy_with_grad, ("logits", "targets", "weight", "pos_weight", "grad_output")),
+            (binary_cross_entropy_with_grad_hess, ("logits", "targets", "weight", "pos_weight")),
             (kl_divergence_with_grad, ("logits", "target_logits", "sample_weight", "grad_output")),
         )
         for name in names
         if (function, name) != (binary_cross_entropy_with_grad, "grad_output")
     ),
     *(
-        (overlap(cross_entropy_with_grad_hess, name, "hess_out"), f"hess_{OVERLAP_TEXT.format(name)}")
-        for name in ("logits", "targets", "weight", "sample_weight")
+        (overlap(function, name, "hess_out"), f"hess_{OVERLAP_TEXT.format(name)}")
+        for function, last in (
+            (cross_entropy_with_grad_hess, "sample_weight"),
+            (binary_cross_entropy_with_grad_hess, "pos_weight"),
+        )
+        for name in ("logits", "targets", "weight", last)
+    ),
+    *calls(
+        [(binary_cross_entropy_with_grad_hess, SOFT)],
+        "hess_out overlaps out; expected memory apart from it",
+        **dict.fromkeys(("out", "hess_out"), out_of()),
+    ),
+    *(
+        (
+            lambda array=array: binary_cross_entropy_with_grad_hess(LOGITS, SOFT, hess_out=array),
+            f"hess_{text}",
+        )
+        for array, text in (
+            (read_only(out_of()), "out is read-only; expected a writeable array"),
+            (out_of(shape=(4, 9)), "out has shape (4, 9); expected (4, 10)"),
+            (out_of(np.float64), NARROW_TEXT.format("float64", "float32")),
+        )
     ),
     (results_that_overlap(), "hess_out overlaps out; expected memory apart from it"),
     (the_same_result_twice(), "hess_out overlaps out; expected memory apart from it"),
@@ -522,6 +547,7 @@ OUT_ERRORS = [
             [
                 (cross_entropy_with_grad_hess, TARGETS),
                 (binary_cross_entropy_with_grad, SOFT),
+                (binary_cross_entropy_with_grad_hess, SOFT),
                 (kl_divergence_with_grad, DOUBLE),
             ],
             text,
@@ -603,10 +629,6 @@ VALUE_ERRORS = [
     (
         lambda: cross_entropy_with_grad(LOGITS, TARGETS, reduction="Mean"),
         "reduction is 'Mean'; expected 'mean', 'sum' or 'none'",
-    ),
-    *(
-        (denominator(value), POSITIVE_TEXT.format("denominator", text))
-        for value, text in ((0.0, "0.0"), (-3.0, "-3.0"), (math.nan, "nan"), (math.inf, "inf"))
     ),
     *(
         (
@@ -828,7 +850,7 @@ def test_a_bad_target_is_found_before_anything_is_written(axis, where, in_place,
 
 WRONG = {
     cross_entropy_with_grad: (
-        [TARGETS - 1, TARGETS + 10, TARGETS[:3], SOFT[:3], TARGETS.astype(float), None],
+        [TARGETS - 1, TARGETS + 10, TARGETS[:3], SOFT[:3], -SOFT, NO_NUMBERS, TARGETS.astype(float), None],
         {
             "weight": np.ones(9),
             "sample_weight": np.ones(10),
@@ -838,12 +860,12 @@ WRONG = {
             "temperature": -1,
             "axis": 5,
             "reduction": "no",
-            "denominator": 0,
+            "denominator": -1,
             "grad_output": np.ones(4),
         },
     ),
     cross_entropy_with_grad_hess: (
-        [TARGETS - 1, TARGETS + 10, TARGETS[:3], SOFT[:3], TARGETS.astype(float), None],
+        [TARGETS - 1, TARGETS + 10, TARGETS[:3], SOFT[:3], -SOFT, NO_NUMBERS, TARGETS.astype(float), None],
         {
             "weight": np.ones(10, complex),
             "sample_weight": np.ones(10),
@@ -855,15 +877,19 @@ WRONG = {
         },
     ),
     binary_cross_entropy_with_grad: (
-        [TARGETS, SOFT[:3], SOFT.astype(complex), None],
+        [TARGETS, SOFT[:3], SOFT.astype(complex), LOGITS.astype(int) - 1, LOGITS.astype("u1") + 255, None],
         {
             "weight": np.ones(9),
             "pos_weight": np.ones((3, 10)),
             "label_smoothing": 2,
             "reduction": "no",
-            "denominator": 0,
+            "denominator": -1,
             "grad_output": np.ones(4),
         },
+    ),
+    binary_cross_entropy_with_grad_hess: (
+        [TARGETS, SOFT[:3], LOGITS.astype("i2") + 2, None],
+        {"weight": np.ones(9), "pos_weight": np.ones((3, 10)), "reduction": "no", "denominator": -1},
     ),
     kl_divergence_with_grad: (
         [DOUBLE[:3], TARGETS, DOUBLE.astype(complex), None],
@@ -886,12 +912,13 @@ def test_nothing_is_written_when_something_is_wrong(function, in_place, random):
     right = TARGETS if "kl" not in function.__name__ else DOUBLE
     right = SOFT if "binary" in function.__name__ else right
     wrong = [(target, {}) for target in targets] + [(right, {name: value}) for name, value in options.items()]
-    if function is cross_entropy_with_grad_hess:
+    hessian = "hess" in function.__name__
+    if hessian:
         wrong += [(right, {"hess_out": array}) for array in (out_of(np.int8), read_only(out_of()), [1.0])]
     logits = random.standard_normal((4, 10)).astype(np.float32)
     before, out = logits.copy(), logits if in_place else np.full_like(logits, 7)
     for target, keywords in wrong:
-        if function is cross_entropy_with_grad_hess:
+        if hessian:
             keywords = {"hess_out": np.full_like(logits, 7), **keywords}
         hess_before = np.array(keywords.get("hess_out"))
         with pytest.raises((TypeError, ValueError, IndexError)):
@@ -909,6 +936,140 @@ def test_the_first_of_several_bad_targets_is_named():
         xent_rs.set_num_threads(threads)
         with pytest.raises(IndexError, match=r"targets\[700\] is -7; "):
             cross_entropy(np.zeros((200_000, 3), np.float32), targets(200_000, slice(700, None), -7))
+
+
+BAD_PROBABILITIES = [-0.5, -1e-40, math.nan, -math.inf]
+LABELS = [np.dtype(name) for name in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i2", ">u4")]
+
+
+def written(value, dtype):
+    """As NumPy writes it."""
+    return str(np.array(value, dtype)[()])
+
+
+@pytest.mark.parametrize("classes", [3, 100, 300, 1000])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("dtype", ["f2", bfloat16, "f4", "f8", ">f4"], ids=str)
+def test_a_bad_probability_is_named(level, classes, axis, dtype):
+    """By its place and value, in whatever layout, and before anything is written to the caller's memory."""
+    random = np.random.default_rng(classes)
+    shape = list((5, 17))
+    shape.insert(axis if axis >= 0 else 2, classes)
+    logits = random.standard_normal(shape).astype(np.float32)
+    for value in BAD_PROBABILITIES:
+        soft = np.full(shape, 0.25, dtype)
+        places = [tuple(random.integers(shape)) for _ in range(3)]
+        for place in places:
+            soft[place] = value
+        if not (float(soft[places[0]]) < 0 or math.isnan(value)):
+            continue  # the dtype rounds it to -0
+        # The first one, by rows.
+        first = min(places, key=lambda place: (*np.delete(place, axis), place[axis]))
+        text = f"targets[{', '.join(map(str, first))}] is {written(value, dtype)}; "
+        text = f"^{re.escape(text)}expected a probability, at least 0$"
+        options = {"axis": axis, "label_smoothing": 0.1}
+        for function in ROWS:
+            for reduction in ("mean", "none"):
+                with pytest.raises(ValueError, match=text):
+                    function(logits, soft, reduction=reduction, **options)
+        for in_place in (False, True):
+            source = logits.copy()
+            out = source if in_place else np.full_like(source, 7)
+            with pytest.raises(ValueError, match=text):
+                cross_entropy_with_grad(source, soft, out=out, **options)
+            hess_out = np.full_like(source, 7)
+            with pytest.raises(ValueError, match=text):
+                cross_entropy_with_grad_hess(source, soft, out=out, hess_out=hess_out, **options)
+            with pytest.raises(ValueError, match=text):
+                cross_entropy_with_grad_hess(source, soft, hess_out=hess_out, **options)
+            np.testing.assert_array_equal(source, logits)
+            assert in_place or (out == 7).all()
+            assert (hess_out == 7).all()
+        # In rows that do not count, it may be anything.
+        weight = np.ones((5, 17))
+        for place in places:
+            weight[tuple(np.delete(place, axis))] = 0
+        assert math.isfinite(cross_entropy(logits, soft, sample_weight=weight, **options))
+        assert np.isfinite(cross_entropy_with_grad(logits, soft, sample_weight=weight, **options)[1]).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_a_bad_probability_of_many_rows_or_classes(level, value):
+    """The first one, whatever the number of threads, also where it is the last of all or in a single row."""
+    for shape, at in (((70_000, 3), 69_999), ((300, 5000), 299), ((5000,), None)):
+        soft = np.zeros(shape, np.float32)
+        place = (-1,) if at is None else (at, shape[-1] - 1)
+        soft[place] = value
+        found = "4999" if at is None else ", ".join(map(str, place))
+        logits = np.zeros(shape, np.float32)
+        for threads in (1, 2, 3):
+            xent_rs.set_num_threads(threads)
+            for out in (None, np.full_like(logits, 7), logits):
+                with pytest.raises(ValueError, match=rf"targets\[{found}\] is {written(value, 'f4')}; "):
+                    cross_entropy_with_grad(logits, soft, out=out)
+                assert out is None or (out == (0 if out is logits else 7)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": 2.0}, {"weight": 0.0}, {"pos_weight": [2.0] * 30}])
+@pytest.mark.parametrize("ignore_index", [None, -1, 2])
+@pytest.mark.parametrize("dtype", LABELS, ids=str)
+def test_a_bad_label_is_named(level, dtype, ignore_index, options):
+    """An integer is a class of two, or ignored; 255 and -1 for yes are habits that would give nonsense."""
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((20, 30)).astype(np.float32)
+    right = random.integers(0, 2, (20, 30)).astype(dtype)
+    ignored = "" if ignore_index is None else f", or ignore_index {ignore_index}"
+    for value in (-1, 2, 255, 3, -100, 2**40, np.iinfo(dtype).max, np.iinfo(dtype).min):
+        if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max or value == 0:
+            continue
+        labels = right.copy()
+        labels[[7, 7, 19], [11, 13, 29]] = value
+        for turn in (lambda array: array, np.asfortranarray, lambda array: array[::-1]):
+            if value == ignore_index:
+                assert math.isfinite(
+                    binary_cross_entropy(logits, turn(labels), ignore_index=value, **options)
+                )
+                continue
+            rows = np.argwhere(turn(labels) == value)[0]
+            text = f"targets[{rows[0]}, {rows[1]}] is {value}; expected 0 or 1{ignored}"
+            for function in BINARY:
+                with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+                    function(logits, turn(labels), ignore_index=ignore_index, **options)
+            for in_place in (False, True):
+                source = logits.copy()
+                out, hess_out = source if in_place else np.full_like(source, 7), np.full_like(source, 7)
+                for reduction in ("mean", "sum", "none"):
+                    keywords = {"ignore_index": ignore_index, "reduction": reduction, **options}
+                    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+                        binary_cross_entropy_with_grad(source, turn(labels), out=out, **keywords)
+                    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+                        binary_cross_entropy_with_grad_hess(
+                            source, turn(labels), out=out, hess_out=hess_out, **keywords
+                        )
+                np.testing.assert_array_equal(source, logits)
+                assert in_place or (out == 7).all()
+                assert (hess_out == 7).all()
+
+
+def test_a_bad_label_of_a_single_element_and_of_many():
+    with pytest.raises(ValueError, match=r"^targets is 255; expected 0 or 1$"):
+        binary_cross_entropy(np.float32(1), np.uint8(255))
+    for threads in (1, 2, 3):
+        xent_rs.set_num_threads(threads)
+        with pytest.raises(ValueError, match=r"^targets\[150000\] is -1; expected 0 or 1$"):
+            binary_cross_entropy(np.zeros(300_000, np.float32), targets(300_000, slice(150_000, None), -1))
+
+
+@pytest.mark.parametrize("dtype", [bool, *DTYPES], ids=str)
+def test_binary_targets_that_are_no_integers_are_taken_as_they_are(dtype):
+    labels = np.array([0, 1, 1, 0]).astype(dtype)
+    assert binary_cross_entropy(np.array([2.0, -1, 3, 0]), labels) == binary_cross_entropy(
+        np.array([2.0, -1, 3, 0]), [0, 1, 1, 0]
+    )
+    # Any byte but 0 is True.
+    assert binary_cross_entropy([2.0], np.array([255], np.uint8).view(bool)) == binary_cross_entropy(
+        [2.0], [1]
+    )
 
 
 def test_the_settings_survive_an_error():

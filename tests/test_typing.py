@@ -30,6 +30,7 @@ SIGNATURES = {
     ),
     "binary_cross_entropy": BINARY,
     "binary_cross_entropy_with_grad": f"{BINARY}, {GRADIENT}",
+    "binary_cross_entropy_with_grad_hess": f"{BINARY}, out=None, hess_out=None",
     "kl_divergence": KL,
     "kl_divergence_with_grad": f"{KL}, {GRADIENT}",
     "selective_log_softmax": "logits, index, *, axis=-1, temperature=1.0",
@@ -124,6 +125,9 @@ assert_type(xent_rs.binary_cross_entropy(logits, logits > 0, pos_weight=3, ignor
 losses = xent_rs.binary_cross_entropy(logits, logits > 0, reduction="none", weight=np.ones(10))
 loss, grad = xent_rs.binary_cross_entropy_with_grad(logits, logits > 0, out=kept)
 assert_type(loss, float)
+loss, grad, hess = xent_rs.binary_cross_entropy_with_grad_hess(logits, logits > 0, out=kept)
+assert_type(loss, float)
+losses, grad, hess = xent_rs.binary_cross_entropy_with_grad_hess(logits, logits > 0, reduction="none")
 assert_type(xent_rs.kl_divergence(logits, logits, temperature=2), float)
 losses = xent_rs.kl_divergence(logits, logits, reduction="none", sample_weight=[1] * 4)
 loss, grad = xent_rs.kl_divergence_with_grad(logits, logits, grad_output=4.0, denominator=7)

@@ -1,7 +1,11 @@
 """Softmax cross-entropy and its gradient on the CPU, at the speed of the memory."""
 
 from . import probability
-from ._binary_cross_entropy import binary_cross_entropy, binary_cross_entropy_with_grad
+from ._binary_cross_entropy import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+    binary_cross_entropy_with_grad_hess,
+)
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess
 from ._evaluation import Evaluation, Evaluator, evaluate
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
@@ -18,6 +22,7 @@ __all__ = [
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
+    "binary_cross_entropy_with_grad_hess",
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",

@@ -67,7 +67,8 @@ def binary_cross_entropy(
     targets : array_like of bool, of any integer dtype or of any dtype that logits can have
         The shape of `logits`; 0 is no, 1 is yes, and between them are probabilities.
     weight : array_like of real numbers, optional
-        A weight for each element: any shape that broadcasts to that of `logits`.
+        A weight for each element: any shape that broadcasts to that of `logits`. Where it is 0 the loss is 0,
+        whatever logit and target are; the mean counts the element all the same.
     pos_weight : array_like of real numbers, optional
         A factor of the loss where the target is yes, against rare positives; broadcasts likewise, so that
         C numbers are one for each of C labels in the last axis.
@@ -80,7 +81,8 @@ def binary_cross_entropy(
         The mean over the elements that are not ignored, whatever their weights, their sum, or each
         element's loss.
     denominator : float, optional
-        Replaces the divisor of the mean; the number of rows, say, for the mean of sums over labels.
+        Replaces the divisor of the mean; the number of rows, say, for the mean of sums over labels. At least
+        0, where the mean is NaN and its gradient 0.
 
     Returns
     -------
@@ -94,11 +96,13 @@ def binary_cross_entropy(
         For another dtype of logits, targets or weights, for masked arrays, and for tensors that are not in
         CPU memory.
     ValueError
-        For targets of another shape, weights that do not broadcast, or an option out of its range.
+        For targets of another shape, integers among them that are neither 0, 1 nor `ignore_index`, weights
+        that do not broadcast, or an option out of its range.
 
     See Also
     --------
     binary_cross_entropy_with_grad : The loss and its gradient.
+    binary_cross_entropy_with_grad_hess : And the second derivative.
     cross_entropy : For classes that exclude each other.
     xent_rs.probability.binary_cross_entropy : The same of probabilities rather than logits.
 
@@ -191,7 +195,8 @@ def binary_cross_entropy_with_grad(
     loss : float or ndarray
         As from `binary_cross_entropy`, to the bit.
     grad : ndarray
-        `out`, or a new array of the logits' shape, dtype and memory layout. An ignored element has 0.
+        `out`, or a new array of the logits' shape, dtype and memory layout. An ignored element, or one of
+        weight 0, has 0.
 
     Raises
     ------
@@ -226,4 +231,104 @@ def binary_cross_entropy_with_grad(
         denominator,
         grad_output,
         out,
+    )
+
+
+@overload
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = ...,
+    denominator: float | None = ...,
+    out: NDArray[Any] | None = ...,
+    hess_out: NDArray[Any] | None = ...,
+    **options: Unpack[_Options],
+) -> tuple[float, NDArray[Any], NDArray[Any]]: ...
+@overload
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    denominator: None = ...,
+    out: NDArray[Any] | None = ...,
+    hess_out: NDArray[Any] | None = ...,
+    **options: Unpack[_Options],
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    denominator: float | None = None,
+    out: NDArray[Any] | None = None,
+    hess_out: NDArray[Any] | None = None,
+) -> tuple[float | NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """`binary_cross_entropy`, its gradient and its second derivative, as gradient boosting wants them.
+
+    The second derivative of an element's loss is ``w·[1 + (P - 1)·t']·p·(1 - p)`` with ``p = sigmoid(x)``,
+    which without options is ``p·(1 - p)``; that of the mean is divided by what the mean divides by.
+
+    Parameters
+    ----------
+    logits, targets : array_like
+        As for `binary_cross_entropy`.
+    weight, pos_weight, ignore_index, label_smoothing, reduction, denominator
+        As for `binary_cross_entropy`.
+    out : ndarray, optional
+        Where the gradient goes, as for `cross_entropy_with_grad`; the logits' array itself is fine.
+    hess_out : ndarray, optional
+        Where the second derivative goes, under the same conditions; it shares no memory with `out`.
+
+    Returns
+    -------
+    loss : float or ndarray
+        As from `binary_cross_entropy`, to the bit.
+    grad : ndarray
+        As from `binary_cross_entropy_with_grad`, to the bit.
+    hess : ndarray
+        `hess_out`, or a new array of the logits' shape, dtype and memory layout; not negative where the
+        weights are not. An ignored element, or one of weight 0, has 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy`; for `out` and `hess_out` as `cross_entropy_with_grad_hess`.
+
+    Notes
+    -----
+    With ``reduction='sum'`` it is what XGBoost's ``binary:logistic`` and LightGBM's ``binary`` use, and the
+    second result of ``gradient_hessian`` of scikit-learn's ``HalfBinomialLoss``. PyTorch has it as the
+    diagonal of ``torch.func.hessian``, and JAX, for optax, as that of ``jax.hessian``, both from the square
+    of the number of entries; Keras has no function for it.
+
+    References
+    ----------
+    .. [1] J. Friedman, T. Hastie, R. Tibshirani, "Additive logistic regression: a statistical view of
+       boosting", Annals of Statistics 28(2), 2000, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, xent_rs
+    >>> logits = np.log([0.25, 1.0, 4.0])
+    >>> _, grad, hess = xent_rs.binary_cross_entropy_with_grad_hess(logits, [0, 0, 1], reduction="sum")
+    >>> grad.round(6), hess.round(6)
+    (array([ 0.2,  0.5, -0.2]), array([0.16, 0.25, 0.16]))
+    """
+    return _xent_rs.binary_cross_entropy_with_grad_hess(
+        logits,
+        targets,
+        weight,
+        pos_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        denominator,
+        out,
+        hess_out,
     )

@@ -81,11 +81,13 @@ def cross_entropy(
         float32. ``-inf`` marks a class that is not there.
     targets : array_like of any integer dtype, or of any dtype that logits can have
         Integers are the class of each row: the shape of `logits` without `axis`. Floating targets of the
-        shape of `logits` are probabilities: soft labels, or one-hot; they need not sum to 1.
+        shape of `logits` are probabilities: soft labels, or one-hot; they need not sum to 1, but none is
+        negative or NaN.
     weight : array_like of C real numbers, optional
         A weight for each class.
     sample_weight : array_like of real numbers, optional
-        A weight for each row: the shape of `logits` without `axis`.
+        A weight for each row: the shape of `logits` without `axis`. A row of weight 0 is left out: it has
+        loss 0, whatever its logits and probabilities hold.
     ignore_index : int, optional
         Rows with this target have loss 0, whatever their logits hold, and do not count. It does not concern
         probabilities.
@@ -105,7 +107,8 @@ def cross_entropy(
         rows that are not ignored, which without weights is their number; that of probabilities divides by
         the sum of s.
     denominator : float, optional
-        Replaces the divisor of the mean: a count of tokens under gradient accumulation, say.
+        Replaces the divisor of the mean: a count of tokens under gradient accumulation, say. At least 0,
+        where the mean is NaN and its gradient 0.
 
     Returns
     -------
@@ -120,7 +123,8 @@ def cross_entropy(
         For another dtype of logits, targets or weights, for masked arrays, and for tensors that are not in
         CPU memory.
     ValueError
-        For shapes that do not match, an axis out of range, no classes, or an option out of its range.
+        For shapes that do not match, an axis out of range, no classes, an option out of its range, or a
+        probability below 0 or NaN in a row whose weight is not 0.
     IndexError
         For a target that is neither a class nor `ignore_index`.
 
@@ -389,7 +393,7 @@ def cross_entropy_with_grad_hess(
         As from `cross_entropy_with_grad`.
     hess : ndarray
         `hess_out`, or a new array of the logits' shape, dtype and memory layout; not negative where the
-        weights are not. An ignored row and a ``-inf`` class have 0.
+        weights are not. An ignored row, one of weight 0, and a ``-inf`` class have 0.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from . import _xent_rs
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model's logits say about the targets, averaged over the rows that are not ignored.
+    """What a model's logits say about the targets, averaged over the rows that count.
 
     With no such row every mean is NaN.
 
@@ -38,7 +38,7 @@ class Evaluation:
     rows : int
         Number of rows that count.
     ignored : int
-        Number of rows whose target is ``ignore_index``.
+        Number of rows that do not: their target is ``ignore_index``, or their ``sample_weight`` is 0.
     """
 
     loss: float
@@ -160,8 +160,8 @@ class Evaluator:
         targets : array_like of integers
             The classes, in the shape of `logits` without `axis`.
         sample_weight : array_like of real numbers, optional
-            A weight for each row in the loss, in the shape of `targets`; by default 1. Accuracy, `top_k` and
-            entropy count rows alike.
+            A weight for each row in the loss, in the shape of `targets`; by default 1. A row of
+            weight 0 does not count; accuracy, `top_k` and entropy count all others alike.
 
         Raises
         ------
@@ -294,8 +294,8 @@ def evaluate(
     top_k, weight, ignore_index, label_smoothing, z_loss, softcap, temperature, axis
         As for `Evaluator`.
     sample_weight : array_like of real numbers, optional
-        A weight for each row in the loss, in the shape of `targets`; by default 1. Accuracy, `top_k` and
-        entropy count rows alike.
+        A weight for each row in the loss, in the shape of `targets`; by default 1. A row of
+        weight 0 does not count; accuracy, `top_k` and entropy count all others alike.
 
     Returns
     -------

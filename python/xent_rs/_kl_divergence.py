@@ -68,9 +68,10 @@ def kl_divergence(
     reduction : {'mean', 'sum', 'none'}, optional
         The mean over rows, which divides by the sum of `sample_weight`, their sum, or each row's divergence.
     sample_weight : array_like of real numbers, optional
-        A weight for each row: the shape of `logits` without `axis`.
+        A weight for each row: the shape of `logits` without `axis`. A row of weight 0 is left out: it has
+        loss 0, whatever its logits and the teacher's hold.
     denominator : float, optional
-        Replaces the divisor of the mean.
+        Replaces the divisor of the mean. At least 0, where the mean is NaN and its gradient 0.
 
     Returns
     -------

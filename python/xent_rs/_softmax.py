@@ -25,9 +25,9 @@ def logsumexp(logits: ArrayLike, *, axis: int = -1, keepdims: bool = False, temp
 
     Returns
     -------
-    ndarray or scalar
+    ndarray
         Of the logits' shape without `axis`, float32, or float64 for float64 logits. A row of only ``-inf``
-        has ``-inf``, a row with a NaN or ``+inf`` NaN.
+        has ``-inf``, a row with a NaN has NaN, and any other with ``+inf`` has ``+inf``.
 
     Raises
     ------

@@ -12,24 +12,23 @@ from . import _xent_rs
 class RowStatistics(NamedTuple):
     """What `row_statistics` returns: for each field an array with one number a row.
 
-    The arrays have the shape of the logits without the axis of the classes, and are scalars for a single
-    sample. They are float32, or float64 for float64 logits, but for `argmax` and `target_rank`, which are
-    int64.
+    The arrays have the shape of the logits without the axis of the classes, which is () for a single sample.
+    They are float32, or float64 for float64 logits, but for `argmax` and `target_rank`, which are int64.
 
     Attributes
     ----------
-    logsumexp : ndarray or scalar
-        ``log Σ exp z``, in nats.
-    argmax : ndarray or scalar
+    logsumexp : ndarray
+        ``log Σ exp z``, in nats; ``+inf`` for a row with a ``+inf`` and no NaN.
+    argmax : ndarray
         The class with the largest logit; of equal ones the first, as in `numpy.argmax`.
-    max_probability : ndarray or scalar
+    max_probability : ndarray
         Its probability.
-    entropy : ndarray or scalar
+    entropy : ndarray
         Entropy of the model's distribution in nats, ``-Σ p·log p``.
-    target_log_probability : ndarray, scalar or None
+    target_log_probability : ndarray or None
         ``z[target] - logsumexp`` in nats, 0 for rows that are ignored; None without targets. Its negative is
         the loss of each row.
-    target_rank : ndarray, scalar or None
+    target_rank : ndarray or None
         How many classes rank above the target: 0 if it is the `argmax`. Of equal logits the first ranks
         higher. -1 for rows that are ignored, hold a NaN or ``+inf``, or are all ``-inf``; None without
         targets.

@@ -113,6 +113,18 @@ def binary_cross_entropy_with_grad(
     grad_output: ArrayLike | None,
     out: NDArray[Any] | None,
 ) -> tuple[Any, NDArray[Any]]: ...
+def binary_cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    weight: ArrayLike | None,
+    pos_weight: ArrayLike | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    reduction: str,
+    denominator: float | None,
+    out: NDArray[Any] | None,
+    hess_out: NDArray[Any] | None,
+) -> tuple[Any, NDArray[Any], NDArray[Any]]: ...
 def kl_divergence(
     logits: ArrayLike,
     target_logits: ArrayLike,

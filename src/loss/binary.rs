@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::{Check, Chunks, GradOutput, Reduction, STREAMING_BYTES, mean};
+use super::{BadTarget, Check, Chunks, Found, GradOutput, Reduction, STREAMING_BYTES, mean};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::{Real, Total};
@@ -28,17 +28,24 @@ pub struct Binary {
     pub pos_weight: Option<Numbers>,
     /// Elements with this target do not count.
     pub ignore: Option<f64>,
+    /// Whether the targets are integers: each is 0, 1 or `ignore` then.
+    pub labels: bool,
     /// The share of the target that is replaced by one half.
     pub label_smoothing: f64,
 }
 
-/// Where the gradient goes, and by what it is multiplied.
+/// Where the derivatives go: outputs of the logits' shape, each the logits themselves or apart from them and from each
+/// other.
 #[derive(Clone, Debug)]
-pub struct Gradient<O> {
-    /// An output of the logits' shape: the logits themselves or apart from them.
-    pub out: Elements<O>,
-    /// By what it is multiplied.
+pub struct Derivatives<O> {
+    /// The gradient.
+    pub gradient: Elements<O>,
+    /// The diagonal of the Hessian, which has nothing else, if it is wanted.
+    pub hessian: Option<Elements<O>>,
+    /// By what they are multiplied.
     pub grad_output: GradOutput,
+    /// Whether one of them is the caller's own memory.
+    pub given: bool,
 }
 
 impl Binary {
@@ -64,72 +71,107 @@ impl Binary {
             && *label_smoothing == 0.0
     }
 
-    /// How many elements count.
-    fn counted(&self, check: Check) -> Result<f64> {
-        let Some(ignored) = self.ignore else { return Ok(self.count() as f64) };
+    /// How many elements count, after a look at all targets.
+    fn counted(&self, check: Check) -> Result<Found<f64>> {
         let chunks = Chunks::of_elements(self.count());
         let level = simd::level();
         let counts = map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
-            level.run(Count { range: chunks.rows_of(chunk), targets: &self.targets, ignored })
+            level.run(Count { range: chunks.rows_of(chunk), problem: self })
         })?;
-        Ok(counts.into_iter().sum::<usize>() as f64)
+        Ok(counts.into_iter().sum::<Found<usize>>().map(|count| count as f64))
+    }
+
+    /// Look at the targets from number `start` on.
+    #[inline(always)]
+    fn look_at<R: Real>(&self, start: usize, targets: &[R]) -> Found<()> {
+        if !self.labels {
+            return Ok(());
+        }
+        let ignored = self.ignore.unwrap_or(0.0);
+        let is_fine = |target: &R| {
+            let target = target.to_f64();
+            target == 0.0 || target == 1.0 || target == ignored
+        };
+        // Without a way out of the loop, so that it is done in vectors.
+        let mut fine = true;
+        for target in targets {
+            fine &= is_fine(target);
+        }
+        if fine { Ok(()) } else { Err(BadTarget(start + targets.iter().position(|t| !is_fine(t)).unwrap_or_default())) }
     }
 }
 
-/// The reduced loss (the sum, if there is no reduction), with each element's loss and the gradient written where asked.
+/// The reduced loss (the sum, if there is no reduction), with each element's loss and the derivatives written where
+/// asked.
 ///
 /// # Errors
 /// What `check` returned.
 ///
 /// # Safety
-/// The output of `gradient` is writeable, the logits themselves or apart from all inputs, and nothing else accesses it
-/// during the call.
+/// The outputs of `derivatives` are writeable, the logits themselves or apart from all inputs and each other, and nothing
+/// else accesses them during the call.
 pub unsafe fn binary_cross_entropy<O: Element>(
     problem: &Binary,
     reduction: Reduction,
     denominator: Option<f64>,
     losses: Option<Column>,
-    gradient: Option<&Gradient<O>>,
+    derivatives: Option<&Derivatives<O>>,
     check: Check,
-) -> Result<f64> {
+) -> Result<Found<f64>> {
     problem.assert_fits();
-    let counted = if reduction == Reduction::Mean && denominator.is_none() { problem.counted(check)? } else { 1.0 };
+    let given = derivatives.is_some_and(|derivatives| derivatives.given);
+    let counts = reduction == Reduction::Mean && denominator.is_none() && problem.ignore.is_some();
+    let counted = if counts || (given && problem.labels) {
+        match problem.counted(check)? {
+            Ok(counted) => counted,
+            Err(bad) => return Ok(Err(bad)),
+        }
+    } else {
+        problem.count() as f64
+    };
     let divisor = reduction.divisor(denominator, || counted);
-    if let Some(gradient) = gradient {
-        assert_eq!(gradient.out.count(), problem.count());
-        gradient.grad_output.assert_fits(problem.count());
+    if let Some(derivatives) = derivatives {
+        for out in [Some(&derivatives.gradient), derivatives.hessian.as_ref()].into_iter().flatten() {
+            assert_eq!(out.count(), problem.count());
+        }
+        derivatives.grad_output.assert_fits(problem.count());
     }
-    let streaming = gradient.is_some_and(|gradient| {
-        let in_place = gradient.out.base() == problem.logits.base();
-        !in_place && gradient.out.count().saturating_mul(size_of::<O>()) >= STREAMING_BYTES
+    let streams = |out: &Elements<O>| {
+        let in_place = out.base() == problem.logits.base();
+        !in_place && out.count().saturating_mul(size_of::<O>()) >= STREAMING_BYTES
+    };
+    let streaming = derivatives.map_or([false; 2], |derivatives| {
+        [streams(&derivatives.gradient), derivatives.hessian.as_ref().is_some_and(streams)]
     });
     let chunks = Chunks::of_elements(problem.count());
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(1, 16), check, |chunk| {
-        level.run(Elementwise { range: chunks.rows_of(chunk), problem, divisor, losses, gradient, streaming })
+        level.run(Elementwise { range: chunks.rows_of(chunk), problem, divisor, losses, derivatives, streaming })
     })?;
-    Ok(mean(sums, divisor))
+    Ok(sums.into_iter().collect::<Found<Vec<_>>>().map(|sums| mean(sums, divisor)))
 }
 
 struct Count<'a> {
     range: Range<usize>,
-    targets: &'a Numbers,
-    ignored: f64,
+    problem: &'a Binary,
 }
 
 impl Kernel for Count<'_> {
-    type Output = usize;
+    type Output = Found<usize>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> usize {
+    fn run<S: Simd>(self, simd: S) -> Found<usize> {
+        // Nothing equals NaN.
+        let ignored = self.problem.ignore.unwrap_or(f64::NAN);
         let mut block = [0.0; BLOCK];
         let mut counted = 0;
         for start in self.range.clone().step_by(BLOCK) {
             let block = &mut block[..BLOCK.min(self.range.end - start)];
-            self.targets.read(simd, start, block);
-            counted += block.iter().filter(|target| **target != self.ignored).count();
+            self.problem.targets.read(simd, start, block);
+            self.problem.look_at(start, block)?;
+            counted += block.iter().filter(|target| **target != ignored).count();
         }
-        counted
+        Ok(counted)
     }
 }
 
@@ -139,54 +181,59 @@ struct Elementwise<'a, O> {
     problem: &'a Binary,
     divisor: f64,
     losses: Option<Column>,
-    gradient: Option<&'a Gradient<O>>,
-    /// Whether the gradient is written past the cache.
-    streaming: bool,
+    derivatives: Option<&'a Derivatives<O>>,
+    /// Whether the gradient and the Hessian are written past the cache.
+    streaming: [bool; 2],
 }
 
 impl<O: Element> Kernel for Elementwise<'_, O> {
-    type Output = f64;
+    type Output = Found<f64>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> f64 {
+    fn run<S: Simd>(self, simd: S) -> Found<f64> {
         let mut total = Total::zero(simd);
-        let scale = match self.gradient.map(|gradient| &gradient.grad_output) {
+        let scale = match self.derivatives.map(|derivatives| &derivatives.grad_output) {
             None => Some(0.0),
             Some(GradOutput::Scalar(scale)) => Some(scale / self.divisor),
             Some(GradOutput::Each(_)) => None,
         };
-        match scale {
-            Some(scale) if self.problem.is_plain::<O::Real>() => self.plain(simd, scale, &mut total),
+        let found = match scale {
+            Some(scale) if self.problem.is_plain::<O::Real>() && self.divisor != 0.0 => {
+                self.plain(simd, scale, &mut total)
+            }
             _ => self.weighted(simd, scale.unwrap_or_default(), &mut total),
-        }
-        if self.streaming {
+        };
+        if self.streaming.contains(&true) {
             simd::store_fence();
         }
-        total.value()
+        found.map(|()| total.value())
     }
 }
 
 impl<O: Element> Elementwise<'_, O> {
     /// The work, with targets alone.
     #[inline(always)]
-    fn plain<S: Simd>(&self, simd: S, scale: f64, total: &mut Total<S>) {
+    fn plain<S: Simd>(&self, simd: S, scale: f64, total: &mut Total<S>) -> Found<()> {
         let mut logits = [<O::Real>::MASKED; BLOCK];
-        let mut targets = [O::Real::default(); BLOCK];
+        let mut copied = [O::Real::default(); BLOCK];
         let mut room = Room::default();
         for start in self.range.clone().step_by(BLOCK) {
             let length = BLOCK.min(self.range.end - start);
             let logits = lend(simd, &self.problem.logits, start, length, &mut logits, <O::Real>::MASKED);
-            let targets = lend(simd, &self.problem.targets, start, length, &mut targets, O::Real::default());
+            let targets = lend(simd, &self.problem.targets, start, length, &mut copied, O::Real::default());
+            // Integers are never lent as they are.
+            self.problem.look_at(start, &copied[..length])?;
             // SAFETY: both are blocks.
             unsafe { self.block(simd, start..start + length, logits, &Plain { targets, scale }, &mut room, total) }
         }
+        Ok(())
     }
 
     /// The work, with everything; `scale` is for all gradients, unless each has its own.
     #[inline(always)]
-    fn weighted<S: Simd>(&self, simd: S, scale: f64, total: &mut Total<S>) {
-        let Binary { logits, targets, weight, pos_weight, ignore, label_smoothing } = self.problem;
-        let each = match self.gradient.map(|gradient| &gradient.grad_output) {
+    fn weighted<S: Simd>(&self, simd: S, scale: f64, total: &mut Total<S>) -> Found<()> {
+        let Binary { logits, targets, weight, pos_weight, ignore, label_smoothing, .. } = self.problem;
+        let each = match self.derivatives.map(|derivatives| &derivatives.grad_output) {
             Some(GradOutput::Each(numbers)) => Some(numbers),
             _ => None,
         };
@@ -203,6 +250,7 @@ impl<O: Element> Elementwise<'_, O> {
             let length = BLOCK.min(self.range.end - start);
             let Weighted { targets: t, weights: w, positive, scales, .. } = &mut weighted;
             targets.read(simd, start, &mut t[..length]);
+            self.problem.look_at(start, &t[..length])?;
             if let Some(weight) = weight {
                 weight.read(simd, start, &mut w[..length]);
             }
@@ -217,34 +265,21 @@ impl<O: Element> Elementwise<'_, O> {
                     }
                 }
             }
-            let logits = if let Some(ignored) = ignore {
+            let logits = if ignore.is_some() || weight.is_some() || self.divisor == 0.0 {
                 logits.read(simd, start, &mut block[..length]);
                 block[length..].fill(<O::Real>::MASKED);
+                // Nothing equals NaN. Of a mean that divides by 0 no gradient counts, and no loss is asked for.
+                let (ignored, all) = (ignore.unwrap_or(f64::NAN), self.divisor != 0.0);
                 for index in 0..length {
                     // Whatever else it holds, an element that does not count weighs nothing.
-                    let counts = t[index] != *ignored;
+                    let own = if weight.is_some() { w[index] } else { 1.0 };
+                    let counts = all && t[index] != ignored && own != 0.0;
+                    let kept = |value: f64| if counts { value } else { 0.0 };
                     block[index] = if counts { block[index] } else { O::Real::default() };
-                    w[index] = if !counts {
-                        0.0
-                    } else if weight.is_some() {
-                        w[index]
-                    } else {
-                        1.0
-                    };
-                    positive[index] = if !counts {
-                        0.0
-                    } else if pos_weight.is_some() {
-                        positive[index]
-                    } else {
-                        1.0
-                    };
-                    scales[index] = if !counts {
-                        0.0
-                    } else if each.is_some() {
-                        scales[index]
-                    } else {
-                        scale
-                    };
+                    t[index] = kept(t[index]);
+                    w[index] = kept(own);
+                    positive[index] = kept(if pos_weight.is_some() { positive[index] } else { 1.0 });
+                    scales[index] = kept(if each.is_some() { scales[index] } else { scale });
                 }
                 block.as_ptr()
             } else {
@@ -257,6 +292,7 @@ impl<O: Element> Elementwise<'_, O> {
             // SAFETY: these are blocks.
             unsafe { self.block(simd, start..start + length, logits, &weighted, &mut room, total) }
         }
+        Ok(())
     }
 
     /// The work on a block.
@@ -277,17 +313,26 @@ impl<O: Element> Elementwise<'_, O> {
         // SAFETY: the blocks by the caller's promise; the output by that made to `binary_cross_entropy`, and this chunk
         // alone works on its elements.
         unsafe {
-            match (self.losses, self.gradient) {
-                (None, None) => losses::<S, _, W, false, false>(simd, logits, weighing, length, total, room),
-                (None, Some(_)) => losses::<S, _, W, false, true>(simd, logits, weighing, length, total, room),
-                (Some(_), None) => losses::<S, _, W, true, false>(simd, logits, weighing, length, total, room),
-                (Some(_), Some(_)) => losses::<S, _, W, true, true>(simd, logits, weighing, length, total, room),
+            let hessian = self.derivatives.and_then(|derivatives| derivatives.hessian.as_ref());
+            match (self.losses, self.derivatives) {
+                _ if hessian.is_some() => {
+                    losses::<S, _, W, true, true, true>(simd, logits, weighing, length, total, room);
+                }
+                (None, None) => losses::<S, _, W, false, false, false>(simd, logits, weighing, length, total, room),
+                (None, Some(_)) => losses::<S, _, W, false, true, false>(simd, logits, weighing, length, total, room),
+                (Some(_), None) => losses::<S, _, W, true, false, false>(simd, logits, weighing, length, total, room),
+                (Some(_), Some(_)) => {
+                    losses::<S, _, W, true, true, false>(simd, logits, weighing, length, total, room);
+                }
             }
             if let Some(column) = self.losses {
                 column.set(start, &room.losses[..length]);
             }
-            if let Some(gradient) = self.gradient {
-                gradient.out.write(simd, start, &room.gradients[..length], self.streaming);
+            if let Some(derivatives) = self.derivatives {
+                derivatives.gradient.write(simd, start, &room.gradients[..length], self.streaming[0]);
+            }
+            if let Some(hessian) = hessian {
+                hessian.write(simd, start, &room.hessians[..length], self.streaming[1]);
             }
         }
     }
@@ -338,15 +383,21 @@ mod tests {
             weight: Some(numbers(&weights, Kind::F32)),
             pos_weight: None,
             ignore: Some(-1.0),
+            labels: true,
             label_smoothing: 0.1,
         };
         let mut out = vec![f64::NAN; 700];
         // SAFETY: one axis of values side by side, used by this test alone.
         let view = unsafe { Elements::new(out.as_mut_ptr().cast(), Axes::new([(700, 8)])) };
-        let gradient = Gradient { out: view, grad_output: GradOutput::Scalar(2.0) };
-        // SAFETY: the output is a vector of its own.
-        let found =
-            unsafe { binary_cross_entropy::<f64>(&problem, Reduction::Mean, None, None, Some(&gradient), &|| Ok(())) };
+        let mut second = vec![f64::NAN; 700];
+        // SAFETY: as above.
+        let hessian = unsafe { Elements::new(second.as_mut_ptr().cast(), Axes::new([(700, 8)])) };
+        let derivatives =
+            Derivatives { gradient: view, hessian: Some(hessian), grad_output: GradOutput::Scalar(2.0), given: true };
+        // SAFETY: the outputs are vectors of their own.
+        let found = unsafe {
+            binary_cross_entropy::<f64>(&problem, Reduction::Mean, None, None, Some(&derivatives), &|| Ok(()))
+        };
         let mut expected = 0.0;
         for (index, &x) in logits.iter().enumerate() {
             let (w, t) = (f64::from(weights[index]), f64::from(targets[index]) * 0.9 + 0.05);
@@ -356,17 +407,22 @@ mod tests {
             expected += if counts { loss / 560.0 } else { 0.0 };
             let slope = if counts { slope * 2.0 / 560.0 } else { 0.0 };
             assert!((out[index] - slope).abs() < 1e-15, "{index}: {} {slope}", out[index]);
+            let likely = 1.0 / (1.0 + (-x.abs()).exp());
+            let bend = if counts { w * likely * likely * (-x.abs()).exp() * 2.0 / 560.0 } else { 0.0 };
+            assert!((second[index] - bend).abs() <= 1e-14 * bend, "{index}: {} {bend}", second[index]);
         }
-        assert!((found.unwrap() - expected).abs() < 1e-13);
+        assert!((found.unwrap().unwrap() - expected).abs() < 1e-13);
     }
 
     /// Loss and gradient of problems with a scalar to multiply the gradient with.
     fn solved(problem: &Binary, out: &mut [f32]) -> f64 {
         // SAFETY: one axis of values side by side, used by this test alone.
         let view = unsafe { Elements::new(out.as_mut_ptr().cast(), Axes::new([(out.len(), 4)])) };
-        let gradient = Gradient { out: view, grad_output: GradOutput::Scalar(1.5) };
+        let derivatives =
+            Derivatives { gradient: view, hessian: None, grad_output: GradOutput::Scalar(1.5), given: true };
         // SAFETY: the output is a vector of its own, or the logits.
-        unsafe { binary_cross_entropy::<f32>(problem, Reduction::Sum, None, None, Some(&gradient), &|| Ok(())) }
+        unsafe { binary_cross_entropy::<f32>(problem, Reduction::Sum, None, None, Some(&derivatives), &|| Ok(())) }
+            .unwrap()
             .unwrap()
     }
 
@@ -385,6 +441,7 @@ mod tests {
                 weight: None,
                 pos_weight: None,
                 ignore: None,
+                labels: false,
                 label_smoothing: 0.0,
             };
             let mut outs = [vec![f32::NAN; length], vec![f32::NAN; length], vec![f32::NAN; length]];

@@ -3,14 +3,14 @@
 use fearless_simd::Simd;
 
 use super::targets::Problem;
-use super::{Check, Chunks, GradOutput, Reduction, mean, stores};
+use super::{Check, Chunks, Found, GradOutput, Reduction, mean, stores};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
 use crate::row::tile::{self, AnyTile, Output, Transposed, WeightRoom, batches};
-use crate::row::{Stores, fill, find_point, gradient, product};
+use crate::row::{Stores, fill, find_point, gradient, product, weigh_infinities};
 use crate::simd::{self, Kernel};
 use crate::view::{Column, Row, View};
 
@@ -24,6 +24,8 @@ pub struct Derivatives<O> {
     pub hessian: Option<View<O>>,
     /// By what they are multiplied.
     pub grad_output: GradOutput,
+    /// Whether one of them is the caller's own memory.
+    pub given: bool,
 }
 
 /// The reduced loss (the sum, if there is no reduction), with each row's loss and the derivatives written where asked.
@@ -44,7 +46,7 @@ pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
     losses: Option<Column>,
     derivatives: Option<&Derivatives<O>>,
     check: Check,
-) -> Result<f64> {
+) -> Result<Found<f64>> {
     let (rows, classes) = (logits.rows(), logits.classes());
     problem.assert_fits(rows, classes);
     let divisor = reduction.divisor(denominator, || problem.weight_sum(rows));
@@ -61,11 +63,16 @@ pub unsafe fn cross_entropy<E: Element, O: Element<Real = E::Real>>(
         let hessian = derivatives.hessian.as_ref().map_or(Stores::Cached, |hessian| stores(logits, hessian));
         [stores(logits, &derivatives.gradient), hessian]
     });
+    if derivatives.is_some_and(|derivatives| derivatives.given)
+        && let Err(bad) = problem.look_at_all(chunks, classes, check)?
+    {
+        return Ok(Err(bad));
+    }
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(classes, traffic), check, |chunk| {
         level.run(Rows { range: chunks.rows_of(chunk), logits, problem, divisor, losses, derivatives, stores })
     })?;
-    Ok(mean(sums, divisor))
+    Ok(sums.into_iter().collect::<Found<Vec<_>>>().map(|sums| mean(sums, divisor)))
 }
 
 /// What the work on a tile needs besides the tile.
@@ -94,10 +101,22 @@ struct Rows<'a, E, O> {
 }
 
 impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
-    type Output = f64;
+    type Output = Found<f64>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> f64 {
+    fn run<S: Simd>(self, simd: S) -> Found<f64> {
+        let sum = self.batches(simd);
+        if self.stores.contains(&Stores::Streaming) {
+            simd::store_fence();
+        }
+        sum
+    }
+}
+
+impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
+    /// The work, batch by batch.
+    #[inline(always)]
+    fn batches<S: Simd>(&self, simd: S) -> Found<f64> {
         let mut sum = [0.0; MOST_LANES];
         let (mut loaded, mut teachers, mut room) = (Transposed::uninit(), Transposed::uninit(), Room::new());
         for batch in batches(self.logits, self.range.clone()) {
@@ -107,8 +126,8 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
             self.problem.set(batch.first, classes, &mut targets);
             let losses = match batch.tile(simd, &mut loaded) {
                 // SAFETY: the room is not used again for this batch.
-                Some(tile) => unsafe { self.tile(simd, batch.first, tile, &mut targets, &mut room) },
-                None => self.rows(simd, batch.first, &mut targets),
+                Some(tile) => unsafe { self.tile(simd, batch.first, tile, &mut targets, &mut room)? },
+                None => self.rows(simd, batch.first, &mut targets)?,
             };
             // By the number of the row, wherever its batch begins, so that the layout changes no bit.
             let first = batch.first - self.range.start;
@@ -116,14 +135,9 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
                 sum[(first + lane) % MOST_LANES] += loss;
             }
         }
-        if self.stores.contains(&Stores::Streaming) {
-            simd::store_fence();
-        }
-        sum_of_lanes(&sum)
+        Ok(sum_of_lanes(&sum))
     }
-}
 
-impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// The losses of rows across lanes, and their derivatives if they are asked for.
     ///
     /// # Safety
@@ -136,7 +150,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         tile: AnyTile,
         targets: &mut Targets,
         room: &mut Room<E::Real>,
-    ) -> PerLane<f64> {
+    ) -> Found<PerLane<f64>> {
         let transform = self.problem.transform;
         // SAFETY: its values are readable by the caller's promise.
         let (found, spreads) = unsafe {
@@ -145,9 +159,11 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             }
             tile::pass::<S, E>(simd, tile, targets, transform, &mut room.weights)
         };
-        let losses = batch::losses(simd, &found, targets, &spreads, transform);
+        self.look_at(simd, first, targets, &spreads)?;
+        let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
+        weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
         if let Some(derivatives) = self.derivatives {
-            let scales = self.scales(simd, derivatives, first, targets.rows);
+            let scales = self.scales(simd, derivatives, first, targets);
             let over_logits = self.logits.row(first).is_at(derivatives.gradient.row(first));
             // SAFETY: as above. What overwrites the tile is written last.
             unsafe {
@@ -157,12 +173,12 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                 }
             }
         }
-        self.finish(first, targets, losses.loss)
+        Ok(self.finish(first, targets, losses.loss))
     }
 
     /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn rows<S: Simd>(&self, simd: S, first: usize, targets: &mut Targets) -> PerLane<f64> {
+    fn rows<S: Simd>(&self, simd: S, first: usize, targets: &mut Targets) -> Found<PerLane<f64>> {
         let transform = self.problem.transform;
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..targets.rows {
@@ -173,24 +189,47 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             }
             target.pass(simd, row, transform, lane, &mut found, &mut spreads);
         }
-        let losses = batch::losses(simd, &found, targets, &spreads, transform);
+        self.look_at(simd, first, targets, &spreads)?;
+        let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
+        weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
         if let Some(derivatives) = self.derivatives {
-            let scales = self.scales(simd, derivatives, first, targets.rows);
+            let scales = self.scales(simd, derivatives, first, targets);
             for lane in 0..targets.rows {
-                find_point(simd, lane, self.logits.row(first + lane), &found, targets);
+                if targets.counts[lane] != 0.0 {
+                    find_point(simd, lane, self.logits.row(first + lane), &found, targets);
+                }
             }
             let slopes = batch::slopes(simd, &losses, targets, &scales, transform);
             for lane in 0..targets.rows {
                 self.write_row(simd, derivatives, first, lane, targets, &losses, &slopes, scales[lane]);
             }
         }
-        self.finish(first, targets, losses.loss)
+        Ok(self.finish(first, targets, losses.loss))
     }
 
-    /// By what the derivatives of some rows are multiplied.
+    /// Look for a bad probability, if the pass over some rows read one: it may be in a row that does not count.
     #[inline(always)]
-    fn scales<S: Simd>(&self, simd: S, derivatives: &Derivatives<O>, first: usize, rows: usize) -> PerLane<f64> {
-        let mut scales = [0.0; MOST_LANES];
+    fn look_at<S: Simd>(&self, simd: S, first: usize, targets: &Targets, spreads: &Spreads) -> Found<()> {
+        if spreads.have_bad_probabilities() {
+            return self.problem.look_at(simd, first..first + targets.rows, self.logits.classes());
+        }
+        Ok(())
+    }
+
+    /// By what the derivatives of some rows are multiplied. If that were divided by 0, none of the rows counts any more.
+    #[inline(always)]
+    fn scales<S: Simd>(
+        &self,
+        simd: S,
+        derivatives: &Derivatives<O>,
+        first: usize,
+        targets: &mut Targets,
+    ) -> PerLane<f64> {
+        let (rows, mut scales) = (targets.rows, [0.0; MOST_LANES]);
+        if self.divisor == 0.0 {
+            targets.counts = scales;
+            return scales;
+        }
         derivatives.grad_output.read(simd, first, &mut scales[..rows]);
         if let Some(weight) = &self.problem.sample_weight {
             for (scale, weight) in scales[..rows].iter_mut().zip(&weight[first..]) {
@@ -387,12 +426,13 @@ mod tests {
                     let (mut input, mut output) = (logits.clone(), vec![f64::NAN; rows * classes]);
                     let out = view(if in_place { &mut input } else { &mut output }, rows, classes, across);
                     let grad_output = GradOutput::Scalar(3.0);
-                    let derivatives = Derivatives { gradient: out, hessian: None, grad_output };
+                    let derivatives = Derivatives { gradient: out, hessian: None, grad_output, given: true };
                     let source = view(&mut input, rows, classes, across);
                     // SAFETY: the gradient is written over the logits or to a vector of its own.
                     let loss = unsafe {
                         cross_entropy(&source, &problem, Reduction::Sum, None, None, Some(&derivatives), &|| Ok(()))
                     }
+                    .unwrap()
                     .unwrap();
                     let found = if in_place { &input } else { &output };
                     let mut expected = 0.0;

@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::math::precise_sum;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, MOST_LANES, Spreads};
-use crate::row::product;
 use crate::row::tile::{self, AnyTile, Batch, Transposed, WeightRoom, batches};
+use crate::row::{product, weigh_infinities};
 use crate::simd::{self, Kernel};
 use crate::view::View;
 
@@ -86,7 +86,8 @@ impl<E: Element> Kernel for Rows<'_, E> {
                 let found = read(simd, &batch, tile, &ranked, transform);
                 (found, self.spreads(simd, &batch, tile, &targets, &mut weights))
             };
-            let losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
+            let mut losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
+            weigh_infinities(simd, self.logits, first, &targets, transform, &mut losses);
             let entropies = found.entropies(simd, rows);
             for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
                 sums[0] += product(self.problem.sample_weight(first + lane), losses.loss[lane]);

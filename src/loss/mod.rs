@@ -60,6 +60,16 @@ fn mean(sums: Vec<f64>, divisor: f64) -> f64 {
     if divisor == 0.0 { f64::NAN } else { sum / divisor }
 }
 
+/// A target that cannot be one: its number in C order, the classes last.
+///
+/// Targets are looked at as they are read, so it is found while results are being written; those are worth nothing then.
+/// Only where they would go to memory of the caller's, which an error must leave as it is, all targets are read before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadTarget(pub usize);
+
+/// A result, unless a target is bad.
+pub type Found<T> = std::result::Result<T, BadTarget>;
+
 /// By what the gradient is multiplied.
 #[derive(Clone, Debug)]
 pub enum GradOutput {

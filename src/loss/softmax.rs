@@ -113,7 +113,8 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
             let tile = batch.tile(simd, &mut room);
             // SAFETY: the room is not used again for this batch.
             let found = unsafe { found(simd, &batch, tile, self.transform) };
-            let values = batch::values(simd, &found, batch.rows, self.transform);
+            let mut values = batch::values(simd, &found, batch.rows, self.transform);
+            batch.find_infinite(&found, &mut values);
             // SAFETY: this chunk alone works on its rows.
             unsafe { self.out.set(batch.first, &values[..batch.rows]) }
         }

@@ -75,7 +75,8 @@ impl<E: Element> Kernel for Rows<'_, E> {
             let tile = batch.tile(simd, &mut room);
             // SAFETY: the room is not used again for this batch.
             let found = unsafe { read(simd, &batch, tile, &classes, self.transform) };
-            let [values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
+            let [mut values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
+            batch.find_infinite(&found.log_sum_exps, &mut values);
             let entropies = found.entropies(simd, rows);
             let (mut leaders, mut ranks) = ([0.0; MOST_LANES], [-1.0; MOST_LANES]);
             for lane in 0..rows {

@@ -1,14 +1,20 @@
 //! What the rows of a softmax loss should be, and how much each of them counts.
 
+use std::ops::Range;
+
 use fearless_simd::Simd;
 
 use super::labels::Labels;
+use super::{BadTarget, Check, Chunks, Found};
 use crate::element::Element;
+use crate::error::Result;
 use crate::math::precise_sum;
 use crate::numbers::Numbers;
+use crate::parallel::map_chunks;
 use crate::row::batch::{self, MOST_LANES};
 use crate::row::tile::{Batch, Transposed};
-use crate::row::{AnyView, Dense, Source, Teacher, Transform};
+use crate::row::{AnyView, BLOCK, Dense, Source, Teacher, Transform, are_probabilities, is_probability};
+use crate::simd::{self, Kernel};
 
 /// The targets of all rows.
 #[derive(Clone, Debug)]
@@ -71,17 +77,67 @@ impl Problem {
         self.sample_weight.as_ref().map_or(1.0, |weight| weight[index])
     }
 
+    /// Whether a row counts: one that is ignored, or whose sample weight is 0, is never read into a result.
+    fn counts(&self, row: usize) -> bool {
+        let is_ignored = matches!(&self.targets, Targets::Classes(labels) if labels.class(row).is_none());
+        !is_ignored && self.sample_weight(row) != 0.0
+    }
+
+    /// How many of the rows count.
+    pub fn counted(&self, rows: usize) -> usize {
+        match &self.targets {
+            Targets::Classes(labels) if self.sample_weight.is_none() => labels.counted(),
+            _ => (0..rows).filter(|&row| self.counts(row)).count(),
+        }
+    }
+
     /// What the mean divides by: the weights of the samples, and, for classes, those of their classes too.
     pub fn weight_sum(&self, rows: usize) -> f64 {
         match (&self.targets, &self.weight) {
             (Targets::Classes(labels), None) if self.sample_weight.is_none() => labels.counted() as f64,
             (Targets::Classes(labels), weight) => {
                 let of_class = |class: usize| weight.as_ref().map_or(1.0, |weight| weight[class]);
-                let counted = (0..rows).filter_map(|row| Some((row, labels.class(row)?)));
+                let counted = (0..rows).filter(|&row| self.counts(row));
+                let counted = counted.filter_map(|row| Some((row, labels.class(row)?)));
                 precise_sum(counted.map(|(row, class)| self.sample_weight(row) * of_class(class)))
             }
             _ => self.sample_weight.as_ref().map_or(rows as f64, |weight| precise_sum(weight.iter().copied())),
         }
+    }
+
+    /// Look at all targets, without any other work.
+    pub(super) fn look_at_all(&self, chunks: Chunks, classes: usize, check: Check) -> Result<Found<()>> {
+        if !matches!(self.targets, Targets::Probabilities(_)) {
+            return Ok(Ok(()));
+        }
+        let level = simd::level();
+        let found = map_chunks(chunks.count(), chunks.bytes(classes, 8), check, |chunk| {
+            level.run(Look { problem: self, rows: chunks.rows_of(chunk), classes })
+        })?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// Look for a probability that is none, in those of these rows that count.
+    #[inline(never)]
+    pub(super) fn look_at<S: Simd>(&self, simd: S, rows: Range<usize>, classes: usize) -> Found<()> {
+        let Targets::Probabilities(numbers) = &self.targets else { return Ok(()) };
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut block = [0.0; BLOCK];
+                for row in rows.filter(|&row| self.counts(row)) {
+                    for start in (0..classes).step_by(BLOCK) {
+                        let (first, block) = (row * classes + start, &mut block[..BLOCK.min(classes - start)]);
+                        numbers.read(simd, first, block);
+                        if !are_probabilities(block) {
+                            let bad = block.iter().position(|value| !is_probability(*value));
+                            return Err(BadTarget(first + bad.unwrap_or_default()));
+                        }
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 
     /// The teacher of a batch of rows, if the problem has one; `room` is for its logits.
@@ -124,10 +180,21 @@ impl Problem {
     #[inline(always)]
     pub(super) fn set(&self, first: usize, classes: usize, targets: &mut batch::Targets) {
         targets.z_loss = self.z_loss;
-        let Targets::Classes(labels) = &self.targets else {
+        if let Targets::Classes(labels) = &self.targets {
+            self.set_classes(labels, first, classes, targets);
+        } else {
             targets.counts[..targets.rows].fill(1.0);
-            return;
-        };
+        }
+        if let Some(weight) = &self.sample_weight {
+            for (counts, weight) in targets.counts[..targets.rows].iter_mut().zip(&weight[first..]) {
+                *counts = if *weight == 0.0 { 0.0 } else { *counts };
+            }
+        }
+    }
+
+    /// [`Self::set`] of the parts that classes have.
+    #[inline(always)]
+    fn set_classes(&self, labels: &Labels, first: usize, classes: usize, targets: &mut batch::Targets) {
         targets.names_classes = true;
         targets.uniform = if self.weight.is_none() { self.label_smoothing / classes as f64 } else { 0.0 };
         let points = &mut targets.points;
@@ -138,5 +205,20 @@ impl Problem {
                 *own *= weight[*class];
             }
         }
+    }
+}
+
+struct Look<'a> {
+    problem: &'a Problem,
+    rows: Range<usize>,
+    classes: usize,
+}
+
+impl Kernel for Look<'_> {
+    type Output = Found<()>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Found<()> {
+        self.problem.look_at(simd, self.rows, self.classes)
     }
 }

@@ -37,6 +37,11 @@ pub(super) fn positive(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
     number(name, object, "expected a positive finite number", |value| value > 0.0 && value.is_finite())
 }
 
+/// A number that must be finite and may be 0.
+pub(super) fn not_negative(name: &str, object: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number(name, object, "expected a finite number, at least 0", |value| value >= 0.0 && value.is_finite())
+}
+
 pub(super) fn transform(temperature: &Bound<'_, PyAny>, softcap: Option<&Bound<'_, PyAny>>) -> PyResult<Transform> {
     let temperature = positive("temperature", temperature)?;
     Ok(Transform::new(temperature, softcap.map(|softcap| positive("softcap", softcap)).transpose()?))
@@ -56,7 +61,7 @@ pub(super) fn reduction(
         let text = format!("reduction is {}; expected 'mean', 'sum' or 'none'", reduction.repr()?);
         return Err(Error::Value(text).into());
     };
-    let denominator = denominator.map(|object| positive("denominator", object)).transpose()?;
+    let denominator = denominator.map(|object| not_negative("denominator", object)).transpose()?;
     if denominator.is_some() && found != Reduction::Mean {
         let text = format!(
             "denominator is given with reduction '{}'; expected reduction 'mean', whose divisor it replaces",

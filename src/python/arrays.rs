@@ -240,6 +240,26 @@ impl<'py> Logits<'py> {
         }
     }
 
+    /// The index of element number `number` in C order.
+    pub(super) fn index(&self, number: usize) -> Vec<usize> {
+        self.index_along((0..self.array.ndim()).rev(), number)
+    }
+
+    /// The index of element number `number` in C order, but with the classes last.
+    pub(super) fn index_by_row(&self, number: usize) -> Vec<usize> {
+        let rows = (0..self.array.ndim()).rev().filter(|&axis| axis != self.axis);
+        self.index_along(std::iter::once(self.axis).chain(rows), number)
+    }
+
+    fn index_along(&self, axes: impl Iterator<Item = usize>, mut number: usize) -> Vec<usize> {
+        let shape = self.array.shape();
+        let mut index = vec![0; shape.len()];
+        for axis in axes {
+            (index[axis], number) = (number % shape[axis], number / shape[axis]);
+        }
+        index
+    }
+
     /// The shape without the classes.
     pub(super) fn row_shape(&self) -> Vec<usize> {
         let mut shape = self.array.shape().to_vec();
@@ -328,17 +348,17 @@ impl<'py> Logits<'py> {
         out: &Bound<'py, PyAny>,
         inputs: &[(&str, &Bound<'py, PyUntypedArray>)],
     ) -> PyResult<Output<'py>> {
-        Ok(self.output(out.clone(), self.checked_out(name, out, inputs)?))
+        Ok(self.output(out.clone(), self.checked_out(name, out, inputs)?, true))
     }
 
     fn fresh(&self, descriptor: Bound<'py, PyArrayDescr>) -> PyResult<Output<'py>> {
         let array = self.new_like(descriptor)?;
-        Ok(self.output(array.clone().into_any(), array))
+        Ok(self.output(array.clone().into_any(), array, false))
     }
 
-    fn output(&self, result: Bound<'py, PyAny>, array: Bound<'py, PyUntypedArray>) -> Output<'py> {
+    fn output(&self, result: Bound<'py, PyAny>, array: Bound<'py, PyUntypedArray>, given: bool) -> Output<'py> {
         let dtype = storage_type(&array.dtype()).expect("checked, or the logits' own");
-        Output { result, array, dtype, axis: self.axis }
+        Output { result, array, given, dtype, axis: self.axis }
     }
 
     fn checked_out(
@@ -406,6 +426,8 @@ pub(super) struct Output<'py> {
     /// What the caller gets: its own object, or the new array.
     pub(super) result: Bound<'py, PyAny>,
     array: Bound<'py, PyUntypedArray>,
+    /// Whether it is the caller's.
+    pub(super) given: bool,
     pub(super) dtype: Dtype,
     axis: usize,
 }
@@ -528,17 +550,16 @@ impl<'py> RowResult<'py> {
         Ok(Self { array, column })
     }
 
-    /// The array; a NumPy scalar if it has no axes.
-    pub(super) fn finish(self) -> PyResult<Bound<'py, PyAny>> {
-        let scalar = self.array.cast::<PyUntypedArray>()?.ndim() == 0;
-        if scalar { self.array.get_item(()) } else { Ok(self.array) }
+    /// The array, once it was written; of a single row one without axes.
+    pub(super) fn finish(self) -> Bound<'py, PyAny> {
+        self.array
     }
 }
 
 /// A loss as Python gets it: those of the rows if they are a result, else their reduction.
 pub(super) fn finish<'py>(py: Python<'py>, loss: f64, losses: Option<RowResult<'py>>) -> PyResult<Bound<'py, PyAny>> {
     match losses {
-        Some(losses) => losses.finish(),
+        Some(losses) => Ok(losses.finish()),
         None => Ok(loss.into_pyobject(py)?.into_any()),
     }
 }

@@ -1,16 +1,16 @@
-//! `binary_cross_entropy` and its gradient.
+//! `binary_cross_entropy` and its derivatives.
 
-use numpy::{PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use super::arguments::{self, integer};
-use super::arrays::{self, Logits, RowResult, as_array, number_kind, numbers};
+use super::arrays::{self, Logits, Output, RowResult, as_array, number_kind, numbers};
 use super::targets;
 use super::{detached, guard};
 use crate::element::{Dtype, with_element};
 use crate::error::Error;
-use crate::loss::binary::{Binary, Gradient, binary_cross_entropy as driver};
-use crate::loss::{Check, Reduction};
+use crate::loss::binary::{Binary, Derivatives, binary_cross_entropy as driver};
+use crate::loss::{BadTarget, Check, GradOutput, Reduction};
 
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the arguments of the Python function
@@ -37,6 +37,7 @@ pub(super) fn binary_cross_entropy<'py>(
             // SAFETY: there is no gradient to write.
             detached(py, |check: Check| unsafe { driver::<O>(problem, reduction, denominator, column, None, check) })
         })?;
+        let loss = loss.map_err(|bad| call.bad_target(bad))?;
         arrays::finish(py, loss, losses)
     })
 }
@@ -44,7 +45,6 @@ pub(super) fn binary_cross_entropy<'py>(
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the arguments of the Python function
 pub(super) fn binary_cross_entropy_with_grad<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     targets: &Bound<'py, PyAny>,
     weight: Option<&Bound<'py, PyAny>>,
@@ -60,29 +60,43 @@ pub(super) fn binary_cross_entropy_with_grad<'py>(
         let grad_output = grad_output.map(|object| as_array(object, "grad_output")).transpose()?;
         let (reduction, denominator) = arguments::reduction(reduction, denominator)?;
         let call = Call::new(logits, targets, weight, pos_weight, ignore_index, label_smoothing)?;
-        let mut inputs: Vec<_> = call.arrays.iter().map(|(name, array)| (*name, array)).collect();
+        let mut inputs = call.inputs();
         inputs.extend(grad_output.as_ref().map(|array| ("grad_output", array)));
         let output = call.logits.result(out, &inputs)?;
         let grad_output = targets::grad_output(grad_output.as_ref(), call.logits.array.shape(), reduction)?;
-        let losses = call.losses(reduction)?;
-        let column = losses.as_ref().map(|losses| losses.column);
-        let problem = &call.problem;
-        let loss = with_element!(output.dtype, O => {
-            let gradient = Gradient { out: output.elements::<O>(), grad_output };
-            // SAFETY: `Logits::result` made or checked the output.
-            let run = |check: Check| unsafe {
-                driver(problem, reduction, denominator, column, Some(&gradient), check)
-            };
-            detached(py, run)
-        })?;
-        Ok((arrays::finish(py, loss, losses)?, output.result))
+        let loss = call.run(reduction, denominator, &output, None, grad_output)?;
+        Ok((loss, output.result))
     })
 }
 
-/// What the two functions have in common, checked.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, clippy::type_complexity)] // the arguments and results of the Python function
+pub(super) fn binary_cross_entropy_with_grad_hess<'py>(
+    logits: &Bound<'py, PyAny>,
+    targets: &Bound<'py, PyAny>,
+    weight: Option<&Bound<'py, PyAny>>,
+    pos_weight: Option<&Bound<'py, PyAny>>,
+    ignore_index: Option<&Bound<'py, PyAny>>,
+    label_smoothing: &Bound<'py, PyAny>,
+    reduction: &Bound<'py, PyAny>,
+    denominator: Option<&Bound<'py, PyAny>>,
+    out: Option<&Bound<'py, PyAny>>,
+    hess_out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    guard(|| {
+        let (reduction, denominator) = arguments::reduction(reduction, denominator)?;
+        let call = Call::new(logits, targets, weight, pos_weight, ignore_index, label_smoothing)?;
+        let [out, hess_out] = call.logits.two_results([out, hess_out], &call.inputs())?;
+        let loss = call.run(reduction, denominator, &out, Some(&hess_out), GradOutput::Scalar(1.0))?;
+        Ok((loss, out.result, hess_out.result))
+    })
+}
+
+/// What the functions have in common, checked.
 struct Call<'py> {
     logits: Logits<'py>,
     problem: Binary,
+    ignore_index: Option<i128>,
     /// The other arrays that are read, and what they are called. They keep the memory alive that `problem` points to.
     arrays: Vec<(&'static str, Bound<'py, PyUntypedArray>)>,
 }
@@ -127,9 +141,46 @@ impl<'py> Call<'py> {
             weight,
             pos_weight,
             ignore: ignore.map(|index| index as f64),
+            labels: matches!(descriptor.kind(), b'i' | b'u'),
             label_smoothing,
         };
-        Ok(Self { logits, problem, arrays })
+        Ok(Self { logits, problem, ignore_index: ignore, arrays })
+    }
+
+    /// The arrays that no output may overlap.
+    fn inputs(&self) -> Vec<(&'static str, &Bound<'py, PyUntypedArray>)> {
+        self.arrays.iter().map(|(name, array)| (*name, array)).collect()
+    }
+
+    fn run(
+        &self,
+        reduction: Reduction,
+        denominator: Option<f64>,
+        gradient: &Output<'py>,
+        hessian: Option<&Output<'py>>,
+        grad_output: GradOutput,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = self.logits.array.py();
+        let losses = self.losses(reduction)?;
+        let column = losses.as_ref().map(|losses| losses.column);
+        let problem = &self.problem;
+        let given = gradient.given || hessian.is_some_and(|hessian| hessian.given);
+        let loss = with_element!(gradient.dtype, O => {
+            let hessian = hessian.map(|hessian| hessian.elements::<O>());
+            let derivatives = Derivatives { gradient: gradient.elements::<O>(), hessian, grad_output, given };
+            // SAFETY: `Logits::result` and `Logits::two_results` made or checked the outputs.
+            let run = |check: Check| unsafe {
+                driver(problem, reduction, denominator, column, Some(&derivatives), check)
+            };
+            detached(py, run)
+        })?;
+        arrays::finish(py, loss.map_err(|bad| self.bad_target(bad))?, losses)
+    }
+
+    fn bad_target(&self, BadTarget(number): BadTarget) -> PyErr {
+        let (_, targets) = &self.arrays[0];
+        let ignored = self.ignore_index.map_or_else(String::new, |index| format!(", or ignore_index {index}"));
+        targets::bad_target(targets, &self.logits.index(number), &format!("0 or 1{ignored}"))
     }
 
     fn losses(&self, reduction: Reduction) -> PyResult<Option<RowResult<'py>>> {

@@ -3,7 +3,7 @@
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use super::arguments::{self, integer, number};
+use super::arguments::{self, integer, not_negative};
 use super::arrays::{self, Logits, Output, RowResult};
 use super::arrays::{as_array, number_kind, shape_text};
 use super::targets::{self, target_array};
@@ -12,7 +12,7 @@ use crate::element::{with_element, with_elements};
 use crate::error::Error;
 use crate::loss::cross_entropy::{Derivatives, cross_entropy as driver};
 use crate::loss::targets::{Problem, Targets};
-use crate::loss::{Check, GradOutput, Reduction};
+use crate::loss::{BadTarget, Check, GradOutput, Reduction};
 
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the arguments of the Python function
@@ -161,8 +161,7 @@ impl<'py> Checked<'py> {
         let sample_weight = options.sample_weight.map(|object| as_array(object, "sample_weight")).transpose()?;
         let transform = arguments::transform(options.temperature, options.softcap)?;
         let label_smoothing = arguments::label_smoothing(options.label_smoothing)?;
-        let not_negative = |value: f64| value >= 0.0 && value.is_finite();
-        let z_loss = number("z_loss", options.z_loss, "expected a finite number, at least 0", not_negative)?;
+        let z_loss = not_negative("z_loss", options.z_loss)?;
         let ignore_index = integer("ignore_index", options.ignore_index)?;
         let logits = Logits::new(logits, axis)?;
         let weights = |array: Option<&_>, name, shape: &[usize], of| {
@@ -285,6 +284,11 @@ impl<'py> Call<'py> {
         (self.reduction == Reduction::None).then(make).transpose()
     }
 
+    fn bad_target(&self, BadTarget(number): BadTarget) -> PyErr {
+        let (_, targets) = &self.arrays[0];
+        targets::bad_target(targets, &self.logits.index_by_row(number), "a probability, at least 0")
+    }
+
     fn loss(&self) -> PyResult<Bound<'py, PyAny>> {
         let py = self.logits.array.py();
         let losses = self.losses()?;
@@ -298,6 +302,7 @@ impl<'py> Call<'py> {
             };
             detached(py, run)
         })?;
+        let loss = loss.map_err(|bad| self.bad_target(bad))?;
         arrays::finish(py, loss, losses)
     }
 
@@ -321,16 +326,18 @@ impl<'py> Call<'py> {
         let losses = self.losses()?;
         let column = losses.as_ref().map(|losses| losses.column);
         let (problem, reduction, denominator) = (&self.problem, self.reduction, self.denominator);
+        let given = gradient.given || hessian.is_some_and(|hessian| hessian.given);
         let loss = with_elements!(self.logits.dtype, gradient.dtype, E, O => {
             let logits = self.logits.view::<E>();
             let hessian = hessian.map(|hessian| hessian.view::<O>());
-            let derivatives = Derivatives { gradient: gradient.view::<O>(), hessian, grad_output };
+            let derivatives = Derivatives { gradient: gradient.view::<O>(), hessian, grad_output, given };
             // SAFETY: `Logits::result` and `Logits::two_results` made or checked the outputs.
             let run = |check: Check| unsafe {
                 driver(&logits, problem, reduction, denominator, column, Some(&derivatives), check)
             };
             detached(py, run)
         })?;
+        let loss = loss.map_err(|bad| self.bad_target(bad))?;
         arrays::finish(py, loss, losses)
     }
 }

@@ -34,7 +34,8 @@ pub(super) fn evaluate<'py>(
         let options = Options { weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, temperature };
         let call = Checked::new(logits, targets, options, axis, false)?;
         let Targets::Classes(labels) = &call.problem.targets else { unreachable!("classes were asked for") };
-        let (rows, counted) = (labels.rows(), labels.counted());
+        let rows = labels.rows();
+        let counted = call.problem.counted(rows);
         let tally = with_element!(call.logits.dtype, E => {
             let view = call.logits.view::<E>();
             detached(py, |check| tally(&view, &call.problem, &top_k, check))

@@ -29,7 +29,7 @@ mod _xent_rs {
     #[pymodule_export]
     use super::InternalError;
     #[pymodule_export]
-    use super::binary::{binary_cross_entropy, binary_cross_entropy_with_grad};
+    use super::binary::{binary_cross_entropy, binary_cross_entropy_with_grad, binary_cross_entropy_with_grad_hess};
     #[pymodule_export]
     use super::cross_entropy::{
         cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess, kl_divergence, kl_divergence_with_grad,

@@ -28,7 +28,7 @@ pub(super) fn logsumexp<'py>(
             let view = logits.view::<E>();
             detached(py, |check| driver::log_sum_exps(&view, transform, column, check))
         })?;
-        result.finish()
+        Ok(result.finish())
     })
 }
 
@@ -73,7 +73,7 @@ pub(super) fn selective_log_softmax<'py>(
             let view = logits.view::<E>();
             detached(py, |check| driver::selected_log_softmax(&view, transform, &chosen, column, check))
         })?;
-        result.finish()
+        Ok(result.finish())
     })
 }
 

@@ -53,11 +53,14 @@ pub(super) fn row_statistics<'py>(
             let view = logits.view::<E>();
             detached(py, |check| driver(&view, labels.as_ref(), transform, columns, check))
         })?;
-        let (log_probability, rank) = match target {
-            Some((log_probability, rank)) => (Some(log_probability.finish()?), Some(rank.finish()?)),
-            None => (None, None),
-        };
-        let (max_probability, entropy) = (max_probability.finish()?, entropy.finish()?);
-        Ok((log_sum_exp.finish()?, argmax.finish()?, max_probability, entropy, log_probability, rank))
+        let (log_probability, rank) = target.unzip();
+        Ok((
+            log_sum_exp.finish(),
+            argmax.finish(),
+            max_probability.finish(),
+            entropy.finish(),
+            log_probability.map(RowResult::finish),
+            rank.map(RowResult::finish),
+        ))
     })
 }

@@ -3,6 +3,7 @@
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::arrays::{Logits, as_array, base, is_swapped, numbers, numpy, private_view, shape_text};
 use super::detached;
@@ -77,6 +78,17 @@ pub(super) fn chosen_classes(
         return Err(Error::Value(text).into());
     }
     read_labels("index", array, logits.classes(), None)
+}
+
+/// The error for a target that cannot be one.
+pub(super) fn bad_target(array: &Bound<'_, PyUntypedArray>, index: &[usize], expected: &str) -> PyErr {
+    let found = || {
+        let value = array.get_item(PyTuple::new(array.py(), index)?)?.str()?;
+        let places: Vec<_> = index.iter().map(usize::to_string).collect();
+        let place = if places.is_empty() { String::new() } else { format!("[{}]", places.join(", ")) };
+        Ok(Error::Value(format!("targets{place} is {value}; expected {expected}")).into())
+    };
+    found().unwrap_or_else(|error| error)
 }
 
 fn read_labels(

@@ -212,8 +212,16 @@ pub struct Spreads {
     pub(super) mass: PerLane<f64>,
     /// `Σ t·(v − v(reference))` in units of [`UNIT`], v being the logits, capped if they are.
     pub(super) sum: PerLane<f64>,
-    /// The same over a teacher's own logits.
+    /// What [`Dense::fill`] returned: the same over a teacher's own logits, or whether probabilities are such.
     pub(super) teacher: PerLane<f64>,
+}
+
+impl Spreads {
+    /// Whether passes over probabilities read a number that is none, in one of these rows or beside them.
+    #[inline(always)]
+    pub fn have_bad_probabilities(&self) -> bool {
+        self.teacher.iter().any(|sum| sum.is_nan())
+    }
 }
 
 impl Default for Spreads {

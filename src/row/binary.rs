@@ -3,7 +3,8 @@
 //! With ε of the target replaced by one half, `a = w·((1 − ε)(1 − t) + ε/2)` and `b = w·P·((1 − ε)t + ε/2)`, the loss
 //! is `a·softplus(x) + b·softplus(−x)` and the gradient `a·σ(x) − b·σ(−x)`. With `E = exp(−|x|)`, a slope d, which is a
 //! where x > 0 and else −b, and a mass `a + b`, they are `d·x + (a + b)·log1p E` and `d ∓ (a + b)·E / (1 + E)`. No term of
-//! the loss is a difference, and what the quotient is off by is a share of σ(−|x|), the smaller side.
+//! the loss is a difference, and what the quotient is off by is a share of σ(−|x|), the smaller side. The second
+//! derivative is `(a + b)·σ(x)·σ(−x)`, that quotient times what is left of 1, which is no less than a half.
 //!
 //! exp, log1p and the quotient are those of the lanes, E being rounded to them, where it is subnormal too; slope and mass are f64, lest 1 − t and a weight of 50 take their
 //! rounding along.
@@ -96,18 +97,21 @@ pub struct Room<R> {
     pub losses: [f64; BLOCK],
     /// E, then `E / (1 + E)`, then the gradients, if there are to be any.
     pub gradients: [R; BLOCK],
+    /// The second derivatives, if there are to be any.
+    pub hessians: [R; BLOCK],
     /// log1p E.
     logs: [R; BLOCK],
 }
 
 impl<R: Real> Default for Room<R> {
     fn default() -> Self {
-        Self { losses: [0.0; BLOCK], gradients: [R::default(); BLOCK], logs: [R::default(); BLOCK] }
+        let block = [R::default(); BLOCK];
+        Self { losses: [0.0; BLOCK], gradients: block, hessians: block, logs: block }
     }
 }
 
 /// Add the losses of the first `length` logits to a total; with `KEEP`, write them; with `GRADIENT`, write their
-/// gradients. The last vector is worked on as a whole.
+/// gradients, and with `HESSIAN` their second derivatives besides. The last vector is worked on as a whole.
 ///
 /// # Safety
 /// A block of logits is readable, and of what `weighing` has.
@@ -118,6 +122,7 @@ pub unsafe fn losses<
     W: Weighing<S, R>,
     const KEEP: bool,
     const GRADIENT: bool,
+    const HESSIAN: bool,
 >(
     simd: S,
     logits: *const R,
@@ -130,7 +135,7 @@ pub unsafe fn losses<
         #[inline(always)]
         || {
             let (lanes, padded) = (R::LANES, length.next_multiple_of(R::LANES));
-            let Room { losses, gradients, logs } = room;
+            let Room { losses, gradients, hessians, logs } = room;
             let (gradients, logs) = (&mut gradients[..padded], &mut logs[..padded]);
             for (vector, part) in gradients.chunks_exact_mut(lanes).enumerate() {
                 // SAFETY: a vector of the block, readable by the caller's promise.
@@ -145,16 +150,17 @@ pub unsafe fn losses<
                     (exp / (exp + R::splat(simd, 1.0))).store_slice(part);
                 }
             }
-            let (zero, none) = (f64x8::splat(simd, 0.0), R::splat(simd, 0.0));
+            let (zero, one, none) = (f64x8::splat(simd, 0.0), f64x8::splat(simd, 1.0), R::splat(simd, 0.0));
             let mut sum = *total;
             for (vector, (part, logs)) in gradients.chunks_exact_mut(lanes).zip(logs.chunks_exact(lanes)).enumerate() {
                 // SAFETY: as above.
                 let x = unsafe { R::load(simd, logits.add(vector * lanes)) };
                 let share = R::Lanes::<S>::from_slice(simd, part);
+                let rarer = R::twice(share);
                 // What a mass of 1 adds to the slope.
                 let share = R::twice(x.simd_gt(none).select(-share, share));
                 let (x, log) = (R::twice(x), R::twice(R::Lanes::<S>::from_slice(simd, logs)));
-                let (mut loss, mut gradient) = ([zero; 2], [zero; 2]);
+                let (mut loss, mut gradient, mut hessian) = ([zero; 2], [zero; 2], [zero; 2]);
                 for half in 0..lanes / 8 {
                     // SAFETY: as above.
                     let sides = unsafe { weighing.sides(simd, vector * lanes, half, x[half].simd_gt(zero)) };
@@ -162,6 +168,10 @@ pub unsafe fn losses<
                     let linear = sides.slope.simd_eq(zero).select(zero, sides.slope * x[half]);
                     loss[half] = sides.mass.mul_add(log[half], linear);
                     gradient[half] = sides.mass.mul_add(share[half], sides.slope) * sides.scale;
+                    if HESSIAN {
+                        let variance = rarer[half] * (one - rarer[half]);
+                        hessian[half] = sides.mass * variance * sides.scale;
+                    }
                     if KEEP {
                         let start = vector * lanes + 8 * half;
                         loss[half].store_slice(&mut losses[start..start + 8]);
@@ -170,6 +180,9 @@ pub unsafe fn losses<
                 R::add_twice(&mut sum, loss);
                 if GRADIENT {
                     R::once(gradient).store_slice(part);
+                }
+                if HESSIAN {
+                    R::once(hessian).store_slice(&mut hessians[vector * lanes..(vector + 1) * lanes]);
                 }
             }
             *total = sum;

@@ -165,7 +165,8 @@ impl<'a> Dense<'a> {
     }
 
     /// Write the weights of `length` classes from `start` on and 0 behind them: returns `Σ p·(x − reference)` over a
-    /// teacher's logits in units of [`crate::math::UNIT`], 0 for other sources.
+    /// teacher's logits in units of [`crate::math::UNIT`], 0 for other sources, and NaN for numbers that are not all
+    /// probabilities.
     ///
     /// Of numbers the classes may be more than the row has: those of the rows that follow come then.
     #[inline(never)]
@@ -193,6 +194,7 @@ impl<'a> Dense<'a> {
             }
             Source::Numbers(numbers) => {
                 numbers.read(simd, self.row * self.classes + start, block);
+                sum = if are_probabilities(block) { 0.0 } else { f64::NAN };
                 if self.keep != 1.0 || self.uniform != 0.0 {
                     for weight in &mut *block {
                         *weight = self.keep * *weight + self.uniform;
@@ -230,6 +232,23 @@ impl<'a> Dense<'a> {
         assert_eq!(self.row, teacher.first, "the first row is that of the first lane");
         Some(&teacher.log_totals)
     }
+}
+
+/// Whether a target can be a probability: those of a row need not add up to 1, but none is below 0 or NaN.
+#[inline(always)]
+pub fn is_probability(value: f64) -> bool {
+    value >= 0.0
+}
+
+/// [`is_probability`] of all of some.
+#[inline(always)]
+pub fn are_probabilities(values: &[f64]) -> bool {
+    // Without a way out of the loop, so that it is done in vectors.
+    let mut fine = true;
+    for value in values {
+        fine &= is_probability(*value);
+    }
+    fine
 }
 
 /// The softmax of some classes of a teacher's row; returns `Σ p·(x − reference)` in units of [`crate::math::UNIT`].

@@ -56,11 +56,11 @@ pub mod tile;
 mod transform;
 
 pub use any::{AnyRow, AnyView};
-pub use dense::{Dense, Source, Teacher};
+pub use dense::{Dense, Source, Teacher, are_probabilities, is_probability};
 pub use log_sum_exp::{LogSumExp, log_sum_exp};
 pub use map::{Exponential, Stores, fill, log_probabilities, probabilities};
 pub use statistics::Statistics;
-pub use target::{RowLoss, Target, find_point, gradient, per_mass, product, rounded};
+pub use target::{RowLoss, Target, find_point, gradient, per_mass, product, rounded, weigh_infinities};
 pub use transform::Transform;
 
 use std::mem::MaybeUninit;

@@ -17,7 +17,7 @@
 
 use fearless_simd::Simd;
 
-use super::batch::{self, LogSumExps, MOST_LANES, Points, Slopes, Spreads, Targets};
+use super::batch::{self, LogSumExps, Losses, MOST_LANES, Points, Slopes, Spreads, Targets};
 use super::companion::{Nothing, Uniform, Weighted};
 use super::dense::RowWeights;
 use super::log_sum_exp::{any_pass, pass};
@@ -25,7 +25,7 @@ use super::map::{self, Exponential, Offset, Stores};
 use super::{AnyRow, BLOCK, Dense, LogSumExp, Transform};
 use crate::element::Element;
 use crate::math::Real;
-use crate::view::Row;
+use crate::view::{Row, View};
 
 /// What a row should be.
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +120,22 @@ impl Target<'_> {
         found.set(lane, log_sum_exp);
     }
 
+    /// The weight of a class.
+    fn weight<S: Simd>(&self, simd: S, class: usize) -> f64 {
+        let dense = self.dense.map_or(0.0, |dense| dense.at(simd, class));
+        let point = self.point.filter(|(own, _)| *own == class).map_or(0.0, |(_, weight)| weight);
+        self.uniform + dense + point
+    }
+
+    /// The loss of a row from its formula, class by class.
+    #[cold]
+    fn loss_by_class<S: Simd, E: Element>(&self, simd: S, row: Row<E>, found: LogSumExp, transform: Transform) -> f64 {
+        let log_total = found.log_total(simd);
+        let missed = |logit: f64| transform.difference(simd, found.reference, logit)[0] + log_total;
+        let losses = (0..row.classes()).map(|class| product(self.weight(simd, class), missed(row.get(class).to_f64())));
+        losses.sum::<f64>() + self.z_loss * missed(0.0).powi(2)
+    }
+
     /// The target as that of the only row of some.
     fn alone<E: Element>(&self, row: Row<E>) -> Targets<'_> {
         let first = |value: f64| std::array::from_fn(|lane| if lane == 0 { value } else { 0.0 });
@@ -161,6 +177,28 @@ pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row<E>, found:
     }
 }
 
+/// Take losses that are NaN because weights are infinite once more: an infinite weight times what its class misses is
+/// infinite, but it has no differences of such.
+#[inline(always)]
+pub fn weigh_infinities<S: Simd, E: Element>(
+    simd: S,
+    view: &View<E>,
+    first: usize,
+    targets: &Targets,
+    transform: Transform,
+    losses: &mut Losses,
+) {
+    for lane in 0..if targets.dense.is_some() { targets.rows } else { 0 } {
+        if losses.loss[lane].is_nan()
+            && losses.spread[lane].is_infinite()
+            && let Some(target) = targets.get(lane)
+        {
+            let found = losses.log_sum_exps.get(lane);
+            losses.loss[lane] = target.loss_by_class(simd, view.row(first + lane), found, transform);
+        }
+    }
+}
+
 /// Write the gradient of row number `lane` to `out`, reading the logits again; zeros if the row is ignored.
 ///
 /// # Safety
@@ -182,6 +220,16 @@ pub unsafe fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
         unsafe { map::fill(out, O::from_f64(0.0)) }
         return;
     };
+    if slopes.factor[lane].is_infinite() {
+        // Infinite but for the classes that weigh so themselves, where it is a difference of infinities, and the masked.
+        for class in 0..row.classes() {
+            let masked = row.get(class).to_f64() == f64::NEG_INFINITY;
+            let difference = slopes.factor[lane] - map::share(slopes.scale[lane], target.weight(simd, class));
+            // SAFETY: the caller's promise.
+            unsafe { out.set(class, O::from_f64(if masked { 0.0 } else { difference })) }
+        }
+        return;
+    }
     let of = Exponential { reference: slopes.reference[lane], factor: slopes.factor[lane], transform };
     let offset = Offset { scale: slopes.scale[lane], uniform: target.uniform, dense: target.dense };
     // SAFETY: the caller's promise.

@@ -16,7 +16,7 @@ use crate::row::{Transform, per_mass};
 /// The gradients of the rows, into `out`; lanes that do not count get zeros.
 ///
 /// Nothing is written, and the result is false, if some lanes need the boost of [`Real::exp`] and others must do
-/// without it, which is so when the scales differ by 18 orders of magnitude.
+/// without it, which is so when the scales differ by 18 orders of magnitude, or if the mass of a target is infinite.
 ///
 /// # Safety
 /// The values of `tile` are readable, those of `out` writeable, and `out` is `tile` itself or apart from it.
@@ -59,6 +59,9 @@ fn boost_of<R: Real>(factors: &PerLane<f64>) -> Option<Boost> {
         let boostable = can_boost::<R>(factor);
         all &= boostable || factor == 0.0 || factor.is_nan();
         none &= !boostable;
+        if factor.is_infinite() {
+            return None;
+        }
     }
     if all { Some(Boost::Full) } else { none.then_some(Boost::None) }
 }

@@ -117,6 +117,19 @@ impl<E: Element> Batch<'_, E> {
     }
 }
 
+impl<E: Element> Batch<'_, E> {
+    /// Make the log-sum-exps of rows with a logit of +∞ and no NaN infinite; their losses stay NaN.
+    #[inline(always)]
+    pub fn find_infinite(&self, found: &LogSumExps, values: &mut PerLane<f64>) {
+        for lane in (0..self.rows).filter(|&lane| found.reference[lane] == f64::INFINITY) {
+            let row = self.view.row(self.first + lane);
+            if !(0..row.classes()).any(|class| row.get(class).to_f64().is_nan()) {
+                values[lane] = f64::INFINITY;
+            }
+        }
+    }
+}
+
 /// Rows that are read twice are worked on together as long as they stay in a corner of the L2 cache.
 const BATCH_BYTES: usize = 1 << 17;
 
@@ -290,7 +303,10 @@ impl<'a, R: Real + Element<Real = R>> TileWeights<'a, R> {
         let step = if length == dense.classes && matches!(dense.source, Source::Numbers(_)) {
             // All rows are one.
             let count = self.count * length;
-            dense.fill(simd, 0, count, &mut self.rows[..R::LANES * length]);
+            let sum = dense.fill(simd, 0, count, &mut self.rows[..R::LANES * length]);
+            for own in &mut self.sums {
+                *own += sum;
+            }
             length
         } else {
             for (lane, row) in self.rows.chunks_exact_mut(TOGETHER).take(R::LANES).enumerate() {
