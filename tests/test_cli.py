@@ -903,7 +903,7 @@ def test_demo_fails_loudly_on_a_wrong_loss(capsys, monkeypatch):
         (
             "shtab",
             ["--print-completion", "bash"],
-            r"--print-completion needs shtab \(not here\): pip install shtab",
+            r"--print-completion needs shtab \(not here\): pip install \"xent_rs\[completion\]\"",
         ),
         (
             "ml_dtypes",

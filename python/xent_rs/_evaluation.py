@@ -176,7 +176,9 @@ class Evaluator:
             raise ValueError(f"weight has shape {shape}; expected (C,), one number a class")
         nothing = np.zeros((0, shape[0]), np.float32), np.zeros(0, np.int64)
         _xent_rs.evaluate(*nothing, (), _EVALUATOR, {"weight": class_weight})
-        self._weight = None if class_weight is None else in_default_environment(np.array)(class_weight, np.float64)
+        self._weight = (
+            None if class_weight is None else in_default_environment(np.array)(class_weight, np.float64)
+        )
         self._ignore_index = operator.index(given["ignore_index"])
         self._label_smoothing = float(given["label_smoothing"])
         self._z_loss = float(given["z_loss"])

@@ -95,7 +95,9 @@ class _PrintCompletion(argparse.Action):
         try:
             shtab = importlib.import_module("shtab")
         except ImportError as error:
-            raise ImportError(f"{option_string} needs shtab ({error}): pip install shtab") from None
+            raise ImportError(
+                f'{option_string} needs shtab ({error}): pip install "xent_rs[completion]"'
+            ) from None
         print(shtab.complete(parser, shell=values))
         parser.exit()
 
