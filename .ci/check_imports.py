@@ -2,8 +2,8 @@
 
     python .ci/check_imports.py
 
-Reads the paths that files name (``use crate::...``, ``use super::...``, ``crate::...`` in code), takes each to the
-file that has it, and says which import goes up or around.
+Reads the paths that files name (``use crate::...``, ``use super::...``, ``crate::...`` in code), takes
+each to the file that has it, and says which import goes up or around.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 //! The only place that knows threads: chunks of work, the pool, fork, and interruption.
 //!
 //! What a chunk is depends on the problem's shape alone, and results come back in the order of the chunks, so no bit
-//! of a result depends on the number of threads. The caller works too ([`pool`]); small jobs never leave its thread, since
+//! of a result depends on the number of threads. The caller works too (`pool.rs`); small jobs never leave its thread, since
 //! waking a pool takes longer than they do.
 //!
 //! The pool belongs to a process: a child made by `fork` has none of its parent's threads. A handler counts forks, and

@@ -154,12 +154,11 @@ impl Pool {
                 self.1.close();
             }
         }
+        // SAFETY: only the lifetime changes. The work is called by `step` alone, for this thread before `close`, and for
+        // workers inside; this function does not end, by a panic either, before `close` has waited for them.
+        let work = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work) };
         let job = Arc::new(Job {
-            // SAFETY: only the lifetime changes. The work is called by `step` alone, for this thread before `close`, and
-            // for workers inside; this function does not end, by a panic either, before `close` has waited for them.
-            work: unsafe {
-                std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(work)
-            },
+            work,
             next: AtomicUsize::new(pieces.start),
             end: pieces.end,
             helpers: AtomicUsize::new(0),
@@ -193,7 +192,9 @@ impl Pool {
         drop(state);
         // Where the workers of other jobs are is not known.
         let bound = alone.then(|| placement::spread(woken.iter().map(|worker| &worker.place)));
-        woken.iter().for_each(|worker| worker.thread.unpark());
+        for worker in &woken {
+            worker.thread.unpark();
+        }
         drop(bound);
         for made_before in 0..made {
             let thread = thread::Builder::new().name("xent_rs".into());
@@ -253,7 +254,9 @@ impl Pool {
     /// Wake all workers, as fewer may be wanted now.
     pub(super) fn threads_changed(&self) {
         let idle = std::mem::take(&mut self.lock().idle);
-        idle.iter().for_each(|worker| worker.thread.unpark());
+        for worker in idle {
+            worker.thread.unpark();
+        }
     }
 }
 
@@ -423,7 +426,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for round in 0..300 {
-                        let done: Vec<_> = (0..round % 40 + 1).map(|_| AtomicUsize::new(0)).collect();
+                        let done: Vec<_> = (0..=round % 40).map(|_| AtomicUsize::new(0)).collect();
                         pool.run(0..done.len(), &|piece| {
                             done[piece].fetch_add(1, Ordering::Relaxed);
                         });
