@@ -20,7 +20,7 @@ SDIST_FILES = {
     "python/xent_rs/py.typed",
     "python/xent_rs/_xent_rs.pyi",
 }
-SDIST_FOLDERS = {"src", "python", "tests", "benches", "examples", "docs"}
+SDIST_FOLDERS = {"src", "python", "tests", "benches", "examples", "scripts", "docs"}
 WHEEL_FILES = {"xent_rs/__init__.py", "xent_rs/__main__.py", "xent_rs/py.typed", "xent_rs/_xent_rs.pyi"}
 COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3)?\.(so|pyd)")
 LARGEST_WHEEL = 10 * 2**20
