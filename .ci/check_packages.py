@@ -64,6 +64,9 @@ def wheel_faults(path: str) -> list[str]:
     ]:
         if not re.fullmatch(pattern, metadata.get(field) or ""):
             faults.append(f"wheel: metadata {field} is {metadata.get(field)!r}; expected {pattern}")
+    # An index has no files beside the description.
+    links = re.findall(r"\]\((?!https://).*?\)|<img.*?>", metadata.get_payload())
+    faults += [f"wheel: the description links to {link}" for link in links]
     return faults
 
 
