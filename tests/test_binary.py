@@ -107,6 +107,7 @@ def test_fused_levels_agree_to_the_bit():
         assert_levels_agree(problem(case, number).results, case)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(0, len(COVER), 16))
 def test_threads_change_no_bit(level, number):
     for shape in ((100_000,), (300, 1001)):

@@ -196,6 +196,7 @@ def test_installed_peers(package):
 # the other suites
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "peers"])
 def test_a_suite(capsys, monkeypatch, tmp_path, suite):
     pytest.importorskip("matplotlib")

@@ -88,6 +88,7 @@ def mypy(tmp_path_factory):
     return run
 
 
+@pytest.mark.exhaustive
 def test_stub_of_the_compiled_module_is_true(mypy):
     mypy("mypy.stubtest", "xent_rs._xent_rs")
 
@@ -155,6 +156,7 @@ xent_rs.set_num_threads("2")  # type: ignore[arg-type]
 """
 
 
+@pytest.mark.exhaustive
 def test_types_that_callers_see(mypy, tmp_path):
     user = tmp_path / "user.py"
     user.write_text(USER, encoding="utf-8")
