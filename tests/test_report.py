@@ -90,7 +90,7 @@ def test_labels_of_the_first_picture_do_not_collide(script):
     everything = [text for of_panel in (*texts, *names) for text in of_panel]
     for i, text in enumerate(everything):
         assert not any(text.overlaps(other) for other in everything[:i])
-        assert 0 <= text.x0
+        assert text.x0 >= 0
         assert text.x1 <= figure.bbox.x1
 
 
