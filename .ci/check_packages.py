@@ -20,7 +20,7 @@ SDIST_FILES = {
     "python/xent_rs/py.typed",
     "python/xent_rs/_xent_rs.pyi",
 }
-SDIST_FOLDERS = {"src", "python", "tests", "benches", "examples", "docs"}
+SDIST_FOLDERS = {"src", "python", "tests", "benches", "examples", "scripts", "docs"}
 WHEEL_FILES = {"xent_rs/__init__.py", "xent_rs/__main__.py", "xent_rs/py.typed", "xent_rs/_xent_rs.pyi"}
 BENCHMARK = "xent_rs/cli/benchmark/"
 BENCHMARK_FILES = {
@@ -90,6 +90,9 @@ def wheel_faults(path: str) -> list[str]:
     ]:
         if not re.fullmatch(pattern, metadata.get(field) or ""):
             faults.append(f"wheel: metadata {field} is {metadata.get(field)!r}; expected {pattern}")
+    # An index has no files beside the description.
+    links = re.findall(r"\]\((?!https://).*?\)|<img.*?>", metadata.get_payload())
+    faults += [f"wheel: the description links to {link}" for link in links]
     return faults
 
 

@@ -101,7 +101,7 @@ def draw(path):
     for axes in (loss, coin, bars):
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(11)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=200)
 
 
 def main():

@@ -78,7 +78,7 @@ def draw(losses, path):
     axes.set(xlabel="epoch", ylabel="binary cross-entropy (nats)", xlim=(0, EPOCHS), ylim=(0, 0.8))
     axes.legend(frameon=False, loc="center right")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=200)
 
 
 def main():

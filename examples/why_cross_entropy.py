@@ -74,13 +74,13 @@ def draw(courses, path):
             for row in range(2):
                 values = courses[name, start][:, row]
                 panels[row, column].plot(values, color=color, linewidth=2, label=f"starts at {start}")
-        panels[0, column].set_title(f"{name}, learning rate {rate}", fontsize=11)
+        panels[0, column].set_title(f"{name}, learning rate {rate}", fontsize=10)
         panels[0, column].set(ylabel="cost", ylim=(0, None), xlim=(0, STEPS))
         panels[1, column].set(ylabel="output (target 0)", ylim=(0, 1), xlabel="step")
     panels[1, -1].legend(frameon=False)
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=200)
 
 
 def main():

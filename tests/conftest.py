@@ -1,5 +1,6 @@
 """Fixtures that every test file uses, and the accuracy table at the end of a run."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -21,6 +22,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same examples in every run; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that is marked ``sampled(n)`` every n-th parametrisation stays in the quick suite.
+
+    An n that is prime to the numbers of levels and dtypes meets all of them.
+    """
+    for _, group in itertools.groupby(items, key=lambda item: getattr(item, "function", item)):
+        for number, item in enumerate(group):
+            mark = item.get_closest_marker("sampled")
+            if mark and number % mark.args[0]:
+                item.add_marker("exhaustive")
 
 
 @pytest.fixture(autouse=True)

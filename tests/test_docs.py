@@ -1,7 +1,7 @@
 """Every example is run: docstrings, README, pages."""
 
 import doctest
-import importlib
+import importlib.util
 import inspect
 import operator
 import pkgutil
@@ -116,6 +116,33 @@ def test_examples_on_pages(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_have_examples(page):
     assert "```python" in page.read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_package_is_that_of_readme():
+    """And holds where no file lies beside it."""
+    spec = importlib.util.spec_from_file_location("package_page", ROOT / "scripts" / "package_page.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert page == script.page((ROOT / "README.md").read_text(encoding="utf-8")), (
+        "run scripts/package_page.py"
+    )
+    assert "](https://" in page
+    for broken in (r"\]\((?!https://)", "<", r"\(picture\)"):
+        assert not re.search(broken, page), broken
+
+
+def test_links_of_pages_lead_somewhere():
+    """Links within the repository: the file is there, and so is the heading."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for file, anchor in re.findall(r"\]\((?!https?://)([^()#]*)#?([^()]*)\)", text):
+            target = page.parent / file if file else page
+            assert target.exists(), f"{page.name} links to {file}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{page.name} links to {file}#{anchor}"
 
 
 def test_every_public_function_is_in_the_tables_of_names():

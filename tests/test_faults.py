@@ -227,18 +227,22 @@ def test_other_python_threads_run_meanwhile(name):
     clock = threading.Thread(target=tick)
     clock.start()
     try:
-        rows, elapsed = 100, 0.0
-        while elapsed < 0.15:
-            rows *= 2
+        rows, elapsed, during = 100, 0.0, 0
+        for _ in range(30):
+            if elapsed < 0.15:
+                rows *= 2
             many = np.broadcast_to(logits, (rows, logits.shape[1]))
             arguments = BESIDE[name](many)
             before, start = ticks[0], time.monotonic()
             function(many, *arguments)
             during, elapsed = ticks[0] - before, time.monotonic() - start
+            # One or two may come when the call begins or ends. On a machine at rest there are more than 100.
+            if elapsed >= 0.15 and during > 4:
+                break
     finally:
         done.set()
         clock.join(10)
-    assert during > 0.1 * elapsed / 1e-3
+    assert during > 4
 
 
 # --- Races ---

@@ -96,6 +96,7 @@ def mypy(tmp_path_factory):
     return run
 
 
+@pytest.mark.exhaustive
 def test_stub_of_the_compiled_module_is_true(mypy):
     mypy("mypy.stubtest", "xent_rs._xent_rs")
 
@@ -103,6 +104,7 @@ def test_stub_of_the_compiled_module_is_true(mypy):
 WRAPPERS = Path(__file__).with_name("typing_wrappers.py")
 
 
+@pytest.mark.exhaustive
 def test_types_that_callers_see(mypy):
     mypy("mypy", "--strict", "--warn-unused-ignores", str(WRAPPERS))
 

@@ -26,6 +26,7 @@ impl Real for f64 {
     const SMALLEST_NORMAL: f64 = f64::MIN_POSITIVE;
     const BOOST: f64 = 1.340_780_792_994_259_7e154;
     const LOG2_E: Self = std::f64::consts::LOG2_E;
+    // scripts/polynomials.py ln_2_f64: relative error 2^-88.77.
     const LN_2: [Self; 2] = [0.693_147_180_485_539_1, 7.440_617_110_012_397e-11];
     const ROUNDED_LN_2: &'static [Self] = &Self::LN_2;
     const SHRINKAGE: f64 = 0.0;
@@ -35,6 +36,7 @@ impl Real for f64 {
         if is_wide::<S>() {
             Method {
                 steps: 8,
+                // scripts/polynomials.py exp_f64_by_eighths: relative error 2^-58.26.
                 q: &[
                     0.000_198_405_641_993_281_7,
                     0.001_388_978_227_522_131_5,
@@ -47,6 +49,7 @@ impl Real for f64 {
         } else {
             Method {
                 steps: 1,
+                // scripts/polynomials.py exp_f64: relative error 2^-54.70.
                 q: &[
                     2.510_042_415_700_506_7e-8,
                     2.762_013_871_973_399_4e-7,

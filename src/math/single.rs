@@ -28,6 +28,7 @@ impl Real for f32 {
     const SMALLEST_NORMAL: f64 = f32::MIN_POSITIVE as f64;
     const BOOST: f64 = 18_446_744_073_709_551_616.0;
     const LOG2_E: Self = std::f32::consts::LOG2_E;
+    // scripts/polynomials.py ln_2_f32: relative error 2^-43.52.
     const LN_2: [Self; 2] = [0.693_145_75, 1.428_606_8e-6];
     const ROUNDED_LN_2: &'static [Self] = &[std::f32::consts::LN_2];
     const SHRINKAGE: f64 = std::f32::consts::LN_2 as f64 / std::f64::consts::LN_2 - 1.0;
@@ -35,8 +36,10 @@ impl Real for f32 {
     #[inline(always)]
     fn method<S: Simd>() -> Method<Self> {
         if is_wide::<S>() {
+            // scripts/polynomials.py exp_f32_by_eighths: relative error 2^-25.21.
             Method { steps: 8, q: &[0.166_668_88, 0.500_064_6] }
         } else {
+            // scripts/polynomials.py exp_f32: relative error 2^-26.88.
             Method { steps: 1, q: &[0.001_390_502, 0.008_366_278, 0.041_666_863, 0.166_665_45, 0.5] }
         }
     }

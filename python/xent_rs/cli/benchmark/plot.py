@@ -18,11 +18,13 @@ from .tables import Result
 
 #: Colours: of this package, of the others, and of lines.
 OURS, OTHERS, LINE = "#c8501e", "#9aa7b4", "#1c2a38"
+# Of bars, which are readable on white and on black.
+_TEXT, _ROOF = "#717b86", "#2f81f7"
 
 
 TITLE = (
-    "Softmax cross-entropy on the CPU; shorter is better, "
-    "and the roof is the time in which the memory moves the same bytes"
+    "Softmax cross-entropy on the CPU: the time of a call; shorter is better.\n"
+    "In brackets: how many times as long as the roof, in which the memory moves the same bytes"
 )
 
 
@@ -36,8 +38,9 @@ def save(picture: Any, what: str, environment: dict[str, Any], path: Path) -> No
     picture.suptitle(
         f"{what}\n{environment['cpu']}, {environment['simd_level']}, {environment['num_threads']} threads",
         fontsize=11,
+        color=_TEXT,
     )
-    picture.savefig(path, dpi=120)
+    picture.savefig(path, dpi=200)
 
 
 def figure(width: float, height: float) -> Any:
@@ -59,13 +62,16 @@ def bars(results: Sequence[Result]) -> Any:
     for line, job in enumerate(JOBS):
         for column, case in enumerate(cases):
             _panel(panels[line][column], groups.get((*case, job), []), job, case)
+    picture.patch.set_alpha(0)
     return picture
 
 
 def _panel(axes: Any, results: list[Result], job: str, case: tuple[int, int, str]) -> None:
     rows, classes, dtype = case
-    axes.set_title(f"{job}, {rows:,} x {classes:,} {dtype}", fontsize=10, loc="left")
+    axes.set_title(f"{job}, {rows:,} x {classes:,} {dtype}", fontsize=10, loc="left", color=_TEXT)
+    axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(_TEXT)
     if not results:
         axes.axis("off")
         return
@@ -75,21 +81,22 @@ def _panel(axes: Any, results: list[Result], job: str, case: tuple[int, int, str
     roof = results[0]["roof"] * 1e3
     bars = axes.barh(names, times, color=colors, height=0.7)
     labels = [
-        f"{tables.significant(time)} ms  ({time / (1e3 * result['roof']):.1f} x the roof)"
+        f"{tables.significant(time)} ms ({time / (1e3 * result['roof']):.1f} x)"
         for time, result in zip(times, results, strict=True)
     ]
-    axes.bar_label(bars, labels, padding=4, fontsize=9)
-    axes.axvline(roof, color=LINE, linestyle="--", linewidth=1.2)
+    axes.bar_label(bars, labels, padding=5, fontsize=9, color=_TEXT)
+    axes.axvline(roof, color=_ROOF, linestyle="--", linewidth=1.2)
     axes.text(
         roof,
         1.0,
-        f" roof {tables.significant(roof)} ms",
+        f" the roof, {tables.significant(roof)} ms",
         transform=axes.get_xaxis_transform(),
-        fontsize=8,
-        color=LINE,
+        fontsize=9,
+        color=_ROOF,
         va="top",
     )
-    axes.set_ylim(len(names) - 0.5, -1.1)
-    axes.set_xlim(0, 1.6 * max(*times, roof))
-    axes.set_xlabel("ms", fontsize=9)
-    axes.tick_params(labelsize=9)
+    axes.set_ylim(len(names) - 0.5, -1.2)
+    # Room for the longest label to the right of the longest bar.
+    axes.set_xlim(0, 1.45 * max(*times, roof))
+    axes.set_xlabel("ms", fontsize=9, color=_TEXT)
+    axes.tick_params(labelsize=9, color=_TEXT, labelcolor=_TEXT)
