@@ -64,7 +64,7 @@ pub(super) fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 /// Call `function` in the default floating-point environment, for what is computed in Python.
 #[pyfunction]
-#[pyo3(signature = (function, *args, **kwargs))]
+#[pyo3(signature = (function, /, *args, **kwargs))]
 pub(super) fn in_default_environment<'py>(
     function: &Bound<'py, PyAny>,
     args: &Bound<'py, PyTuple>,
