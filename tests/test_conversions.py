@@ -378,6 +378,7 @@ def test_list_columns(library):
     module = pytest.importorskip(library)
     lists = [[1.0, 2.0], [3.0, 4.0]]
     logits = module.Series(lists) if library == "polars" else module.array(lists)
+    expected = softmax(lists).tolist()
     with pytest.raises(TypeError) as caught:
         softmax(logits)
     assert (
