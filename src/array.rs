@@ -235,8 +235,7 @@ impl<'a> Array<'a> {
 
     /// Element number `index`, the classes innermost, as Python writes it.
     pub fn text(&self, index: usize) -> String {
-        let text = with_dtype!(self.dtype, T => self.get::<T>(index).to_string());
-        if text == "NaN" { "nan".into() } else { text }
+        with_dtype!(self.dtype, T => self.get::<T>(index).text())
     }
 
     /// How many rows from `first` on have neighbours for the same class, until the innermost axis of rows ends.

@@ -1,7 +1,5 @@
 //! What an array in foreign memory holds: the numbers that NumPy stores, as a value ([`Dtype`]) and as types ([`Number`]).
 
-use std::fmt::{self, Display};
-
 use half::{bf16, f16};
 
 /// The type of an array's elements.
@@ -151,7 +149,7 @@ pub(crate) fn unexpected(found: Dtype, expected: &str) -> ! {
 }
 
 /// A number as it lies in memory.
-pub trait Number: Copy + Display + Send + Sync + 'static {
+pub trait Number: Copy + Send + Sync + 'static {
     /// The name of this type as a value.
     const DTYPE: Dtype;
 
@@ -162,6 +160,8 @@ pub trait Number: Copy + Display + Send + Sync + 'static {
     /// With the bytes in the other order.
     #[must_use]
     fn swap_bytes(self) -> Self;
+    /// As Python writes it.
+    fn text(self) -> String;
 }
 
 /// A class index as it lies in memory.
@@ -174,12 +174,6 @@ pub trait Integer: Number + PartialEq + TryFrom<i128> + Into<i128> {
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Bool(u8);
-
-impl Display for Bool {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(if self.0 == 0 { "False" } else { "True" })
-    }
-}
 
 impl Number for Bool {
     const DTYPE: Dtype = Dtype::Bool;
@@ -197,6 +191,10 @@ impl Number for Bool {
     #[inline(always)]
     fn swap_bytes(self) -> Self {
         self
+    }
+
+    fn text(self) -> String {
+        String::from(if self.0 == 0 { "False" } else { "True" })
     }
 }
 
@@ -220,6 +218,10 @@ macro_rules! integers {
             fn swap_bytes(self) -> Self {
                 <$integer>::swap_bytes(self)
             }
+
+            fn text(self) -> String {
+                self.to_string()
+            }
         }
 
         impl Integer for $integer {
@@ -234,6 +236,16 @@ macro_rules! integers {
     )* };
 }
 integers!(i8: I8, i16: I16, i32: I32, i64: I64, u8: U8, u16: U16, u32: U32, u64: U64);
+
+/// A float as Python writes it: with an exponent, of two digits or more, from 1e16 on and below 1e-4.
+fn python_text(value: f64) -> String {
+    let scientific = format!("{value:e}");
+    let parts = scientific.split_once('e').and_then(|(digits, exponent)| Some((digits, exponent.parse().ok()?)));
+    match parts {
+        Some((digits, exponent @ (..-4 | 16..))) => format!("{digits}e{exponent:+03}"),
+        _ => format!("{value:?}"),
+    }
+}
 
 macro_rules! floats {
     ($($float:ty: $dtype:ident, $to_f64:expr, $from_f64:expr;)*) => { $(
@@ -253,6 +265,18 @@ macro_rules! floats {
             #[inline(always)]
             fn swap_bytes(self) -> Self {
                 Self::from_bits(self.to_bits().swap_bytes())
+            }
+
+            fn text(self) -> String {
+                let value = Number::to_f64(self);
+                if value.is_nan() {
+                    return "nan".into();
+                }
+                // The fewest digits that name this number of its type.
+                let digits = (0..17).map(|digits| format!("{value:.digits$e}"));
+                let numbers = digits.filter_map(|text| text.parse::<f64>().ok());
+                let shortest = { numbers }.find(|number| Number::to_f64(Self::from_f64(*number)) == value);
+                python_text(shortest.unwrap_or(value))
             }
         }
     )* };
@@ -292,6 +316,18 @@ mod tests {
             assert_eq!(with_dtype!(dtype, T => size_of::<T>()), dtype.size());
             assert_eq!(with_dtype!(dtype, T => T::from_f64(1.0).swap_bytes().swap_bytes().to_f64()), 1.0);
         }
+    }
+
+    #[test]
+    fn numbers_are_written_as_python_does() {
+        assert_eq!([0.1f32.text(), (-1f32).text(), (-1e-40f32).text()], ["0.1", "-1.0", "-1e-40"]);
+        assert_eq!(
+            [1e-5f64.text(), 1e-4f64.text(), 2e16f64.text(), 1e15f64.text()],
+            ["1e-05", "0.0001", "2e+16", "1000000000000000.0"]
+        );
+        assert_eq!([f16::from_f64(0.1).text(), bf16::from_f64(-3.14).text()], ["0.1", "-3.14"]);
+        assert_eq!([f64::NAN.text(), f64::NEG_INFINITY.text(), 255u8.text()], ["nan", "-inf", "255"]);
+        assert_eq!([Bool(1).text(), (0.1f64 + 0.2).text()], ["True", "0.30000000000000004"]);
     }
 
     #[test]

@@ -51,7 +51,8 @@ class Softmax:
 
     @property
     def logsumexp(self):
-        return np.where(self.peak == -np.inf, -np.inf, self.peak + self.log_sum)
+        # NaN is the largest of a row that has one.
+        return np.where(np.isinf(self.peak), self.peak, self.peak + self.log_sum)
 
     @property
     def log_probabilities(self):

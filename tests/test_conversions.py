@@ -25,7 +25,7 @@ CLASSES = "expected an integer dtype (class indices)"
 EITHER = f"{CLASSES}, or shape (4, 10) (probabilities)"
 ONE_HOT = " (one-hot targets are probabilities: give them a floating dtype)"
 FLOATS = "expected float16, bfloat16, float32 or float64"
-NAN = " (they hold NaN: missing values?)"
+NAN = " (NaN among them: missing values?)"
 WHOLE = " (whole numbers: targets.astype(int))"
 
 
@@ -198,7 +198,8 @@ TYPE_ERRORS = [
     *(
         (
             lambda dtype=dtype: evaluate(LOGITS, vector(dtype)),
-            "targets hold text ('cat'); expected class indices (np.unique(targets, return_inverse=True)[1])",
+            "targets hold text ('cat'); expected numbers "
+            "(of classes: np.unique(targets, return_inverse=True)[1])",
         )
         for dtype in (str, object)
     ),
@@ -378,7 +379,6 @@ def test_list_columns(library):
     module = pytest.importorskip(library)
     lists = [[1.0, 2.0], [3.0, 4.0]]
     logits = module.Series(lists) if library == "polars" else module.array(lists)
-    expected = softmax(lists).tolist()
     with pytest.raises(TypeError) as caught:
         softmax(logits)
     assert (

@@ -177,7 +177,7 @@ def test_weights_that_sum_to_nothing_or_to_something_odd(weights, loss):
         for part in parts:
             evaluator.update([[0.0, 0.0]] * len(part), [0] * len(part), sample_weight=part)
         assert evaluator.result().loss == pytest.approx(loss, rel=1e-12, nan_ok=True)
-        assert evaluator.result().rows == 2
+        assert evaluator.result().rows == sum(weight != 0 for weight in weights)
 
 
 def test_a_mean_beyond_float64_is_infinite():
@@ -319,8 +319,7 @@ def test_batches_of_other_widths_are_refused(axis, rows):
         with pytest.raises(ValueError) as error:  # noqa: PT011
             each.update(np.zeros(shape), np.zeros(rows, int))
         assert str(error.value) == (
-            f"logits have shape {shape}, 5 classes along axis {axis}; "
-            "expected 2 classes, as in the batches before"
+            f"logits have 5 classes along axis {axis}; expected 2, as in the batches before"
         )
         assert each.result() == before
     evaluator.update([[0.0, 0.0], [0.0, 0.0]], [0, 1])
@@ -569,13 +568,15 @@ def test_wrong_options_are_refused_at_once(options, exception, message):
             np.zeros((2, 3), np.int64),
             [0, 1],
             TypeError,
-            "logits have dtype int64; expected float16, bfloat16, float32 or float64",
+            "logits have dtype int64; expected float16, bfloat16, float32 or float64 "
+            "(logits.astype(np.float32))",
         ),
         (
             np.zeros((2, 3), np.float32),
             [0.0, 1.0],
             TypeError,
-            "targets have dtype float64; expected an integer dtype (class indices)",
+            "targets have dtype float64; expected an integer dtype (class indices) "
+            "(whole numbers: targets.astype(int))",
         ),
         (
             np.zeros((2, 3), np.float32),

@@ -352,7 +352,10 @@ def test_what_another_thread_writes_is_only_a_wrong_answer(call):
     try:
         end = time.monotonic() + 0.3
         while time.monotonic() < end:
-            found = call(array)
+            try:
+                found = call(array)
+            except ValueError:
+                continue  # negative probabilities, at the time
             assert type(found) is type(expected)
             assert np.shape(found[-1] if type(found) is tuple else found) == np.shape(
                 expected[-1] if type(expected) is tuple else expected
@@ -437,7 +440,8 @@ def test_rows_next_to_unreadable_pages(level, dtype, place, axis, random):
             xent_rs.row_statistics(logits, targets, axis=axis)
             if classes % 7 == 0 or classes < 20:
                 options = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 9.0, "axis": axis}
-                xent_rs.cross_entropy_with_grad(logits, logits, out=out, **options)
+                probabilities = getattr(indices, place)(np.abs(logits))
+                xent_rs.cross_entropy_with_grad(logits, probabilities, out=out, **options)
                 xent_rs.kl_divergence_with_grad(logits, logits, axis=axis, out=out)
                 xent_rs.binary_cross_entropy_with_grad(logits, logits, weight=logits, out=out)
                 soft = getattr(indices, place)(logits.copy())

@@ -686,7 +686,8 @@ def test_long_names_in_damaged_files_are_cut(tmp_path):
 def test_bfloat16_without_ml_dtypes_says_what_to_install(tmp_path, monkeypatch):
     save_safetensors(tmp_path / "a.safetensors", {"a": array((3,), "bfloat16"), "b": array((3,))})
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    with pytest.raises(ImportError, match=r"^bfloat16 needs ml_dtypes \(.*\): pip install ml_dtypes$"):
+    message = r"^bfloat16 needs ml_dtypes \(.*\): pip install \"xent_rs\[bfloat16\]\"$"
+    with pytest.raises(ImportError, match=message):
         io.open_array(f"{tmp_path / 'a.safetensors'}:a")
     assert io.open_array(f"{tmp_path / 'a.safetensors'}:b").shape == (3,)
 

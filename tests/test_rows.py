@@ -177,7 +177,7 @@ ROWS = {
     "a masked target": ([-INF, 3, -INF], 2, (3.0, 1, 1.0, 0.0, -INF, 2)),
     "a NaN": ([1, NAN, 2, NAN], 0, (NAN, 1, NAN, NAN, NAN, -1)),
     "a NaN at the target": ([1, NAN, 2], 1, (NAN, 1, NAN, NAN, NAN, -1)),
-    "+inf": ([0, 1, INF], 1, (NAN, 2, NAN, NAN, NAN, -1)),
+    "+inf": ([0, 1, INF], 1, (INF, 2, NAN, NAN, NAN, -1)),
     "only -inf": ([-INF, -INF, -INF], 1, (-INF, 0, NAN, NAN, NAN, -1)),
     "ignored": ([1, 2, 4], -100, (None, 2, None, None, 0.0, -1)),
     "ignored, not a number": ([1, NAN, 4], -100, (NAN, 1, NAN, NAN, 0.0, -1)),

@@ -214,19 +214,17 @@ class Evaluator:
         IndexError
             If a target is neither a class nor `ignore_index`. The evaluator is then as it was before.
         """
-        loss, weight, entropy, hits, rows, ignored = _xent_rs.evaluate(
+        loss, weight, entropy, hits, rows, ignored, classes = _xent_rs.evaluate(
             logits,
             targets,
             self._ks,
             _EVALUATE,
             {**self._options(), "sample_weight": sample_weight},
         )
-        shape = tuple(np.shape(logits))
-        classes = shape[self._axis]
         if self._sums.classes not in (None, classes):
             raise ValueError(
-                f"logits have shape {shape}, {classes} classes along axis {self._axis}; "
-                f"expected {self._sums.classes} classes, as in the batches before"
+                f"logits have {classes} classes along axis {self._axis}; "
+                f"expected {self._sums.classes}, as in the batches before"
             )
         self._sums += _Sums(
             _ExactSum.of(loss),

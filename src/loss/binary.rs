@@ -283,9 +283,13 @@ impl<O: Element> Elementwise<'_, O> {
             label_smoothing: *label_smoothing,
         };
         let mut room = Room::default();
+        let mut cleaned = false;
         for start in self.range.clone().step_by(BLOCK) {
             let length = BLOCK.min(self.range.end - start);
             let Weighted { targets: t, weights: w, positive, scales, .. } = &mut weighted;
+            if cleaned {
+                (*positive, *scales) = ([1.0; BLOCK], [scale; BLOCK]);
+            }
             targets.read(simd, start, &mut t[..length]);
             self.problem.look_at(start, &t[..length])?;
             if let Some(weight) = weight {
@@ -302,7 +306,8 @@ impl<O: Element> Elementwise<'_, O> {
                     }
                 }
             }
-            let logits = if ignore.is_some() || weight.is_some() || self.divisor == 0.0 {
+            cleaned = ignore.is_some() || self.divisor == 0.0 || weight.is_some() && w[..length].contains(&0.0);
+            let logits = if cleaned {
                 logits.read(simd, start, &mut block[..length]);
                 block[length..].fill(<O::Real>::MASKED);
                 // Nothing equals NaN. Of a mean that divides by 0 no gradient counts, and no loss is asked for.

@@ -20,6 +20,10 @@ pub(super) fn verb(name: &str) -> &'static str {
     if name.ends_with('s') { "are" } else { "is" }
 }
 
+pub(super) fn has(name: &str) -> &'static str {
+    if name.ends_with('s') { "have" } else { "has" }
+}
+
 fn hold(name: &str) -> &'static str {
     if name.ends_with('s') { "hold" } else { "holds" }
 }
@@ -161,8 +165,8 @@ pub(super) fn refuse_objects<'py>(
 }
 
 fn text_found(name: &str, element: &Bound<'_, PyAny>) -> PyResult<String> {
-    let way = if name == "targets" { "class indices (np.unique(targets, return_inverse=True)[1])" } else { "numbers" };
-    Ok(format!("{name} {} text ({}); expected {way}", hold(name), element.str()?.repr()?))
+    let way = if name == "targets" { " (of classes: np.unique(targets, return_inverse=True)[1])" } else { "" };
+    Ok(format!("{name} {} text ({}); expected numbers{way}", hold(name), element.str()?.repr()?))
 }
 
 fn first<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, PyAny>> {
@@ -195,19 +199,19 @@ pub(super) fn dtype_text(descriptor: &Bound<'_, PyArrayDescr>) -> String {
     if dlpack::is_bare_bfloat16(descriptor) { "bfloat16".into() } else { descriptor.to_string() }
 }
 
-/// What to do about targets that are floats where class indices are expected, or nothing.
-pub(super) fn float_targets_hint(targets: &Bound<'_, PyUntypedArray>) -> &'static str {
+/// What to do about floats where class indices are expected, or nothing.
+pub(super) fn float_classes_hint(targets: &Bound<'_, PyUntypedArray>, name: &str) -> String {
     let hint = || -> PyResult<_> {
         let numpy = numpy(targets.py())?;
         if numpy.call_method1("isnan", (targets,))?.call_method0("any")?.is_truthy()? {
-            return Ok(" (they hold NaN: missing values?)");
+            return Ok(" (NaN among them: missing values?)".into());
         }
         let rounded = numpy.call_method1("rint", (targets,))?;
         let finite = numpy.call_method1("isfinite", (targets,))?.call_method0("all")?.is_truthy()?;
         let whole =
             finite && !targets.is_empty() && numpy.call_method1("array_equal", (targets, rounded))?.is_truthy()?;
-        Ok(if whole { " (whole numbers: targets.astype(int))" } else { "" })
+        Ok(if whole { format!(" (whole numbers: {name}.astype(int))") } else { String::new() })
     };
     // Where NumPy cannot compute with them there is no hint, and the error that it belongs to is raised all the same.
-    if matches!(targets.dtype().kind(), b'f' | b'V') { hint().unwrap_or("") } else { "" }
+    if matches!(targets.dtype().kind(), b'f' | b'V') { hint().unwrap_or_default() } else { String::new() }
 }

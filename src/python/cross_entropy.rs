@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::{self, Logits, Output, RowResult, as_array, dtype_of, shape_text, view};
-use super::conversion::{dtype_text, float_targets_hint};
+use super::conversion::{dtype_text, float_classes_hint};
 use super::options::{Keywords, Options, Scalars};
 use super::targets::{self, target_array};
 use super::{detached, guard};
@@ -244,7 +244,7 @@ fn either_role<'py>(targets: &Bound<'py, PyUntypedArray>, logits: &Logits<'py>, 
     let (found, text) = (shape_text(shape), shape_text(expected));
     Err(if shape == logits.row_shape() {
         let expected = format!("expected an integer dtype (class indices), or shape {text} (probabilities)");
-        let (dtype, hint) = (dtype_text(&descriptor), float_targets_hint(targets));
+        let (dtype, hint) = (dtype_text(&descriptor), float_classes_hint(targets, "targets"));
         Error::Type(format!("targets have dtype {dtype} and shape {found}; {expected}{hint}")).into()
     } else {
         let column = shape.strip_suffix(&[1]).is_some_and(|rows| rows == logits.row_shape());

@@ -11,8 +11,8 @@ use crate::error::Error;
 use crate::loss::evaluation::tally;
 use crate::loss::targets::Targets;
 
-/// (loss sum, weight sum, entropy sum, hits for each k, rows, ignored rows).
-type Sums = (f64, f64, f64, Vec<u64>, usize, usize);
+/// (loss sum, weight sum, entropy sum, hits for each k, rows, ignored rows, classes).
+type Sums = (f64, f64, f64, Vec<u64>, usize, usize, usize);
 
 #[pyfunction]
 #[allow(clippy::needless_pass_by_value)] // Python's arguments come as values
@@ -33,7 +33,9 @@ pub(super) fn evaluate<'py>(
             let rows = labels.rows();
             let counted = problem.counted(rows);
             let tally = tally(&view, &problem, &top_k, check)?;
-            Ok((tally.loss, problem.weight_sum(rows), tally.entropy, tally.hits, counted, rows - counted))
+            let ignored = rows - counted;
+            let weight_sum = problem.weight_sum(rows);
+            Ok((tally.loss, weight_sum, tally.entropy, tally.hits, counted, ignored, view.classes()))
         })
     })
 }

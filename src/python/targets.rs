@@ -5,7 +5,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::arrays::{Logits, as_array, check_numbers, private_view, shape_text, view};
-use super::conversion::{dtype_text, float_targets_hint, numpy};
+use super::conversion::{dtype_text, float_classes_hint, has, numpy};
 use crate::error::Error;
 use crate::loss::{GradOutput, Reduction};
 use crate::simd::Environment;
@@ -43,7 +43,7 @@ pub(super) fn check_labels(
         let text = format!("targets have dtype bool; expected an integer dtype (class indices){hint}");
         return Err(Error::Type(text).into());
     }
-    check_integers("targets have", array)?;
+    check_integers("targets", array)?;
     let expected = logits.row_shape();
     if array.shape() != expected {
         let text = format!(
@@ -60,19 +60,19 @@ pub(super) fn check_labels(
 /// What is said of one-hot targets that are no floats.
 pub(super) const ONE_HOT: &str = " (one-hot targets are probabilities: give them a floating dtype)";
 
-fn check_integers(has: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+fn check_integers(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
     let descriptor = array.dtype();
     if matches!(descriptor.kind(), b'i' | b'u') {
         return Ok(());
     }
-    let (found, hint) = (dtype_text(&descriptor), float_targets_hint(array));
-    let text = format!("{has} dtype {found}; expected an integer dtype (class indices){hint}");
+    let (found, hint) = (dtype_text(&descriptor), float_classes_hint(array, name));
+    let text = format!("{name} {} dtype {found}; expected an integer dtype (class indices){hint}", has(name));
     Err(Error::Type(text).into())
 }
 
 /// Check that an index can name classes of `logits`: integers, the same number for each row.
 pub(super) fn check_index(array: &Bound<'_, PyUntypedArray>, logits: &Logits<'_>, axis: i128) -> PyResult<()> {
-    check_integers("index has", array)?;
+    check_integers("index", array)?;
     let rows = logits.row_shape();
     if array.ndim() != rows.len() + 1 || array.shape()[..rows.len()] != rows {
         let mut expected: Vec<_> = rows.iter().map(usize::to_string).collect();

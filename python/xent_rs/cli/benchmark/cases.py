@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.random  # before anything is measured: Ctrl-C during this import is lost
 from numpy.typing import NDArray
 
 from ... import _xent_rs
