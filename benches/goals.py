@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from xent_rs.cli.benchmark.cases import GRADIENT, LOSS
+
 Result = dict[str, Any]
 Suites = dict[str, list[Result]]
 Reader = Callable[[Suites], dict[str, float]]
 
-LOSS, GRADIENT = "loss", "loss + gradient"
 LONG = 32_000
 
 

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from xent_rs.cli.benchmark.tables import significant
+from xent_rs.cli._terminal import significant
 
 from . import goals, tables
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from xent_rs.cli._terminal import significant
 from xent_rs.cli.benchmark.tables import (
     Result,
     Table,
@@ -13,7 +14,6 @@ from xent_rs.cli.benchmark.tables import (
     grouped,
     peers,
     shape,
-    significant,
     time,
 )
 

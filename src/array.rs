@@ -312,7 +312,7 @@ impl<'a> Array<'a> {
         }
         let mut place = None;
         self.for_each_run(first, count, |run| {
-            if run.done == 0 && run.count == count && run.step == size_of::<T>() as isize {
+            if run.count == count && (count == 1 || run.step == size_of::<T>() as isize) {
                 place = Some(run.place.cast_const());
             }
         });
@@ -586,11 +586,6 @@ impl RowsMut<'_> {
         self.array.is_contiguous()
     }
 
-    /// Whether they are written over `other`.
-    pub fn begins_with(&self, other: &Array) -> bool {
-        self.array.begins_with(other)
-    }
-
     #[inline(always)]
     fn assert_has(&self, first: usize, count: usize) {
         let here = first >= self.rows.start && first + count <= self.rows.end;
@@ -636,7 +631,7 @@ impl RowsMut<'_> {
     /// If they are not of these rows.
     pub(crate) fn is_adjacent(&mut self, first: usize, count: usize) -> bool {
         let (mut runs, size) = (0, self.array.dtype.size() as isize);
-        self.for_each_run(first, count, |run| runs += if run.step == size { 1 } else { 2 });
+        self.for_each_run(first, count, |run| runs += if run.count == 1 || run.step == size { 1 } else { 2 });
         runs <= 1
     }
 

@@ -67,8 +67,7 @@ impl Dtype {
         self == Self::F64
     }
 
-    /// Whether every element is a number of `R`, the type of [`Dtype::F32`] or [`Dtype::F64`], or rounds to the same
-    /// one from f64.
+    /// Whether every element is a number of `real`, [`Dtype::F32`] or [`Dtype::F64`], or rounds to the same one from f64.
     pub fn fits_into(self, real: Self) -> bool {
         real == Self::F64 || !matches!(self, Self::I32 | Self::I64 | Self::U32 | Self::U64 | Self::F64)
     }
@@ -76,7 +75,7 @@ impl Dtype {
 
 /// Run `$body` with the type alias `$type` set to the Rust type that `$dtype` names.
 ///
-/// The lists of types are here and nowhere else: `with_integer` and `with_element` are the parts for integers and for
+/// The lists of types are in this file and nowhere else: `with_integer` and `with_element` are the parts for integers and for
 /// floating-point numbers, and panic for others.
 macro_rules! with_dtype {
     ($dtype:expr, $type:ident => $body:expr) => {
@@ -148,8 +147,13 @@ pub(crate) fn unexpected(found: Dtype, expected: &str) -> ! {
     panic!("{} numbers where {expected} were checked for", found.name())
 }
 
+mod sealed {
+    /// What only this file can be: `unsafe` code trusts that a type has the size of its [`Dtype`](super::Dtype).
+    pub trait Sealed {}
+}
+
 /// A number as it lies in memory.
-pub trait Number: Copy + Send + Sync + 'static {
+pub trait Number: sealed::Sealed + Copy + Send + Sync + 'static {
     /// The name of this type as a value.
     const DTYPE: Dtype;
 
@@ -174,6 +178,8 @@ pub trait Integer: Number + PartialEq + TryFrom<i128> + Into<i128> {
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Bool(u8);
+
+impl sealed::Sealed for Bool {}
 
 impl Number for Bool {
     const DTYPE: Dtype = Dtype::Bool;
@@ -200,6 +206,8 @@ impl Number for Bool {
 
 macro_rules! integers {
     ($($integer:ty: $dtype:ident),*) => { $(
+        impl sealed::Sealed for $integer {}
+
         impl Number for $integer {
             const DTYPE: Dtype = Dtype::$dtype;
 
@@ -249,6 +257,8 @@ fn python_text(value: f64) -> String {
 
 macro_rules! floats {
     ($($float:ty: $dtype:ident, $to_f64:expr, $from_f64:expr;)*) => { $(
+        impl sealed::Sealed for $float {}
+
         impl Number for $float {
             const DTYPE: Dtype = Dtype::$dtype;
 
@@ -325,7 +335,7 @@ mod tests {
             [1e-5f64.text(), 1e-4f64.text(), 2e16f64.text(), 1e15f64.text()],
             ["1e-05", "0.0001", "2e+16", "1000000000000000.0"]
         );
-        assert_eq!([f16::from_f64(0.1).text(), bf16::from_f64(-3.14).text()], ["0.1", "-3.14"]);
+        assert_eq!([f16::from_f64(0.1).text(), bf16::from_f64(-1.23).text()], ["0.1", "-1.23"]);
         assert_eq!([f64::NAN.text(), f64::NEG_INFINITY.text(), 255u8.text()], ["nan", "-inf", "255"]);
         assert_eq!([Bool(1).text(), (0.1f64 + 0.2).text()], ["True", "0.30000000000000004"]);
     }

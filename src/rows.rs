@@ -244,12 +244,6 @@ impl<'a> RowMut<'a> {
         self.row.is_contiguous()
     }
 
-    /// Whether this row begins where another does: results are the logits' rows themselves or apart from them.
-    #[inline(always)]
-    pub fn begins_with(&self, other: Row) -> bool {
-        self.row.base == other.base
-    }
-
     /// Where element `index` of a row of `O`s lies; in bounds for `index` up to the number of classes.
     #[inline(always)]
     pub(crate) fn pointer<O: Number>(&mut self, index: usize) -> *mut O {
@@ -492,6 +486,7 @@ impl<E: Element> Scratch<E> {
     pub(crate) fn fill<S: Simd>(&mut self, simd: S, row: Row, start: usize, length: usize, padded: usize) -> &mut [E] {
         let lanes = E::Real::LANES;
         assert!(start + length <= row.classes() && length <= padded && padded.is_multiple_of(lanes));
+        assert_eq!(row.dtype, E::DTYPE);
         let block = &mut self.block[..padded];
         if row.is_contiguous() {
             // A vector at a time, as it is read again: what was written in other pieces is not yet there to be read.

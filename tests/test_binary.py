@@ -331,3 +331,18 @@ def test_an_infinite_weight_ends_with_its_block():
                 np.full(size, -1, np.float32), np.ones(size), pos_weight=pos_weight, reduction=reduction
             )
             assert loss == np.inf, (size, reduction)
+
+
+@pytest.mark.parametrize("classes", [1, 17, 300])
+def test_an_infinite_weight_of_a_side_that_the_target_has_no_share_in(level, classes):
+    """It makes nothing of that side: infinity times 0 would be NaN."""
+    logits = np.full(classes, 0.5)
+    plain = xent_rs.binary_cross_entropy(logits, np.zeros(classes), reduction="none")
+    infinite = {"pos_weight": math.inf, "reduction": "none"}
+    np.testing.assert_array_equal(xent_rs.binary_cross_entropy(logits, np.zeros(classes), **infinite), plain)
+    losses, grad = xent_rs.binary_cross_entropy_with_grad(logits, np.zeros(classes), **infinite)
+    expected = xent_rs.binary_cross_entropy_with_grad(logits, np.zeros(classes), reduction="none")
+    np.testing.assert_array_equal([losses, grad], expected)
+    for target in (0, 1):
+        targets, weight = np.full(classes, target), {"weight": math.inf, "reduction": "none"}
+        assert (xent_rs.binary_cross_entropy(logits, targets, **weight) == math.inf).all()

@@ -4,6 +4,7 @@ import json
 import pkgutil
 import struct
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,19 +212,28 @@ def test_plot_into_a_missing_directory_is_one_line(tmp_path, capsys, monkeypatch
 # the parts
 
 
-def test_a_roof_of_several_reads():
+def test_a_roof_of_several_reads(monkeypatch):
     """Each roof counts as often as the entry says."""
-    roofs = {"read": lambda: time.sleep(0.01), "copy": lambda: time.sleep(0.03)}
+    now = [0.0]
+
+    def takes(seconds):
+        def call():
+            now[0] += seconds
+
+        return call
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda _: None))
+    roofs = {"read": takes(0.01), "copy": takes(0.03)}
 
     def entry(name, roof):
-        prepared = lambda: time.sleep(0.01), lambda answer: {}
+        prepared = takes(0.01), lambda answer: {}
         return measuring.Entry({"contender": name}, lambda: prepared, roof)
 
     entries = [entry("one", {"read": 1.0}), entry("two", {"copy": 1.0, "read": 1.0})]
     (one, two), skips = measuring.take(entries, roofs, 1, lambda: None)
     assert skips == []
-    assert 0.01 <= one["roof"] < 0.03
-    assert 0.04 <= two["roof"] < 0.09
+    assert one["roof"] == pytest.approx(0.01)
+    assert two["roof"] == pytest.approx(0.04)
     assert two["of_roof"] == two["roof"] / two["median"]
 
 
@@ -298,3 +308,13 @@ def test_timing_repeats_slow_calls_less(monkeypatch):
 )
 def test_times_for_people(seconds, text):
     assert tables.time(seconds) == text
+
+
+def test_the_roof_of_one_number_and_of_an_odd_number_of_halves():
+    one = np.array([1.5], np.float32)
+    assert isinstance(_xent_rs.memory_read(one), int)
+    out = np.zeros_like(one)
+    _xent_rs.memory_copy(one, out)
+    assert out == 0.75
+    with pytest.raises(ValueError, match="of 4 bytes or a multiple"):
+        _xent_rs.memory_read(np.zeros(3, np.float16))

@@ -974,8 +974,10 @@ LABELS = [np.dtype(name) for name in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", 
 
 
 def written(value, dtype):
-    """As Python writes it, with the digits that the dtype needs."""
-    return str(float(str(np.array(value, dtype)[()])))
+    """As Python writes it, with the fewest digits that name it among the numbers of its dtype."""
+    number = np.array(value, dtype)[()]
+    texts = (f"{float(number):.{digits}e}" for digits in range(17))
+    return str(float(next((text for text in texts if np.array(float(text), dtype)[()] == number), number)))
 
 
 @pytest.mark.parametrize("classes", [3, 100, 300, 1000])
@@ -1122,3 +1124,32 @@ def test_memory_beside_the_inputs_is_no_overlap():
     rows = np.zeros((4, 2, 10), np.float32)
     assert softmax(rows[:, 0], out=rows[:, 1]).all()
     assert not rows[:, 0].any()
+
+
+@pytest.mark.parametrize(("axis", "sign"), [(-(2**200), "-"), (2**200, "")])
+def test_an_integer_beyond_128_bits_keeps_its_sign(axis, sign):
+    with pytest.raises(ValueError, match=rf"^axis is {sign}1701411834\d+; expected"):
+        cross_entropy(LOGITS, TARGETS, axis=axis)
+
+
+@pytest.mark.parametrize("softcap", [-1e-7, -0.0001, -1e16, -12.5])
+def test_numbers_in_errors_are_written_as_python_does(softcap):
+    with pytest.raises(ValueError, match=f"^softcap is {softcap!r}; ".replace("+", r"\+")):
+        cross_entropy(LOGITS, TARGETS, softcap=softcap)
+
+
+def test_no_rows_of_probabilities_that_are_no_array():
+    """Only an empty list has no dtype of its own."""
+
+    class Frame:
+        def __array__(self, dtype=None, copy=None):
+            return np.zeros((0, 5))
+
+    assert cross_entropy(np.zeros((0, 5)), Frame(), reduction="sum") == 0
+    assert cross_entropy(np.zeros((0, 5)), [], reduction="sum") == 0
+
+
+@pytest.mark.parametrize("field", [">u2", "f2", "i2"])
+def test_two_bytes_in_a_field_called_bfloat16_are_not_always_that(field):
+    with pytest.raises(TypeError, match="expected float16, bfloat16, float32 or float64"):
+        softmax(np.zeros((2, 3), [("bfloat16", field)]))

@@ -2,11 +2,13 @@
 
 import copy
 import doctest
+import inspect
 import itertools
 import math
 import pickle
 import re
 import sys
+import typing
 from dataclasses import FrozenInstanceError, asdict, astuple
 from fractions import Fraction
 from xml.etree import ElementTree
@@ -653,3 +655,31 @@ def test_masked_classes_before_a_masked_target_rank_above_it(dtype):
     logits[0, 0] = 0
     top_k = {1: 0.0, 257: 0.0, 514: 0.0, 1023: 0.0, 1024: 1.0}
     assert xent_rs.evaluate(logits, [1023], top_k=tuple(top_k)).top_k == top_k
+
+
+def test_weights_that_are_no_arrays_are_converted_once():
+    converted = []
+
+    class Weights:
+        def __init__(self, *values):
+            self.values = values
+
+        def __array__(self, dtype=None, copy=None):
+            converted.append(self.values)
+            return np.array(self.values)
+
+    weights = {"weight": Weights(1.0, 2.0, 3.0), "sample_weight": Weights(1.0, 0.5)}
+    evaluate(np.zeros((2, 3), np.float32), [0, 1], **weights)
+    assert sorted(converted) == [(1.0, 0.5), (1.0, 2.0, 3.0)]
+
+
+def test_an_evaluator_of_ones_own():
+    class Mine(Evaluator):
+        def __init__(self, name, **options):
+            super().__init__(**options)
+            self.name = name
+
+    assert list(inspect.signature(Mine).parameters) == ["name", "options"]
+    assert "top_k" in inspect.signature(Evaluator).parameters
+    assert "self" not in inspect.signature(Evaluator).parameters
+    assert "options" not in typing.get_type_hints(Evaluator.__init__)

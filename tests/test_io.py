@@ -683,6 +683,26 @@ def test_long_names_in_damaged_files_are_cut(tmp_path):
         assert len(str(error.value)) < 1000
 
 
+@pytest.mark.parametrize("dtype", ["float32", "f4", np.float32, np.dtype(">f4")])
+def test_a_dtype_however_it_is_named(tmp_path, dtype):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32))
+    assert io.open_array(tmp_path / "a.npy", dtype=dtype).dtype == np.float32
+    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="holds float64; expected dtype float32"):
+        io.open_array(tmp_path / "a.npy", dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("axis", True), ("axis", np.False_), ("axis", 1.0), ("max_bytes", 1e9)]
+)
+def test_blocks_by_integers(tmp_path, name, value):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32))
+    np.save(tmp_path / "b.npy", np.zeros(2, np.int64))
+    stored = io.open_array(tmp_path / "a.npy"), io.open_array(tmp_path / "b.npy")
+    with pytest.raises(TypeError, match=re.escape(f"{name} is {value!r}; expected an integer")):
+        next(io.row_blocks(*stored, **{name: value}))
+
+
 def test_bfloat16_without_ml_dtypes_says_what_to_install(tmp_path, monkeypatch):
     save_safetensors(tmp_path / "a.safetensors", {"a": array((3,), "bfloat16"), "b": array((3,))})
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)

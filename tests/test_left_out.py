@@ -58,8 +58,8 @@ def everything(name, *call, hessian=True, **options):
         found.append(getattr(xent_rs, name)(*call, reduction=reduction, **options))
         found += getattr(xent_rs, f"{name}_with_grad")(*call, reduction=reduction, **options)
         if hessian:
-            options = {key: value for key, value in options.items() if key not in ("z_loss", "softcap")}
-            found += getattr(xent_rs, f"{name}_with_grad_hess")(*call, reduction=reduction, **options)
+            kept = {key: value for key, value in options.items() if key not in ("z_loss", "softcap")}
+            found += getattr(xent_rs, f"{name}_with_grad_hess")(*call, reduction=reduction, **kept)
     return found
 
 

@@ -586,10 +586,10 @@ cycle.itself, cycle.result = cycle, xent_rs.softmax(logits)
 sys.modules["kept for ever"] = alive = xent_rs.softmax(logits)
 xent_rs.softmax(logits)
 until(watched)
-print(time.time())
+print(time.monotonic())
 """
     began = float(python(LOOK + source).stdout)
-    assert time.time() - began < 3
+    assert time.monotonic() - began < 4.5  # the thread that watches goes after 5
 
 
 def test_addresses_are_those_of_huge_pages():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -161,8 +161,8 @@ class Evaluator:
     """
 
     def __init__(self, **options: Unpack[EvaluatorOptions]) -> None:
-        _EVALUATOR.check(options)
-        given = {**_EVALUATOR.defaults, **options}
+        given = {**_EVALUATOR.defaults, **_converted(options)}
+        _EVALUATOR.check({name: given[name] for name in options})
         top_k, weight, softcap = given["top_k"], given["weight"], given["softcap"]
         if not isinstance(top_k, Iterable):
             raise TypeError(f"top_k is {top_k!r}; expected several positive integers")
@@ -170,15 +170,12 @@ class Evaluator:
         if self._top_k and self._top_k[0] < 1:
             raise ValueError(f"top_k contains {self._top_k[0]}; expected positive integers")
         # The weights are checked where they are used: by a batch without rows.
-        class_weight = None if weight is None else _xent_rs.as_array(weight, "weight")
-        shape = (1,) if class_weight is None else class_weight.shape
+        shape = (1,) if weight is None else weight.shape
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"weight has shape {shape}; expected (C,), one number a class")
         nothing = np.zeros((0, shape[0]), np.float32), np.zeros(0, np.int64)
-        _xent_rs.evaluate(*nothing, (), _EVALUATOR, {"weight": class_weight})
-        self._weight = (
-            None if class_weight is None else in_default_environment(np.array)(class_weight, np.float64)
-        )
+        _xent_rs.evaluate(*nothing, (), _EVALUATOR, {"weight": weight})
+        self._weight = None if weight is None else in_default_environment(np.array)(weight, np.float64)
         self._ignore_index = operator.index(given["ignore_index"])
         self._label_smoothing = float(given["label_smoothing"])
         self._z_loss = float(given["z_loss"])
@@ -369,12 +366,22 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     >>> round(result.bits, 6), round(result.perplexity, 6), result.accuracy, result.top_k
     (1.5, 2.828427, 0.5, {1: 0.5, 2: 1.0})
     """
-    _EVALUATE.check(options)
-    given: dict[str, Any] = {**options}
+    given = _converted(options)
+    _EVALUATE.check(given)
     sample_weight = given.pop("sample_weight", None)
     evaluator = Evaluator(**given)
     evaluator.update(logits, targets, sample_weight=sample_weight)
     return evaluator.result()
+
+
+def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the weights as arrays: a list is converted once, however often they are read."""
+    arrays = {
+        name: _xent_rs.as_array(options[name], name)
+        for name in ("weight", "sample_weight")
+        if options.get(name) is not None
+    }
+    return {**options, **arrays}
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ Denominator: TypeAlias = Annotated[
     None,
     """float, optional
     Replaces the divisor of the mean: a count of tokens under gradient accumulation, say, or the number
-    of rows for a mean of sums over labels. At least 0, where the mean is NaN and its gradient 0.
+    of rows for a mean of sums over labels. At least 0; with 0 the mean is NaN and its gradient 0.
     """,
 ]
 GradOutput: TypeAlias = Annotated[
@@ -438,13 +438,15 @@ class Options(Keywords):
 
     def describe(self, function: Function) -> Function:
         """Write the options into the signature and the documentation of what takes ``**options``."""
-        signature = inspect.signature(function)
+        # Of a class that is its initializer, of which `inspect` takes the signature without `self`.
+        taking: Any = vars(function)["__init__"] if isinstance(function, type) else function
+        signature = inspect.signature(taking)
         own = [
             argument for argument in signature.parameters.values() if argument.kind != argument.VAR_KEYWORD
         ]
-        function.__signature__ = signature.replace(parameters=own + self.parameters)  # type: ignore[attr-defined]
+        taking.__signature__ = signature.replace(parameters=own + self.parameters)
         # What it names is for type checkers, and not there for `typing.get_type_hints`.
-        function.__annotations__.pop("options", None)
+        taking.__annotations__.pop("options", None)
         if function.__doc__:  # there is none with python -OO
             text = inspect.cleandoc(function.__doc__)
             marker = re.compile(r"^\*\*options\n(?:    .*\n)*", re.MULTILINE)

@@ -37,10 +37,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, overload
+from typing import IO, Any, Literal, SupportsIndex, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ._formats import Choose, Layout, dtype_named, excerpt, npy, npz, safetensors
 
@@ -190,7 +190,7 @@ class StoredArray:
         return place
 
 
-def open_array(file: str | bytes | os.PathLike[Any], *, dtype: str | None = None) -> StoredArray:
+def open_array(file: str | bytes | os.PathLike[Any], *, dtype: DTypeLike | None = None) -> StoredArray:
     """Open an array in a ``.npy``, ``.npz`` or ``.safetensors`` file.
 
     Parameters
@@ -198,9 +198,9 @@ def open_array(file: str | bytes | os.PathLike[Any], *, dtype: str | None = None
     file : str, bytes or path
         The file, for the last two formats with the name of the array behind a colon: ``model.npz:logits``.
         The name may be left out if there is but one array.
-    dtype : str, optional
-        The name of the dtype that the file should hold. Needed for bfloat16 in ``.npy`` and ``.npz``, which
-        NumPy stores as two raw bytes (``V2``); ``uint16`` is taken for it as well.
+    dtype : str or dtype, optional
+        The dtype that the file should hold, in any byte order. Needed for bfloat16 in ``.npy`` and
+        ``.npz``, which NumPy stores as two raw bytes (``V2``); ``uint16`` is taken for it as well.
 
     Returns
     -------
@@ -319,10 +319,8 @@ def row_blocks(
     ValueError
         If the shapes do not match, or `axis` is out of range.
     """
-    try:
-        axis = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"axis is {axis!r}; expected an integer") from None
+    axis = _integer("axis", axis)
+    max_bytes = _integer("max_bytes", max_bytes)
     shape = logits.shape
     if not shape:
         raise ValueError("logits have shape (); expected at least one axis, the classes")
@@ -420,16 +418,26 @@ def _choose(path: Path, key: str | None, keys: list[str]) -> str:
     return key
 
 
+def _integer(name: str, value: SupportsIndex) -> int:
+    """Return an integer that is no truth value."""
+    try:
+        if not isinstance(value, (bool, np.bool_)):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} is {value!r}; expected an integer")
+
+
 def _stamp(file: IO[bytes]) -> tuple[int, int, int]:
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _named(stored: np.dtype[Any], expected: str | None) -> np.dtype[Any]:
+def _named(stored: np.dtype[Any], expected: DTypeLike | None) -> np.dtype[Any]:
     """Return the dtype to read: that of the file, or bfloat16 for the raw bytes as which NumPy stores it."""
     if expected == "bfloat16" and stored.str in ("|V2", "<u2"):
         return dtype_named("bfloat16")
-    if expected is not None and stored.name != expected:
+    if expected is not None and stored.name != (expected := dtype_named(expected).name):
         raise ValueError(f"holds {stored.name}; expected dtype {expected}")
     if stored.type is np.void:
         raise ValueError(

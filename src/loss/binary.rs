@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::{BadTarget, Check, Chunks, Found, GradOutput, Reduction, mean, store_policy};
+use super::{BadTarget, Check, Chunks, Derivatives, Found, GradOutput, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut, RowsMut};
 use crate::dtype::{Dtype, with_element};
 use crate::element::Element;
@@ -33,20 +33,6 @@ pub struct Binary<'a> {
     pub label_smoothing: f64,
 }
 
-/// Where the derivatives go: outputs of the logits' shape, each the logits themselves or apart from them and from each
-/// other.
-#[derive(Debug)]
-pub struct Derivatives<'a> {
-    /// The gradient.
-    pub gradient: ArrayMut<'a>,
-    /// The diagonal of the Hessian, which has nothing else, if it is wanted.
-    pub hessian: Option<ArrayMut<'a>>,
-    /// By what they are multiplied.
-    pub grad_output: GradOutput<'a>,
-    /// Whether one of them is the caller's own memory.
-    pub given: bool,
-}
-
 impl Binary<'_> {
     /// How many elements there are.
     fn count(&self) -> usize {
@@ -70,7 +56,7 @@ impl Binary<'_> {
             && *label_smoothing == 0.0
     }
 
-    /// The target of elements that do not count.
+    /// The target of elements that do not count; beyond 2^53 that and its neighbours.
     fn ignored(&self) -> Option<f64> {
         self.ignore_index.map(|index| index as f64)
     }
@@ -151,16 +137,9 @@ fn drive<O: Element>(
     let looks = given && problem.targets.dtype().is_integer();
     let counted = if counts || looks { problem.counted(check)? } else { problem.count() as f64 };
     let divisor = reduction.divisor(denominator, || counted);
-    let (gradient, hessian, grad_output) = match derivatives {
-        Some(Derivatives { gradient, hessian, grad_output, .. }) => {
-            for out in [Some(&*gradient), hessian.as_ref()].into_iter().flatten() {
-                assert_eq!((out.rows(), out.classes(), out.dtype()), (problem.count(), 1, O::DTYPE));
-            }
-            grad_output.assert_fits(problem.count());
-            (Some(gradient), hessian.as_mut(), Some(&*grad_output))
-        }
-        None => (None, None, None),
-    };
+    let count = problem.count();
+    let (gradient, hessian, grad_output) =
+        derivatives.map_or((None, None, None), |derivatives| derivatives.open([count, 1], count, O::DTYPE));
     let store = [gradient.as_deref(), hessian.as_deref()]
         .map(|out| out.map_or(StorePolicy::Cached, |out| store_policy(&problem.logits, out)));
     let chunks = Chunks::of_elements(problem.count());

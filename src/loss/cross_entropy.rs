@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use fearless_simd::Simd;
 
 use super::targets::Problem;
-use super::{Check, Chunks, Found, GradOutput, Reduction, mean, store_policy};
+use super::{Check, Chunks, Derivatives, Found, GradOutput, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut, RowsMut};
 use crate::dtype::{with_element, with_elements};
 use crate::element::Element;
@@ -17,20 +17,6 @@ use crate::row::tile::{self, Output, Tile, Transposed, WeightRoom, batches};
 use crate::row::{find_point, gradient, product, weigh_infinities};
 use crate::rows::StorePolicy;
 use crate::simd::{self, Kernel};
-
-/// Where the derivatives go: arrays of the logits' shape and of one dtype, each the logits themselves or apart from them and
-/// from each other.
-#[derive(Debug)]
-pub struct Derivatives<'a> {
-    /// The gradient.
-    pub gradient: ArrayMut<'a>,
-    /// The diagonal of the Hessian, if it is wanted.
-    pub hessian: Option<ArrayMut<'a>>,
-    /// By what they are multiplied.
-    pub grad_output: GradOutput<'a>,
-    /// Whether one of them is the caller's own memory.
-    pub given: bool,
-}
 
 /// The reduced loss (the sum, if there is no reduction), with each row's loss and the derivatives written where asked.
 ///
@@ -75,19 +61,11 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
     problem.assert_fits(rows, classes);
     let divisor = reduction.divisor(denominator, || problem.weight_sum(rows));
     let chunks = Chunks::of_rows(logits);
-    let (gradient, hessian, grad_output) = match derivatives {
-        Some(Derivatives { gradient, hessian, grad_output, given }) => {
-            for out in [Some(&*gradient), hessian.as_ref()].into_iter().flatten() {
-                assert_eq!((rows, classes, O::DTYPE), (out.rows(), out.classes(), out.dtype()));
-            }
-            grad_output.assert_fits(rows);
-            if *given {
-                problem.look_at_all(&chunks, classes, check)?;
-            }
-            (Some(gradient), hessian.as_mut(), Some(&*grad_output))
-        }
-        None => (None, None, None),
-    };
+    if derivatives.as_ref().is_some_and(|derivatives| derivatives.given) {
+        problem.look_at_all(&chunks, classes, check)?;
+    }
+    let (gradient, hessian, grad_output) =
+        derivatives.map_or((None, None, None), |derivatives| derivatives.open([rows, classes], rows, O::DTYPE));
     let outputs = usize::from(gradient.is_some()) + usize::from(hessian.is_some());
     let traffic = size_of::<E>() + outputs * 2 * size_of::<O>();
     let store = [gradient.as_deref(), hessian.as_deref()]

@@ -12,6 +12,7 @@ pub mod targets;
 use fearless_simd::Simd;
 
 use crate::array::{Array, ArrayMut};
+use crate::dtype::Dtype;
 use crate::error::Error;
 use crate::math::{Real, precise_sum};
 use crate::row::tile::most_classes;
@@ -171,6 +172,42 @@ impl Chunks {
     }
 }
 
+/// Where the derivatives go: arrays of the logits' shape and of one dtype, each the logits themselves or apart from them and
+/// from each other.
+#[derive(Debug)]
+pub struct Derivatives<'a> {
+    /// The gradient.
+    pub gradient: ArrayMut<'a>,
+    /// The diagonal of the Hessian (of a binary loss there is nothing else), if it is wanted.
+    pub hessian: Option<ArrayMut<'a>>,
+    /// By what they are multiplied.
+    pub grad_output: GradOutput<'a>,
+    /// Whether one of them is the caller's own memory.
+    pub given: bool,
+}
+
+impl<'a> Derivatives<'a> {
+    /// The gradient, the Hessian and what multiplies them.
+    ///
+    /// # Panics
+    /// If they do not have the shape of rows and classes and the dtype that is given, or `grad_output` is not for so many
+    /// losses.
+    #[allow(clippy::type_complexity)] // three things, named where they are taken
+    fn open<'b>(
+        &'b mut self,
+        shape: [usize; 2],
+        losses: usize,
+        dtype: Dtype,
+    ) -> (Option<&'b mut ArrayMut<'a>>, Option<&'b mut ArrayMut<'a>>, Option<&'b GradOutput<'a>>) {
+        let Self { gradient, hessian, grad_output, .. } = self;
+        for out in [Some(&*gradient), hessian.as_ref()].into_iter().flatten() {
+            assert_eq!((shape, dtype), ([out.rows(), out.classes()], out.dtype()));
+        }
+        grad_output.assert_fits(losses);
+        (Some(gradient), hessian.as_mut(), Some(grad_output))
+    }
+}
+
 /// How to store results of `out`'s size made from `logits`: past the cache if they are large and do not overwrite them.
 fn store_policy(logits: &Array, out: &ArrayMut) -> StorePolicy {
     if out.begins_with(logits) || out.bytes() < STREAMING_BYTES {
@@ -184,7 +221,6 @@ fn store_policy(logits: &Array, out: &ArrayMut) -> StorePolicy {
 mod tests {
     use super::*;
     use crate::array::Layout;
-    use crate::dtype::Dtype;
 
     /// How rows are cut that lie lane by lane on their last axis.
     fn cut(dtype: Dtype, outer: usize, run: usize, classes: usize) -> Vec<std::ops::Range<usize>> {

@@ -83,13 +83,18 @@ fn environment_placement() -> Result<bool> {
     }
 }
 
-/// Whether our own variables, if set, mean something.
+/// Follow our own variables, if they mean something. Whoever calls this first, while no other thread can fork the process,
+/// leaves nothing half made to a child.
 ///
 /// # Errors
 /// [`Error::Value`] if one does not.
-pub fn check_environment() -> Result<()> {
+pub fn follow_environment() -> Result<()> {
     environment_threads("XENT_RS_NUM_THREADS")?;
-    environment_placement().map(|_| ())
+    environment_placement()?;
+    num_threads();
+    placement();
+    process_pool();
+    Ok(())
 }
 
 /// Use `threads` threads from now on.

@@ -11,4 +11,9 @@ impl Place {
     pub(super) fn was_here(&self) {}
 }
 
-pub(super) fn spread<'a>(_workers: impl Iterator<Item = &'a Place>) {}
+/// Workers that are bound to a CPU: none.
+pub(super) struct Bound;
+
+pub(super) fn spread<'a>(_workers: impl Iterator<Item = &'a Place>) -> Bound {
+    Bound
+}

@@ -90,7 +90,10 @@ pub(super) fn spread<'a>(workers: impl Iterator<Item = &'a Place>) -> Bound {
         let mut cpu = no_cpus();
         insert(free, &mut cpu);
         if !set_affinity(thread, &cpu) {
-            REFUSED.store(true, Ordering::Relaxed);
+            // Unless the thread has just ended, no other attempt would succeed.
+            if std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH) {
+                REFUSED.store(true, Ordering::Relaxed);
+            }
             break;
         }
         insert(free, &mut taken);

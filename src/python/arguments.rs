@@ -4,14 +4,10 @@ use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::types::{PyBool, PyInt};
 use pyo3::{intern, prelude::*};
 
+use crate::dtype::Number;
 use crate::error::Error;
 use crate::loss::Reduction;
 use crate::simd::Environment;
-
-/// A number, as Python writes it.
-fn number_text(value: f64) -> String {
-    if value.is_nan() { "nan".into() } else { format!("{value:?}") }
-}
 
 /// A number for which `is_fine` holds.
 pub(super) fn number(
@@ -22,7 +18,7 @@ pub(super) fn number(
 ) -> PyResult<f64> {
     match object.extract::<f64>() {
         Ok(value) if Environment::DEFAULT.run(|| is_fine(value)) => Ok(value),
-        Ok(value) => Err(Error::Value(format!("{name} is {}; {expected}", number_text(value))).into()),
+        Ok(value) => Err(Error::Value(format!("{name} is {}; {expected}", value.text())).into()),
         Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
             Err(Error::Value(format!("{name} is too large; {expected}")).into())
         }
@@ -62,13 +58,18 @@ fn is_bool(object: &Bound<'_, PyAny>) -> PyResult<bool> {
         || dtype.map_or(Ok(false), |dtype| Ok::<_, PyErr>(dtype.str()?.to_cow()?.ends_with("bool")))?)
 }
 
-/// An integer argument; if it is beyond 128 bits, the largest of those.
+/// An integer argument; if it is beyond 128 bits, the largest of those, or the smallest.
 pub(super) fn integer(name: &str, object: &Bound<'_, PyAny>) -> PyResult<i128> {
     let py = object.py();
     if is_bool(object)? {
         return Err(Error::Type(format!("{name} is {}; expected an integer", object.repr()?)).into());
     }
-    let wide = |error: PyErr| if error.is_instance_of::<PyOverflowError>(py) { Ok(i128::MAX) } else { Err(error) };
+    let wide = |error: PyErr| {
+        if !error.is_instance_of::<PyOverflowError>(py) {
+            return Err(error);
+        }
+        Ok(if object.lt(0)? { i128::MIN } else { i128::MAX })
+    };
     match object.extract::<i64>() {
         Ok(value) => Ok(i128::from(value)),
         Err(error) if error.is_instance_of::<PyOverflowError>(py) => object.extract::<i128>().or_else(wide),

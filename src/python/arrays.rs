@@ -11,7 +11,7 @@ use pyo3::exceptions::PyImportError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::conversion::{converted, numpy, refuse_objects, verb};
+use super::conversion::{converted, dtype_text, has, numpy, refuse_objects, verb};
 use super::dlpack::is_bare_bfloat16;
 use super::memory;
 use crate::array::{Array, ArrayMut, Layout};
@@ -120,7 +120,7 @@ pub(super) fn check_numbers(array: &Bound<'_, PyUntypedArray>, name: &str) -> Py
     if dtype_of(&descriptor).is_some() {
         return Ok(());
     }
-    Err(Error::Type(format!("{name} has dtype {descriptor}; expected real numbers")).into())
+    Err(Error::Type(format!("{name} has dtype {}; expected real numbers", dtype_text(&descriptor))).into())
 }
 
 pub(super) fn is_swapped(descriptor: &Bound<'_, PyArrayDescr>) -> bool {
@@ -164,7 +164,7 @@ fn logits_type(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Dtype>
     let descriptor = array.dtype();
     dtype_of(&descriptor).filter(|dtype| dtype.is_floating()).ok_or_else(|| {
         let names = "float16, bfloat16, float32 or float64";
-        let mut text = format!("{name} have dtype {descriptor}; expected {names}");
+        let mut text = format!("{name} have dtype {}; expected {names}", dtype_text(&descriptor));
         if descriptor.kind() == b'V' && descriptor.itemsize() == 2 {
             text.push_str(" (if these are bfloat16, view them as ml_dtypes.bfloat16)");
         } else if matches!(descriptor.kind(), b'i' | b'u') {
@@ -213,8 +213,7 @@ impl<'py> Logits<'py> {
 
     pub(super) fn shape_error(&self, array: &Bound<'py, PyUntypedArray>, name: &str) -> Error {
         let (found, expected) = (shape_text(array.shape()), shape_text(self.array.shape()));
-        let verb = if name.ends_with('s') { "have" } else { "has" };
-        Error::Value(format!("{name} {verb} shape {found}; expected {expected}, the shape of logits"))
+        Error::Value(format!("{name} {} shape {found}; expected {expected}, the shape of logits", has(name)))
     }
 
     /// The number of classes.
@@ -353,7 +352,8 @@ impl<'py> Logits<'py> {
         if is_swapped(&descriptor) || !dtype_of(&descriptor).is_some_and(suits) {
             let expected = if self.dtype.is_double() { "float64" } else { "float32, float16 or bfloat16" };
             return Err(value_error(format!(
-                "{name} has dtype {descriptor}; expected {expected} for {} logits",
+                "{name} has dtype {}; expected {expected} for {} logits",
+                dtype_text(&descriptor),
                 self.dtype.name()
             )));
         }
@@ -491,13 +491,12 @@ pub(super) fn finish<'py>(py: Python<'py>, loss: f64, losses: Option<RowResult<'
 
 /// Check that an array is one whose bandwidth can be measured: floats side by side, aligned and writeable, of 4 bytes or a
 /// multiple.
-pub(super) fn check_flat(object: &Bound<'_, PyAny>) -> PyResult<()> {
-    let array: &Bound<'_, PyUntypedArray> = object.cast()?;
+pub(super) fn check_flat(array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
     let bytes = array.len() * array.dtype().itemsize();
-    let aligned = (base(array) as usize).is_multiple_of(4);
+    let aligned = (base(array) as usize | bytes).is_multiple_of(4);
     let floats = dtype_of(&array.dtype()).is_some_and(Dtype::is_floating);
     if !array.is_c_contiguous() || !is_writeable(array) || bytes == 0 || !aligned || !floats {
-        let text = "expected a contiguous, aligned, writeable array of floats that is not empty";
+        let text = "expected a contiguous, aligned, writeable array of floats, of 4 bytes or a multiple";
         return Err(Error::Value(text.into()).into());
     }
     Ok(())

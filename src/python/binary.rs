@@ -10,8 +10,8 @@ use super::options::{Keywords, Options, Scalars};
 use super::targets;
 use super::{detached, guard};
 use crate::error::Error;
-use crate::loss::Reduction;
-use crate::loss::binary::{Binary, Derivatives, binary_cross_entropy as driver};
+use crate::loss::binary::{Binary, binary_cross_entropy as driver};
+use crate::loss::{Derivatives, Reduction};
 
 #[pyfunction]
 pub(super) fn binary_cross_entropy<'py>(

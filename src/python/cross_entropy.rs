@@ -12,10 +12,10 @@ use super::{detached, guard};
 use crate::array::Array;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::loss::cross_entropy::{Derivatives, cross_entropy as driver};
+use crate::loss::cross_entropy::cross_entropy as driver;
 use crate::loss::labels::Labels;
 use crate::loss::targets::{Problem, Targets};
-use crate::loss::{Check, Reduction};
+use crate::loss::{Check, Derivatives, Reduction};
 
 #[pyfunction]
 pub(super) fn cross_entropy<'py>(
@@ -235,7 +235,7 @@ fn either_role<'py>(targets: &Bound<'py, PyUntypedArray>, logits: &Logits<'py>, 
         let expected = "expected an integer dtype (class indices) or a floating dtype (probabilities)";
         let one_hot = descriptor.kind() == b'b' && targets.shape() == logits.array.shape();
         let hint = if one_hot { targets::ONE_HOT } else { "" };
-        return Err(Error::Type(format!("targets have dtype {descriptor}; {expected}{hint}")).into());
+        return Err(Error::Type(format!("targets have dtype {}; {expected}{hint}", dtype_text(&descriptor))).into());
     }
     let (shape, expected) = (targets.shape(), logits.array.shape());
     if shape == expected {

@@ -242,4 +242,5 @@ pub(super) fn is_bare_bfloat16(descriptor: &Bound<'_, PyArrayDescr>) -> bool {
     descriptor.kind() == b'V'
         && descriptor.itemsize() == 2
         && descriptor.names().is_some_and(|names| names == [BFLOAT16])
+        && descriptor.get_field(BFLOAT16).is_ok_and(|(field, _)| field.kind() == b'u' && field.byteorder() == b'=')
 }

@@ -68,7 +68,8 @@ fn follow_environment() -> Result<()> {
         if let Some(name) = std::env::var_os("XENT_RS_SIMD").filter(|name| !name.is_empty()) {
             simd::set_level(&name.to_string_lossy()).map_err(|error| Error::Value(format!("XENT_RS_SIMD: {error}")))?;
         }
-        parallel::check_environment()?;
+        simd::level();
+        parallel::follow_environment()?;
         memory::keeps().map(|_| ())
     };
     FOLLOWED.get_or_init(follow).clone()

@@ -89,8 +89,8 @@ pub(super) fn release_memory(py: Python<'_>) -> PyResult<usize> {
 #[pyfunction]
 pub(super) fn memory_read(py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<u32> {
     guard(|| {
-        check_flat(array)?;
         let (array, mut shape) = (private_view(array.cast()?)?, [0]);
+        check_flat(&array)?;
         // SAFETY: `check_flat` found the values side by side; the array is borrowed as long as they are read.
         let values = unsafe { Array::new(&flat_layout(&array, &mut shape), None) };
         detached(py, |check| bandwidth::read(&values, check))
@@ -101,9 +101,9 @@ pub(super) fn memory_read(py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<
 #[pyfunction]
 pub(super) fn memory_copy(py: Python<'_>, array: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
     guard(|| {
-        check_flat(array)?;
-        check_flat(out)?;
         let (array, out) = (private_view(array.cast()?)?, private_view(out.cast()?)?);
+        check_flat(&array)?;
+        check_flat(&out)?;
         if overlap(&array, &out)? {
             return Err(Error::Value("out overlaps array; expected memory apart from it".into()).into());
         }

@@ -3,6 +3,7 @@
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
 
 use super::arrays::{Logits, as_array, check_numbers, private_view, shape_text, view};
 use super::conversion::{dtype_text, float_classes_hint, has, numpy};
@@ -18,7 +19,7 @@ pub(super) fn target_array<'py>(targets: &Bound<'py, PyAny>) -> PyResult<Bound<'
 /// `object` as an array: of integers, if it is an empty list, which `numpy.asarray` makes an array of floats.
 pub(super) fn integer_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
     let array = as_array(object, name)?;
-    if array.is_empty() && !object.is_instance_of::<PyUntypedArray>() {
+    if array.is_empty() && (object.is_instance_of::<PyList>() || object.is_instance_of::<PyTuple>()) {
         let py = object.py();
         return Ok(array.call_method1(intern!(py, "astype"), (intern!(py, "int64"),))?.cast_into()?);
     }

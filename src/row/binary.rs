@@ -84,8 +84,10 @@ impl<S: Simd, R> Weighing<S, R> for Weighted {
         let load = |values: &[f64; BLOCK]| f64x8::from_slice(simd, &values[start..start + 8]);
         let (keep, half_smoothing) = (lanes(1.0 - self.label_smoothing), lanes(self.label_smoothing / 2.0));
         let (t, w) = (load(&self.targets), load(&self.weights));
-        let a = w * (keep * (lanes(1.0) - t) + half_smoothing);
-        let b = w * (load(&self.positive) * (keep * t + half_smoothing));
+        // Of a side that has no share of the target an infinite weight makes nothing.
+        let weighed = |share: f64x8<S>, product| share.simd_eq(lanes(0.0)).select(share, product);
+        let (no, yes) = (keep * (lanes(1.0) - t) + half_smoothing, keep * t + half_smoothing);
+        let (a, b) = (weighed(no, w * no), weighed(yes, w * (load(&self.positive) * yes)));
         Sides { slope: above.select(a, -b), mass: a + b, scale: load(&self.scales) }
     }
 }

@@ -125,6 +125,7 @@ fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
     transform: Transform,
     mut companion: C,
 ) -> (LogSumExp, C) {
+    assert_eq!(row.dtype(), E::DTYPE);
     simd.vectorize(
         #[inline(always)]
         || {

@@ -88,11 +88,17 @@ def progress(total: int, description: str, **options: Any) -> Any:
     return tqdm(total=total, desc=description, disable=None, leave=False, file=sys.stderr, **options)
 
 
+def significant(value: float) -> str:
+    """Write a number with three significant digits, large ones with all: ``7.82``, ``0.120``, ``1225``."""
+    if not value > 0:
+        return "0"
+    exponent = math.floor(math.log10(float(f"{value:.2e}")))  # 9.996 is rounded to 10.0, not to 10.00
+    return f"{value:.{max(0, 2 - exponent)}f}"
+
+
 def milliseconds(seconds: float) -> str:
     """Write a time for people, with three significant digits: ``0.00451 ms``, ``7.82 ms``, ``109 ms``."""
-    value = seconds * 1e3
-    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:.{digits}f} ms"
+    return f"{significant(1e3 * seconds)} ms"
 
 
 def speaks_unicode() -> bool:

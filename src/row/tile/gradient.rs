@@ -195,7 +195,7 @@ impl<S: Simd, R: Real> Gradients<S, R> {
             let gradient = difference_of::<S, R>(x[k], exp[k], self.factor, offset(first + k));
             let gradient = if MODE == CAPPED { gradient * capped[k].1 } else { gradient };
             let gradient = is_point.select(self.own, gradient);
-            out.store(simd, first + k, self.counts.simd_gt(zero).select(gradient, zero))
+            out.store(simd, first + k, self.counts.simd_gt(zero).select(gradient, zero));
         }
     }
 }
@@ -243,13 +243,12 @@ fn probabilities_of<S: Simd, R: Real, T: Tiled<S, R>, O: TiledMut<S, R>>(
                 let factor = R::narrow(simd, &factors);
                 let logs = logs.map(|logs| [R::narrow(simd, logs), R::narrow(simd, &low)]);
                 for class in 0..tile.classes() {
-                                        let value = Value::plain(tile.load(simd, class));
+                    let value = Value::plain(tile.load(simd, class));
                     let result = match logs {
                         Some(logs) => scale.log::<MODE>(value, reference, logs),
                         None => scale.exp::<MODE>(value, reference, Boost::Full) * factor,
                     };
                     out.store(simd, class, result);
-
                 }
             });
         },
@@ -291,12 +290,11 @@ pub fn variances<S: Simd, R: Real>(
                 let zero = R::splat(simd, 0.0);
                 let counts = R::narrow(simd, &targets.counts).simd_gt(zero);
                 for class in 0..tile.classes() {
-                                        let x: R::Lanes<S> = Tiled::<S, R>::load(&tile, simd, class);
+                    let x: R::Lanes<S> = Tiled::<S, R>::load(&tile, simd, class);
                     let exp = scale.exp::<MODE>(Value::plain(x), reference, Boost::Full);
                     let variance = variance_of::<S, R>(exp * factor, variance_scale);
                     let variance = x.simd_eq(leader).select(own, variance);
                     TiledMut::<S, R>::store(&mut out, simd, class, counts.select(variance, zero));
-
                 }
             });
         },

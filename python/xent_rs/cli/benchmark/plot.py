@@ -12,6 +12,7 @@ try:
 except ImportError as error:
     raise ImportError(f'--plot needs matplotlib ({error}): pip install "xent_rs[plot]"') from None
 
+from .._terminal import significant
 from . import tables
 from .cases import JOBS
 from .tables import Result
@@ -81,7 +82,7 @@ def _panel(axes: Any, results: list[Result], job: str, case: tuple[int, int, str
     roof = results[0]["roof"] * 1e3
     bars = axes.barh(names, times, color=colors, height=0.7)
     labels = [
-        f"{tables.significant(time)} ms ({time / (1e3 * result['roof']):.1f} x)"
+        f"{significant(time)} ms ({time / (1e3 * result['roof']):.1f} x)"
         for time, result in zip(times, results, strict=True)
     ]
     axes.bar_label(bars, labels, padding=5, fontsize=9, color=_TEXT)
@@ -89,7 +90,7 @@ def _panel(axes: Any, results: list[Result], job: str, case: tuple[int, int, str
     axes.text(
         roof,
         1.0,
-        f" the roof, {tables.significant(roof)} ms",
+        f" the roof, {significant(roof)} ms",
         transform=axes.get_xaxis_transform(),
         fontsize=9,
         color=_ROOF,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from .._terminal import milliseconds, significant
 
 Result = dict[str, Any]
 Table = tuple[str, list[list[str]]]
@@ -24,12 +25,7 @@ def time(seconds: float) -> str:
     """Write a time with three significant digits: ``4.51 us``, ``7.82 ms``, ``109 ms``."""
     if seconds < 1e-4:
         return f"{significant(1e6 * seconds)} us"
-    return f"{significant(1e3 * seconds)} ms"
-
-
-def significant(value: float) -> str:
-    """Write a number with three significant digits, large ones with all: ``7.82``, ``0.120``, ``1225``."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+    return milliseconds(seconds)
 
 
 def case(result: Result) -> tuple[int, int, str]:
