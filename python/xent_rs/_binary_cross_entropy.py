@@ -71,7 +71,8 @@ def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) 
     logits : array_like of float16, bfloat16 (``ml_dtypes``), float32 or float64
         The logits of yes: any shape, strides, alignment and byte order. 16-bit logits compute in float32.
     targets : array_like of bool, of any integer dtype or of any dtype that logits can have
-        The shape of `logits`; 0 is no, 1 is yes, and between them are probabilities.
+        The shape of `logits`; 0 is no, 1 is yes, and between them are probabilities. Floats are taken as
+        they are, also outside of these; integers that are neither 0, 1 nor `ignore_index` are refused.
     **options
         Those of `BinaryCrossEntropyOptions` and `MeanOfElementsOptions` (`xent_rs._options`).
 

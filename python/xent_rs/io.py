@@ -286,7 +286,8 @@ def row_blocks(
     Blocks are cut along the first axis that is not the class axis; where a single step along it has more than
     `max_bytes`, also along the next one, and so on. The cuts depend on the shape and the dtype of the logits
     alone, so every format gives the same blocks. There is at least one block, if only an empty one. The rows
-    come in C order, so that results of blocks can be appended to each other.
+    come in C order, so that results of blocks can be appended to each other. A block may be the file itself,
+    mapped, which must not shrink while the block is in use.
 
     Parameters
     ----------
@@ -315,10 +316,13 @@ def row_blocks(
     Raises
     ------
     TypeError
-        If `axis` is not an integer.
+        If an argument is not of the type described.
     ValueError
         If the shapes do not match, or `axis` is out of range.
     """
+    for name, array in {"logits": logits, "targets": targets, "sample_weight": sample_weight}.items():
+        if not isinstance(array, StoredArray) and (array is not None or name != "sample_weight"):
+            raise TypeError(f"{name}: found {type(array).__name__}; expected an array of `open_array`")
     axis = _integer("axis", axis)
     max_bytes = _integer("max_bytes", max_bytes)
     shape = logits.shape
