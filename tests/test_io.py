@@ -692,6 +692,11 @@ def test_a_dtype_however_it_is_named(tmp_path, dtype):
         io.open_array(tmp_path / "a.npy", dtype=dtype)
 
 
+def test_blocks_of_arrays_that_are_in_no_file():
+    with pytest.raises(TypeError, match="^logits: found ndarray; expected an array of `open_array`$"):
+        next(io.row_blocks(np.zeros((2, 3)), np.zeros(2)))
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("axis", True), ("axis", np.False_), ("axis", 1.0), ("max_bytes", 1e9)]
 )
