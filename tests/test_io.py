@@ -693,7 +693,7 @@ def test_a_dtype_however_it_is_named(tmp_path, dtype):
 
 
 def test_blocks_of_arrays_that_are_in_no_file():
-    with pytest.raises(TypeError, match="^logits: found ndarray; expected an array of `open_array`$"):
+    with pytest.raises(TypeError, match=r"^logits: found ndarray; expected an array of `open_array`$"):
         next(io.row_blocks(np.zeros((2, 3)), np.zeros(2)))
 
 
