@@ -24,7 +24,7 @@
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: the pool, fork, interruption |
 //! | [`row`] | the kernels: on one row, on a tile of rows across lanes, and what is once a row for a batch of them |
-//! | [`array`] | strided arrays in foreign memory: [`array::Array`] is read, [`array::ArrayMut`] is written |
+//! | [`mod@array`] | strided arrays in foreign memory: [`array::Array`] is read, [`array::ArrayMut`] is written |
 //! | [`rows`] | one row of them: where it lies, or a block of it converted |
 //! | [`element`] | the dtypes that logits have: how they become vectors and back |
 //! | [`math`] | the two types that are computed with: exp, log and sums over lanes, with their errors |

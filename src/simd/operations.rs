@@ -199,18 +199,18 @@ mod x86 {
     parts!(load_2, store_2, u16, u16x16<Avx512>, u16, _mm256_mask_loadu_epi16, _mm256_mask_storeu_epi16);
 }
 
-/// What [`load_part`] and [`store_part`] move.
+/// What `load_part` and `store_part` move.
 pub trait Parts<S: Simd>: SimdBase<S> {
     /// The first `count` values at `source`, and `rest` behind them, with the level's masked load if it has one.
     ///
     /// # Safety
-    /// As for [`load_part`].
+    /// As for `load_part`.
     unsafe fn masked_load(simd: S, source: *const Self::Element, count: usize, rest: Self) -> Option<Self>;
 
     /// Write the first `count` values with the level's masked store; whether it has one.
     ///
     /// # Safety
-    /// As for [`store_part`].
+    /// As for `store_part`.
     unsafe fn masked_store(self, simd: S, destination: *mut Self::Element, count: usize) -> bool;
 }
 
