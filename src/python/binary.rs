@@ -4,14 +4,15 @@ use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::arrays::{self, Logits, Output, RowResult, as_array, check_numbers, dtype_of, view};
-use super::cross_entropy::LossAndDerivatives;
+use super::arrays::{Logits, as_array, check_numbers, dtype_of, view};
+use super::losses::{LossAndDerivatives, LossAndGradient, LossCall};
 use super::options::{Keywords, Options, Scalars};
 use super::targets;
 use super::{detached, guard};
+use crate::array::ArrayMut;
 use crate::error::Error;
+use crate::loss::Derivatives;
 use crate::loss::binary::{Binary, binary_cross_entropy as driver};
-use crate::loss::{Derivatives, Reduction};
 
 #[pyfunction]
 pub(super) fn binary_cross_entropy<'py>(
@@ -20,7 +21,7 @@ pub(super) fn binary_cross_entropy<'py>(
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    guard(|| Call::new(logits, targets, keywords.options(options)?)?.run(None, None))
+    guard(|| Call::new(logits, targets, keywords.options(options)?)?.loss())
 }
 
 #[pyfunction]
@@ -29,12 +30,8 @@ pub(super) fn binary_cross_entropy_with_grad<'py>(
     targets: &Bound<'py, PyAny>,
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
-) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-    guard(|| {
-        let call = Call::new(logits, targets, keywords.options(options)?)?;
-        let mut out = call.logits.result(call.options.out.as_ref(), &call.inputs())?;
-        Ok((call.run(Some(&mut out), None)?, out.result))
-    })
+) -> PyResult<LossAndGradient<'py>> {
+    guard(|| Call::new(logits, targets, keywords.options(options)?)?.loss_and_gradient())
 }
 
 #[pyfunction]
@@ -44,13 +41,7 @@ pub(super) fn binary_cross_entropy_with_grad_hess<'py>(
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
 ) -> PyResult<LossAndDerivatives<'py>> {
-    guard(|| {
-        let call = Call::new(logits, targets, keywords.options(options)?)?;
-        let outs = [call.options.out.as_ref(), call.options.hess_out.as_ref()];
-        let [mut out, mut hess_out] = call.logits.two_results(outs, &call.inputs())?;
-        let loss = call.run(Some(&mut out), Some(&mut hess_out))?;
-        Ok((loss, out.result, hess_out.result))
-    })
+    guard(|| Call::new(logits, targets, keywords.options(options)?)?.loss_and_derivatives())
 }
 
 /// A call whose arrays have been looked at.
@@ -79,27 +70,23 @@ impl<'py> Call<'py> {
         }
         Ok(Self { logits, options, targets })
     }
+}
 
-    /// The arrays that no output may overlap.
-    fn inputs(&self) -> Vec<(&'static str, &Bound<'py, PyUntypedArray>)> {
-        [("targets", &self.targets)].into_iter().chain(self.options.arrays()).collect()
+impl<'py> LossCall<'py> for Call<'py> {
+    fn logits(&self) -> &Logits<'py> {
+        &self.logits
     }
 
-    /// The loss, with its derivatives written.
-    fn run(
-        &self,
-        gradient: Option<&mut Output<'py>>,
-        hessian: Option<&mut Output<'py>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let (py, shape) = (self.logits.array.py(), self.logits.array.shape());
+    fn options(&self) -> &Options<'py> {
+        &self.options
+    }
+
+    fn targets(&self) -> (&'static str, &Bound<'py, PyUntypedArray>) {
+        ("targets", &self.targets)
+    }
+
+    fn drive(&self, losses: Option<&mut ArrayMut>, derivatives: Option<&mut Derivatives>) -> PyResult<f64> {
         let Scalars { reduction, denominator, ignore_index, label_smoothing, .. } = self.options.scalars;
-        let mut losses =
-            (reduction == Reduction::None).then(|| RowResult::new(py, shape, self.logits.dtype)).transpose()?;
-        let grad_output = targets::grad_output(self.options.grad_output.as_ref(), shape, reduction)?;
-        let given = [&gradient, &hessian].into_iter().flatten().any(|output| output.given);
-        let hessian = hessian.map(Output::view);
-        let mut derivatives =
-            gradient.map(|gradient| Derivatives { gradient: gradient.view(), hessian, grad_output, given });
         let problem = Binary {
             logits: self.logits.view(),
             targets: view(&self.targets, None),
@@ -108,11 +95,6 @@ impl<'py> Call<'py> {
             ignore_index,
             label_smoothing,
         };
-        let mut column = losses.as_mut().map(RowResult::view);
-        let loss = detached(py, |check| {
-            driver(&problem, reduction, denominator, column.as_mut(), derivatives.as_mut(), check)
-        })?;
-        drop(column);
-        arrays::finish(py, loss, losses)
+        detached(self.targets.py(), |check| driver(&problem, reduction, denominator, losses, derivatives, check))
     }
 }

@@ -4,18 +4,19 @@ use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::arrays::{self, Logits, Output, RowResult, as_array, dtype_of, shape_text, view};
+use super::arrays::{Logits, as_array, dtype_of, shape_text, view};
 use super::conversion::{dtype_text, float_classes_hint};
+use super::losses::{LossAndDerivatives, LossAndGradient, LossCall};
 use super::options::{Keywords, Options, Scalars};
 use super::targets::{self, target_array};
 use super::{detached, guard};
-use crate::array::Array;
+use crate::array::{Array, ArrayMut};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::loss::cross_entropy::cross_entropy as driver;
 use crate::loss::labels::Labels;
 use crate::loss::targets::{Problem, Targets};
-use crate::loss::{Check, Derivatives, Reduction};
+use crate::loss::{Check, Derivatives};
 
 #[pyfunction]
 pub(super) fn cross_entropy<'py>(
@@ -24,7 +25,7 @@ pub(super) fn cross_entropy<'py>(
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    guard(|| Call::cross_entropy(logits, targets, keywords.options(options)?)?.run(None, None))
+    guard(|| Call::cross_entropy(logits, targets, keywords.options(options)?)?.loss())
 }
 
 #[pyfunction]
@@ -33,12 +34,9 @@ pub(super) fn cross_entropy_with_grad<'py>(
     targets: &Bound<'py, PyAny>,
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
-) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+) -> PyResult<LossAndGradient<'py>> {
     guard(|| Call::cross_entropy(logits, targets, keywords.options(options)?)?.loss_and_gradient())
 }
-
-/// (loss, gradient, Hessian).
-pub(super) type LossAndDerivatives<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
 
 #[pyfunction]
 pub(super) fn cross_entropy_with_grad_hess<'py>(
@@ -47,13 +45,7 @@ pub(super) fn cross_entropy_with_grad_hess<'py>(
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
 ) -> PyResult<LossAndDerivatives<'py>> {
-    guard(|| {
-        let call = Call::cross_entropy(logits, targets, keywords.options(options)?)?;
-        let outs = [call.options.out.as_ref(), call.options.hess_out.as_ref()];
-        let [mut out, mut hess_out] = call.logits.two_results(outs, &call.inputs())?;
-        let loss = call.run(Some(&mut out), Some(&mut hess_out))?;
-        Ok((loss, out.result, hess_out.result))
-    })
+    guard(|| Call::cross_entropy(logits, targets, keywords.options(options)?)?.loss_and_derivatives())
 }
 
 #[pyfunction]
@@ -63,7 +55,7 @@ pub(super) fn kl_divergence<'py>(
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    guard(|| Call::kl_divergence(logits, target_logits, keywords.options(options)?)?.run(None, None))
+    guard(|| Call::kl_divergence(logits, target_logits, keywords.options(options)?)?.loss())
 }
 
 #[pyfunction]
@@ -72,7 +64,7 @@ pub(super) fn kl_divergence_with_grad<'py>(
     target_logits: &Bound<'py, PyAny>,
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
-) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+) -> PyResult<LossAndGradient<'py>> {
     guard(|| Call::kl_divergence(logits, target_logits, keywords.options(options)?)?.loss_and_gradient())
 }
 
@@ -172,12 +164,6 @@ impl<'py> Call<'py> {
         })
     }
 
-    /// The arrays that no output may overlap, and what they are called.
-    fn inputs(&self) -> Vec<(&'static str, &Bound<'py, PyUntypedArray>)> {
-        let name = if self.role == Role::Teacher { "target_logits" } else { "targets" };
-        [(name, &self.targets)].into_iter().chain(self.options.arrays()).collect()
-    }
-
     /// The problem, in arrays that can be read without the interpreter.
     pub(super) fn unread(&self) -> Unread<'_> {
         Unread {
@@ -192,35 +178,28 @@ impl<'py> Call<'py> {
             scalars: self.options.scalars,
         }
     }
+}
 
-    fn loss_and_gradient(&self) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-        let mut out = self.logits.result(self.options.out.as_ref(), &self.inputs())?;
-        Ok((self.run(Some(&mut out), None)?, out.result))
+impl<'py> LossCall<'py> for Call<'py> {
+    fn logits(&self) -> &Logits<'py> {
+        &self.logits
     }
 
-    /// The loss, with its derivatives written.
-    fn run(
-        &self,
-        gradient: Option<&mut Output<'py>>,
-        hessian: Option<&mut Output<'py>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let py = self.logits.array.py();
+    fn options(&self) -> &Options<'py> {
+        &self.options
+    }
+
+    fn targets(&self) -> (&'static str, &Bound<'py, PyUntypedArray>) {
+        (if self.role == Role::Teacher { "target_logits" } else { "targets" }, &self.targets)
+    }
+
+    fn drive(&self, losses: Option<&mut ArrayMut>, derivatives: Option<&mut Derivatives>) -> PyResult<f64> {
         let Scalars { reduction, denominator, .. } = self.options.scalars;
-        let rows = self.logits.row_shape();
-        let mut losses =
-            (reduction == Reduction::None).then(|| RowResult::new(py, &rows, self.logits.dtype)).transpose()?;
-        let grad_output = targets::grad_output(self.options.grad_output.as_ref(), &rows, reduction)?;
-        let given = [&gradient, &hessian].into_iter().flatten().any(|output| output.given);
-        let hessian = hessian.map(Output::view);
-        let mut derivatives =
-            gradient.map(|gradient| Derivatives { gradient: gradient.view(), hessian, grad_output, given });
-        let (logits, unread, mut column) = (self.logits.view(), self.unread(), losses.as_mut().map(RowResult::view));
-        let loss = detached(py, |check| {
+        let (logits, unread) = (self.logits.view(), self.unread());
+        detached(self.targets.py(), |check| {
             let problem = unread.read(check)?;
-            driver(&logits, &problem, reduction, denominator, column.as_mut(), derivatives.as_mut(), check)
-        })?;
-        drop(column);
-        arrays::finish(py, loss, losses)
+            driver(&logits, &problem, reduction, denominator, losses, derivatives, check)
+        })
     }
 }
 

@@ -8,6 +8,7 @@ mod conversion;
 mod cross_entropy;
 mod dlpack;
 mod evaluation;
+mod losses;
 mod memory;
 mod options;
 mod probability;
