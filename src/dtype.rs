@@ -53,11 +53,13 @@ impl Dtype {
     }
 
     /// Whether the elements are floating-point numbers, and so can be logits.
+    #[inline(always)]
     pub fn is_floating(self) -> bool {
         matches!(self, Self::F16 | Self::Bf16 | Self::F32 | Self::F64)
     }
 
     /// Whether the elements are integers, and so can be class indices.
+    #[inline(always)]
     pub fn is_integer(self) -> bool {
         !self.is_floating() && self != Self::Bool
     }
@@ -79,21 +81,14 @@ impl Dtype {
 /// floating-point numbers, and panic for others.
 macro_rules! with_dtype {
     ($dtype:expr, $type:ident => $body:expr) => {
-        $crate::dtype::with_dtype!(@match $dtype, $type => $body; Bool Bool; {
-            $crate::dtype::with_integer!($dtype, $type => $body)
-        }; I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64; {
-            $crate::dtype::with_element!($dtype, $type => $body)
-        })
-    };
-    (@match $dtype:expr, $type:ident => $body:expr; Bool Bool; $integers:block; $($integer:ident)|*; $floats:block) => {
         match $dtype {
             $crate::dtype::Dtype::Bool => {
                 #[allow(dead_code)]
                 type $type = $crate::dtype::Bool;
                 $body
             }
-            $($crate::dtype::Dtype::$integer)|* => $integers,
-            _ => $floats,
+            dtype if dtype.is_integer() => $crate::dtype::with_integer!(dtype, $type => $body),
+            dtype => $crate::dtype::with_element!(dtype, $type => $body),
         }
     };
     (@arms $dtype:expr, $type:ident => $body:expr; $expected:literal; $($variant:ident $rust:ty),*) => {
@@ -284,8 +279,8 @@ macro_rules! floats {
                 }
                 // The fewest digits that name this number of its type.
                 let digits = (0..17).map(|digits| format!("{value:.digits$e}"));
-                let numbers = digits.filter_map(|text| text.parse::<f64>().ok());
-                let shortest = { numbers }.find(|number| Number::to_f64(Self::from_f64(*number)) == value);
+                let mut numbers = digits.filter_map(|text| text.parse::<f64>().ok());
+                let shortest = numbers.find(|number| Number::to_f64(Self::from_f64(*number)) == value);
                 python_text(shortest.unwrap_or(value))
             }
         }

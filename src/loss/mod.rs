@@ -229,8 +229,8 @@ mod tests {
         let strides = [(classes * run) as isize * size, run as isize * size, size];
         let layout = Layout { base: std::ptr::null_mut(), dtype, swapped: false, shape: &shape, strides: &strides };
         // SAFETY: nothing is read.
-        let view = unsafe { Array::new(&layout, Some(1)) };
-        let chunks = Chunks::of_rows(&view);
+        let array = unsafe { Array::new(&layout, Some(1)) };
+        let chunks = Chunks::of_rows(&array);
         let cut: Vec<_> = (0..chunks.count()).map(|chunk| chunks.rows_of(chunk)).collect();
         let all: Vec<_> = cut.iter().cloned().flatten().collect();
         assert_eq!(all, (0..outer * run).collect::<Vec<_>>(), "each row once, in order: {outer} {run} {classes}");

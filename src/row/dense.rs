@@ -48,7 +48,7 @@ pub enum Source<'a> {
 /// Some rows of logits whose softmax is the target.
 #[derive(Debug)]
 pub struct Teacher<'a> {
-    view: &'a Array<'a>,
+    array: &'a Array<'a>,
     /// The first of the rows.
     first: usize,
     log_sum_exps: LogSumExps,
@@ -62,11 +62,11 @@ pub struct Teacher<'a> {
 
 impl<'a> Teacher<'a> {
     /// The softmax of rows, one after the other.
-    fn by_rows<S: Simd, R: Real>(simd: S, view: &'a Array<'a>, rows: Range<usize>, transform: Transform) -> Self {
-        let double = R::LANES == f64::LANES || view.dtype().is_double();
+    fn by_rows<S: Simd, R: Real>(simd: S, array: &'a Array<'a>, rows: Range<usize>, transform: Transform) -> Self {
+        let double = R::LANES == f64::LANES || array.dtype().is_double();
         let mut found = LogSumExps::default();
         for (lane, row) in rows.clone().enumerate() {
-            let row = view.row(row);
+            let row = array.row(row);
             let of_row = if double {
                 any_pass::<S, f64, _>(simd, row, transform, Nothing).0
             } else {
@@ -74,7 +74,7 @@ impl<'a> Teacher<'a> {
             };
             found.set(lane, of_row);
         }
-        Self::of(simd, view, rows, transform, double, &found, None)
+        Self::of(simd, array, rows, transform, double, &found, None)
     }
 
     /// Softmax of `rows` of the teacher, for logits that compute in `R`. Transposed into `room` if the rows are short enough,
@@ -82,22 +82,22 @@ impl<'a> Teacher<'a> {
     #[inline(never)]
     pub fn new<S: Simd, R: Real + Element<Real = R>>(
         simd: S,
-        view: &'a Array<'a>,
+        array: &'a Array<'a>,
         rows: Range<usize>,
         transform: Transform,
         room: &'a mut Transposed<R>,
     ) -> Self {
-        let Some(tile) = transpose(simd, view, rows.clone(), room) else {
-            return Self::by_rows::<S, R>(simd, view, rows, transform);
+        let Some(tile) = transpose(simd, array, rows.clone(), room) else {
+            return Self::by_rows::<S, R>(simd, array, rows, transform);
         };
         let found = log_sum_exps::<S, R>(simd, tile, transform);
-        Self::of(simd, view, rows, transform, R::LANES == f64::LANES, &found, Some(tile))
+        Self::of(simd, array, rows, transform, R::LANES == f64::LANES, &found, Some(tile))
     }
 
     #[inline(always)]
     fn of<S: Simd>(
         simd: S,
-        view: &'a Array<'a>,
+        array: &'a Array<'a>,
         rows: Range<usize>,
         transform: Transform,
         double: bool,
@@ -105,7 +105,7 @@ impl<'a> Teacher<'a> {
         tile: Option<Tile<'a>>,
     ) -> Self {
         let log_totals = log_totals(simd, found, rows.len());
-        Self { view, first: rows.start, log_sum_exps: *found, log_totals, transform, double, tile }
+        Self { array, first: rows.start, log_sum_exps: *found, log_totals, transform, double, tile }
     }
 
     /// [`Dense::fill`] of rows across lanes, for as many classes as `block` has room: returns the sums, `None` if the rows
@@ -153,7 +153,7 @@ impl<'a> Dense<'a> {
     /// The softmax of a teacher's logits, from its first row on.
     #[inline(always)]
     pub fn of_teacher(teacher: &'a Teacher) -> Self {
-        let classes = teacher.view.classes();
+        let classes = teacher.array.classes();
         Self { source: Source::Softmax(teacher), row: teacher.first, classes, keep: 1.0, uniform: 0.0, weight: None }
     }
 
@@ -254,7 +254,7 @@ pub fn are_probabilities(values: &[f64]) -> bool {
 /// The softmax of some classes of a teacher's row; returns `Σ p·(x − reference)` in units of [`crate::math::UNIT`].
 #[inline(never)]
 fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, lane: usize, start: usize, block: &mut [f64]) -> f64 {
-    let (row, log_sum_exp) = (teacher.view.row(teacher.first + lane), teacher.log_sum_exps.get(lane));
+    let (row, log_sum_exp) = (teacher.array.row(teacher.first + lane), teacher.log_sum_exps.get(lane));
     let transform = teacher.transform;
     simd.vectorize(
         #[inline(always)]

@@ -61,7 +61,7 @@ impl Statistics {
         self.find_nan(lane, row);
     }
 
-    /// Read the rows of a tile of a view of `E`s, and rank a class in each.
+    /// Read the rows of a tile of an array of `E`s, and rank a class in each.
     #[inline(always)]
     pub fn of_tile<S: Simd, E: Element>(
         simd: S,

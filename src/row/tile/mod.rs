@@ -117,7 +117,7 @@ pub fn batches<'a, E: Element>(
     )
 }
 
-/// The log-sum-exps of the rows of a view of `E`s, and what their targets need to be summed.
+/// The log-sum-exps of the rows of an array of `E`s, and what their targets need to be summed.
 #[inline(always)]
 pub fn pass<S: Simd, E: Element>(
     simd: S,
@@ -150,12 +150,12 @@ pub fn pass<S: Simd, E: Element>(
     (found, spreads)
 }
 
-/// The log-sum-exps of the rows of a view of `E`s.
+/// The log-sum-exps of the rows of an array of `E`s.
 #[inline(always)]
 pub fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: Tile, transform: Transform) -> LogSumExps {
     let (found, _) = match tile.stored_as::<E::Real>() {
         Some(tile) => typed_pass(simd, tile, transform, Nothing),
-        None => typed_pass(simd, tile.stored_as::<E>().expect("a tile of the view"), transform, Nothing),
+        None => typed_pass(simd, tile.stored_as::<E>().expect("a tile of the array"), transform, Nothing),
     };
     found
 }
@@ -333,7 +333,7 @@ fn leaders<S: Simd, R: Real, T: Tiled<S, R>>(simd: S, tile: T, logits: &PerLane<
             let logits = R::narrow(simd, logits);
             let mut classes = R::splat(simd, 0.0);
             for class in 0..tile.classes() {
-                let x = { tile.load(simd, class) };
+                let x = tile.load(simd, class);
                 classes = x.simd_eq(logits).select(R::splat(simd, class as f64), classes);
             }
             let mut numbers = [0.0; MOST_LANES];
@@ -375,7 +375,7 @@ fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MODE: u8>
             let mut largest = [R::splat(simd, f64::NEG_INFINITY); GROUP];
             for start in (0..classes).step_by(GROUP) {
                 for (chain, largest) in largest.iter_mut().enumerate() {
-                    let x = { tile.load(simd, (start + chain).min(classes - 1)) };
+                    let x = tile.load(simd, (start + chain).min(classes - 1));
                     // NaN is found again by the sum.
                     *largest = x.max(*largest);
                 }
