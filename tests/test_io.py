@@ -683,6 +683,12 @@ def test_long_names_in_damaged_files_are_cut(tmp_path):
         assert len(str(error.value)) < 1000
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", ml_dtypes.bfloat16, np.dtype(ml_dtypes.bfloat16)])
+def test_bfloat16_however_it_is_named(tmp_path, dtype):
+    np.save(tmp_path / "a.npy", np.ones(3, ml_dtypes.bfloat16))
+    assert io.open_array(tmp_path / "a.npy", dtype=dtype).dtype == ml_dtypes.bfloat16
+
+
 @pytest.mark.parametrize("dtype", ["float32", "f4", np.float32, np.dtype(">f4")])
 def test_a_dtype_however_it_is_named(tmp_path, dtype):
     np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32))

@@ -234,6 +234,13 @@ def test_errors(call, exception, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("axis", [True, 1.0, "0", (0, False)])
+def test_an_axis_that_is_no_integer(axis):
+    found = axis[-1] if isinstance(axis, tuple) else axis
+    with pytest.raises(TypeError, match=f"^axis is {found!r}; expected an integer$"):
+        entropy([[0.5, 0.5]], axis=axis)
+
+
 @pytest.mark.parametrize("axis", [2, -3, (0, 5), 2**31, -(2**63), 2**63])
 def test_an_axis_out_of_range(axis):
     with pytest.raises(ValueError, match="out of bounds for array of dimension 2"):

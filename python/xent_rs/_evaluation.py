@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _xent_rs
+from ._arguments import integer
 from ._environment import in_default_environment
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
@@ -161,12 +162,13 @@ class Evaluator:
     """
 
     def __init__(self, **options: Unpack[EvaluatorOptions]) -> None:
-        given = {**_EVALUATOR.defaults, **_converted(options)}
-        _EVALUATOR.check({name: given[name] for name in options})
+        given = _converted(options)
+        _EVALUATOR.check(given)
+        given = {**_EVALUATOR.defaults, **given}
         top_k, weight, softcap = given["top_k"], given["weight"], given["softcap"]
         if not isinstance(top_k, Iterable):
             raise TypeError(f"top_k is {top_k!r}; expected several positive integers")
-        self._top_k = tuple(sorted({_integer(k, "top_k contains") for k in top_k}))
+        self._top_k = tuple(sorted({integer(k, "top_k contains") for k in top_k}))
         if self._top_k and self._top_k[0] < 1:
             raise ValueError(f"top_k contains {self._top_k[0]}; expected positive integers")
         # The weights are checked where they are used: by a batch without rows.
@@ -451,15 +453,6 @@ def _exp(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-def _integer(value: object, what: str) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{what} {value!r}; expected an integer") from None
 
 
 def _equal(a: object, b: object) -> bool:

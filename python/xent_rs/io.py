@@ -24,7 +24,6 @@ Examples
 from __future__ import annotations
 
 import math
-import operator
 import os
 import re
 import shutil
@@ -37,11 +36,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, SupportsIndex, overload
+from typing import IO, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ._arguments import integer
 from ._formats import Choose, Layout, dtype_named, excerpt, npy, npz, safetensors
 
 __all__ = ["ArrayFileError", "StoredArray", "open_array", "row_blocks"]
@@ -323,8 +323,8 @@ def row_blocks(
     for name, array in {"logits": logits, "targets": targets, "sample_weight": sample_weight}.items():
         if not isinstance(array, StoredArray) and (array is not None or name != "sample_weight"):
             raise TypeError(f"{name}: found {type(array).__name__}; expected an array of `open_array`")
-    axis = _integer("axis", axis)
-    max_bytes = _integer("max_bytes", max_bytes)
+    axis = integer(axis, "axis is")
+    max_bytes = integer(max_bytes, "max_bytes is")
     shape = logits.shape
     if not shape:
         raise ValueError("logits have shape (); expected at least one axis, the classes")
@@ -422,16 +422,6 @@ def _choose(path: Path, key: str | None, keys: list[str]) -> str:
     return key
 
 
-def _integer(name: str, value: SupportsIndex) -> int:
-    """Return an integer that is no truth value."""
-    try:
-        if not isinstance(value, (bool, np.bool_)):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(f"{name} is {value!r}; expected an integer")
-
-
 def _stamp(file: IO[bytes]) -> tuple[int, int, int]:
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
@@ -439,10 +429,13 @@ def _stamp(file: IO[bytes]) -> tuple[int, int, int]:
 
 def _named(stored: np.dtype[Any], expected: DTypeLike | None) -> np.dtype[Any]:
     """Return the dtype to read: that of the file, or bfloat16 for the raw bytes as which NumPy stores it."""
-    if expected == "bfloat16" and stored.str in ("|V2", "<u2"):
-        return dtype_named("bfloat16")
-    if expected is not None and stored.name != (expected := dtype_named(expected).name):
-        raise ValueError(f"holds {stored.name}; expected dtype {expected}")
+    # NumPy itself does not know the name bfloat16.
+    is_name = isinstance(expected, str) and expected == "bfloat16"
+    name = None if expected is None else "bfloat16" if is_name else np.dtype(expected).name
+    if name == "bfloat16" and stored.str in ("|V2", "<u2"):
+        return dtype_named(name)
+    if name is not None and stored.name != name:
+        raise ValueError(f"holds {stored.name}; expected dtype {name}")
     if stored.type is np.void:
         raise ValueError(
             "holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "

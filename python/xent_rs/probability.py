@@ -9,7 +9,6 @@ more accurate and faster.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, Literal, SupportsIndex, TypeAlias, overload
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
+from ._arguments import integer
 from ._environment import in_default_environment
 from ._options import Real, Reduction
 
@@ -352,7 +352,7 @@ def _sum(terms: _Array, axis: SupportsIndex | tuple[SupportsIndex, ...] | None) 
     """Return the sum along the axis."""
     for one in axis if isinstance(axis, tuple) else () if axis is None else (axis,):
         # NumPy's own error, also for numbers for which it has another.
-        if not -terms.ndim <= operator.index(one) < terms.ndim:
+        if not -terms.ndim <= integer(one, "axis is") < terms.ndim:
             raise ValueError(f"axis {one} is out of bounds for array of dimension {terms.ndim}")
     return np.sum(terms, axis=axis)
 

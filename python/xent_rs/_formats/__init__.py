@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from .._bfloat16 import bfloat16
 
@@ -64,7 +63,7 @@ def checked(layout: Layout, available: int) -> Layout:
     return layout
 
 
-def dtype_named(name: DTypeLike) -> np.dtype[Any]:
+def dtype_named(name: str) -> np.dtype[Any]:
     """Return the dtype of a name; NumPy knows them all but bfloat16."""
     return bfloat16() if name == "bfloat16" else np.dtype(name)
 
