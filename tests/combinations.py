@@ -214,6 +214,31 @@ class Problem:
         first, second = gradients["fresh"], gradients[case["out"]]
         assert first.dtype != second.dtype or same(first, second), f"{about}: the place changes the gradient"
 
+    def check_hessian(self, case, random, label, swapped):
+        """The same loss and gradient, and the diagonal of the Hessian, `swapped` over the logits."""
+        reduction, *denominator = case["reduction"].split(", ")
+        options = {"reduction": reduction, **({"denominator": 7.5} if denominator else {})}
+        divisor = {"mean": 7.5 if denominator else self.oracle.divisor, "sum": 1, "none": 1}[reduction]
+        loss, grad = self.call("_with_grad", **options)
+        logits, out = self.out(case["out"], random)
+        hess_out = None if out is None else np.full(logits.shape, 7, out.dtype)
+        if swapped and out is logits:
+            out, hess_out = hess_out, out
+        beside, also, hess = self.call("_with_grad_hess", logits, **options, out=out, hess_out=hess_out)
+        assert same(beside, loss)
+        assert also is out if out is not None else also.dtype == case["dtype"]
+        assert hess is hess_out if hess_out is not None else hess.dtype == case["dtype"]
+        assert also.dtype != grad.dtype or same(also, grad)
+        if divisor == 0:
+            assert not also.any()
+            assert not hess.any()
+        else:
+            dtype, about = case["dtype"], f"of {case}"
+            expected, bound = self.oracle.hessians / divisor, self.bounds.hessians(1 / divisor)
+            assert_within(f"{label} Hessian", self.rows(hess), expected, bound, dtype, about)
+            expected, bound = self.oracle.gradients / divisor, self.bounds.gradients(1 / divisor)
+            assert_within(f"{label} gradient", self.rows(also), expected, bound, dtype, about)
+
     def grad_output(self, case, reduction, options, random):
         """Added to the options; returned for the oracle, one for each row if there are several."""
         if case["grad_output"] is None:

@@ -7,7 +7,7 @@ import pytest
 import xent_rs
 from ml_dtypes import bfloat16
 
-from .bounds import BinaryCrossEntropyBounds, assert_within
+from .bounds import BinaryCrossEntropyBounds
 from .cases import DTYPES
 from .combinations import (
     INTEGERS,
@@ -103,27 +103,9 @@ def test_every_two_options(level, number):
 
 @pytest.mark.parametrize("number", range(len(COVER)))
 def test_hessian(level, number):
-    """The same loss and gradient, and the second derivative."""
-    case = COVER[number]
-    whole, random = problem(case, number), np.random.default_rng(number)
-    reduction, *denominator = case["reduction"].split(", ")
-    options = {"reduction": reduction, **({"denominator": 7.5} if denominator else {})}
-    divisor = {"mean": 7.5 if denominator else whole.oracle.divisor, "sum": 1, "none": 1}[reduction]
-    loss, grad = whole.call("_with_grad", **options)
-    logits, out = whole.out(case["out"], random)
-    hess_out = None if out is None else np.full(logits.shape, 7, out.dtype)
-    if number % 2 and out is logits:
-        out, hess_out = hess_out, out
-    beside, also, hess = whole.call("_with_grad_hess", logits, **options, out=out, hess_out=hess_out)
-    assert same(beside, loss)
-    assert also is out if out is not None else also.dtype == case["dtype"]
-    assert hess is hess_out if hess_out is not None else hess.dtype == case["dtype"]
-    assert also.dtype != grad.dtype or same(also, grad)
-    if divisor == 0:
-        assert not hess.any()
-    else:
-        expected, bound = whole.oracle.hessians / divisor, whole.bounds.hessians(1 / divisor)
-        assert_within("binary Hessian", whole.rows(hess), expected, bound, case["dtype"], f"of {case}")
+    problem(COVER[number], number).check_hessian(
+        COVER[number], np.random.default_rng(number), "binary", swapped=number % 2
+    )
 
 
 def everything(whole):

@@ -134,32 +134,11 @@ def test_every_two_options(level, number):
     "number", [i for i, case in enumerate(COVER) if not case["softcap"] or not case["z_loss"]]
 )
 def test_hessian(level, number):
-    """The same loss and gradient, and the diagonal of the Hessian, where options allow it."""
+    """Where options allow it."""
     case = {**COVER[number], "softcap": None, "z_loss": 0.0}
-    whole, random = problem(case, number), np.random.default_rng(number)
-    reduction, *denominator = case["reduction"].split(", ")
-    options = {"reduction": reduction, **({"denominator": 7.5} if denominator else {})}
-    divisor = {"mean": 7.5 if denominator else whole.oracle.divisor, "sum": 1, "none": 1}[reduction]
-    loss, grad = whole.call("_with_grad", **options)
+    whole = problem(case, number)
     del whole.options["z_loss"], whole.options["softcap"]
-    logits, out = whole.out(case["out"], random)
-    hess_out = None if out is None else np.full(logits.shape, 7, out.dtype)
-    if number % 2 and out is logits:
-        out, hess_out = hess_out, out
-    beside, also, hess = whole.call("_with_grad_hess", logits, **options, out=out, hess_out=hess_out)
-    assert same(beside, loss)
-    assert also is out if out is not None else also.dtype == case["dtype"]
-    assert hess is hess_out if hess_out is not None else hess.dtype == case["dtype"]
-    assert also.dtype != grad.dtype or same(also, grad)
-    if divisor == 0:
-        assert not also.any()
-        assert not hess.any()
-    else:
-        dtype, (label, _), about = case["dtype"], label_of(case), f"of {case}"
-        expected, bound = whole.oracle.hessians / divisor, whole.bounds.hessians(1 / divisor)
-        assert_within(f"{label} Hessian", whole.rows(hess), expected, bound, dtype, about)
-        expected, bound = whole.oracle.gradients / divisor, whole.bounds.gradients(1 / divisor)
-        assert_within(f"{label} gradient", whole.rows(also), expected, bound, dtype, about)
+    whole.check_hessian(case, np.random.default_rng(number), label_of(case)[0], swapped=number % 2)
 
 
 def everything(whole):
