@@ -455,12 +455,20 @@ pub(super) struct RowResult<'py> {
 impl<'py> RowResult<'py> {
     /// Of `shape`, to be filled with losses or the like of logits that are `logits`.
     pub(super) fn new(py: Python<'py>, shape: &[usize], logits: Dtype) -> PyResult<Self> {
-        Self::of(py, shape, if logits.is_double() { Dtype::F64 } else { Dtype::F32 })
+        if logits.is_double() { Self::of::<f64>(py, shape) } else { Self::of::<f32>(py, shape) }
     }
 
-    /// Of `shape` and this dtype.
-    pub(super) fn of(py: Python<'py>, shape: &[usize], dtype: Dtype) -> PyResult<Self> {
-        let array = numpy(py)?.call_method1(intern!(py, "empty"), (shape, dtype.name()))?.cast_into()?;
+    /// Of `shape` and this type.
+    pub(super) fn of<E: numpy::Element>(py: Python<'py>, shape: &[usize]) -> PyResult<Self> {
+        let mut lengths: Vec<_> = shape.iter().map(|&length| length as npyffi::npy_intp).collect();
+        let descriptor = numpy::dtype::<E>(py).into_ptr().cast();
+        // SAFETY: as many lengths are read as are said; the call takes over the reference to the descriptor that `into_ptr`
+        // gives up, and returns a new reference or null with an exception set.
+        let array = unsafe {
+            let axes = lengths.len() as c_int;
+            let array = PY_ARRAY_API.PyArray_Empty(py, axes, lengths.as_mut_ptr(), descriptor, 0);
+            Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked()
+        };
         Ok(Self { array, axis: None })
     }
 

@@ -7,7 +7,6 @@ use super::arrays::{Logits, RowResult, as_array, view};
 use super::options::Keywords;
 use super::targets::{self, target_array};
 use super::{detached, guard};
-use crate::dtype::Dtype;
 use crate::loss::labels::Labels;
 use crate::loss::statistics::{Columns, row_statistics as driver};
 
@@ -38,7 +37,7 @@ pub(super) fn row_statistics<'py>(
         }
         let shape = logits.row_shape();
         let numbers = || RowResult::new(py, &shape, logits.dtype);
-        let classes = || RowResult::of(py, &shape, Dtype::I64);
+        let classes = || RowResult::of::<i64>(py, &shape);
         let [mut log_sum_exp, mut max_probability, mut entropy] = [numbers()?, numbers()?, numbers()?];
         let mut argmax = classes()?;
         let mut target = targets.is_some().then(|| Ok::<_, PyErr>((numbers()?, classes()?))).transpose()?;
