@@ -17,6 +17,7 @@ LAYERS = [
     {"python"},
     {"loss"},
     {"row", "parallel"},
+    {"kernel"},
     {"array"},
     {"rows"},
     {"element"},

@@ -98,7 +98,21 @@ def log_1p_rest(y: mpf) -> mpf:
     return mp.log1p(y) / y if y else mpf(1)
 
 
+def log_rest(f: mpf) -> mpf:
+    """Return P of log(1 + f) = f + f²·P."""
+    return (mp.log1p(f) - f) / f**2 if f else -mpf(1) / 2
+
+
 # What kernels make of polynomials, operation by operation.
+
+
+def octaves(of: Arithmetic, p: Sequence[mpf], f: mpf) -> mpf:
+    return of.mul_add(of.polynomial(p, f), f, mpf(1))
+
+
+def log_for_f32(of: Arithmetic, p: Sequence[mpf], f: mpf) -> mpf:
+    # The kernel adds the terms in another order.
+    return of.mul_add(of.polynomial(p, f), of.mul(f, f), f)
 
 
 def exp(of: Arithmetic, q: Sequence[mpf], r: mpf) -> mpf:
@@ -299,7 +313,43 @@ def exponential(bits: int, steps: int, degree: int, **options: object) -> Polyno
     )
 
 
+def of_octaves(bits: int, steps: int, degree: int, **options: object) -> Polynomial:
+    step = mp.ln2 / steps
+    return Polynomial(
+        what=f"p of 2^(f/{steps}) = 1 + f·p(f), |f| ≤ 1/2",
+        bits=bits,
+        degree=degree,
+        f=lambda f: mp.expm1(f * step) / f if f else step,
+        low=-mpf(0.5),
+        high=mpf(0.5),
+        weight=lambda f: abs(f) * mp.exp(-f * step),
+        compute=octaves,
+        exact=lambda f: mp.exp(f * step),
+        domain=(-mpf(0.5), mpf(0.5)),
+        stretch="1.001",
+        **options,
+    )
+
+
 POLYNOMIALS = {
+    "octaves_f32_by_eighths": of_octaves(24, 8, 2, fused=True),
+    "octaves_f32": of_octaves(24, 1, 5),
+    # Of the two in f64 the numbers in src/ are minimax, which takes minutes to derive.
+    "octaves_f64_by_eighths": of_octaves(53, 8, 6, interpolated=True, fused=True),
+    "octaves_f64": of_octaves(53, 1, 10, interpolated=True),
+    "log_for_f32": Polynomial(
+        what="P of log(1 + f) = f + f²·P(f), √½ - 1 ≤ f ≤ √2 - 1",
+        bits=53,
+        degree=10,
+        f=log_rest,
+        low=mp.sqrt(0.5) - 1,
+        high=mp.sqrt(2) - 1,
+        weight=lambda f: f * f / mp.log1p(f) if f else mpf(0),
+        compute=log_for_f32,
+        exact=mp.log1p,
+        domain=(mp.sqrt(0.5) - 1, mp.sqrt(2) - 1),
+        interpolated=True,
+    ),
     "exp_f32_by_eighths": exponential(24, 8, 1, stretch="1.001", fused=True),
     # The numbers in src/ are older than this script and off by 0.14 u. The derived ones would be by 0.06 u,
     # the whole by 1.26 u instead of 1.37: not enough to change the bits of a level for.
@@ -398,6 +448,8 @@ class Table:
 
 
 TABLES = {
+    "eighths_f32": Table("8·log₂ e as a sum of two", 24, (8 / mp.ln2,), first_bits=20),
+    "eighths_f64": Table("8·log₂ e as a sum of two", 53, (8 / mp.ln2,), first_bits=49),
     "eighths": Table("2^(j/8), j from 0 to 7", 53, tuple(mpf(2) ** (mpf(j) / 8) for j in range(8))),
     # Times n, up to 2^8 (2^12) for a difference of exponents, the first part is exact.
     "ln_2_f32": Table("ln 2 as a sum of two", 24, (+mp.ln2,), first_bits=15),

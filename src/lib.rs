@@ -12,7 +12,8 @@
 //! written is an [`array::ArrayMut`], which hands each part of its rows to one thread. A [`loss`] cuts the rows into chunks,
 //! which the threads of [`parallel`] take; [`simd::Level::run`] compiles the work on a chunk for what the CPU has. A kernel
 //! of [`row`] reads a [`rows::Row`] where it lies, as vectors of the [`math::Real`] that its [`element::Element`] is
-//! computed with in, or [`row::tile`] reads as many rows as a vector has lanes. What is once a row (logarithms, quotients,
+//! computed with in, or [`row::tile`] reads as many rows as a vector has lanes; so does [`kernel`], in one pass, if a row's
+//! target is a class and nothing else. What is once a row (logarithms, quotients,
 //! the loss) is done in lanes for a batch of rows ([`row::batch`]); derivatives are a second pass, while the rows are in
 //! cache.
 //!
@@ -23,7 +24,8 @@
 //! | [`python`] | the only place that knows Python and NumPy: options, dtypes, shapes, exceptions, the memory of results |
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: the pool, fork, interruption |
-//! | [`row`] | the kernels: on one row, on a tile of rows across lanes, and what is once a row for a batch of them |
+//! | [`row`] | the kernels that look for the maximum first: on one row, on a tile of rows across lanes, and what is once a row |
+//! | [`kernel`] | the kernels that need no maximum: class targets of rows across lanes |
 //! | [`mod@array`] | strided arrays in foreign memory: [`array::Array`] is read, [`array::ArrayMut`] is written |
 //! | [`rows`] | one row of them: where it lies, or a block of it converted |
 //! | [`element`] | the dtypes that logits have: how they become vectors and back |
@@ -51,6 +53,7 @@ pub mod array;
 pub mod dtype;
 pub mod element;
 pub mod error;
+pub mod kernel;
 pub mod loss;
 pub mod math;
 pub mod parallel;

@@ -1,6 +1,7 @@
 //! The softmax losses, cross-entropy and divergence, and their gradients.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use fearless_simd::Simd;
 
@@ -107,19 +108,19 @@ impl<R: Real + Element<Real = R>> Room<R> {
 }
 
 /// The work on a chunk of rows.
-struct Rows<'a, E, O> {
-    range: std::ops::Range<usize>,
-    logits: &'a Array<'a>,
-    problem: &'a Problem<'a>,
+pub(super) struct Rows<'a, E, O> {
+    pub(super) range: Range<usize>,
+    pub(super) logits: &'a Array<'a>,
+    pub(super) problem: &'a Problem<'a>,
     divisor: f64,
-    losses: Option<RowsMut<'a>>,
-    gradient: Option<RowsMut<'a>>,
-    hessian: Option<RowsMut<'a>>,
-    grad_output: Option<&'a GradOutput<'a>>,
+    pub(super) losses: Option<RowsMut<'a>>,
+    pub(super) gradient: Option<RowsMut<'a>>,
+    pub(super) hessian: Option<RowsMut<'a>>,
+    pub(super) grad_output: Option<&'a GradOutput<'a>>,
     /// Whether the gradient is written over the logits, and so after the Hessian.
-    gradient_last: bool,
+    pub(super) gradient_last: bool,
     /// How the gradient and the Hessian are stored.
-    store: [StorePolicy; 2],
+    pub(super) store: [StorePolicy; 2],
     types: PhantomData<(E, O)>,
 }
 
@@ -141,23 +142,52 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     #[inline(always)]
     fn batches<S: Simd>(&mut self, simd: S) -> Found<f64> {
         let mut sum = [0.0; MOST_LANES];
-        let (mut loaded, mut teachers, mut room) = (Transposed::uninit(), Transposed::uninit(), Room::new());
-        for batch in batches::<E>(self.logits, self.range.clone()) {
-            let classes = self.logits.classes();
-            let teacher = self.problem.teacher::<S, E>(simd, &batch, &mut teachers);
-            let mut targets = Targets::none(batch.rows, self.problem.dense(batch.first, classes, teacher.as_ref()));
-            self.problem.set(batch.first, classes, &mut targets);
-            let losses = match batch.tile::<S, E>(simd, &mut loaded) {
-                Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room)?,
-                None => self.rows(simd, batch.first, &mut targets)?,
+        let Range { start: mut first, end } = self.range;
+        while first < end {
+            first += match self.class_target_rows(simd, first, &mut sum)? {
+                // To the end of the run, if rows lie in such.
+                0 => {
+                    let rows = self.logits.neighbours_from(first).unwrap_or(end).min(end - first);
+                    self.careful_batches(simd, first..first + rows, &mut sum)?;
+                    rows
+                }
+                done => done,
             };
-            // By the number of the row, wherever its batch begins, so that the layout changes no bit.
-            let first = batch.first - self.range.start;
-            for (lane, loss) in losses[..batch.rows].iter().enumerate() {
-                sum[(first + lane) % MOST_LANES] += loss;
-            }
         }
         Ok(sum_of_lanes(&sum))
+    }
+
+    /// Work on rows by the kernels that look for the maximum first.
+    #[inline(never)]
+    pub(super) fn careful_batches<S: Simd>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        sum: &mut PerLane<f64>,
+    ) -> Found<()> {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let (mut loaded, mut teachers, mut room) = (Transposed::uninit(), Transposed::uninit(), Room::new());
+                for batch in batches::<E>(self.logits, rows) {
+                    let classes = self.logits.classes();
+                    let teacher = self.problem.teacher::<S, E>(simd, &batch, &mut teachers);
+                    let dense = self.problem.dense(batch.first, classes, teacher.as_ref());
+                    let mut targets = Targets::none(batch.rows, dense);
+                    self.problem.set(batch.first, classes, &mut targets);
+                    let losses = match batch.tile::<S, E>(simd, &mut loaded) {
+                        Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room)?,
+                        None => self.rows(simd, batch.first, &mut targets)?,
+                    };
+                    // By the number of the row, wherever its batch begins, so that the layout changes no bit.
+                    let first = batch.first - self.range.start;
+                    for (lane, loss) in losses[..batch.rows].iter().enumerate() {
+                        sum[(first + lane) % MOST_LANES] += loss;
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 
     /// The losses of rows across lanes, and their derivatives if they are asked for.
@@ -179,7 +209,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
         weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
         if let Some(grad_output) = self.grad_output {
-            let scales = self.scales(simd, grad_output, first, targets);
+            let scales = self.counted_scales(simd, grad_output, first, targets);
             tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref());
             // What overwrites the tile is written last.
             if !self.gradient_last {
@@ -195,7 +225,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn rows<S: Simd>(&mut self, simd: S, first: usize, targets: &mut Targets) -> Found<PerLane<f64>> {
+    pub(super) fn rows<S: Simd>(&mut self, simd: S, first: usize, targets: &mut Targets) -> Found<PerLane<f64>> {
         let transform = self.problem.transform;
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..targets.rows {
@@ -210,7 +240,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
         weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
         if let Some(grad_output) = self.grad_output {
-            let scales = self.scales(simd, grad_output, first, targets);
+            let scales = self.counted_scales(simd, grad_output, first, targets);
             for lane in 0..targets.rows {
                 if targets.counts[lane] != 0.0 {
                     find_point::<S, E>(simd, lane, self.logits.row(first + lane), &found, targets);
@@ -240,12 +270,11 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         Ok(())
     }
 
-    /// By what the derivatives of some rows are multiplied. If that were divided by 0, none of the rows counts any more.
+    /// By what the derivatives of `rows` rows are multiplied; with a divisor of 0 by 0.
     #[inline(always)]
-    fn scales<S: Simd>(&self, simd: S, grad_output: &GradOutput, first: usize, targets: &mut Targets) -> PerLane<f64> {
-        let (rows, mut scales) = (targets.rows, [0.0; MOST_LANES]);
+    pub(super) fn scales<S: Simd>(&self, simd: S, grad_output: &GradOutput, first: usize, rows: usize) -> PerLane<f64> {
+        let mut scales = [0.0; MOST_LANES];
         if self.divisor == 0.0 {
-            targets.counts = scales;
             return scales;
         }
         grad_output.read(simd, first, &mut scales[..rows]);
@@ -258,6 +287,21 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             *scale /= self.divisor;
         }
         scales
+    }
+
+    /// [`Self::scales`] of rows, of which none counts any more if these are divided by 0.
+    #[inline(always)]
+    fn counted_scales<S: Simd>(
+        &self,
+        simd: S,
+        grad_output: &GradOutput,
+        first: usize,
+        targets: &mut Targets,
+    ) -> PerLane<f64> {
+        if self.divisor == 0.0 {
+            targets.counts = [0.0; MOST_LANES];
+        }
+        self.scales(simd, grad_output, first, targets.rows)
     }
 
     /// The losses of some rows, weighted and written.

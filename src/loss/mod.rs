@@ -2,6 +2,7 @@
 
 pub mod bandwidth;
 pub mod binary;
+mod class_targets;
 pub mod cross_entropy;
 pub mod evaluation;
 pub mod labels;

@@ -1,10 +1,10 @@
 //! f64, in 8 lanes.
 
-use fearless_simd::{Simd, f64x8, prelude::*, u64x8};
+use fearless_simd::{Simd, f64x4, f64x8, prelude::*, u64x8};
 
 use super::exponential::EIGHTHS;
-use super::logarithm::LOG_1P_OF_QUOTIENT;
-use super::{Boost, Method, Real, Total, Twice, UNIT, is_wide, polynomial, two_sum};
+use super::logarithm::{LOG_1P_OF_QUOTIENT, log_one_plus};
+use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_wide, polynomial, two_sum};
 use crate::simd::{Table64, look_up_u64};
 
 /// The bits of `2^(j/8)`, less those of j, as in f32.
@@ -18,6 +18,13 @@ const TABLE: Table64 = {
     Table64::new(numbers)
 };
 
+/// A square of four by four, transposed.
+#[inline(always)]
+fn turned<S: Simd>([a, b, c, d]: [f64x4<S>; 4]) -> [f64x4<S>; 4] {
+    let [even, odd] = [[a.zip_low(c), a.zip_high(c)], [b.zip_low(d), b.zip_high(d)]];
+    [even[0].zip_low(odd[0]), even[0].zip_high(odd[0]), even[1].zip_low(odd[1]), even[1].zip_high(odd[1])]
+}
+
 impl Real for f64 {
     type Lanes<S: Simd> = f64x8<S>;
     const LANES: usize = 8;
@@ -30,6 +37,109 @@ impl Real for f64 {
     const LN_2: [Self; 2] = [0.693_147_180_485_539_1, 7.440_617_110_012_397e-11];
     const ROUNDED_LN_2: &'static [Self] = &Self::LN_2;
     const SHRINKAGE: f64 = 0.0;
+
+    // scripts/polynomials.py eighths_f64: relative error 2^-110.07.
+    const EIGHTHS: [Self; 2] = [11.541_560_327_111_707, 1.628_421_899_274_482_6e-16];
+    const WHOLE_EIGHTHS: bool = true;
+    const ROUNDING: Self = 6_755_399_441_055_744.0;
+    const BOOST_EXPONENT: u32 = 512;
+    const EXPONENT_BIAS: u32 = 1023;
+    const SPLITTER: Self = ((1 << 27) + 1) as Self;
+    const LARGEST_REFERENCE: f64 = 70_368_744_177_664.0;
+
+    #[inline(always)]
+    #[allow(clippy::approx_constant)] // the last coefficients are derived, as the others
+    fn octaves<S: Simd>() -> Octaves<Self> {
+        if is_wide::<S>() {
+            Octaves {
+                steps: 8,
+                // scripts/polynomials.py octaves_f64_by_eighths: relative error 2^-58.22.
+                p: &[
+                    7.273_260_548_247_923e-12,
+                    5.876_355_680_574_139e-10,
+                    4.069_079_016_307_09e-8,
+                    2.348_176_046_311_04e-6,
+                    0.000_108_406_462_236_009_9,
+                    0.003_753_539_171_236_162_6,
+                    0.086_643_397_569_993_16,
+                ],
+            }
+        } else {
+            Octaves {
+                steps: 1,
+                // scripts/polynomials.py octaves_f64: relative error 2^-57.76.
+                p: &[
+                    4.439_525_669_096_293e-10,
+                    7.073_301_694_994_246e-9,
+                    1.017_815_530_899_609_6e-7,
+                    1.321_543_841_697_760_6e-6,
+                    0.000_015_252_733_646_539_238,
+                    0.000_154_035_304_499_515_7,
+                    0.001_333_355_814_653_170_3,
+                    0.009_618_129_107_600_759,
+                    0.055_504_108_664_821_784,
+                    0.240_226_506_959_101_1,
+                    0.693_147_180_559_945_3,
+                ],
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn power<S: Simd>(simd: S, rounded: f64x8<S>, steps: u32) -> f64x8<S> {
+        let bits: u64x8<S> = rounded.bitcast();
+        if steps == 1 { (bits << 52).bitcast() } else { (look_up_u64(simd, &TABLE, bits) + (bits << 49)).bitcast() }
+    }
+
+    #[inline(always)]
+    fn classes<S: Simd>(simd: S, classes: &[usize; 16]) -> f64x8<S> {
+        let numbers: [u64; 8] = std::array::from_fn(
+            #[inline(always)]
+            |lane| classes[lane] as u64,
+        );
+        let numbers: u64x8<S> = numbers.simd_into(simd);
+        numbers.bitcast()
+    }
+
+    #[inline(always)]
+    fn except<S: Simd>(simd: S, lanes: f64x8<S>, own: f64x8<S>, class: usize) -> f64x8<S> {
+        let own: u64x8<S> = own.bitcast();
+        own.simd_eq(u64x8::splat(simd, class as u64)).select(f64x8::splat(simd, 0.0), lanes)
+    }
+
+    /// NaN may get lost.
+    #[inline(always)]
+    fn larger<S: Simd>(a: f64x8<S>, b: f64x8<S>) -> f64x8<S> {
+        a.max(b)
+    }
+
+    #[inline(always)]
+    unsafe fn load_columns<S: Simd>(simd: S, rows: &[*const f64; 16]) -> [f64x8<S>; 4] {
+        let mut fours = [f64x4::splat(simd, 0.0); 8];
+        for (four, row) in fours.iter_mut().zip(rows) {
+            // SAFETY: four values of the row, readable by the caller's promise.
+            *four = unsafe { row.cast::<[f64; 4]>().read_unaligned() }.simd_into(simd);
+        }
+        let [low, high] =
+            [turned([fours[0], fours[1], fours[2], fours[3]]), turned([fours[4], fours[5], fours[6], fours[7]])];
+        [low[0].combine(high[0]), low[1].combine(high[1]), low[2].combine(high[2]), low[3].combine(high[3])]
+    }
+
+    #[inline(always)]
+    unsafe fn store_columns<S: Simd>(_: S, rows: &[*mut f64; 16], [a, b, c, d]: [f64x8<S>; 4]) {
+        let ([a, a_high], [b, b_high]) = (<[_; 2]>::from(a.split()), <[_; 2]>::from(b.split()));
+        let ([c, c_high], [d, d_high]) = (<[_; 2]>::from(c.split()), <[_; 2]>::from(d.split()));
+        let fours = turned([a, b, c, d]).into_iter().chain(turned([a_high, b_high, c_high, d_high]));
+        for (four, row) in fours.zip(rows) {
+            // SAFETY: four values of the row, writeable by the caller's promise.
+            unsafe { row.cast::<[f64; 4]>().write_unaligned(four.into()) }
+        }
+    }
+
+    #[inline(always)]
+    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
+        log_one_plus(simd, y)
+    }
 
     #[inline(always)]
     fn method<S: Simd>() -> Method<Self> {

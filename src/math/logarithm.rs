@@ -45,6 +45,48 @@ pub fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
     y.simd_lt(lanes(f64::INFINITY)).select(log, y)
 }
 
+/// P of `log(1 + f) = f + f²·P(f)` over f from √½ − 1 to √2 − 1, highest power first.
+// scripts/polynomials.py log_for_f32: relative error 2^-32.15.
+const LOG_FOR_F32: [f64; 11] = [
+    -0.060_209_564_994_966_54,
+    0.105_898_819_694_433_07,
+    -0.107_694_724_283_950_56,
+    0.110_376_892_583_026_41,
+    -0.124_322_680_592_847_9,
+    0.142_856_249_899_072_17,
+    -0.166_690_063_072_041_82,
+    0.200_000_573_882_576_19,
+    -0.249_999_716_981_403_27,
+    0.333_333_327_929_992_04,
+    -0.500_000_000_554_516_54,
+];
+
+/// [`log_one_plus`] within 2^-32 of itself, for y up to 2¹⁰⁰⁰: without a quotient, and in pairs of terms (Estrin), as what
+/// binds is the chain.
+#[inline(always)]
+pub(super) fn log_one_plus_for_f32<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    let integers = |value: u64| u64x8::splat(simd, value);
+    let sum = y + lanes(1.0);
+    let bits: u64x8<S> = sum.bitcast();
+    let exponent = (bits - integers(std::f64::consts::FRAC_1_SQRT_2.to_bits())) >> 52;
+    let mantissa: f64x8<S> = (bits - (exponent << 52)).bitcast();
+    let two_to_52 = 4_503_599_627_370_496f64;
+    let number: f64x8<S> = (exponent | integers(two_to_52.to_bits())).bitcast();
+    let number = number - lanes(two_to_52);
+    // What 1 + y loses counts where y is small.
+    let f = y.simd_lt(lanes(0.41)).select(y, mantissa - lanes(1.0));
+    let square = f * f;
+    let fourth = square * square;
+    // Terms of powers 0 to 3, 4 to 7, and 8 to 10.
+    let pair = |index: usize| lanes(LOG_FOR_F32[index]).mul_add(f, lanes(LOG_FOR_F32[index + 1]));
+    let low = pair(7).mul_add(square, pair(9));
+    let middle = pair(3).mul_add(square, pair(5));
+    let high = lanes(LOG_FOR_F32[0]).mul_add(square, pair(1));
+    let p = high.mul_add(fourth, middle).mul_add(fourth, low);
+    number.mul_add(lanes(std::f64::consts::LN_2), p.mul_add(square, f))
+}
+
 /// P of `log(1 + y) = y·P(y)` over y from 0 to 1, highest power first: minimax.
 // scripts/polynomials.py log_1p_f32: relative error 2^-27.50.
 pub(super) const LOG_1P: [f32; 10] = [
@@ -107,6 +149,30 @@ mod tests {
             }
             let special = level.run(Logs(&[f64::INFINITY, f64::NAN]));
             assert!(special[0] == f64::INFINITY && special[1].is_nan());
+        }
+    }
+
+    struct LogsForF32<'a>(&'a [f64]);
+
+    impl Kernel for LogsForF32<'_> {
+        type Output = Vec<f64>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f64> {
+            let log = |&y: &f64| log_one_plus_for_f32(simd, f64x8::splat(simd, y)).as_slice()[0];
+            self.0.iter().map(log).collect()
+        }
+    }
+
+    #[test]
+    fn log_one_plus_for_f32_is_near() {
+        let mut numbers = vec![0.0, 5e-324, 1e-300, 1e-17, 0.41, 0.5, 1.0, 1e15, 1e300];
+        numbers.extend((1..40_000).map(|i| f64::from(i) * 0.000_137));
+        numbers.extend((1..200).map(|i| 1.31f64.powi(i - 150)));
+        for level in Level::available() {
+            for (&y, log) in numbers.iter().zip(level.run(LogsForF32(&numbers))) {
+                let exact = y.ln_1p();
+                assert!((log - exact).abs() <= exact * 2f64.powi(-32), "{}: log(1 + {y:e}) = {log:e}", level.name());
+            }
         }
     }
 

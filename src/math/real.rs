@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, SimdFloat, SimdFloatElement, prelude::*};
 
-use super::{Argument, Boost, Method, Total, Twice};
+use super::{Argument, Boost, Method, Octaves, Total, Twice};
 
 /// A type to compute in: its lanes and what the kernels need of them.
 pub trait Real: SimdFloatElement + Send + Sync + 'static {
@@ -26,6 +26,45 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     const ROUNDED_LN_2: &'static [Self];
     /// By which part of itself the argument is smaller then.
     const SHRINKAGE: f64;
+
+    /// 8·log₂ e as a sum of two.
+    const EIGHTHS: [Self; 2];
+    /// Whether the second is multiplied, too; else logarithms get back what is lost.
+    const WHOLE_EIGHTHS: bool;
+    /// 1.5 times the power of two next to which numbers are integers.
+    const ROUNDING: Self;
+    /// The exponent of [`Self::BOOST`].
+    const BOOST_EXPONENT: u32;
+    /// What is added to exponents where they are stored.
+    const EXPONENT_BIAS: u32;
+    /// Multiplied by it, a number shows its upper half.
+    const SPLITTER: Self;
+    /// Logits below this can be references.
+    const LARGEST_REFERENCE: f64;
+
+    /// How a level takes exponentials relative to an integer.
+    fn octaves<S: Simd>() -> Octaves<Self>;
+    /// 2^(n/N) of n in the lowest bits of the lanes.
+    fn power<S: Simd>(simd: S, rounded: Self::Lanes<S>, steps: u32) -> Self::Lanes<S>;
+    /// Numbers of classes as they are compared.
+    fn classes<S: Simd>(simd: S, classes: &[usize; 16]) -> Self::Lanes<S>;
+    /// 0 in the lanes whose own class this is.
+    fn except<S: Simd>(simd: S, lanes: Self::Lanes<S>, own: Self::Lanes<S>, class: usize) -> Self::Lanes<S>;
+    /// `log(1 + y)` for y from 0 to 2¹⁰⁰⁰, as accurate as losses of this type need it.
+    fn log_one_plus<S: Simd>(simd: S, y: fearless_simd::f64x8<S>) -> fearless_simd::f64x8<S>;
+    /// The larger ones of positive numbers.
+    fn larger<S: Simd>(a: Self::Lanes<S>, b: Self::Lanes<S>) -> Self::Lanes<S>;
+
+    /// Four neighbouring values of each of [`Self::LANES`] rows, as four vectors with a lane a row.
+    ///
+    /// # Safety
+    /// They are readable, at any alignment.
+    unsafe fn load_columns<S: Simd>(simd: S, rows: &[*const Self; 16]) -> [Self::Lanes<S>; 4];
+    /// Write four vectors, with a lane a row, to neighbouring places of [`Self::LANES`] rows.
+    ///
+    /// # Safety
+    /// These are writeable, at any alignment.
+    unsafe fn store_columns<S: Simd>(simd: S, rows: &[*mut Self; 16], columns: [Self::Lanes<S>; 4]);
 
     /// How a level takes exponentials.
     fn method<S: Simd>() -> Method<Self>;

@@ -3,9 +3,9 @@
 use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u32x16};
 
 use super::exponential::EIGHTHS;
-use super::logarithm::LOG_1P;
-use super::{Boost, Method, Real, Total, Twice, UNIT, is_wide, polynomial};
-use crate::simd::look_up_u32;
+use super::logarithm::{LOG_1P, log_one_plus_for_f32};
+use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_wide, polynomial};
+use crate::simd::{load_columns, look_up_u32, store_columns};
 
 /// The bits of `2^(j/8)`, less those of j three places above the exponent's lowest.
 ///
@@ -32,6 +32,78 @@ impl Real for f32 {
     const LN_2: [Self; 2] = [0.693_145_75, 1.428_606_8e-6];
     const ROUNDED_LN_2: &'static [Self] = &[std::f32::consts::LN_2];
     const SHRINKAGE: f64 = std::f32::consts::LN_2 as f64 / std::f64::consts::LN_2 - 1.0;
+
+    // scripts/polynomials.py eighths_f32: relative error 2^-51.60.
+    const EIGHTHS: [Self; 2] = [11.541_56, 1.540_770_4e-7];
+    const WHOLE_EIGHTHS: bool = false;
+    const ROUNDING: Self = 12_582_912.0;
+    const BOOST_EXPONENT: u32 = 64;
+    const EXPONENT_BIAS: u32 = 127;
+    const SPLITTER: Self = 4097.0;
+    const LARGEST_REFERENCE: f64 = 131_072.0;
+
+    #[inline(always)]
+    #[allow(clippy::approx_constant)] // the last coefficients are derived, as the others
+    fn octaves<S: Simd>() -> Octaves<Self> {
+        if is_wide::<S>() {
+            // scripts/polynomials.py octaves_f32_by_eighths: relative error 2^-25.21.
+            Octaves { steps: 8, p: &[0.000_108_377_06, 0.003_754_024_6, 0.086_643_405] }
+        } else {
+            // scripts/polynomials.py octaves_f32: relative error 2^-28.31.
+            Octaves {
+                steps: 1,
+                p: &[0.000_153_280_39, 0.001_339_100_8, 0.009_618_503, 0.055_503_596, 0.240_226_48, 0.693_147_2],
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn power<S: Simd>(simd: S, rounded: f32x16<S>, steps: u32) -> f32x16<S> {
+        let bits: u32x16<S> = rounded.bitcast();
+        // The numbers lack what the shift adds of j.
+        if steps == 1 { (bits << 23).bitcast() } else { (look_up_u32(simd, &TABLE, bits) + (bits << 20)).bitcast() }
+    }
+
+    #[inline(always)]
+    fn classes<S: Simd>(simd: S, classes: &[usize; 16]) -> f32x16<S> {
+        let numbers: u32x16<S> = classes
+            .map(
+                #[inline(always)]
+                |class| class as u32,
+            )
+            .simd_into(simd);
+        numbers.bitcast()
+    }
+
+    #[inline(always)]
+    fn except<S: Simd>(simd: S, lanes: f32x16<S>, own: f32x16<S>, class: usize) -> f32x16<S> {
+        let own: u32x16<S> = own.bitcast();
+        own.simd_eq(u32x16::splat(simd, class as u32)).select(f32x16::splat(simd, 0.0), lanes)
+    }
+
+    /// As integers, in whose order NaN is largest.
+    #[inline(always)]
+    fn larger<S: Simd>(a: f32x16<S>, b: f32x16<S>) -> f32x16<S> {
+        let (a, b): (u32x16<S>, u32x16<S>) = (a.bitcast(), b.bitcast());
+        a.max(b).bitcast()
+    }
+
+    #[inline(always)]
+    unsafe fn load_columns<S: Simd>(simd: S, rows: &[*const f32; 16]) -> [f32x16<S>; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { load_columns(simd, rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_columns<S: Simd>(simd: S, rows: &[*mut f32; 16], columns: [f32x16<S>; 4]) {
+        // SAFETY: the caller's promise.
+        unsafe { store_columns(simd, rows, columns) }
+    }
+
+    #[inline(always)]
+    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
+        log_one_plus_for_f32(simd, y)
+    }
 
     #[inline(always)]
     fn method<S: Simd>() -> Method<Self> {

@@ -9,17 +9,11 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 use super::target::{RowLoss, Target};
 use super::transform::Capped;
 use super::{Dense, LogSumExp, Transform};
+pub use crate::kernel::vertical::{MOST_LANES, PerLane};
 use crate::math::{Boost, Real, UNIT, log_one_plus, two_sum};
-
-/// The most lanes that a type has.
-pub const MOST_LANES: usize = 16;
 
 /// Lanes of f64.
 pub(super) const HALF: usize = 8;
-
-/// One value per lane. These fields come first in structs that begin on a boundary of cache lines, so that no load crosses
-/// one.
-pub type PerLane<T> = [T; MOST_LANES];
 
 /// The sum of all lanes, in a fixed order.
 pub fn sum_of_lanes(lanes: &PerLane<f64>) -> f64 {

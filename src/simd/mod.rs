@@ -37,8 +37,8 @@ use crate::error::{Error, Result};
 pub use environment::Environment;
 pub use operations::Parts;
 pub(crate) use operations::{
-    Table64, f16_from_f32, f16_to_f32, load_part, look_up_u32, look_up_u64, prefetch_ahead, store_fence, store_part,
-    stream,
+    Table64, f16_from_f32, f16_to_f32, load_columns, load_part, look_up_u32, look_up_u64, prefetch, prefetch_ahead,
+    store_columns, store_fence, store_part, stream,
 };
 
 /// The token of the instructions that every CPU of the target has.

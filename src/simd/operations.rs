@@ -150,6 +150,75 @@ mod x86 {
             arch::_mm256_blend_epi32::<0b1010_1010>(low, high).simd_into(avx2)
         }
     );
+    /// Four by four within each 128 bits.
+    macro_rules! turned {
+        ($rows:ident, $low:ident, $high:ident, $shuffle:ident) => {{
+            let [a, b, c, d] = $rows;
+            let (ab, cd) = ([arch::$low(a, b), arch::$high(a, b)], [arch::$low(c, d), arch::$high(c, d)]);
+            [
+                arch::$shuffle::<0b0100_0100>(ab[0], cd[0]),
+                arch::$shuffle::<0b1110_1110>(ab[0], cd[0]),
+                arch::$shuffle::<0b0100_0100>(ab[1], cd[1]),
+                arch::$shuffle::<0b1110_1110>(ab[1], cd[1]),
+            ]
+        }};
+    }
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn load_columns_avx2(avx2: Avx2, rows: [*const f32; 8]) -> [f32x8<Avx2>; 4] {
+            let mut pairs = [arch::_mm256_setzero_ps(); 4];
+            for row in 0..4 {
+                // SAFETY: the caller of `load_columns` promised that four values of each row are readable.
+                pairs[row] = unsafe { arch::_mm256_loadu2_m128(rows[row + 4], rows[row]) };
+            }
+            let [a, b, c, d] = turned!(pairs, _mm256_unpacklo_ps, _mm256_unpackhi_ps, _mm256_shuffle_ps);
+            [a.simd_into(avx2), b.simd_into(avx2), c.simd_into(avx2), d.simd_into(avx2)]
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn store_columns_avx2(avx2: Avx2, rows: [*mut f32; 8], columns: [f32x8<Avx2>; 4]) {
+            let [a, b, c, d] = columns;
+            let columns = [a.into(), b.into(), c.into(), d.into()];
+            let turned = turned!(columns, _mm256_unpacklo_ps, _mm256_unpackhi_ps, _mm256_shuffle_ps);
+            for row in 0..4 {
+                // SAFETY: the caller of `store_columns` promised that four values of each row are writeable.
+                unsafe { arch::_mm256_storeu2_m128(rows[row + 4], rows[row], turned[row]) }
+            }
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn load_columns_avx512(avx512: Avx512, rows: [*const f32; 16]) -> [f32x16<Avx512>; 4] {
+            let mut fours = [arch::_mm512_setzero_ps(); 4];
+            for row in 0..4 {
+                // SAFETY: the caller of `load_columns` promised that four values of each row are readable.
+                unsafe {
+                    let low = arch::_mm256_loadu2_m128(rows[row + 4], rows[row]);
+                    let high = arch::_mm256_loadu2_m128(rows[row + 12], rows[row + 8]);
+                    fours[row] = arch::_mm512_insertf32x8::<1>(arch::_mm512_castps256_ps512(low), high);
+                }
+            }
+            let [a, b, c, d] = turned!(fours, _mm512_unpacklo_ps, _mm512_unpackhi_ps, _mm512_shuffle_ps);
+            [a.simd_into(avx512), b.simd_into(avx512), c.simd_into(avx512), d.simd_into(avx512)]
+        }
+    );
+    fearless_simd::kernel!(
+        #[inline(always)]
+        pub(super) fn store_columns_avx512(avx512: Avx512, rows: [*mut f32; 16], columns: [f32x16<Avx512>; 4]) {
+            let [a, b, c, d] = columns;
+            let columns = [a.into(), b.into(), c.into(), d.into()];
+            let turned = turned!(columns, _mm512_unpacklo_ps, _mm512_unpackhi_ps, _mm512_shuffle_ps);
+            for row in 0..4 {
+                let high = arch::_mm512_extractf32x8_ps::<1>(turned[row]);
+                // SAFETY: the caller of `store_columns` promised that four values of each row are writeable.
+                unsafe {
+                    arch::_mm256_storeu2_m128(rows[row + 4], rows[row], arch::_mm512_castps512_ps256(turned[row]));
+                    arch::_mm256_storeu2_m128(rows[row + 12], rows[row + 8], high);
+                }
+            }
+        }
+    );
     macro_rules! parts {
         ($load:ident, $store:ident, $value:ty, $lanes:ty, $mask:ty, $masked_load:ident, $masked_store:ident) => {
             fearless_simd::kernel!(
@@ -326,16 +395,104 @@ pub(crate) fn store_fence() {
     }
 }
 
-/// Ask for the cache line at `address`; any address is fine, mapped or not.
+/// Four neighbouring values of each of 16 rows, as four vectors with a lane a row.
+///
+/// # Safety
+/// They are readable, at any alignment.
 #[inline(always)]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint that never faults, and SSE is part of the x86-64 baseline.
-    unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+pub(crate) unsafe fn load_columns<S: Simd>(simd: S, rows: &[*const f32; 16]) -> [f32x16<S>; 4] {
+    match simd.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(avx512) => {
+            let [a, b, c, d] = x86::load_columns_avx512(avx512, *rows);
+            [a, b, c, d].map(
+                #[inline(always)]
+                |column| column.to_array().simd_into(simd),
+            )
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(avx2) => {
+            let (low, high): ([_; 8], [_; 8]) =
+                (std::array::from_fn(|row| rows[row]), std::array::from_fn(|row| rows[row + 8]));
+            let (low, high) = (x86::load_columns_avx2(avx2, low), x86::load_columns_avx2(avx2, high));
+            std::array::from_fn(
+                #[inline(always)]
+                |column| {
+                    let low: f32x8<S> = low[column].to_array().simd_into(simd);
+                    let high: f32x8<S> = high[column].to_array().simd_into(simd);
+                    low.combine(high)
+                },
+            )
+        }
+        _ => {
+            let mut columns = [[0.0; 16]; 4];
+            for (lane, row) in rows.iter().enumerate() {
+                for (offset, column) in columns.iter_mut().enumerate() {
+                    // SAFETY: the caller's promise.
+                    column[lane] = unsafe { row.add(offset).read_unaligned() };
+                }
+            }
+            columns.map(
+                #[inline(always)]
+                |column| column.simd_into(simd),
+            )
+        }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+}
+
+/// Write four vectors, with a lane a row, to neighbouring places of 16 rows.
+///
+/// # Safety
+/// These are writeable, at any alignment.
+#[inline(always)]
+pub(crate) unsafe fn store_columns<S: Simd>(simd: S, rows: &[*mut f32; 16], columns: [f32x16<S>; 4]) {
+    match simd.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(avx512) => {
+            let columns = columns.map(
+                #[inline(always)]
+                |column| column.to_array().simd_into(avx512),
+            );
+            x86::store_columns_avx512(avx512, *rows, columns);
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(avx2) => {
+            for half in [0, 8] {
+                let rows = std::array::from_fn(|row| rows[half + row]);
+                let columns = columns.map(
+                    #[inline(always)]
+                    |column| {
+                        let (low, high) = column.split();
+                        (if half == 0 { low } else { high }).to_array().simd_into(avx2)
+                    },
+                );
+                x86::store_columns_avx2(avx2, rows, columns);
+            }
+        }
+        _ => {
+            for (offset, column) in columns.iter().enumerate() {
+                for (value, row) in column.as_slice().iter().zip(rows) {
+                    // SAFETY: the caller's promise.
+                    unsafe { row.add(offset).write_unaligned(*value) }
+                }
+            }
+        }
+    }
+}
+
+/// Ask for the cache lines of `bytes` bytes from `address` on; any are fine, mapped or not.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        let address = address.wrapping_add(line);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch is a hint that never faults, and SSE is part of the x86-64 baseline.
+        unsafe {
+            core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
+    }
 }
 
 /// How far ahead of what is read the next cache lines are asked for, in bytes (see [`crate::simd`] for the figures).
@@ -344,9 +501,7 @@ const AHEAD: usize = 8192;
 /// Ask for the cache lines that `bytes` bytes from `source` on, once they are read, will be followed by.
 #[inline(always)]
 pub(crate) fn prefetch_ahead(source: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        prefetch(source.wrapping_add(AHEAD + line));
-    }
+    prefetch(source.wrapping_add(AHEAD), bytes);
 }
 
 /// Of each lane the number that its three lowest bits are the index of.

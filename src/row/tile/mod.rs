@@ -16,6 +16,8 @@ use std::marker::PhantomData;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
+pub use crate::kernel::stage::most_classes;
+
 pub use self::gradient::{gradients, probabilities, variances};
 pub use self::lanes::{Tile, TileMut};
 pub(super) use self::lanes::{Tiled, TiledMut};
@@ -28,14 +30,6 @@ use super::{Dense, Source, Transform};
 use crate::array::Array;
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, Total, with_vectors_at_a_time};
-
-/// Up to this many classes rows are worth transposing: those of less than 1 KiB. Longer ones are faster one by one.
-pub const fn most_classes<R: Real>() -> usize {
-    MOST_BYTES / size_of::<R>()
-}
-
-/// The bytes of a row of [`most_classes`].
-const MOST_BYTES: usize = 1023;
 
 /// Rows of an array that are worked on together.
 #[derive(Clone, Copy)]

@@ -6,10 +6,11 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::{MOST_BYTES, Tile, TileMut, most_classes};
+use super::{Tile, TileMut, most_classes};
 use crate::array::{Array, RowsMut};
 use crate::dtype::{Number, with_element};
 use crate::element::Element;
+use crate::kernel::stage::MOST_BYTES;
 use crate::math::Real;
 use crate::row::batch::MOST_LANES;
 use crate::rows::StorePolicy;

@@ -1,0 +1,255 @@
+//! Exponentials relative to an integer.
+//!
+//! With N steps an octave, `L = N·log₂ e` and an integer c, `exp x = 2^(c/N) · 2^((x·L − c)/N)`. Rounded to an integer n and
+//! the rest f, |f| ≤ ½, `x·L − c` gives `2^(n/N)·2^(f/N)`: a look-up and a shift, and `2^(f/N) = 1 + f·p(f)`.
+//!
+//! n is what adding 1.5·2^23 − c (1.5·2^52 − c) to x·L rounds to, and f is `x·L − (c + n)`, of which a fused multiply-add
+//! rounds the result alone. So no error grows with the distance from the reference c, which need not be near the maximum:
+//! any c will do from which no x is more than [`REACH`] octaves up. Nothing has to be known of the other logits.
+//!
+//! L is rounded. In f64 what it lacks is multiplied and added, too. In f32 what is summed is `exp(x·(1 − ε))`, ε = 0.22 u
+//! ([`lost`]): logarithms get `1 + ε` back, and less than `0.22 u·ln C` is left.
+//!
+//! Powers are boosted as those of [`Real::exp`]: a class that is 190 octaves (1535) below c counts exactly 0.
+
+use fearless_simd::{Simd, prelude::*};
+
+use super::{Real, is_wide};
+
+/// Steps an octave, and the polynomial of the rest.
+pub struct Octaves<R: 'static> {
+    /// N.
+    pub(super) steps: u32,
+    /// p of `2^(f/N) = 1 + f·p(f)`, highest power first.
+    pub(super) p: &'static [R],
+}
+
+/// So many octaves above the reference powers are right, and sums of them finite.
+const REACH: u32 = 55;
+
+/// What the exponentials of each lane are relative to.
+#[derive(Clone, Copy)]
+pub struct Reference<S: Simd, R: Real> {
+    /// 1.5·2^23 (1.5·2^52), the boost, and minus the integer c.
+    shift: R::Lanes<S>,
+    /// Where powers are 0.
+    lowest: R::Lanes<S>,
+}
+
+/// The exponential of x as `(1 + f·p)·power`, and `n` as it was rounded: larger where x is.
+pub struct Terms<S: Simd, R: Real, const K: usize> {
+    p: [R::Lanes<S>; K],
+    f: [R::Lanes<S>; K],
+    /// `2^(n/N)`, boosted.
+    pub power: [R::Lanes<S>; K],
+    /// n beside the shift.
+    pub rounded: [R::Lanes<S>; K],
+}
+
+impl<S: Simd, R: Real, const K: usize> Terms<S, R, K> {
+    /// An exponential, rounded once.
+    #[inline(always)]
+    pub fn exp(&self, k: usize) -> R::Lanes<S> {
+        (self.p[k] * self.f[k]).mul_add(self.power[k], self.power[k])
+    }
+
+    /// `sum` and an exponential.
+    #[inline(always)]
+    pub fn add_to(&self, simd: S, k: usize, sum: R::Lanes<S>) -> R::Lanes<S> {
+        self.p[k].mul_add(self.f[k], R::splat(simd, 1.0)).mul_add(self.power[k], sum)
+    }
+}
+
+/// ε: by which part of themselves arguments are smaller than they should be.
+pub fn lost<R: Real>() -> f64 {
+    if R::WHOLE_EIGHTHS { 0.0 } else { R::EIGHTHS[1].to_f64() / R::EIGHTHS[0].to_f64() }
+}
+
+/// L for N steps.
+#[inline(always)]
+fn scale<R: Real>(steps: u32) -> f64 {
+    R::EIGHTHS[0].to_f64() * (f64::from(steps) / 8.0)
+}
+
+/// What is added to n, and at which n − that powers are 0.
+#[inline(always)]
+fn offsets<R: Real>(steps: u32) -> [f64; 2] {
+    let (boost, bias) = (f64::from(R::BOOST_EXPONENT), f64::from(R::EXPONENT_BIAS));
+    let steps_of = |octaves: f64| octaves * f64::from(steps);
+    // Without a table the power is n in the exponent's place.
+    [if steps == 1 { boost + bias } else { steps_of(boost) }, steps_of(boost + bias)]
+}
+
+impl<S: Simd, R: Real> Reference<S, R> {
+    /// The integers next to `x·L`, and `c − x·L`.
+    #[inline(always)]
+    pub fn next_to(simd: S, x: R::Lanes<S>) -> (Self, R::Lanes<S>) {
+        let steps = R::octaves::<S>().steps;
+        let lanes = |value: f64| R::splat(simd, value);
+        let l = lanes(scale::<R>(steps));
+        let [offset, zero] = offsets::<R>(steps);
+        let magic = lanes(R::ROUNDING.to_f64());
+        let c = x.mul_add(l, magic) - magic;
+        let shift = lanes(R::ROUNDING.to_f64() + offset) - c;
+        let lowest = (c - lanes(zero)) * lanes(1.0 / scale::<R>(steps));
+        (Self { shift, lowest }, -fused::<S, R>(simd, x, -c))
+    }
+
+    /// The exponentials of some vectors, the same step of each in turn. NaN passes.
+    #[inline(always)]
+    pub fn terms<const K: usize>(&self, simd: S, mut x: [R::Lanes<S>; K]) -> Terms<S, R, K> {
+        let Octaves { steps, p: coefficients } = R::octaves::<S>();
+        let l = R::splat(simd, scale::<R>(steps));
+        // The order matters: on x86 `a.max(b)` is b when either is NaN.
+        for k in 0..K {
+            x[k] = self.lowest.max(x[k]);
+        }
+        let (mut rounded, mut power, mut f) = (x, x, x);
+        for k in 0..K {
+            rounded[k] = x[k].mul_add(l, self.shift);
+        }
+        for k in 0..K {
+            power[k] = R::power(simd, rounded[k], steps);
+        }
+        for k in 0..K {
+            f[k] = fused::<S, R>(simd, x[k], self.shift - rounded[k]);
+        }
+        let mut p = [R::Lanes::<S>::simd_from(simd, coefficients[0]); K];
+        for &coefficient in &coefficients[1..] {
+            for k in 0..K {
+                p[k] = p[k].mul_add(f[k], R::Lanes::<S>::simd_from(simd, coefficient));
+            }
+        }
+        Terms { p, f, power, rounded }
+    }
+
+    /// Whether no `rounded` of a lane is more than [`REACH`] octaves above the reference, or NaN.
+    #[inline(always)]
+    pub fn within_reach(simd: S, largest: R::Lanes<S>) -> <R::Lanes<S> as SimdBase<S>>::Mask {
+        let steps = R::octaves::<S>().steps;
+        largest.simd_le(R::splat(simd, R::ROUNDING.to_f64() + offsets::<R>(steps)[0] + f64::from(REACH * steps)))
+    }
+}
+
+/// `2^(rest/N)` in f64.
+#[inline(always)]
+pub fn power_of_rest<S: Simd>(simd: S, rest: fearless_simd::f64x8<S>) -> fearless_simd::f64x8<S> {
+    let p = super::polynomial::<S, f64>(simd, f64::octaves::<S>().p, rest);
+    p.mul_add(rest, fearless_simd::f64x8::splat(simd, 1.0))
+}
+
+/// `x·L + addend`, rounded once; with what L lacks, if that is added.
+#[inline(always)]
+fn fused<S: Simd, R: Real>(simd: S, x: R::Lanes<S>, addend: R::Lanes<S>) -> R::Lanes<S> {
+    let factor = scale::<R>(R::octaves::<S>().steps);
+    let l = R::splat(simd, factor);
+    let rest = R::splat(simd, R::EIGHTHS[1].to_f64() * (factor / R::EIGHTHS[0].to_f64()));
+    if is_wide::<S>() {
+        let sum = x.mul_add(l, addend);
+        return if R::WHOLE_EIGHTHS { x.mul_add(rest, sum) } else { sum };
+    }
+    // Without a fused multiply-add: the product as a sum of two (Dekker). The addend cancels all of the first.
+    let splitter = R::SPLITTER.to_f64();
+    let high_of_l = R::from_f64(factor * splitter).to_f64();
+    let high_of_l = R::from_f64(high_of_l - R::from_f64(high_of_l - factor).to_f64()).to_f64();
+    let [l_high, l_low] = [R::splat(simd, high_of_l), R::splat(simd, factor - high_of_l)];
+    let shifted = x * R::splat(simd, splitter);
+    let high = shifted - (shifted - x);
+    let low = x - high;
+    let product = x * l;
+    let lost = ((high * l_high - product) + high * l_low + low * l_high) + low * l_low;
+    (product + addend) + if R::WHOLE_EIGHTHS { lost + x * rest } else { lost }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Kernel, Level};
+
+    /// Exponentials of numbers relative to the integer next to another, and whether each is within reach.
+    struct Exps<'a, R> {
+        numbers: &'a [R],
+        reference: R,
+    }
+
+    impl<R: Real> Kernel for Exps<'_, R> {
+        /// c, N, and each exponential with its flag.
+        type Output = (f64, f64, Vec<(R, bool)>);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
+            let steps = R::octaves::<S>().steps;
+            let (reference, rest) = Reference::<S, R>::next_to(simd, lanes(self.reference));
+            let exact = self.reference.to_f64() * scale::<R>(steps);
+            let c = (exact + rest.as_slice()[0].to_f64()).round();
+            let exps = self.numbers.iter().map(|&x| {
+                let terms = reference.terms(simd, [lanes(x)]);
+                let reach =
+                    Reference::<S, R>::within_reach(simd, R::larger::<S>(terms.rounded[0], lanes(R::from_f64(0.0))));
+                (terms.exp(0).as_slice()[0], reach.to_bitmask() & 1 != 0)
+            });
+            (c, f64::from(steps), exps.collect())
+        }
+    }
+
+    /// Numbers of a size at which references are made, dense around 0.
+    fn numbers(largest: f64) -> Vec<f64> {
+        let dense = (0..1 << 17).map(|i| f64::from(i - (1 << 16)) * (1.0 / f64::from(1 << 17)));
+        let wide = (0..1 << 12).map(|i| 37.0 - f64::from(i) * 0.03);
+        dense.chain(wide).chain([largest, -largest]).collect()
+    }
+
+    #[test]
+    fn exponentials_of_f32_are_near_from_any_reference() {
+        for &level in Level::available() {
+            for reference in [0.0f32, 1.0, -0.7, 30.0, -100.0, 1000.5, -65_000.25, 131_000.0] {
+                let numbers: Vec<f32> = numbers(0.0).iter().map(|x| (x + f64::from(reference)) as f32).collect();
+                let (c, steps, exps) = level.run(Exps { numbers: &numbers, reference });
+                for (&x, (exp, within)) in numbers.iter().zip(exps) {
+                    // x·L is exact in f64, as is its difference from c.
+                    let exact = ((f64::from(x) * scale::<f32>(steps as u32) - c) / steps).exp2() * f32::BOOST;
+                    let error = (f64::from(exp) / exact - 1.0).abs() / 2f64.powi(-24);
+                    assert!(within && error < 2.0, "{}: {error} u at {x} from {reference}", level.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_of_f64_are_near_from_any_reference() {
+        for &level in Level::available() {
+            for reference in [0.0f64, 1.0, -0.7, 30.0, -100.0] {
+                let numbers: Vec<f64> = numbers(0.0).iter().map(|x| x + reference).collect();
+                let (c, steps, exps) = level.run(Exps { numbers: &numbers, reference });
+                // Relative to another exponential of the same, for which libm will do.
+                let own = (c * std::f64::consts::LN_2 / steps - reference).exp();
+                for (&x, (exp, within)) in numbers.iter().zip(exps) {
+                    let exact = (x - reference).exp() / own;
+                    let error = (exp / f64::BOOST / exact - 1.0).abs() / 2f64.powi(-53);
+                    assert!(within && error < 300.0, "{}: {error} u at {x} from {reference}", level.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ends_and_special_numbers() {
+        fn check<R: Real>(level: Level) {
+            for reference in [0.0, 20.0, -3.0] {
+                let numbers = [f64::NEG_INFINITY, -1e30, R::LOWEST.to_f64(), f64::NAN, f64::INFINITY, reference + 39.0]
+                    .map(R::from_f64);
+                let (_, _, exps) = level.run(Exps { numbers: &numbers, reference: R::from_f64(reference) });
+                for (exp, within) in &exps[..3] {
+                    assert!(exp.to_f64() == 0.0 && *within, "{}", level.name());
+                }
+                assert!(exps[3].0.to_f64().is_nan(), "{}", level.name());
+                assert!(!exps[4].1 && !exps[5].1, "{}", level.name());
+            }
+        }
+        for &level in Level::available() {
+            check::<f32>(level);
+            check::<f64>(level);
+        }
+    }
+}
