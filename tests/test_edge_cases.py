@@ -354,7 +354,7 @@ def test_one_bad_row_makes_the_mean_bad(dtype):
 
 @dtypes
 def test_offsets_shift_nothing(level, dtype, random):
-    """Adding the same number to all logits of a row, exactly, changes the loss and the gradient by roundings alone."""
+    """Adding the same number to all logits of a row, exactly, changes the results by roundings alone."""
     for classes in (2, 10, 100, 1000):
         logits = random.integers(-8, 9, (4, classes)).astype(dtype)
         targets = random.integers(0, classes, 4)

@@ -25,7 +25,7 @@ pub struct Octaves<R: 'static> {
 }
 
 /// So many octaves above the reference powers are right, and sums of them finite.
-const REACH: u32 = 55;
+pub const REACH: u32 = 55;
 
 /// What the exponentials of each lane are relative to.
 #[derive(Clone, Copy)]
