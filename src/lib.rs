@@ -25,7 +25,7 @@
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: the pool, fork, interruption |
 //! | [`row`] | the kernels that look for the maximum first: on one row, on a tile of rows across lanes, and what is once a row |
-//! | [`kernel`] | the kernels that need no maximum: class targets of rows across lanes |
+//! | [`kernel`] | the kernels that need no maximum: class targets, of one row or of rows across lanes |
 //! | [`mod@array`] | strided arrays in foreign memory: [`array::Array`] is read, [`array::ArrayMut`] is written |
 //! | [`rows`] | one row of them: where it lies, or a block of it converted |
 //! | [`element`] | the dtypes that logits have: how they become vectors and back |

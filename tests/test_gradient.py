@@ -370,3 +370,56 @@ def test_a_masked_class_has_no_gradient_whatever_multiplies_it(scale):
         )
         assert (grad[:, 2] == 0).all()
         assert (grad[:, 1] == np.inf).all()
+
+
+@dtypes
+def test_where_the_gradient_goes_changes_no_bit_of_the_loss(level, dtype, random):
+    """Rows that lie lane by lane, and gradients that do not lie so, or are of another type."""
+    narrow = np.float32 if dtype == np.float64 else np.float16
+    for classes in (3, 60, 300, 1000):
+        logits = np.asfortranarray((4 * random.standard_normal((64, classes))).astype(dtype))
+        targets = random.integers(0, classes, 64)
+        expected = xent_rs.cross_entropy(logits, targets, reduction="none")
+        outs = [None, np.empty((64, classes), dtype), np.empty((64, classes), dtype, order="F")]
+        if dtype != np.float64:
+            outs.append(np.empty((64, classes), narrow))
+        oracle = CrossEntropy(Softmax(logits), targets)
+        for out in outs:
+            losses, grad = xent_rs.cross_entropy_with_grad(logits, targets, reduction="none", out=out)
+            assert bits(losses) == bits(expected)
+            bound = CrossEntropyBounds(oracle, dtype).gradients()
+            assert_within("gradient", grad, oracle.gradients, bound, dtype)
+
+
+@pytest.mark.parametrize("scale", [1, 10, 30, 100, 400])
+@dtypes
+def test_targets_far_below_the_others(level, dtype, scale, random):
+    """Logits so wide that many targets are out of reach of what their exponentials are relative to."""
+    for classes, axis in [(2, 1), (10, 1), (100, 1), (300, 1), (1000, 1), (10, 0), (300, 0)]:
+        rows = (scale * random.standard_normal((40, classes))).astype(dtype)
+        targets = random.integers(0, classes, 40)
+        logits = rows if axis else np.ascontiguousarray(rows.T)
+        oracle = CrossEntropy(Softmax(rows), targets)
+        bounds = CrossEntropyBounds(oracle, dtype)
+        call = {"axis": axis, "reduction": "none"}
+        losses, grad = xent_rs.cross_entropy_with_grad(logits, targets, **call)
+        assert bits(losses) == bits(xent_rs.cross_entropy(logits, targets, **call))
+        assert_within("loss", losses, oracle.losses, bounds.losses, dtype)
+        gradients = np.moveaxis(grad, axis, -1)
+        assert_within("gradient", gradients, oracle.gradients, bounds.gradients(), dtype)
+        in_place = logits.copy()
+        xent_rs.cross_entropy_with_grad(in_place, targets, out=in_place, **call)
+        assert bits(in_place) == bits(grad)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_factors_that_overflow(level, dtype):
+    """What the gradient is multiplied by is infinite, and the target's own part still no NaN."""
+    one_class = np.zeros((2, 1), dtype)
+    grad = xent_rs.cross_entropy_with_grad(one_class, [0, 0], denominator=1e-310)[1]
+    np.testing.assert_array_equal(grad, [[0], [0]])
+    two = xent_rs.cross_entropy_with_grad(np.zeros((1, 2), dtype), [0], denominator=1e-310)[1]
+    np.testing.assert_array_equal(two, [[-math.inf, math.inf]])
+    options = {"weight": np.full(3, 1e200), "grad_output": np.array([1e200]), "reduction": "none"}
+    three = xent_rs.cross_entropy_with_grad(np.zeros((1, 3), dtype), [1], **options)[1]
+    np.testing.assert_array_equal(three, [[math.inf, -math.inf, math.inf]])

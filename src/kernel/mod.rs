@@ -4,12 +4,19 @@
 //! the loss is `log(1 + R)`, accurate for confident rows by itself, and the gradient is `e/own / (1 + R)`, and `−R / (1 + R)`
 //! for the target.
 //!
-//! Rows that this does not suit are found on the way: those with NaN or +∞, with a target 38 nats below the maximum, masked, or
-//! of a size at which the integer is not exact. They take the careful path, the kernels of [`crate::row`].
+//! Rows with logits more than 22 nats above the own one are found on the way; their sums are taken once more, relative to the
+//! largest. Those that this does not suit either take the careful path, the kernels of [`crate::row`]: rows with NaN or +∞, a
+//! masked target, one 620 nats below the largest, or of a size at which the integer is not exact; with a class weight that is not
+//! finite; and gradients whose factor is no normal number.
 //!
-//! Expected from prototypes: a third of the time with few classes on AVX2, a fifth on an inner axis of a thousand. Found: half
-//! with few classes (1.4 to 2.3 times as fast in cache, float64 1.1 to 1.5), and a third to a quarter on inner axes of 150 to
-//! 10,000 classes; docs/performance.md ("Decisions") has the figures.
+//! | where | what lives there |
+//! |---|---|
+//! | [`finish`] | what is once a row: losses and what gradients need, in lanes |
+//! | [`horizontal`] | one row, its classes across lanes |
+//! | [`vertical`] | as many rows as there are lanes, or a strip of such tiles |
+//! | [`stage`] | rows of few classes on their way to and from lanes |
 
+pub mod finish;
+pub mod horizontal;
 pub mod stage;
 pub mod vertical;

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::vertical::{Block, MOST_LANES, PerLane, Strip, StripMut};
+use super::finish::{MOST_LANES, PerLane};
+use super::vertical::{Block, Strip, StripMut};
 use crate::array::{Array, RowsMut};
 use crate::dtype::Number;
 use crate::element::Element;
@@ -18,6 +19,9 @@ pub const MOST_BYTES: usize = 1023;
 
 /// Values that are on the stage at a time, or in the wings.
 const ROOM: usize = 4096;
+
+// A tile of the most classes fits, and so do converted rows that lie apart, each of a vector at least.
+const _: () = assert!(MOST_LANES * (MOST_BYTES / 4) <= ROOM && MOST_LANES * MOST_LANES <= ROOM);
 
 /// Up to this many classes rows are turned into lanes.
 pub const fn most_classes<R: Real>() -> usize {
@@ -58,7 +62,8 @@ impl<R: Real + Element<Real = R>> Stage<R> {
     #[inline(always)]
     pub unsafe fn strip(&mut self, classes: usize) -> StripMut<'_, R> {
         let place = self.place(0, classes);
-        // SAFETY: so many vectors were written, by the caller's promise; they are borrowed from the stage.
+        // SAFETY: so many vectors were written, by the caller's promise: `bring_in` made sure that each tile lies on the stage,
+        // which is borrowed.
         unsafe {
             let block = Block::new(place, (R::LANES * size_of::<R>()) as isize, classes);
             StripMut::new(Strip::new(block, R::LANES * classes))
@@ -117,8 +122,8 @@ impl<R: Real + Element<Real = R>> Stage<R> {
                     }
                 } else {
                     let wings = wings.place(0, classes.max(R::LANES).min(most_classes::<R>()));
-                    // SAFETY: `classes` elements are each row's, readable by the promise made to `Array::new`; as many numbers are
-                    // written for each lane, in order, and a vector more at most: there is a place for it, as `convert` is told.
+                    // SAFETY: `classes` elements are each row's, readable by the promise made to `Array::new`. At most as many
+                    // numbers as the most classes, or a vector, are written for each of 16 lanes: the wings have room for them.
                     unsafe { convert::<S, E>(simd, &places, classes, wings, &mut rows) }
                 }
                 for start in fours(classes) {
@@ -164,7 +169,7 @@ impl<R: Real + Element<Real = R>> Stage<R> {
                     for class in 0..classes {
                         let place = base.wrapping_offset(class as isize * step).cast::<O>();
                         // SAFETY: a vector of this tile's, written by the caller's promise; as many elements lie there side by
-                        // side, and are this thread's.
+                        // side, and are this thread's, as `neighbours` asserted.
                         unsafe {
                             let values = Element::load(simd, stage.add(class * R::LANES));
                             if count == R::LANES {
@@ -207,8 +212,8 @@ impl<R: Real + Element<Real = R>> Stage<R> {
                         #[inline(always)]
                         |row| row.wrapping_add(start),
                     );
-                    // SAFETY: four vectors of the tile, which was written; four classes of each row, which is this thread's or in the
-                    // wings.
+                    // SAFETY: four vectors of the tile, which was written; four classes of each row: this thread's, as `places`
+                    // asserted, or in the wings, where all rows are that go nowhere else.
                     unsafe {
                         let columns = std::array::from_fn(
                             #[inline(always)]

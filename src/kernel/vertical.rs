@@ -2,21 +2,17 @@
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
-use fearless_simd::{Simd, SimdMask, f64x8, prelude::*};
+use fearless_simd::{Simd, prelude::*};
 
+use super::finish::{Coefficients, MOST_LANES, Own, Sums, bits};
 use crate::element::Element;
-use crate::math::{Real, Reference, Terms, Total, lost, power_of_rest};
+use crate::math::{Real, Reference, Terms, Total};
 use crate::simd::prefetch;
 
-/// The most lanes that a type has.
-pub const MOST_LANES: usize = 16;
-
-/// Lanes of f64.
-const HALF: usize = 8;
-
-/// One value a lane. Such fields come first in structs that begin on a boundary of cache lines, so that no load crosses one.
-pub type PerLane<T> = [T; MOST_LANES];
+/// A flag a lane.
+type Mask<S, R> = <<R as Real>::Lanes<S> as SimdBase<S>>::Mask;
 
 /// Logits of as many rows as there are lanes: for each class a vector.
 #[derive(Clone, Copy, Debug)]
@@ -36,12 +32,6 @@ impl<R: Real + Element<Real = R>> Block<'_, R> {
     #[inline(always)]
     pub unsafe fn new(base: *const R, step: isize, classes: usize) -> Self {
         Self { base, step, classes, memory: PhantomData }
-    }
-
-    /// The number of classes.
-    #[inline(always)]
-    pub fn classes(&self) -> usize {
-        self.classes
     }
 
     #[inline(always)]
@@ -84,15 +74,6 @@ pub struct BlockMut<'a, R> {
 }
 
 impl<'a, R: Real + Element<Real = R>> BlockMut<'a, R> {
-    /// A block to write to.
-    ///
-    /// # Safety
-    /// During `'a` its values are writeable, and nothing else accesses them but a [`Block`] that this thread reads.
-    #[inline(always)]
-    pub unsafe fn new(block: Block<'a, R>) -> Self {
-        Self { block, memory: PhantomData }
-    }
-
     /// The same, to read.
     #[inline(always)]
     pub fn read(&self) -> Block<'_, R> {
@@ -104,7 +85,7 @@ impl<'a, R: Real + Element<Real = R>> BlockMut<'a, R> {
     #[inline(always)]
     fn store<S: Simd>(&mut self, simd: S, class: usize, lanes: R::Lanes<S>) {
         assert!(class < self.block.classes);
-        // SAFETY: one of the block's vectors, writeable by the promise made to `new`, and this thread's.
+        // SAFETY: one of the block's vectors, writeable by the promise made to `StripMut::new`, and this thread's.
         unsafe { Element::store(simd, self.block.place(class).cast_mut(), lanes) }
     }
 
@@ -115,29 +96,29 @@ impl<'a, R: Real + Element<Real = R>> BlockMut<'a, R> {
     #[inline(always)]
     pub fn set(&mut self, class: usize, lane: usize, value: R) {
         assert!(class < self.block.classes && lane < R::LANES);
-        // SAFETY: a lane of one of the block's vectors, writeable by the promise made to `new`.
+        // SAFETY: a lane of one of the block's vectors, writeable by the promise made to `StripMut::new`.
         unsafe { self.block.place(class).cast_mut().add(lane).write_unaligned(value) }
     }
 }
 
-/// A flag a lane.
-type Mask<S, R> = <<R as Real>::Lanes<S> as SimdBase<S>>::Mask;
-
-/// What some rows should be, one a lane.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub struct Own {
-    /// 1 for the rows that count, 0 for others.
-    pub counts: PerLane<f64>,
-    /// The class of each row; any of them for rows that do not count.
-    pub class: PerLane<usize>,
+impl<R: Real + Element<Real = R>> BlockMut<'_, R> {
+    /// Write the gradients of the own classes of rows that count.
+    #[inline(always)]
+    pub fn write_own(&mut self, own: &Own, of: &Coefficients) {
+        for lane in 0..R::LANES {
+            if own.counts[lane] != 0.0 && of.careful >> lane & 1 == 0 {
+                self.set(own.class[lane], lane, Real::from_f64(of.own[lane]));
+            }
+        }
+    }
 }
 
-/// Sums of the exponentials of the classes that are not a row's own, of as many rows as there are lanes.
+/// Some rows, one a lane, and what is known of them: sums of the exponentials of the classes that are not a row's own.
 #[derive(Clone, Copy)]
-pub struct Sums<S: Simd, R: Real> {
+pub struct Rows<S: Simd, R: Real> {
     reference: Reference<S, R>,
-    /// By how much the reference is above the own logit.
+    /// By how much the reference is above the own logit: in octaves, and in steps of octaves.
+    octaves: R::Lanes<S>,
     rest: R::Lanes<S>,
     own: R::Lanes<S>,
     largest: R::Lanes<S>,
@@ -148,49 +129,7 @@ pub struct Sums<S: Simd, R: Real> {
     suits: Mask<S, R>,
 }
 
-/// Losses of rows, one a lane.
-#[derive(Clone, Copy, Debug)]
-pub struct Losses {
-    /// `log(1 + ratio)`.
-    pub loss: PerLane<f64>,
-    /// The other exponentials over the own one.
-    ratio: PerLane<f64>,
-    /// One over the own exponential, boosted back.
-    inverse: PerLane<f64>,
-    /// A bit for each row that counts and needs the careful path.
-    pub careful: u32,
-}
-
-/// What gradients of rows need, one a lane.
-#[derive(Clone, Copy)]
-pub struct Coefficients<S: Simd, R: Real> {
-    /// What exponentials are multiplied by.
-    factor: R::Lanes<S>,
-    /// The gradient of the own class.
-    pub own: PerLane<f64>,
-    /// A bit for each row that counts and needs the careful path.
-    pub careful: u32,
-}
-
-impl<S: Simd, R: Real + Element<Real = R>> Coefficients<S, R> {
-    /// Write the gradients of the own classes of rows that count.
-    #[inline(always)]
-    pub fn write_own(&self, own: &Own, out: &mut BlockMut<R>) {
-        for lane in 0..R::LANES {
-            if own.counts[lane] != 0.0 && self.careful >> lane & 1 == 0 {
-                out.set(own.class[lane], lane, Real::from_f64(self.own[lane]));
-            }
-        }
-    }
-}
-
-/// The lanes of a mask as bits.
-#[inline(always)]
-fn bits<S: Simd, M: SimdMask<S>>(mask: M) -> u32 {
-    mask.to_bitmask() as u32
-}
-
-impl<S: Simd, R: Real + Element<Real = R>> Sums<S, R> {
+impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
     /// Nothing yet, of the rows of a block.
     ///
     /// # Panics
@@ -205,6 +144,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Sums<S, R> {
         let (reference, rest) = Reference::next_to(simd, logits);
         Self {
             reference,
+            octaves: R::splat(simd, 0.0),
             rest,
             own: R::classes(simd, &own.class),
             largest: R::splat(simd, 0.0),
@@ -312,76 +252,52 @@ impl<S: Simd, R: Real + Element<Real = R>> Sums<S, R> {
         }
     }
 
-    /// The losses.
+    /// Raise the references of rows that have logits out of reach to these, and forget the sums; whether there are such rows.
     #[inline(never)]
-    pub fn losses(&self, simd: S) -> Losses {
+    pub fn raise(&mut self, simd: S) -> bool {
         simd.vectorize(
             #[inline(always)]
-            || self.losses_of(simd),
+            || {
+                let zero = R::splat(simd, 0.0);
+                let octaves = Reference::<S, R>::octaves_to(simd, self.largest);
+                let octaves = (self.counts & self.suits).select(octaves, zero);
+                if !octaves.simd_gt(zero).any_true() {
+                    return false;
+                }
+                self.reference = self.reference.raised(simd, octaves);
+                (self.octaves, self.largest, self.total) = (octaves, zero, Total::zero(simd));
+                true
+            },
         )
     }
 
-    #[inline(always)]
-    fn losses_of(&self, simd: S) -> Losses {
-        let mut found =
-            Losses { loss: [0.0; MOST_LANES], ratio: [0.0; MOST_LANES], inverse: [0.0; MOST_LANES], careful: 0 };
-        let (mut rests, mut others) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
-        R::widen(self.rest, &mut rests);
-        R::lane_totals(&self.total, &mut others);
-        let lanes = |value: f64| f64x8::splat(simd, value);
-        for half in (0..R::LANES).step_by(HALF) {
-            let inverse =
-                power_of_rest(simd, f64x8::from_slice(simd, &rests[half..half + HALF])) * lanes(1.0 / R::BOOST);
-            let ratio = f64x8::from_slice(simd, &others[half..half + HALF]) * inverse;
-            let loss = R::log_one_plus(simd, ratio);
-            loss.mul_add(lanes(lost::<R>()), loss).store_slice(&mut found.loss[half..half + HALF]);
-            ratio.store_slice(&mut found.ratio[half..half + HALF]);
-            inverse.store_slice(&mut found.inverse[half..half + HALF]);
-            found.careful |= bits::<S, _>(ratio.simd_lt(lanes(f64::INFINITY))) << half;
-        }
-        // NaN is not less than anything.
-        let suits = bits::<S, _>(Reference::<S, R>::within_reach(simd, self.largest) & self.suits) & found.careful;
-        found.careful = bits::<S, _>(self.counts) & !suits;
-        found
-    }
-
-    /// What gradients need that are multiplied by `scales`.
+    /// What was found, for what is once a row.
     #[inline(never)]
-    pub fn coefficients(&self, simd: S, losses: &Losses, scales: &PerLane<f64>) -> Coefficients<S, R> {
+    pub fn found(&self, simd: S) -> Sums {
         simd.vectorize(
             #[inline(always)]
-            || self.coefficients_of(simd, losses, scales),
+            || {
+                let mut found = Sums::none();
+                R::widen(self.octaves, &mut found.octaves);
+                R::widen(self.rest, &mut found.rest);
+                R::lane_totals(&self.total, &mut found.others);
+                found.counts = bits::<S, _>(self.counts);
+                found.suits = bits::<S, _>(Reference::<S, R>::within_reach(simd, self.largest) & self.suits);
+                found
+            },
         )
-    }
-
-    #[inline(always)]
-    fn coefficients_of(&self, simd: S, losses: &Losses, scales: &PerLane<f64>) -> Coefficients<S, R> {
-        let lanes = |value: f64| f64x8::splat(simd, value);
-        let (mut factors, mut own) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
-        for half in (0..R::LANES).step_by(HALF) {
-            let load = |numbers: &PerLane<f64>| f64x8::from_slice(simd, &numbers[half..half + HALF]);
-            let ratio = load(&losses.ratio);
-            let share = load(scales) / (ratio + lanes(1.0));
-            (share * load(&losses.inverse)).store_slice(&mut factors[half..half + HALF]);
-            (-(share * ratio)).store_slice(&mut own[half..half + HALF]);
-        }
-        let factor = R::narrow(simd, &factors);
-        let size = factor.abs();
-        let normal = size.simd_ge(R::splat(simd, R::SMALLEST_NORMAL)) & size.simd_lt(R::splat(simd, f64::INFINITY));
-        let nothing = R::narrow(simd, scales).simd_eq(R::splat(simd, 0.0));
-        let careful = losses.careful | bits::<S, _>(self.counts) & !bits::<S, _>(normal | nothing);
-        Coefficients { factor, own, careful }
     }
 
     /// Write the gradients of all classes over the exponentials that were kept: 0 for rows that do not count.
     #[inline(never)]
-    pub fn scale_kept(&self, simd: S, of: &Coefficients<S, R>, kept: &mut BlockMut<R>) {
+    pub fn scale_kept(&self, simd: S, of: &Coefficients, kept: &mut BlockMut<R>) {
         simd.vectorize(
             #[inline(always)]
             || {
+                let factor = R::narrow(simd, &of.factor);
                 for class in 0..kept.block.classes {
                     let [exp] = kept.block.load::<S, 1>(simd, class);
-                    kept.store(simd, class, self.counts.select(exp * of.factor, R::splat(simd, 0.0)));
+                    kept.store(simd, class, self.counts.select(exp * factor, R::splat(simd, 0.0)));
                 }
             },
         );
@@ -393,17 +309,17 @@ impl<S: Simd, R: Real + Element<Real = R>> Sums<S, R> {
     fn write<const SPARE: bool>(
         &self,
         simd: S,
-        of: &Coefficients<S, R>,
+        of: &Coefficients,
         block: &Block<R>,
         out: &mut BlockMut<R>,
-        classes: std::ops::Range<usize>,
+        classes: Range<usize>,
     ) {
-        let zero = R::splat(simd, 0.0);
+        let (zero, factor) = (R::splat(simd, 0.0), R::narrow(simd, &of.factor));
         let spared = SPARE.then(|| lane_mask::<S, R>(simd, of.careful));
         for class in classes {
             let [x] = block.load::<S, 1>(simd, class);
             let exp = self.reference.terms(simd, [x]).exp(0);
-            let gradient = self.counts.select(exp * of.factor, zero);
+            let gradient = self.counts.select(exp * factor, zero);
             out.store(simd, class, spared.map_or(gradient, |spared| spared.select(x, gradient)));
         }
     }
@@ -455,7 +371,7 @@ impl<'a, R: Real + Element<Real = R>> StripMut<'a, R> {
     /// A strip to write to.
     ///
     /// # Safety
-    /// [`BlockMut::new`]'s, of each tile that is asked for.
+    /// [`Strip::new`]'s; its values are writeable, too, and nothing else accesses them but a [`Strip`] that this thread reads.
     #[inline(always)]
     pub unsafe fn new(strip: Strip<'a, R>) -> Self {
         Self { strip, memory: PhantomData }
@@ -512,7 +428,7 @@ impl<T: Copy> Tiles<T> {
     }
 }
 
-impl<S: Simd, R: Real + Element<Real = R>> Tiles<Sums<S, R>> {
+impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
     /// Begin with one more tile.
     ///
     /// # Panics
@@ -521,11 +437,11 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Sums<S, R>> {
     pub fn begin(&mut self, simd: S, block: &Block<R>, own: &Own) {
         simd.vectorize(
             #[inline(always)]
-            || self.push(Sums::new(simd, block, own)),
+            || self.push(Rows::new(simd, block, own)),
         );
     }
 
-    /// Add the exponentials of all classes, tile by tile. With `KEEP` they are written over the logits.
+    /// Add the exponentials of all classes of some tiles, one after the other. With `KEEP` they are written over the logits.
     ///
     /// Meanwhile the memory from `ahead` on is asked for, `bytes` bytes for each class of a tile: all at once would be more than
     /// can be under way.
@@ -533,6 +449,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Sums<S, R>> {
     pub fn add_by_tile<const KEEP: bool>(
         &mut self,
         simd: S,
+        numbers: Range<usize>,
         stage: &mut StripMut<R>,
         mut ahead: *const u8,
         bytes: usize,
@@ -540,7 +457,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Sums<S, R>> {
         simd.vectorize(
             #[inline(always)]
             || {
-                for (number, sums) in self.all_mut().iter_mut().enumerate() {
+                for (number, sums) in self.all_mut().iter_mut().enumerate().take(numbers.end).skip(numbers.start) {
                     let block = stage.strip.tile(number);
                     let mut kept = stage.tile(number);
                     for class in (0..block.classes).step_by(STREAMS) {
@@ -554,15 +471,15 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Sums<S, R>> {
         );
     }
 
-    /// Add the exponentials of all classes, some classes of all tiles at a time.
+    /// Add the exponentials of all classes of some tiles, some classes of all of them at a time.
     #[inline(never)]
-    pub fn add_by_class(&mut self, simd: S, strip: &Strip<R>) {
+    pub fn add_by_class(&mut self, simd: S, numbers: Range<usize>, strip: &Strip<R>) {
         simd.vectorize(
             #[inline(always)]
             || {
                 let classes = strip.block.classes;
                 for class in (0..classes).step_by(STREAMS) {
-                    for (number, sums) in self.all_mut().iter_mut().enumerate() {
+                    for (number, sums) in self.all_mut().iter_mut().enumerate().take(numbers.end).skip(numbers.start) {
                         sums.add::<false>(simd, &strip.tile(number), None, class, STREAMS.min(classes - class));
                     }
                 }
@@ -573,7 +490,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Sums<S, R>> {
     /// Write the gradients of all classes, but for the own ones, some classes of all tiles at a time; logits where a row needs
     /// the careful path.
     #[inline(never)]
-    pub fn write(&self, simd: S, coefficients: &[Coefficients<S, R>], strip: &Strip<R>, out: &mut StripMut<R>) {
+    pub fn write(&self, simd: S, coefficients: &[Coefficients], strip: &Strip<R>, out: &mut StripMut<R>) {
         simd.vectorize(
             #[inline(always)]
             || {

@@ -1,4 +1,4 @@
-//! Rows whose targets are classes and nothing else, across lanes: by the kernels that need no maximum, and the rows that these
+//! Rows whose targets are classes and nothing else: by the kernels that need no maximum, and the rows that these
 //! do not suit one by one.
 //!
 //! Rows of few classes come on a stage, some tiles at a time, and each step is done for all of them before the next, so that
@@ -9,23 +9,26 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::Found;
-use super::cross_entropy::Rows;
+use super::cross_entropy::{Rows, scales};
 use super::labels::Labels;
-use super::targets::Targets;
+use super::targets::{Problem, Targets};
+use super::{Found, GradOutput};
 use crate::dtype::Number;
 use crate::element::Element;
+use crate::kernel::finish::{self, Coefficients, MOST_LANES, Own, PerLane, Sums};
+use crate::kernel::horizontal;
 use crate::kernel::stage::{Stage, most_classes};
-use crate::kernel::vertical::{
-    Block, Coefficients, MOST_LANES, MOST_TILES, Own, PerLane, Strip, StripMut, Sums, Tiles,
-};
+use crate::kernel::vertical::{self, Block, MOST_TILES, Strip, StripMut, Tiles};
 use crate::math::Real;
 use crate::row::{Transform, product};
+
+/// Rows that are read twice are worked on together as long as they stay in a corner of the L2 cache.
+const BATCH_BYTES: usize = 1 << 17;
 
 impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
     /// The classes that the rows should be, if that is all that is asked for.
     #[inline(always)]
-    fn class_targets(&self) -> Option<&'a Labels> {
+    pub(super) fn class_targets(&self) -> Option<&'a Labels> {
         let problem = self.problem;
         let Targets::Classes(labels) = &problem.targets else { return None };
         let plain = problem.label_smoothing == 0.0 && problem.z_loss == 0.0;
@@ -35,27 +38,48 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
     /// Work on rows from `first` on, as many as suit the kernels, and say how many these were.
     #[inline(always)]
     pub(super) fn class_target_rows<S: Simd>(&mut self, simd: S, first: usize, sum: &mut PerLane<f64>) -> Found<usize> {
-        let Some(labels) = self.class_targets() else { return Ok(0) };
+        let labels = self.class_targets().expect("asked before");
         let (lanes, left) = (E::Real::LANES, self.range.end - first);
+        let classes = self.logits.classes();
         let run = self.logits.neighbours_from(first).map_or(0, |run| run.min(left));
         let tiles = (run / lanes).min(MOST_TILES);
-        let in_place = tiles > 0 && self.is_strip(first, tiles * lanes);
-        let classes = self.logits.classes();
-        if !in_place && classes > most_classes::<E::Real>() {
-            return Ok(0);
-        }
+        let few = classes <= most_classes::<E::Real>();
+        // The logits alone decide by which kernel losses are computed; those of few classes have the same bits by both.
+        let lie_so = tiles > 0
+            && E::DTYPE == E::Real::DTYPE
+            && classes <= u32::MAX as usize
+            && self.logits.neighbours(first, tiles * lanes).is_some();
+        let gradient_fits = lie_so && self.gradient_is_strip(first, tiles * lanes);
+        let in_place = lie_so && (gradient_fits || !few);
         // Rows that lie lane by lane are as many as the run has left.
         let staged = if run > 0 && !self.logits.is_contiguous() { run } else { left };
-        let count = if in_place { tiles * lanes } else { (Stage::<E::Real>::tiles(classes) * lanes).min(staged) };
+        let count = if in_place {
+            tiles * lanes
+        } else if few {
+            (Stage::<E::Real>::tiles(classes) * lanes).min(staged)
+        } else {
+            (BATCH_BYTES / classes.saturating_mul(size_of::<E>())).clamp(1, lanes).min(left)
+        };
         let rows = first..first + count;
         // What overwrites the logits is written last.
         if self.gradient_last {
             self.hessians(simd, rows.clone())?;
         }
-        if in_place {
+        if in_place && gradient_fits {
             self.strip(simd, labels, first, tiles, sum);
-        } else {
+        } else if in_place {
+            // Losses first; the gradient goes elsewhere, so that the logits stay.
+            let (gradient, grad_output) = (self.gradient.take(), self.grad_output.take());
+            self.strip(simd, labels, first, tiles, sum);
+            (self.gradient, self.grad_output) = (gradient, grad_output);
+            let (losses, hessian) = (self.losses.take(), self.hessian.take());
+            let found = self.careful_batches(simd, rows.clone(), &mut [0.0; MOST_LANES]);
+            (self.losses, self.hessian) = (losses, hessian);
+            found?;
+        } else if few {
             self.staged(simd, labels, rows.clone(), sum);
+        } else {
+            self.long(simd, labels, rows.clone(), sum);
         }
         if !self.gradient_last {
             self.hessians(simd, rows)?;
@@ -75,28 +99,19 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         found
     }
 
-    /// Whether so many rows can be worked on where they lie.
+    /// Whether the gradients of so many rows can be written beside each other, as they are computed.
     #[inline(always)]
-    fn is_strip(&mut self, first: usize, rows: usize) -> bool {
-        E::DTYPE == E::Real::DTYPE
-            && self.logits.neighbours(first, rows).is_some()
-            && self.gradient.as_mut().is_none_or(
-                #[inline(always)]
-                |out| O::DTYPE == E::Real::DTYPE && out.neighbours(first, rows).is_some(),
-            )
+    fn gradient_is_strip(&mut self, first: usize, rows: usize) -> bool {
+        self.gradient.as_mut().is_none_or(
+            #[inline(always)]
+            |out| O::DTYPE == E::Real::DTYPE && out.neighbours(first, rows).is_some(),
+        )
     }
 
     /// The targets of some rows; what is left of the tile does not count.
     #[inline(always)]
     fn own(&self, labels: &Labels, rows: Range<usize>) -> Own {
-        let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
-        labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
-        if let Some(weight) = &self.problem.sample_weight {
-            for (counts, weight) in own.counts.iter_mut().zip(&weight[rows]) {
-                *counts = if *weight == 0.0 { 0.0 } else { *counts };
-            }
-        }
-        own
+        own(labels, self.problem.sample_weight.as_deref(), rows)
     }
 
     /// Work on rows of few classes.
@@ -104,7 +119,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
     fn staged<S: Simd>(&mut self, simd: S, labels: &Labels, rows: Range<usize>, sum: &mut PerLane<f64>) {
         let (lanes, classes) = (E::Real::LANES, self.logits.classes());
         let (mut stage, mut wings) = (Stage::<E::Real>::empty(), Stage::<E::Real>::empty());
-        let mut tiles = Tiles::<Sums<S, E::Real>>::none();
+        let mut tiles = Tiles::<vertical::Rows<S, E::Real>>::none();
         let of_tile = |tile: usize| rows.start + tile * lanes..rows.end.min(rows.start + (tile + 1) * lanes);
         let count = rows.len().div_ceil(lanes);
         for tile in 0..count {
@@ -115,23 +130,37 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         for tile in 0..count {
             tiles.begin(simd, &strip.tile(tile).read(), &self.own(labels, of_tile(tile)));
         }
-        // What comes next, if the rows lie so.
-        let bytes = lanes * size_of::<E>();
+        // What comes next, where rows lie one behind the other.
+        let bytes = if self.logits.is_contiguous() { lanes * size_of::<E>() } else { 0 };
         let ahead = self.logits.row(rows.start).pointer::<E>(0).wrapping_byte_add(count * classes * bytes).cast();
         if self.gradient.is_some() {
-            tiles.add_by_tile::<true>(simd, &mut strip, ahead, bytes);
+            tiles.add_by_tile::<true>(simd, 0..count, &mut strip, ahead, bytes);
         } else {
-            tiles.add_by_tile::<false>(simd, &mut strip, ahead, bytes);
+            tiles.add_by_tile::<false>(simd, 0..count, &mut strip, ahead, bytes);
         }
-        for (tile, sums) in tiles.all().iter().enumerate() {
+        for tile in 0..count {
+            if !tiles.all_mut()[tile].raise(simd) {
+                continue;
+            }
+            stage.bring_in::<S, E>(simd, tile, self.logits, of_tile(tile), &mut wings);
+            // SAFETY: as above.
+            let mut strip = unsafe { stage.strip(classes) };
+            if self.gradient.is_some() {
+                tiles.add_by_tile::<true>(simd, tile..tile + 1, &mut strip, ahead, 0);
+            } else {
+                tiles.add_by_tile::<false>(simd, tile..tile + 1, &mut strip, ahead, 0);
+            }
+        }
+        for (tile, of_rows) in tiles.all().iter().enumerate() {
             let rows = of_tile(tile);
             let own = self.own(labels, rows.clone());
-            let Some(of) = self.finish_tile(simd, rows.clone(), &own, sums, sum) else { continue };
+            let found = of_rows.found(simd);
+            let Some(of) = self.finish_rows(simd, rows.clone(), &own, &found, sum) else { continue };
             // SAFETY: as above.
             let mut strip = unsafe { stage.strip(classes) };
             let mut block = strip.tile(tile);
-            sums.scale_kept(simd, &of, &mut block);
-            of.write_own(&own, &mut block);
+            of_rows.scale_kept(simd, &of, &mut block);
+            block.write_own(&own, &of);
             // What overwrites logits must leave those for the careful path.
             for lane in lanes_of(of.careful) {
                 let row = self.logits.row(rows.start + lane);
@@ -155,15 +184,20 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         let (base, step) = self.logits.neighbours(first, count * lanes).expect("asked before");
         // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`.
         let strip = unsafe { Strip::new(Block::new(base.cast::<E::Real>(), step, classes), lanes) };
-        let mut tiles = Tiles::<Sums<S, E::Real>>::none();
+        let mut tiles = Tiles::<vertical::Rows<S, E::Real>>::none();
         for tile in 0..count {
             tiles.begin(simd, &strip.tile(tile), &self.own(labels, of_tile(tile)));
         }
-        tiles.add_by_class(simd, &strip);
-        let mut coefficients = Tiles::<Coefficients<S, E::Real>>::none();
-        for (tile, sums) in tiles.all().iter().enumerate() {
+        tiles.add_by_class(simd, 0..count, &strip);
+        for tile in 0..count {
+            if tiles.all_mut()[tile].raise(simd) {
+                tiles.add_by_class(simd, tile..tile + 1, &strip);
+            }
+        }
+        let mut coefficients = Tiles::<Coefficients>::none();
+        for (tile, of_rows) in tiles.all().iter().enumerate() {
             let own = self.own(labels, of_tile(tile));
-            if let Some(of) = self.finish_tile(simd, of_tile(tile), &own, sums, sum) {
+            if let Some(of) = self.finish_rows(simd, of_tile(tile), &own, &of_rows.found(simd), sum) {
                 coefficients.push(of);
             }
         }
@@ -173,86 +207,72 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<E::Real>(), step, classes), lanes)) };
         tiles.write(simd, coefficients.all(), &strip, &mut out);
         for (tile, of) in coefficients.all().iter().enumerate() {
-            of.write_own(&self.own(labels, of_tile(tile)), &mut out.tile(tile));
+            out.tile(tile).write_own(&self.own(labels, of_tile(tile)), of);
         }
         for (tile, of) in coefficients.all().iter().enumerate() {
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
         }
     }
 
-    /// Take the losses of a tile of rows to where they go, and find out what their gradients need, if these are asked for.
+    /// Work on rows one by one, no more than there are lanes, with what is once a row for all of them.
     #[inline(never)]
-    fn finish_tile<S: Simd>(
+    fn long<S: Simd>(&mut self, simd: S, labels: &Labels, rows: Range<usize>, sum: &mut PerLane<f64>) {
+        let own = self.own(labels, rows.clone());
+        let (mut found, mut logits) = (Sums::none(), [E::Real::default(); MOST_LANES]);
+        for (lane, row) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
+            let row = self.logits.row(row);
+            logits[lane] = Real::from_f64(row.get(own.class[lane]));
+            let of_row = horizontal::sum::<S, E::Real>(simd, row, own.class[lane], logits[lane]);
+            (found.others[lane], found.octaves[lane], found.rest[lane]) = (of_row.others, of_row.octaves, of_row.rest);
+            found.counts |= 1 << lane;
+            found.suits |= u32::from(of_row.suits) << lane;
+        }
+        let Some(of) = self.finish_rows(simd, rows.clone(), &own, &found, sum) else { return };
+        let Some(out) = &mut self.gradient else { return };
+        for (lane, number) in rows.clone().enumerate().filter(|(lane, _)| of.careful >> lane & 1 == 0) {
+            if own.counts[lane] == 0.0 {
+                out.row(number).fill(0.0);
+                continue;
+            }
+            let (row, out) = (self.logits.row(number), out.row(number));
+            let (class, logit, octaves) = (own.class[lane], logits[lane], found.octaves[lane]);
+            horizontal::write(simd, row, out, class, logit, octaves, of.factor[lane], of.own[lane], self.store[0]);
+        }
+        self.careful_gradients(simd, rows.start, of.careful);
+    }
+
+    /// Take the losses of some rows to where they go, and find out what their gradients need, if these are asked for.
+    #[inline(always)]
+    fn finish_rows<S: Simd>(
         &mut self,
         simd: S,
         rows: Range<usize>,
         own: &Own,
-        sums: &Sums<S, E::Real>,
+        found: &Sums,
         sum: &mut PerLane<f64>,
-    ) -> Option<Coefficients<S, E::Real>> {
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let (problem, first) = (self.problem, rows.start);
-                let mut losses = sums.losses(simd);
-                let mut weights = [1.0; MOST_LANES];
-                if let Some(weight) = &problem.weight {
-                    for ((of_row, class), lane) in weights.iter_mut().zip(&own.class).zip(0..) {
-                        *of_row = weight[*class];
-                        // What is infinite times what is 0 is for the careful path.
-                        losses.careful |= u32::from(own.counts[lane] != 0.0 && !of_row.is_finite()) << lane;
-                    }
-                }
-                let coefficients = self.grad_output.map(
-                    #[inline(always)]
-                    |grad_output| {
-                        let mut scales = self.scales(simd, grad_output, first, rows.len());
-                        for (scale, weight) in scales.iter_mut().zip(&weights) {
-                            *scale *= weight;
-                        }
-                        sums.coefficients(simd, &losses, &scales)
-                    },
-                );
-                let mut loss = [0.0; MOST_LANES];
-                for lane in 0..MOST_LANES {
-                    let weighted = weights[lane] * losses.loss[lane];
-                    loss[lane] = if own.counts[lane] == 0.0 { 0.0 } else { weighted };
-                }
-                if problem.sample_weight.is_some() {
-                    for lane in (0..rows.len()).filter(|&lane| own.counts[lane] != 0.0) {
-                        loss[lane] = product(problem.sample_weight(first + lane), loss[lane]);
-                    }
-                }
-                for lane in lanes_of(losses.careful) {
-                    loss[lane] = self.careful_row(simd, first + lane, false);
-                }
-                if let Some(out) = &mut self.losses {
-                    out.set(first, &loss[..rows.len()]);
-                }
-                // By the number of the row, wherever its tile begins, so that the layout changes no bit.
-                let place = (first - self.range.start) % MOST_LANES;
-                let beside = &mut sum[place..];
-                if beside.len() >= E::Real::LANES {
-                    for (sum, loss) in beside.iter_mut().zip(&loss[..E::Real::LANES]) {
-                        *sum += loss;
-                    }
-                } else {
-                    for (lane, loss) in loss[..rows.len()].iter().enumerate() {
-                        sum[(place + lane) % MOST_LANES] += loss;
-                    }
-                }
-                coefficients
-            },
-        )
+    ) -> Option<Coefficients> {
+        let grad_output = self.grad_output.map(|grad_output| (grad_output, self.divisor));
+        let (mut loss, careful, coefficients) =
+            weigh::<S, E::Real>(simd, self.problem, grad_output, rows.clone(), own, found);
+        for lane in lanes_of(careful) {
+            loss[lane] = self.careful_row(simd, rows.start + lane, false);
+        }
+        if let Some(out) = &mut self.losses {
+            out.set(rows.start, &loss[..rows.len()]);
+        }
+        // By the number of the row, wherever its tile begins, so that the layout changes no bit.
+        let place = rows.start - self.range.start;
+        for (lane, loss) in loss[..rows.len()].iter().enumerate() {
+            sum[(place + lane) % MOST_LANES] += loss;
+        }
+        coefficients
     }
 
     /// Write the gradients of the careful ones of some rows.
     #[inline(never)]
     fn careful_gradients<S: Simd>(&mut self, simd: S, first: usize, careful: u32) {
         for lane in lanes_of(careful) {
-            let losses = self.losses.take();
             self.careful_row(simd, first + lane, true);
-            self.losses = losses;
         }
     }
 
@@ -260,13 +280,74 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
     #[inline(never)]
     fn careful_row<S: Simd>(&mut self, simd: S, row: usize, gradient: bool) -> f64 {
         let mut loss = [0.0; MOST_LANES];
-        let (grad_output, hessian) = (self.grad_output, self.hessian.take());
+        let (losses, grad_output, hessian) = (self.losses.take(), self.grad_output, self.hessian.take());
         self.grad_output = grad_output.filter(|_| gradient);
         let found = self.careful_batches(simd, row..row + 1, &mut loss);
-        (self.grad_output, self.hessian) = (grad_output, hessian);
+        (self.losses, self.grad_output, self.hessian) = (losses, grad_output, hessian);
         // Every other place is 0. Classes cannot be bad: they were looked at when they were read.
         found.map_or(f64::NAN, |()| loss.iter().sum())
     }
+}
+
+/// The targets of some rows; what is left of the tile does not count.
+#[inline(never)]
+fn own(labels: &Labels, sample_weight: Option<&[f64]>, rows: Range<usize>) -> Own {
+    let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
+    labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
+    if let Some(weight) = sample_weight {
+        for (counts, weight) in own.counts.iter_mut().zip(&weight[rows]) {
+            *counts = if *weight == 0.0 { 0.0 } else { *counts };
+        }
+    }
+    own
+}
+
+/// The losses of some rows, weighted, a bit for each that needs the careful path, and what the gradients need, if these are
+/// asked for: by what they are multiplied and divided.
+#[inline(never)]
+fn weigh<S: Simd, R: Real>(
+    simd: S,
+    problem: &Problem,
+    grad_output: Option<(&GradOutput, f64)>,
+    rows: Range<usize>,
+    own: &Own,
+    found: &Sums,
+) -> (PerLane<f64>, u32, Option<Coefficients>) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut losses = finish::losses::<S, R>(simd, found);
+            let mut weights = [1.0; MOST_LANES];
+            if let Some(weight) = &problem.weight {
+                for ((of_row, class), lane) in weights.iter_mut().zip(&own.class).zip(0..) {
+                    *of_row = weight[*class];
+                    // What is infinite times what is 0 is for the careful path.
+                    losses.careful |= u32::from(own.counts[lane] != 0.0 && !of_row.is_finite()) << lane;
+                }
+            }
+            let coefficients = grad_output.map(
+                #[inline(always)]
+                |(grad_output, divisor)| {
+                    let mut scales = scales(simd, problem, grad_output, divisor, rows.clone());
+                    for (scale, weight) in scales.iter_mut().zip(&weights) {
+                        *scale *= weight;
+                    }
+                    finish::coefficients::<S, R>(simd, &losses, &scales)
+                },
+            );
+            let mut loss = [0.0; MOST_LANES];
+            for lane in 0..MOST_LANES {
+                let weighted = weights[lane] * losses.loss[lane];
+                loss[lane] = if own.counts[lane] == 0.0 { 0.0 } else { weighted };
+            }
+            if problem.sample_weight.is_some() {
+                for (lane, row) in rows.enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
+                    loss[lane] = product(problem.sample_weight(row), loss[lane]);
+                }
+            }
+            (loss, losses.careful, coefficients)
+        },
+    )
 }
 
 /// The lanes of bits.

@@ -94,6 +94,36 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
     Ok(mean(problem.checked(sums.into_iter().collect::<Found<_>>())?, divisor))
 }
 
+/// By what the derivatives of some rows are multiplied; if that were divided by 0, by 0.
+#[inline(never)]
+pub(super) fn scales<S: Simd>(
+    simd: S,
+    problem: &Problem,
+    grad_output: &GradOutput,
+    divisor: f64,
+    rows: Range<usize>,
+) -> PerLane<f64> {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut scales = [0.0; MOST_LANES];
+            if divisor == 0.0 {
+                return scales;
+            }
+            grad_output.read(simd, rows.start, &mut scales[..rows.len()]);
+            if let Some(weight) = &problem.sample_weight {
+                for (scale, weight) in scales.iter_mut().zip(&weight[rows]) {
+                    *scale *= weight;
+                }
+            }
+            for scale in &mut scales {
+                *scale /= divisor;
+            }
+            scales
+        },
+    )
+}
+
 /// What the work on a tile needs besides the tile.
 struct Room<R: Real> {
     /// For its results.
@@ -112,7 +142,7 @@ pub(super) struct Rows<'a, E, O> {
     pub(super) range: Range<usize>,
     pub(super) logits: &'a Array<'a>,
     pub(super) problem: &'a Problem<'a>,
-    divisor: f64,
+    pub(super) divisor: f64,
     pub(super) losses: Option<RowsMut<'a>>,
     pub(super) gradient: Option<RowsMut<'a>>,
     pub(super) hessian: Option<RowsMut<'a>>,
@@ -143,16 +173,12 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     fn batches<S: Simd>(&mut self, simd: S) -> Found<f64> {
         let mut sum = [0.0; MOST_LANES];
         let Range { start: mut first, end } = self.range;
+        if self.class_targets().is_none() {
+            self.careful_batches(simd, first..end, &mut sum)?;
+            first = end;
+        }
         while first < end {
-            first += match self.class_target_rows(simd, first, &mut sum)? {
-                // To the end of the run, if rows lie in such.
-                0 => {
-                    let rows = self.logits.neighbours_from(first).unwrap_or(end).min(end - first);
-                    self.careful_batches(simd, first..first + rows, &mut sum)?;
-                    rows
-                }
-                done => done,
-            };
+            first += self.class_target_rows(simd, first, &mut sum)?;
         }
         Ok(sum_of_lanes(&sum))
     }
@@ -225,7 +251,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    pub(super) fn rows<S: Simd>(&mut self, simd: S, first: usize, targets: &mut Targets) -> Found<PerLane<f64>> {
+    fn rows<S: Simd>(&mut self, simd: S, first: usize, targets: &mut Targets) -> Found<PerLane<f64>> {
         let transform = self.problem.transform;
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..targets.rows {
@@ -270,26 +296,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         Ok(())
     }
 
-    /// By what the derivatives of `rows` rows are multiplied; with a divisor of 0 by 0.
-    #[inline(always)]
-    pub(super) fn scales<S: Simd>(&self, simd: S, grad_output: &GradOutput, first: usize, rows: usize) -> PerLane<f64> {
-        let mut scales = [0.0; MOST_LANES];
-        if self.divisor == 0.0 {
-            return scales;
-        }
-        grad_output.read(simd, first, &mut scales[..rows]);
-        if let Some(weight) = &self.problem.sample_weight {
-            for (scale, weight) in scales[..rows].iter_mut().zip(&weight[first..]) {
-                *scale *= weight;
-            }
-        }
-        for scale in &mut scales {
-            *scale /= self.divisor;
-        }
-        scales
-    }
-
-    /// [`Self::scales`] of rows, of which none counts any more if these are divided by 0.
+    /// [`scales`] of rows, of which none counts any more if these are divided by 0.
     #[inline(always)]
     fn counted_scales<S: Simd>(
         &self,
@@ -301,7 +308,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         if self.divisor == 0.0 {
             targets.counts = [0.0; MOST_LANES];
         }
-        self.scales(simd, grad_output, first, targets.rows)
+        scales(simd, self.problem, grad_output, self.divisor, first..first + targets.rows)
     }
 
     /// The losses of some rows, weighted and written.
@@ -323,15 +330,20 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     }
 
     /// Write the gradient of row number `lane`, zeros if it is ignored.
-    #[inline(always)]
+    #[inline(never)]
     fn write_gradient<S: Simd>(&mut self, simd: S, first: usize, lane: usize, targets: &Targets, slopes: &Slopes) {
-        let Some(out) = &mut self.gradient else { return };
-        let (row, transform) = (self.logits.row(first + lane), self.problem.transform);
-        gradient::<S, E, O>(simd, lane, row, out.row(first + lane), targets, slopes, transform, self.store[0]);
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let Some(out) = &mut self.gradient else { return };
+                let (row, transform) = (self.logits.row(first + lane), self.problem.transform);
+                gradient::<S, E, O>(simd, lane, row, out.row(first + lane), targets, slopes, transform, self.store[0]);
+            },
+        );
     }
 
     /// Write the diagonal of the Hessian of row number `lane`, if it is wanted; zeros if the row is ignored.
-    #[inline(always)]
+    #[inline(never)]
     fn write_hessian<S: Simd>(
         &mut self,
         simd: S,
@@ -341,17 +353,22 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         losses: &Losses,
         scale: f64,
     ) {
-        let Some(out) = &mut self.hessian else { return };
-        let mut out = out.row(first + lane);
-        if targets.counts[lane] == 0.0 {
-            return out.fill(0.0);
-        }
-        let (row, transform) = (self.logits.row(first + lane), self.problem.transform);
-        losses.get(lane, targets).hessian::<S, E>(simd, row, out, scale, transform, self.store[1]);
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let Some(out) = &mut self.hessian else { return };
+                let mut out = out.row(first + lane);
+                if targets.counts[lane] == 0.0 {
+                    return out.fill(0.0);
+                }
+                let (row, transform) = (self.logits.row(first + lane), self.problem.transform);
+                losses.get(lane, targets).hessian::<S, E>(simd, row, out, scale, transform, self.store[1]);
+            },
+        );
     }
 
     /// Write the gradients of a tile of rows.
-    #[inline(always)]
+    #[inline(never)]
     #[allow(clippy::too_many_arguments)] // what `tile` has found
     fn write_gradients<S: Simd>(
         &mut self,
@@ -363,24 +380,29 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         scales: &PerLane<f64>,
         room: &mut Room<E::Real>,
     ) {
-        let Some(out) = &mut self.gradient else { return };
-        let transform = self.problem.transform;
-        let slopes = batch::slopes(simd, losses, targets, scales, transform);
-        let Room { results, weights } = room;
-        if let Some(mut out) = Output::<O>::new(out, first, targets.rows, self.store[0], results)
-            && tile::gradients::<S, E::Real>(simd, tile, out.tile(), targets, &slopes, transform, weights)
-        {
-            // SAFETY: `gradients` wrote all of the tile.
-            unsafe { out.store(simd) }
-            return;
-        }
-        for lane in 0..targets.rows {
-            self.write_gradient(simd, first, lane, targets, &slopes);
-        }
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let Some(out) = &mut self.gradient else { return };
+                let transform = self.problem.transform;
+                let slopes = batch::slopes(simd, losses, targets, scales, transform);
+                let Room { results, weights } = room;
+                if let Some(mut out) = Output::<O>::new(out, first, targets.rows, self.store[0], results)
+                    && tile::gradients::<S, E::Real>(simd, tile, out.tile(), targets, &slopes, transform, weights)
+                {
+                    // SAFETY: `gradients` wrote all of the tile.
+                    unsafe { out.store(simd) }
+                    return;
+                }
+                for lane in 0..targets.rows {
+                    self.write_gradient(simd, first, lane, targets, &slopes);
+                }
+            },
+        );
     }
 
     /// Write the diagonals of the Hessians of a tile of rows, if they are wanted.
-    #[inline(always)]
+    #[inline(never)]
     #[allow(clippy::too_many_arguments)] // what `tile` has found
     fn write_hessians<S: Simd>(
         &mut self,
@@ -392,17 +414,22 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
         scales: &PerLane<f64>,
         room: &mut Room<E::Real>,
     ) {
-        let Some(out) = &mut self.hessian else { return };
-        if let Some(mut out) = Output::<O>::new(out, first, targets.rows, self.store[1], &mut room.results) {
-            let transform = self.problem.transform;
-            tile::variances::<S, E::Real>(simd, tile, out.tile(), targets, losses, scales, transform);
-            // SAFETY: `variances` wrote all of the tile.
-            unsafe { out.store(simd) }
-            return;
-        }
-        for (lane, scale) in scales[..targets.rows].iter().enumerate() {
-            self.write_hessian(simd, first, lane, targets, losses, *scale);
-        }
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let Some(out) = &mut self.hessian else { return };
+                if let Some(mut out) = Output::<O>::new(out, first, targets.rows, self.store[1], &mut room.results) {
+                    let transform = self.problem.transform;
+                    tile::variances::<S, E::Real>(simd, tile, out.tile(), targets, losses, scales, transform);
+                    // SAFETY: `variances` wrote all of the tile.
+                    unsafe { out.store(simd) }
+                    return;
+                }
+                for (lane, scale) in scales[..targets.rows].iter().enumerate() {
+                    self.write_hessian(simd, first, lane, targets, losses, *scale);
+                }
+            },
+        );
     }
 }
 

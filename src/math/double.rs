@@ -45,6 +45,7 @@ impl Real for f64 {
     const BOOST_EXPONENT: u32 = 512;
     const EXPONENT_BIAS: u32 = 1023;
     const SPLITTER: Self = ((1 << 27) + 1) as Self;
+    const CHAINS: usize = 4;
     const LARGEST_REFERENCE: f64 = 70_368_744_177_664.0;
 
     #[inline(always)]

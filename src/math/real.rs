@@ -42,6 +42,9 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// Logits below this can be references.
     const LARGEST_REFERENCE: f64;
 
+    /// How many sums of exponentials a row is read into: so many that few terms come into each between two additions to a total.
+    const CHAINS: usize;
+
     /// How a level takes exponentials relative to an integer.
     fn octaves<S: Simd>() -> Octaves<Self>;
     /// 2^(n/N) of n in the lowest bits of the lanes.

@@ -40,6 +40,7 @@ impl Real for f32 {
     const BOOST_EXPONENT: u32 = 64;
     const EXPONENT_BIAS: u32 = 127;
     const SPLITTER: Self = 4097.0;
+    const CHAINS: usize = 2;
     const LARGEST_REFERENCE: f64 = 131_072.0;
 
     #[inline(always)]

@@ -9,7 +9,7 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 use super::target::{RowLoss, Target};
 use super::transform::Capped;
 use super::{Dense, LogSumExp, Transform};
-pub use crate::kernel::vertical::{MOST_LANES, PerLane};
+pub use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::math::{Boost, Real, UNIT, log_one_plus, two_sum};
 
 /// Lanes of f64.

@@ -216,7 +216,15 @@ pub fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
         // Infinite but for the classes that weigh so themselves, where it is a difference of infinities, and the masked.
         for class in 0..row.classes() {
             let masked = row.get(class) == f64::NEG_INFINITY;
-            let difference = slopes.factor[lane] - map::share(slopes.scale[lane], target.weight(simd, class));
+            let weight = target.weight(simd, class);
+            // If no weight is infinite, but what they are multiplied by, the target's own part is known.
+            let overflows = target.dense.is_none() && weight.is_finite();
+            let own = slopes.own(lane).filter(|(own, _)| *own == class && overflows);
+            let difference = own.map_or_else(
+                #[inline(always)]
+                || slopes.factor[lane] - map::share(slopes.scale[lane], weight),
+                |(_, own)| own,
+            );
             out.set(class, O::from_f64(if masked { 0.0 } else { difference }));
         }
         return;
