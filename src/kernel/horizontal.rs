@@ -76,7 +76,8 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
                 let length = BLOCK.min(row.classes() - start);
                 let place = row.lend(simd, start, length, &mut block);
                 let vectors = length.div_ceil(TOGETHER * R::LANES) * TOGETHER;
-                let of_block = Vectors { place, vectors, own: (own / BLOCK == start / BLOCK).then_some(own_lanes) };
+                let of_block =
+                    Vectors { place, count: vectors, own: (own / BLOCK == start / BLOCK).then_some(own_lanes) };
                 let mut sums = [zero; TOGETHER];
                 // Whether there is an own class is known to the loop.
                 if of_block.own.is_some() {
@@ -95,7 +96,7 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
 /// The vectors of a block, and its own class.
 struct Vectors<R, L> {
     place: *const R,
-    vectors: usize,
+    count: usize,
     own: Option<L>,
 }
 
@@ -111,7 +112,7 @@ impl<R: Real + Element<Real = R>, L> Vectors<R, L> {
     ) where
         L: Copy + Into<R::Lanes<S>>,
     {
-        for vector in (0..self.vectors).step_by(TOGETHER) {
+        for vector in (0..self.count).step_by(TOGETHER) {
             with_vectors_at_a_time!(S, K => {
                 for k in (0..TOGETHER).step_by(K) {
                     let mut x = [*largest; K];

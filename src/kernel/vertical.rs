@@ -73,7 +73,7 @@ pub struct BlockMut<'a, R> {
     memory: PhantomData<&'a mut [R]>,
 }
 
-impl<'a, R: Real + Element<Real = R>> BlockMut<'a, R> {
+impl<R: Real + Element<Real = R>> BlockMut<'_, R> {
     /// The same, to read.
     #[inline(always)]
     pub fn read(&self) -> Block<'_, R> {

@@ -47,7 +47,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         // The logits alone decide by which kernel losses are computed; those of few classes have the same bits by both.
         let lie_so = tiles > 0
             && E::DTYPE == E::Real::DTYPE
-            && classes <= u32::MAX as usize
+            && u32::try_from(classes).is_ok()
             && self.logits.neighbours(first, tiles * lanes).is_some();
         let gradient_fits = lie_so && self.gradient_is_strip(first, tiles * lanes);
         let in_place = lie_so && (gradient_fits || !few);

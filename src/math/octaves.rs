@@ -129,6 +129,7 @@ impl<S: Simd, R: Real> Reference<S, R> {
 
     /// The references so many whole octaves higher.
     #[inline(always)]
+    #[must_use]
     pub fn raised(self, simd: S, octaves: R::Lanes<S>) -> Self {
         let steps = f64::from(R::octaves::<S>().steps);
         Self {
@@ -160,7 +161,7 @@ impl<S: Simd, R: Real> Reference<S, R> {
     }
 }
 
-/// `2^(octaves + rest/N)` in f64, for up to [`MOST_OCTAVES`] octaves.
+/// `2^(octaves + rest/N)` in f64, for up to 1000 octaves.
 #[inline(always)]
 pub fn power_of_rest<S: Simd>(simd: S, octaves: f64x8<S>, rest: f64x8<S>) -> f64x8<S> {
     let p = polynomial::<S, f64>(simd, f64::octaves::<S>().p, rest);
