@@ -47,7 +47,7 @@ OF_PLAIN = {
     "class weights": (1.5, 1.4),
     "class weights, smoothing": (4.0, 5.2),
     "sample weights": (1.4, 1.4),
-    "z-loss": (1.6, 1.5),
+    "z-loss": (2.1, 2.1),
     "temperature": (2.2, 2.1),
     "softcap": (8.8, 9.3),
     "probabilities": (4.6, 6.0),
