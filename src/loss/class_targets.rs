@@ -25,6 +25,9 @@ use crate::row::{Transform, product};
 /// Rows that are read twice are worked on together as long as they stay in a corner of the L2 cache.
 const BATCH_BYTES: usize = 1 << 17;
 
+/// From so many classes on rows one by one are faster by the kernels that need no maximum; what these do once a row takes longer.
+const LONG: usize = 4096;
+
 impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
     /// The classes that the rows should be, if that is all that is asked for.
     #[inline(always)]
@@ -61,6 +64,10 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
             (BATCH_BYTES / classes.saturating_mul(size_of::<E>())).clamp(1, lanes).min(left)
         };
         let rows = first..first + count;
+        if !in_place && !few && classes < LONG {
+            self.careful_batches(simd, rows, sum)?;
+            return Ok(count);
+        }
         // What overwrites the logits is written last.
         if self.gradient_last {
             self.hessians(simd, rows.clone())?;
