@@ -375,14 +375,13 @@ def test_a_masked_class_has_no_gradient_whatever_multiplies_it(scale):
 @dtypes
 def test_where_the_gradient_goes_changes_no_bit_of_the_loss(level, dtype, random):
     """Rows that lie lane by lane, and gradients that do not lie so, or are of another type."""
-    narrow = np.float32 if dtype == np.float64 else np.float16
-    for classes in (3, 60, 300, 1000):
+    for classes in (3, 60, 300, 1000, 5000):
         logits = np.asfortranarray((4 * random.standard_normal((64, classes))).astype(dtype))
         targets = random.integers(0, classes, 64)
         expected = xent_rs.cross_entropy(logits, targets, reduction="none")
         outs = [None, np.empty((64, classes), dtype), np.empty((64, classes), dtype, order="F")]
         if dtype != np.float64:
-            outs.append(np.empty((64, classes), narrow))
+            outs.append(np.empty((64, classes), np.float16))
         oracle = CrossEntropy(Softmax(logits), targets)
         for out in outs:
             losses, grad = xent_rs.cross_entropy_with_grad(logits, targets, reduction="none", out=out)
@@ -395,7 +394,7 @@ def test_where_the_gradient_goes_changes_no_bit_of_the_loss(level, dtype, random
 @dtypes
 def test_targets_far_below_the_others(level, dtype, scale, random):
     """Logits so wide that many targets are out of reach of what their exponentials are relative to."""
-    for classes, axis in [(2, 1), (10, 1), (100, 1), (300, 1), (1000, 1), (10, 0), (300, 0)]:
+    for classes, axis in [(2, 1), (10, 1), (100, 1), (300, 1), (5000, 1), (10, 0), (300, 0), (5000, 0)]:
         rows = (scale * random.standard_normal((40, classes))).astype(dtype)
         targets = random.integers(0, classes, 40)
         logits = rows if axis else np.ascontiguousarray(rows.T)
@@ -410,6 +409,25 @@ def test_targets_far_below_the_others(level, dtype, scale, random):
         in_place = logits.copy()
         xent_rs.cross_entropy_with_grad(in_place, targets, out=in_place, **call)
         assert bits(in_place) == bits(grad)
+
+
+@dtypes
+def test_a_vocabulary_written_past_the_cache(level, dtype, random):
+    """Rows of more than 4096 classes with ignored, masked and bad ones, in an array of more than 16 MiB."""
+    classes = 33_333
+    rows = 2**24 // (classes * dtype.itemsize) + 3
+    logits = (4 * random.standard_normal((rows, classes))).astype(dtype)
+    targets = random.integers(0, classes, rows)
+    targets[::5] = -100
+    logits[1::5] = np.where(random.random(classes) < 0.5, -math.inf, logits[1::5])
+    logits[2::50, 7], logits[3, targets[3]] = math.nan, -math.inf
+    losses, grad = xent_rs.cross_entropy_with_grad(logits, targets, reduction="none")
+    for row in range(min(rows, 60)):
+        alone = xent_rs.cross_entropy_with_grad(logits[row], targets[row], reduction="none")
+        assert bits(losses[row]) == bits(alone[0])
+        assert bits(grad[row]) == bits(alone[1])
+    xent_rs.cross_entropy_with_grad(logits, targets, reduction="none", out=logits)
+    assert bits(logits) == bits(grad)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -2,13 +2,13 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use crate::math::{Real, lost, power_of_rest};
+use crate::math::{Real, power_of_rest, shortfall};
 
 /// The most lanes that a type has.
 pub const MOST_LANES: usize = 16;
 
 /// Lanes of f64.
-const HALF: usize = 8;
+pub const HALF: usize = 8;
 
 /// One value a lane. Such fields come first in structs that begin on a boundary of cache lines, so that no load crosses one.
 pub type PerLane<T> = [T; MOST_LANES];
@@ -29,9 +29,9 @@ pub struct Own {
 pub struct Sums {
     /// The exponentials of the classes that are not a row's own, boosted.
     pub others: PerLane<f64>,
-    /// By how much the reference is above the own logit: in octaves, and in steps of octaves.
+    /// By how many whole octaves the reference was raised.
     pub octaves: PerLane<f64>,
-    /// The latter.
+    /// By how many steps of an octave, at most half of one, it was above the own logit before.
     pub rest: PerLane<f64>,
     /// A bit for each row that counts.
     pub counts: u32,
@@ -82,9 +82,16 @@ pub(super) fn bits<S: Simd, M: SimdMask<S>>(mask: M) -> u32 {
     mask.to_bitmask() as u32
 }
 
+/// Eight lanes from number `half` on.
 #[inline(always)]
-fn load<S: Simd>(simd: S, numbers: &PerLane<f64>, half: usize) -> f64x8<S> {
+pub fn load<S: Simd>(simd: S, numbers: &PerLane<f64>, half: usize) -> f64x8<S> {
     f64x8::from_slice(simd, &numbers[half..half + HALF])
+}
+
+/// The other way.
+#[inline(always)]
+pub fn store<S: Simd>(lanes: f64x8<S>, numbers: &mut PerLane<f64>, half: usize) {
+    lanes.store_slice(&mut numbers[half..half + HALF]);
 }
 
 /// The losses of rows of logits that are computed with in `R`.
@@ -102,9 +109,9 @@ pub fn losses<S: Simd, R: Real>(simd: S, sums: &Sums) -> Losses {
                 let inverse = inverse * lanes(1.0 / R::BOOST);
                 let ratio = load(simd, &sums.others, half) * inverse;
                 let loss = R::log_one_plus(simd, ratio);
-                loss.mul_add(lanes(lost::<R>()), loss).store_slice(&mut found.loss[half..half + HALF]);
-                ratio.store_slice(&mut found.ratio[half..half + HALF]);
-                inverse.store_slice(&mut found.inverse[half..half + HALF]);
+                store(loss.mul_add(lanes(shortfall::<R>()), loss), &mut found.loss, half);
+                store(ratio, &mut found.ratio, half);
+                store(inverse, &mut found.inverse, half);
                 // NaN is not less than anything.
                 finite |= bits::<S, _>(ratio.simd_lt(lanes(f64::INFINITY))) << half;
             }
@@ -125,10 +132,10 @@ pub fn coefficients<S: Simd, R: Real>(simd: S, losses: &Losses, scales: &PerLane
             for half in (0..R::LANES).step_by(HALF) {
                 let ratio = load(simd, &losses.ratio, half);
                 let share = load(simd, scales, half) / (ratio + f64x8::splat(simd, 1.0));
-                (share * load(simd, &losses.inverse, half)).store_slice(&mut of.factor[half..half + HALF]);
+                store(share * load(simd, &losses.inverse, half), &mut of.factor, half);
                 // An infinite share of a ratio of 0 is no number.
                 finite |= bits::<S, _>(share.is_finite()) << half;
-                (f64x8::splat(simd, 0.0) - share * ratio).store_slice(&mut of.own[half..half + HALF]);
+                store(f64x8::splat(simd, 0.0) - share * ratio, &mut of.own, half);
             }
             let size = R::narrow(simd, &of.factor).abs();
             let lanes = |value: f64| R::splat(simd, value);

@@ -16,9 +16,9 @@ const TOGETHER: usize = 4;
 pub struct Sum {
     /// The exponentials of all classes but the own one, boosted.
     pub others: f64,
-    /// By how much the reference is above the own logit: in octaves, and in steps of octaves.
+    /// By how many whole octaves the reference was raised.
     pub octaves: f64,
-    /// The latter.
+    /// By how many steps of an octave, at most half of one, it was above the own logit before.
     pub rest: f64,
     /// Whether all logits are within reach of the reference.
     pub suits: bool,
@@ -76,14 +76,12 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
                 let length = BLOCK.min(row.classes() - start);
                 let place = row.lend(simd, start, length, &mut block);
                 let vectors = length.div_ceil(TOGETHER * R::LANES) * TOGETHER;
-                let of_block =
-                    Vectors { place, count: vectors, own: (own / BLOCK == start / BLOCK).then_some(own_lanes) };
+                let block = Vectors { place, count: vectors, own: own_lanes };
                 let mut sums = [zero; TOGETHER];
-                // Whether there is an own class is known to the loop.
-                if of_block.own.is_some() {
-                    of_block.add::<S, true>(simd, &reference, &mut sums, &mut largest);
+                if own / BLOCK == start / BLOCK {
+                    block.add::<true>(simd, &reference, &mut sums, &mut largest);
                 } else {
-                    of_block.add::<S, false>(simd, &reference, &mut sums, &mut largest);
+                    block.add::<false>(simd, &reference, &mut sums, &mut largest);
                 }
                 let sum = if R::CHAINS == 2 { sums[0] + sums[1] } else { (sums[0] + sums[1]) + (sums[2] + sums[3]) };
                 R::add_to(&mut total, sum);
@@ -93,25 +91,23 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
     )
 }
 
-/// The vectors of a block, and its own class.
-struct Vectors<R, L> {
+/// The vectors of a block, and where the own class would be in it.
+struct Vectors<S: Simd, R: Real> {
     place: *const R,
     count: usize,
-    own: Option<L>,
+    own: R::Lanes<S>,
 }
 
-impl<R: Real + Element<Real = R>, L> Vectors<R, L> {
-    /// Add the exponentials of all of them, but for the own class.
+impl<S: Simd, R: Real + Element<Real = R>> Vectors<S, R> {
+    /// Add the exponentials of all of them, but for the own class if it is in this block (`OWN`).
     #[inline(always)]
-    fn add<S: Simd, const OWN: bool>(
+    fn add<const OWN: bool>(
         &self,
         simd: S,
         reference: &Reference<S, R>,
         sums: &mut [R::Lanes<S>; TOGETHER],
         largest: &mut R::Lanes<S>,
-    ) where
-        L: Copy + Into<R::Lanes<S>>,
-    {
+    ) {
         for vector in (0..self.count).step_by(TOGETHER) {
             with_vectors_at_a_time!(S, K => {
                 for k in (0..TOGETHER).step_by(K) {
@@ -121,10 +117,10 @@ impl<R: Real + Element<Real = R>, L> Vectors<R, L> {
                         *x = unsafe { Element::load(simd, self.place.add((vector + k + index) * R::LANES)) };
                     }
                     let mut terms = reference.terms(simd, x);
-                    if let (true, Some(own)) = (OWN, self.own) {
+                    if OWN {
                         for index in 0..K {
                             let number = vector + k + index;
-                            terms.power[index] = R::except(simd, terms.power[index], own.into(), number);
+                            terms.power[index] = R::except(simd, terms.power[index], self.own, number);
                         }
                     }
                     for index in 0..K {

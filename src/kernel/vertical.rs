@@ -99,9 +99,7 @@ impl<R: Real + Element<Real = R>> BlockMut<'_, R> {
         // SAFETY: a lane of one of the block's vectors, writeable by the promise made to `StripMut::new`.
         unsafe { self.block.place(class).cast_mut().add(lane).write_unaligned(value) }
     }
-}
 
-impl<R: Real + Element<Real = R>> BlockMut<'_, R> {
     /// Write the gradients of the own classes of rows that count.
     #[inline(always)]
     pub fn write_own(&mut self, own: &Own, of: &Coefficients) {
@@ -117,8 +115,9 @@ impl<R: Real + Element<Real = R>> BlockMut<'_, R> {
 #[derive(Clone, Copy)]
 pub struct Rows<S: Simd, R: Real> {
     reference: Reference<S, R>,
-    /// By how much the reference is above the own logit: in octaves, and in steps of octaves.
+    /// By how many whole octaves the reference was raised.
     octaves: R::Lanes<S>,
+    /// By how many steps of an octave, at most half of one, it was above the own logit before.
     rest: R::Lanes<S>,
     own: R::Lanes<S>,
     largest: R::Lanes<S>,

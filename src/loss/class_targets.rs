@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::cross_entropy::{Rows, scales};
+use super::cross_entropy::{Rows, add_by_row, scales};
 use super::labels::Labels;
 use super::targets::{Problem, Targets};
 use super::{Found, GradOutput};
@@ -20,12 +20,11 @@ use crate::kernel::horizontal;
 use crate::kernel::stage::{Stage, most_classes};
 use crate::kernel::vertical::{self, Block, MOST_TILES, Strip, StripMut, Tiles};
 use crate::math::Real;
+use crate::row::tile::BATCH_BYTES;
 use crate::row::{Transform, product};
 
-/// Rows that are read twice are worked on together as long as they stay in a corner of the L2 cache.
-const BATCH_BYTES: usize = 1 << 17;
-
-/// From so many classes on rows one by one are faster by the kernels that need no maximum; what these do once a row takes longer.
+/// From so many classes on rows one by one are faster by the kernels that need no maximum. With fewer, what these do once a row
+/// takes longer than what they save.
 const LONG: usize = 4096;
 
 impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
@@ -38,14 +37,21 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         (plain && problem.transform == Transform::NONE).then_some(labels)
     }
 
-    /// Work on rows from `first` on, as many as suit the kernels, and say how many these were.
+    /// Work on rows from `first` on, as many as go by the same kernel, and say how many these were.
     #[inline(always)]
-    pub(super) fn class_target_rows<S: Simd>(&mut self, simd: S, first: usize, sum: &mut PerLane<f64>) -> Found<usize> {
-        let labels = self.class_targets().expect("asked before");
+    pub(super) fn class_target_rows<S: Simd>(
+        &mut self,
+        simd: S,
+        labels: &Labels,
+        first: usize,
+        sum: &mut PerLane<f64>,
+    ) -> Found<usize> {
         let (lanes, left) = (E::Real::LANES, self.range.end - first);
         let classes = self.logits.classes();
-        let run = self.logits.neighbours_from(first).map_or(0, |run| run.min(left));
-        let tiles = (run / lanes).min(MOST_TILES);
+        let run = self.logits.neighbours_from(first).filter(|_| !self.logits.is_contiguous());
+        // Rows that lie lane by lane are as many as the run has left.
+        let left = run.map_or(left, |run| run.min(left));
+        let tiles = run.map_or(0, |_| (left / lanes).min(MOST_TILES));
         let few = classes <= most_classes::<E::Real>();
         // The logits alone decide by which kernel losses are computed; those of few classes have the same bits by both.
         let lie_so = tiles > 0
@@ -54,20 +60,18 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
             && self.logits.neighbours(first, tiles * lanes).is_some();
         let gradient_fits = lie_so && self.gradient_is_strip(first, tiles * lanes);
         let in_place = lie_so && (gradient_fits || !few);
-        // Rows that lie lane by lane are as many as the run has left.
-        let staged = if run > 0 && !self.logits.is_contiguous() { run } else { left };
+        if !in_place && !few && (classes < LONG || tiles > 0) {
+            self.careful_batches(simd, first..first + left, sum)?;
+            return Ok(left);
+        }
         let count = if in_place {
             tiles * lanes
         } else if few {
-            (Stage::<E::Real>::tiles(classes) * lanes).min(staged)
+            (Stage::<E::Real>::tiles(classes) * lanes).min(left)
         } else {
             (BATCH_BYTES / classes.saturating_mul(size_of::<E>())).clamp(1, lanes).min(left)
         };
         let rows = first..first + count;
-        if !in_place && !few && classes < LONG {
-            self.careful_batches(simd, rows, sum)?;
-            return Ok(count);
-        }
         // What overwrites the logits is written last.
         if self.gradient_last {
             self.hessians(simd, rows.clone())?;
@@ -115,12 +119,6 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         )
     }
 
-    /// The targets of some rows; what is left of the tile does not count.
-    #[inline(always)]
-    fn own(&self, labels: &Labels, rows: Range<usize>) -> Own {
-        own(labels, self.problem.sample_weight.as_deref(), rows)
-    }
-
     /// Work on rows of few classes.
     #[inline(always)]
     fn staged<S: Simd>(&mut self, simd: S, labels: &Labels, rows: Range<usize>, sum: &mut PerLane<f64>) {
@@ -135,7 +133,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         // SAFETY: they were all brought in.
         let mut strip = unsafe { stage.strip(classes) };
         for tile in 0..count {
-            tiles.begin(simd, &strip.tile(tile).read(), &self.own(labels, of_tile(tile)));
+            tiles.begin(simd, &strip.tile(tile).read(), &own(self.problem, labels, of_tile(tile)));
         }
         // What comes next, where rows lie one behind the other.
         let bytes = if self.logits.is_contiguous() { lanes * size_of::<E>() } else { 0 };
@@ -160,7 +158,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         }
         for (tile, of_rows) in tiles.all().iter().enumerate() {
             let rows = of_tile(tile);
-            let own = self.own(labels, rows.clone());
+            let own = own(self.problem, labels, rows.clone());
             let found = of_rows.found(simd);
             let Some(of) = self.finish_rows(simd, rows.clone(), &own, &found, sum) else { continue };
             // SAFETY: as above.
@@ -193,7 +191,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         let strip = unsafe { Strip::new(Block::new(base.cast::<E::Real>(), step, classes), lanes) };
         let mut tiles = Tiles::<vertical::Rows<S, E::Real>>::none();
         for tile in 0..count {
-            tiles.begin(simd, &strip.tile(tile), &self.own(labels, of_tile(tile)));
+            tiles.begin(simd, &strip.tile(tile), &own(self.problem, labels, of_tile(tile)));
         }
         tiles.add_by_class(simd, 0..count, &strip);
         for tile in 0..count {
@@ -203,7 +201,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         }
         let mut coefficients = Tiles::<Coefficients>::none();
         for (tile, of_rows) in tiles.all().iter().enumerate() {
-            let own = self.own(labels, of_tile(tile));
+            let own = own(self.problem, labels, of_tile(tile));
             if let Some(of) = self.finish_rows(simd, of_tile(tile), &own, &of_rows.found(simd), sum) {
                 coefficients.push(of);
             }
@@ -214,7 +212,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<E::Real>(), step, classes), lanes)) };
         tiles.write(simd, coefficients.all(), &strip, &mut out);
         for (tile, of) in coefficients.all().iter().enumerate() {
-            out.tile(tile).write_own(&self.own(labels, of_tile(tile)), of);
+            out.tile(tile).write_own(&own(self.problem, labels, of_tile(tile)), of);
         }
         for (tile, of) in coefficients.all().iter().enumerate() {
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
@@ -224,7 +222,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
     /// Work on rows one by one, no more than there are lanes, with what is once a row for all of them.
     #[inline(never)]
     fn long<S: Simd>(&mut self, simd: S, labels: &Labels, rows: Range<usize>, sum: &mut PerLane<f64>) {
-        let own = self.own(labels, rows.clone());
+        let own = own(self.problem, labels, rows.clone());
         let (mut found, mut logits) = (Sums::none(), [E::Real::default(); MOST_LANES]);
         for (lane, row) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(row);
@@ -267,11 +265,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         if let Some(out) = &mut self.losses {
             out.set(rows.start, &loss[..rows.len()]);
         }
-        // By the number of the row, wherever its tile begins, so that the layout changes no bit.
-        let place = rows.start - self.range.start;
-        for (lane, loss) in loss[..rows.len()].iter().enumerate() {
-            sum[(place + lane) % MOST_LANES] += loss;
-        }
+        add_by_row(sum, rows.start - self.range.start, &loss[..rows.len()]);
         coefficients
     }
 
@@ -298,10 +292,10 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
 
 /// The targets of some rows; what is left of the tile does not count.
 #[inline(never)]
-fn own(labels: &Labels, sample_weight: Option<&[f64]>, rows: Range<usize>) -> Own {
+fn own(problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
     let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
     labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
-    if let Some(weight) = sample_weight {
+    if let Some(weight) = &problem.sample_weight {
         for (counts, weight) in own.counts.iter_mut().zip(&weight[rows]) {
             *counts = if *weight == 0.0 { 0.0 } else { *counts };
         }

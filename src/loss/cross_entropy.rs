@@ -94,6 +94,15 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
     Ok(mean(problem.checked(sums.into_iter().collect::<Found<_>>())?, divisor))
 }
 
+/// Add the losses of the rows from number `first` of a chunk on: by these numbers, wherever a batch begins, so that the layout
+/// changes no bit.
+#[inline(always)]
+pub(super) fn add_by_row(sum: &mut PerLane<f64>, first: usize, losses: &[f64]) {
+    for (lane, loss) in losses.iter().enumerate() {
+        sum[(first + lane) % MOST_LANES] += loss;
+    }
+}
+
 /// By what the derivatives of some rows are multiplied; if that were divided by 0, by 0.
 #[inline(never)]
 pub(super) fn scales<S: Simd>(
@@ -173,12 +182,13 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     fn batches<S: Simd>(&mut self, simd: S) -> Found<f64> {
         let mut sum = [0.0; MOST_LANES];
         let Range { start: mut first, end } = self.range;
-        if self.class_targets().is_none() {
-            self.careful_batches(simd, first..end, &mut sum)?;
-            first = end;
-        }
-        while first < end {
-            first += self.class_target_rows(simd, first, &mut sum)?;
+        match self.class_targets() {
+            Some(labels) => {
+                while first < end {
+                    first += self.class_target_rows(simd, labels, first, &mut sum)?;
+                }
+            }
+            None => self.careful_batches(simd, first..end, &mut sum)?,
         }
         Ok(sum_of_lanes(&sum))
     }
@@ -205,11 +215,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                         Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room)?,
                         None => self.rows(simd, batch.first, &mut targets)?,
                     };
-                    // By the number of the row, wherever its batch begins, so that the layout changes no bit.
-                    let first = batch.first - self.range.start;
-                    for (lane, loss) in losses[..batch.rows].iter().enumerate() {
-                        sum[(first + lane) % MOST_LANES] += loss;
-                    }
+                    add_by_row(sum, batch.first - self.range.start, &losses[..batch.rows]);
                 }
                 Ok(())
             },

@@ -201,12 +201,7 @@ impl Real for f64 {
             n[k] = x[k].mul_add(f64x8::splat(simd, Self::LOG2_E * f64::from(steps)), magic);
         }
         for k in 0..K {
-            let bits: u64x8<S> = n[k].bitcast();
-            power[k] = if steps == 1 {
-                (bits << 52).bitcast()
-            } else {
-                (look_up_u64(simd, &TABLE, bits) + (bits << 49)).bitcast()
-            };
+            power[k] = Self::power(simd, n[k], steps);
         }
         for k in 0..K {
             n[k] -= magic;

@@ -8,7 +8,7 @@
 //! any c will do from which no x is more than [`REACH`] octaves up, and where one is, a higher c.
 //!
 //! L is rounded. In f64 what it lacks is multiplied and added, too. In f32 what is summed is `exp(x·(1 − ε))`, ε = 0.22 u
-//! ([`lost`]): logarithms get `1 + ε` back, and less than `0.22 u·ln C` is left, or 0.22 u of the gap for a small loss.
+//! ([`shortfall`]): logarithms get `1 + ε` back, and less than `0.22 u·ln C` is left, or 0.22 u of the gap for a small loss.
 //!
 //! Powers are boosted as those of [`Real::exp`]: a class that is 191 octaves (in f64 1535) below c counts exactly 0.
 
@@ -65,7 +65,7 @@ impl<S: Simd, R: Real, const K: usize> Terms<S, R, K> {
 }
 
 /// ε: by which part of themselves arguments are smaller than they should be.
-pub fn lost<R: Real>() -> f64 {
+pub fn shortfall<R: Real>() -> f64 {
     if R::WHOLE_EIGHTHS { 0.0 } else { R::EIGHTHS[1].to_f64() / R::EIGHTHS[0].to_f64() }
 }
 
@@ -139,7 +139,7 @@ impl<S: Simd, R: Real> Reference<S, R> {
     }
 
     /// By how many octaves references had better be raised to be next to what was `largest` of `rounded`: 0 for lanes that are
-    /// within reach, and for those that are not even then.
+    /// within reach, and for those that would not be even then. (From 31.5 on they are raised.)
     #[inline(always)]
     pub fn octaves_to(simd: S, largest: R::Lanes<S>) -> R::Lanes<S> {
         let steps = R::octaves::<S>().steps;

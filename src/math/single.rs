@@ -142,13 +142,7 @@ impl Real for f32 {
             n[k] = x[k].mul_add(f32x16::splat(simd, Self::LOG2_E * steps as f32), magic);
         }
         for k in 0..K {
-            let bits: u32x16<S> = n[k].bitcast();
-            // The numbers lack what the shift adds of j.
-            power[k] = if steps == 1 {
-                (bits << 23).bitcast()
-            } else {
-                (look_up_u32(simd, &TABLE, bits) + (bits << 20)).bitcast()
-            };
+            power[k] = Self::power(simd, n[k], steps);
         }
         for k in 0..K {
             n[k] -= magic;

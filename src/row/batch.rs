@@ -9,11 +9,9 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 use super::target::{RowLoss, Target};
 use super::transform::Capped;
 use super::{Dense, LogSumExp, Transform};
+pub(super) use crate::kernel::finish::{HALF, load, store};
 pub use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::math::{Boost, Real, UNIT, log_one_plus, two_sum};
-
-/// Lanes of f64.
-pub(super) const HALF: usize = 8;
 
 /// The sum of all lanes, in a fixed order.
 pub fn sum_of_lanes(lanes: &PerLane<f64>) -> f64 {
@@ -24,17 +22,6 @@ pub fn sum_of_lanes(lanes: &PerLane<f64>) -> f64 {
         }
     }
     sums[0]
-}
-
-/// Eight of them.
-#[inline(always)]
-pub(super) fn load<S: Simd>(simd: S, numbers: &PerLane<f64>, half: usize) -> f64x8<S> {
-    f64x8::from_slice(simd, &numbers[half..half + HALF])
-}
-
-#[inline(always)]
-pub(super) fn store<S: Simd>(lanes: f64x8<S>, numbers: &mut PerLane<f64>, half: usize) {
-    lanes.store_slice(&mut numbers[half..half + HALF]);
 }
 
 /// The log-sum-exps of some rows, in the parts of [`LogSumExp`].

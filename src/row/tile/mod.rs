@@ -79,7 +79,7 @@ impl<'a> Batch<'a> {
 }
 
 /// Rows that are read twice are worked on together as long as they stay in a corner of the L2 cache.
-const BATCH_BYTES: usize = 1 << 17;
+pub const BATCH_BYTES: usize = 1 << 17;
 
 /// Cut some rows of an array of `E`s into batches: by its shape and layout alone. Where results go does not count, so that
 /// the losses do not depend on it.
