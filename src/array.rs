@@ -254,6 +254,16 @@ impl<'a> Array<'a> {
             .then(|| (self.base.wrapping_offset(self.rows.offset(first)), self.class_stride))
     }
 
+    /// `count` rows from `first` on, if they lie side by side, class by class: an array with a row for each class.
+    pub(crate) fn across(&self, first: usize, count: usize) -> Option<Array<'a>> {
+        let (base, step) = self.neighbours(first, count)?;
+        let strides = [step, self.dtype.size() as isize];
+        let layout =
+            Layout { base, dtype: self.dtype, swapped: false, shape: &[self.classes, count], strides: &strides };
+        // SAFETY: its elements are some of this array's.
+        Some(unsafe { Array::new(&layout, Some(1)) })
+    }
+
     /// Where the first classes of the `places.len()` rows from `first` on lie.
     ///
     /// # Panics

@@ -73,8 +73,9 @@ impl Row<'_> {
         self.place(index).cast_const().cast()
     }
 
+    /// Where element `index` lies; in bounds for `index` up to the number of classes.
     #[inline(always)]
-    fn place(&self, index: usize) -> *mut u8 {
+    pub(crate) fn place(&self, index: usize) -> *mut u8 {
         self.base.wrapping_offset(index as isize * self.stride)
     }
 

@@ -2,7 +2,8 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use crate::math::{Real, power_of_rest, shortfall};
+use super::horizontal::Sum;
+use crate::math::{Boost, Real, power_of_rest};
 
 /// The most lanes that a type has.
 pub const MOST_LANES: usize = 16;
@@ -46,6 +47,14 @@ impl Sums {
         let nothing = [0.0; MOST_LANES];
         Self { others: nothing, octaves: nothing, rest: nothing, counts: 0, suits: 0 }
     }
+
+    /// Set those of a row that counts.
+    #[inline(always)]
+    pub fn set(&mut self, lane: usize, of_row: &Sum) {
+        (self.others[lane], self.octaves[lane], self.rest[lane]) = (of_row.others, of_row.octaves, of_row.rest);
+        self.counts |= 1 << lane;
+        self.suits |= u32::from(of_row.suits) << lane;
+    }
 }
 
 /// Losses of rows, one a lane.
@@ -62,6 +71,18 @@ pub struct Losses {
     counts: u32,
     /// A bit for each row that counts and needs the careful path.
     pub careful: u32,
+}
+
+impl Losses {
+    /// What boosted exponentials are multiplied by to be probabilities.
+    #[inline(always)]
+    pub fn softmax_factors(&self) -> PerLane<f64> {
+        let mut factors = self.inverse;
+        for (factor, ratio) in factors.iter_mut().zip(&self.ratio) {
+            *factor /= 1.0 + ratio;
+        }
+        factors
+    }
 }
 
 /// What gradients of rows need, one a lane.
@@ -94,9 +115,9 @@ pub fn store<S: Simd>(lanes: f64x8<S>, numbers: &mut PerLane<f64>, half: usize) 
     lanes.store_slice(&mut numbers[half..half + HALF]);
 }
 
-/// The losses of rows of logits that are computed with in `R`.
+/// The losses of rows of logits that are computed with in `R`; `shortfall` is [`crate::math::Scale`]'s.
 #[inline(never)]
-pub fn losses<S: Simd, R: Real>(simd: S, sums: &Sums) -> Losses {
+pub fn losses<S: Simd, R: Real>(simd: S, sums: &Sums, shortfall: f64) -> Losses {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -109,7 +130,7 @@ pub fn losses<S: Simd, R: Real>(simd: S, sums: &Sums) -> Losses {
                 let inverse = inverse * lanes(1.0 / R::BOOST);
                 let ratio = load(simd, &sums.others, half) * inverse;
                 let loss = R::log_one_plus(simd, ratio);
-                store(loss.mul_add(lanes(shortfall::<R>()), loss), &mut found.loss, half);
+                store(loss.mul_add(lanes(shortfall), loss), &mut found.loss, half);
                 store(ratio, &mut found.ratio, half);
                 store(inverse, &mut found.inverse, half);
                 // NaN is not less than anything.
@@ -137,12 +158,143 @@ pub fn coefficients<S: Simd, R: Real>(simd: S, losses: &Losses, scales: &PerLane
                 finite |= bits::<S, _>(share.is_finite()) << half;
                 store(f64x8::splat(simd, 0.0) - share * ratio, &mut of.own, half);
             }
-            let size = R::narrow(simd, &of.factor).abs();
-            let lanes = |value: f64| R::splat(simd, value);
-            let normal = size.simd_ge(lanes(R::SMALLEST_NORMAL)) & size.simd_lt(lanes(f64::INFINITY));
-            let nothing = R::narrow(simd, scales).simd_eq(lanes(0.0));
-            of.careful = losses.careful | losses.counts & !(bits::<S, _>(normal | nothing) & finite);
+            let nothing = R::narrow(simd, scales).simd_eq(R::splat(simd, 0.0));
+            let fine = bits::<S, _>(is_normal::<S, R>(simd, &of.factor) | nothing) & finite;
+            of.careful = losses.careful | losses.counts & !fine;
             of
+        },
+    )
+}
+
+/// Whether factors are normal numbers in the lanes.
+#[inline(always)]
+fn is_normal<S: Simd, R: Real>(simd: S, factors: &PerLane<f64>) -> <R::Lanes<S> as SimdBase<S>>::Mask {
+    let size = R::narrow(simd, factors).abs();
+    size.simd_ge(R::splat(simd, R::SMALLEST_NORMAL)) & size.simd_lt(R::splat(simd, f64::INFINITY))
+}
+
+/// What targets and options ask for of some rows, one a lane, with z the logits over the temperature: the loss is
+/// `point·(lse − z(target)) + Σ t·(lse − z) + z_loss·lse²`, and for a divergence from a teacher the second part less its entropy.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Asked {
+    /// The weight of the target's class.
+    pub point: PerLane<f64>,
+    /// `z(own) − z(target)`.
+    pub above: PerLane<f64>,
+    /// 1 where the target is another class than the own one.
+    pub apart: PerLane<f64>,
+    /// `Σ t`.
+    pub mass: PerLane<f64>,
+    /// `Σ t·(z − z(own))`, and for a teacher `Σ t·((z − z(own)) − (z' − z'(own)))`.
+    pub sum: PerLane<f64>,
+    /// What the own class has of the mass, and what the target has.
+    pub here: [PerLane<f64>; 2],
+    /// `z(own)`.
+    pub level: PerLane<f64>,
+    /// `lse' − z'(own)` of a teacher.
+    pub teacher: Option<PerLane<f64>>,
+    /// The factor of lse².
+    pub z_loss: f64,
+}
+
+impl Asked {
+    /// Nothing.
+    #[inline(always)]
+    pub fn nothing(z_loss: f64) -> Self {
+        let nothing = [0.0; MOST_LANES];
+        Self {
+            point: nothing,
+            above: nothing,
+            apart: nothing,
+            mass: nothing,
+            sum: nothing,
+            here: [nothing; 2],
+            level: nothing,
+            teacher: None,
+            z_loss,
+        }
+    }
+}
+
+/// The losses of rows with all that is asked for, and a bit for each that counts and needs the careful path.
+#[inline(never)]
+pub fn losses_asked<S: Simd>(simd: S, losses: &Losses, asked: &Asked) -> (PerLane<f64>, u32) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let (mut all, mut finite) = ([0.0; MOST_LANES], 0);
+            for half in (0..MOST_LANES).step_by(HALF) {
+                let log = load(simd, &losses.loss, half);
+                let (mass, sum) = (load(simd, &asked.mass, half), load(simd, &asked.sum, half));
+                let point = load(simd, &asked.point, half) * (load(simd, &asked.above, half) + log);
+                let spread = match &asked.teacher {
+                    // What rounding leaves of no divergence is less than nothing.
+                    Some(teacher) => {
+                        let divergence = mass * (log - load(simd, teacher, half)) - sum;
+                        let zero = f64x8::splat(simd, 0.0);
+                        divergence.simd_lt(zero).select(zero, divergence)
+                    }
+                    None => mass * log - sum,
+                };
+                let lse = load(simd, &asked.level, half) + log;
+                let loss = point + spread + f64x8::splat(simd, asked.z_loss) * lse * lse;
+                finite |= bits::<S, _>(loss.is_finite()) << half;
+                store(loss, &mut all, half);
+            }
+            (all, losses.careful | losses.counts & !finite)
+        },
+    )
+}
+
+/// [`coefficients`] of losses with all that is asked for, and the gradients of the targets' classes, for those that are not the
+/// own ones. `scales` are divided by the temperature.
+#[inline(never)]
+pub fn coefficients_asked<S: Simd, R: Real>(
+    simd: S,
+    losses: &Losses,
+    asked: &Asked,
+    scales: &PerLane<f64>,
+) -> (Coefficients, PerLane<f64>) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let lanes = |value: f64| f64x8::splat(simd, value);
+            let (zero, one) = (lanes(0.0), lanes(1.0));
+            let mut of = Coefficients { factor: [0.0; MOST_LANES], own: [0.0; MOST_LANES], careful: 0 };
+            let mut targets = [0.0; MOST_LANES];
+            let mut finite = 0;
+            for half in (0..R::LANES).step_by(HALF) {
+                let ratio = load(simd, &losses.ratio, half);
+                let share = one / (ratio + one);
+                let missing = ratio * share;
+                let lse = load(simd, &asked.level, half) + load(simd, &losses.loss, half);
+                let pull = lanes(2.0 * asked.z_loss) * lse;
+                let (point, mass) = (load(simd, &asked.point, half), load(simd, &asked.mass, half));
+                let [here, there] = [load(simd, &asked.here[0], half), load(simd, &asked.here[1], half)];
+                let (scale, above) = (load(simd, scales, half), load(simd, &asked.above, half));
+                let all = (point + mass) + pull;
+                let factor = scale * all * share;
+                store(factor * load(simd, &losses.inverse, half), &mut of.factor, half);
+                // Neither part is a difference where it is small.
+                let spread = share.simd_gt(lanes(0.5)).select((mass - here) - mass * missing, mass * share - here);
+                let of_point = load(simd, &asked.apart, half).simd_eq(zero).select(-(point * missing), point * share);
+                let own = scale * (spread + of_point + pull * share);
+                store(own, &mut of.own, half);
+                let exp = <f64 as Real>::exp(simd, -above, Boost::Full) * lanes(1.0 / f64::BOOST);
+                let target = scale * (all * (exp * share) - point - there);
+                store(target, &mut targets, half);
+                finite |= bits::<S, _>(factor.is_finite() & own.is_finite() & target.is_finite()) << half;
+            }
+            let nothing = R::narrow(simd, &of.factor).simd_eq(R::splat(simd, 0.0));
+            // A factor of exactly 0 is right; one that is 0 in the lanes alone is not.
+            let mut zeros = 0;
+            for (lane, factor) in of.factor.iter().enumerate() {
+                zeros |= u32::from(*factor == 0.0) << lane;
+            }
+            let fine = (bits::<S, _>(is_normal::<S, R>(simd, &of.factor)) | bits::<S, _>(nothing) & zeros) & finite;
+            of.careful = losses.careful | losses.counts & !fine;
+            (of, targets)
         },
     )
 }

@@ -3,9 +3,12 @@
 use fearless_simd::{Simd, prelude::*};
 
 use super::finish::{MOST_LANES, bits};
+use super::shares::{Divergence, Given, Leader, Shares, Weighed, moved_lanes};
+use super::vertical::{Block, Rows, Strip};
+use crate::array::Array;
 use crate::dtype::Number;
 use crate::element::Element;
-use crate::math::{Real, Reference, Total, with_vectors_at_a_time};
+use crate::math::{Real, Reference, Scale, Total, UNIT, with_vectors_at_a_time};
 use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
 
 /// Vectors that a loop takes at a time; blocks are padded to so many.
@@ -35,13 +38,13 @@ fn own_lanes<S: Simd, R: Real>(simd: S, own: usize) -> R::Lanes<S> {
 /// Sum the exponentials of a row relative to that of its own class, which has this logit; if others are out of reach, once more
 /// relative to the largest.
 #[inline(never)]
-pub fn sum<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, own: usize, logit: R) -> Sum {
+pub fn sum<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, own: usize, logit: R, scale: Scale<R>) -> Sum {
     simd.vectorize(
         #[inline(always)]
         || {
             let logits = R::Lanes::<S>::simd_from(simd, logit);
-            let (reference, rest) = Reference::<S, R>::next_to(simd, logits);
-            let suits = Number::to_f64(logit).abs() < R::LARGEST_REFERENCE;
+            let (reference, rest) = Reference::<S, R>::next_to(simd, logits, scale);
+            let suits = Number::to_f64(logit).abs() < scale.largest_reference();
             let (mut others, largest) = sum_from::<S, R>(simd, row, own, reference);
             let mut largest = R::Lanes::<S>::simd_from(simd, R::largest(largest));
             let octaves = Reference::<S, R>::octaves_to(simd, largest);
@@ -134,29 +137,305 @@ impl<S: Simd, R: Real + Element<Real = R>> Vectors<S, R> {
     }
 }
 
-/// Write the gradient of a row: `factor` times the exponentials, and its own value for the own class, which has this logit.
+/// A row as rows across lanes which are all the same: number v·lanes + l of its classes is class v of lane l.
+#[inline(always)]
+fn across<S: Simd, R: Real + Element<Real = R>>(simd: S, own: usize, logit: R, scale: Scale<R>) -> Rows<S, R> {
+    let mut vectors = [u32::MAX as usize; MOST_LANES];
+    vectors[own % R::LANES] = own / R::LANES;
+    let zero = R::splat(simd, 0.0);
+    let logits = R::Lanes::<S>::simd_from(simd, logit);
+    Rows::relative_to(simd, logits, R::classes(simd, &vectors), zero.simd_eq(zero), scale)
+}
+
+/// Call `f` for each block of a row: with the number of its first class, how many it has, and its vectors.
+#[inline(always)]
+fn for_each_block<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    mut f: impl FnMut(usize, usize, &Block<R>),
+) {
+    let mut copy = [R::default(); BLOCK];
+    for start in (0..row.classes()).step_by(BLOCK) {
+        let length = BLOCK.min(row.classes() - start);
+        let place = row.lend(simd, start, length, &mut copy);
+        // SAFETY: so many vectors are readable: of the row, or of the padded copy.
+        let block = unsafe { Block::new(place, (R::LANES * size_of::<R>()) as isize, length.div_ceil(R::LANES)) };
+        f(start, length, &block);
+    }
+}
+
+/// The first class with the largest logit of a row.
 #[inline(never)]
-#[allow(clippy::too_many_arguments)] // a row, and how its gradient is written
-pub fn write<S: Simd, R: Real + Element<Real = R>>(
+pub fn leader<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row) -> usize {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut leader = Leader::<S, R>::none(simd);
+            for_each_block(
+                simd,
+                row,
+                #[inline(always)]
+                |start, _, block| leader.look_at(simd, block, 0..block.classes(), start / R::LANES),
+            );
+            leader.of_all()
+        },
+    )
+}
+
+/// The shares of the classes of a row: `weight·(keep·number + uniform)`.
+#[derive(Clone, Copy, Debug)]
+pub struct RowShares<'a> {
+    /// The numbers of all rows, and the row.
+    pub numbers: Option<(&'a Array<'a>, usize)>,
+    /// What is left of them.
+    pub keep: f64,
+    /// What every class gets instead.
+    pub uniform: f64,
+    /// A weight for each class.
+    pub weight: Option<&'a [f64]>,
+}
+
+impl RowShares<'_> {
+    /// Write the shares of `length` classes from `start` on, and 0 behind them; whether all numbers are at least 0.
+    #[inline(always)]
+    fn fill<S: Simd>(&self, simd: S, start: usize, length: usize, block: &mut [f64; BLOCK]) -> bool {
+        let (block, rest) = block.split_at_mut(length);
+        rest.fill(0.0);
+        let mut fine = true;
+        if let Some((numbers, row)) = self.numbers {
+            numbers.read(simd, row * numbers.classes() + start, block);
+            // Without a way out of the loop, so that it is done in vectors.
+            for number in &mut *block {
+                fine &= *number >= 0.0;
+                *number = number.mul_add(self.keep, self.uniform);
+            }
+        } else {
+            block.fill(self.uniform);
+        }
+        if let Some(weight) = self.weight {
+            for (share, weight) in block.iter_mut().zip(&weight[start..]) {
+                *share *= weight;
+            }
+        }
+        fine
+    }
+
+    /// The share of a class.
+    #[inline(never)]
+    pub fn of<S: Simd>(&self, simd: S, class: usize) -> f64 {
+        let mut block = [0.0; BLOCK];
+        self.fill(simd, class, 1, &mut block);
+        block[0]
+    }
+}
+
+/// The numbers of a block as those of a tile.
+#[inline(always)]
+fn tile_of<R: Real>(block: &[f64; BLOCK]) -> Shares<'_> {
+    let step = (R::LANES * size_of::<f64>()) as isize;
+    // SAFETY: so many vectors are the block, each of one tile of f64, or of two that are side by side.
+    let strip = unsafe { Strip::new(Block::new(block.as_ptr(), step, BLOCK / R::LANES), f64::LANES) };
+    Shares { given: Given::Double(strip), keep: 1.0, uniform: 0.0, weight: None }
+}
+
+/// What is known of a row besides.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight {
+    /// The shares.
+    pub mass: f64,
+    /// `Σ t·(x − x(own))`; beside a teacher `Σ exp·((x − x(own')) − (x' − x'(own')))`.
+    pub sum: f64,
+    /// Whether a number was none that is at least 0.
+    pub bad: bool,
+}
+
+/// [`sum`], and the shares.
+#[inline(never)]
+pub fn sum_shares<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    own: usize,
+    logit: R,
+    shares: Option<&RowShares>,
+    scale: Scale<R>,
+) -> (Sum, Weight) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut rows = across(simd, own, logit, scale);
+            let mut weighed = Weighed::none::<R>(simd, &[Number::to_f64(logit); MOST_LANES]);
+            let (mut numbers, mut fine) = ([0.0; BLOCK], true);
+            for_each_block(
+                simd,
+                row,
+                #[inline(always)]
+                |start, length, block| {
+                    let vectors = block.classes();
+                    rows.add(simd, block, &mut (), start / R::LANES, 0, vectors);
+                    if let Some(shares) = shares {
+                        fine &= shares.fill(simd, start, length, &mut numbers);
+                        weighed.add(simd, block, &tile_of::<R>(&numbers), 0, 0..vectors);
+                    }
+                },
+            );
+            if rows.raise_together(simd) {
+                for_each_block(
+                    simd,
+                    row,
+                    #[inline(always)]
+                    |start, _, block| rows.add(simd, block, &mut (), start / R::LANES, 0, block.classes()),
+                );
+            }
+            let [mass, sum] = weighed.of_all();
+            (rows.together(simd), Weight { mass, sum, bad: !fine })
+        },
+    )
+}
+
+/// [`sum`] of a teacher, and what is summed of its pupil; `moved` is by how much the pupil's logit of the teacher's own class is
+/// above it.
+#[inline(never)]
+pub fn sum_beside<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    [teacher, pupil]: [Row; 2],
+    own: usize,
+    logit: R,
+    moved: [f64; 2],
+    scale: Scale<R>,
+) -> (Sum, f64) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut rows = across(simd, own, logit, scale);
+            let mut copy = [R::default(); BLOCK];
+            let moved = moved.map(
+                #[inline(always)]
+                |part| [part; MOST_LANES],
+            );
+            let (moved, mut sum) = (moved_lanes::<S, R>(simd, &moved), Total::zero(simd));
+            for_each_block(
+                simd,
+                teacher,
+                #[inline(always)]
+                |start, length, block| {
+                    let place = pupil.lend(simd, start, length, &mut copy);
+                    let vectors = block.classes();
+                    // SAFETY: so many vectors are readable: of the row, or of the padded copy.
+                    let pupil = unsafe { Block::new(place, (R::LANES * size_of::<R>()) as isize, vectors) };
+                    let mut beside = Divergence { pupil, moved, sum };
+                    rows.add(simd, block, &mut beside, start / R::LANES, 0, vectors);
+                    sum = beside.sum;
+                },
+            );
+            (rows.together(simd), sum.value() * UNIT)
+        },
+    )
+}
+
+/// What the gradient of a row is: a factor times the exponentials relative to a logit, with classes that have their own values.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradient<R> {
+    /// The logit.
+    pub logit: R,
+    /// By how many octaves the reference was raised.
+    pub octaves: f64,
+    /// The factor.
+    pub factor: f64,
+    /// What logits are multiplied by.
+    pub scale: Scale<R>,
+    /// Classes with their gradients.
+    pub exceptions: [Option<(usize, f64)>; 2],
+    /// How it is stored.
+    pub store: StorePolicy,
+}
+
+/// What the gradient of a row is less.
+#[derive(Clone, Copy, Debug)]
+pub enum Less<'a, R> {
+    /// Nothing.
+    Nothing,
+    /// Shares, multiplied by this.
+    Shares(RowShares<'a>, f64),
+    /// The exponentials of a teacher relative to a logit, multiplied by this.
+    Teacher(Row<'a>, R, f64),
+}
+
+/// Write the gradient of a row.
+#[inline(never)]
+pub fn write<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, out: RowMut, of: &Gradient<R>, less: &Less<R>) {
+    match less {
+        Less::Nothing => write_less(simd, row, out, of, &()),
+        Less::Shares(shares, scale) => write_less(simd, row, out, of, &(*shares, *scale)),
+        Less::Teacher(teacher, logit, factor) => {
+            let reference = Reference::<S, R>::next_to(simd, R::Lanes::<S>::simd_from(simd, *logit), of.scale).0;
+            write_less(simd, row, out, of, &(*teacher, reference, *factor));
+        }
+    }
+}
+
+/// What blocks of gradients are less.
+trait BlockOffset<S: Simd, R: Real> {
+    /// Whether there is anything.
+    const IS: bool;
+
+    /// Write that of `length` classes from `start` on.
+    fn fill(&self, simd: S, start: usize, length: usize, offsets: &mut [R; BLOCK]);
+}
+
+impl<S: Simd, R: Real> BlockOffset<S, R> for () {
+    const IS: bool = false;
+
+    #[inline(always)]
+    fn fill(&self, _: S, _: usize, _: usize, _: &mut [R; BLOCK]) {}
+}
+
+impl<S: Simd, R: Real> BlockOffset<S, R> for (RowShares<'_>, f64) {
+    const IS: bool = true;
+
+    #[inline(always)]
+    fn fill(&self, simd: S, start: usize, length: usize, offsets: &mut [R; BLOCK]) {
+        let mut numbers = [0.0; BLOCK];
+        self.0.fill(simd, start, length, &mut numbers);
+        for (offset, number) in offsets.iter_mut().zip(numbers) {
+            *offset = R::from_f64(number * self.1);
+        }
+    }
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (Row<'_>, Reference<S, R>, f64) {
+    const IS: bool = true;
+
+    #[inline(always)]
+    fn fill(&self, simd: S, start: usize, length: usize, offsets: &mut [R; BLOCK]) {
+        let mut copy = [R::default(); BLOCK];
+        let place = self.0.lend(simd, start, length, &mut copy);
+        let factor = R::splat(simd, self.2);
+        for (vector, offset) in offsets[..length.next_multiple_of(R::LANES)].chunks_exact_mut(R::LANES).enumerate() {
+            // SAFETY: a vector of what was lent: of the row, or of the padded block.
+            let x = unsafe { Element::load(simd, place.add(vector * R::LANES)) };
+            (self.1.terms(simd, [x]).exp(0) * factor).store_slice(offset);
+        }
+    }
+}
+
+#[inline(always)]
+fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>>(
     simd: S,
     row: Row,
     mut out: RowMut,
-    own: usize,
-    logit: R,
-    octaves: f64,
-    factor: f64,
-    own_gradient: f64,
-    store: StorePolicy,
+    of: &Gradient<R>,
+    less: &O,
 ) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let (reference, _) = Reference::<S, R>::next_to(simd, R::Lanes::<S>::simd_from(simd, logit));
-            let reference = reference.raised(simd, R::splat(simd, octaves));
-            let factor = R::splat(simd, factor);
+            let (reference, _) = Reference::next_to(simd, R::Lanes::<S>::simd_from(simd, of.logit), of.scale);
+            let reference = reference.raised(simd, R::splat(simd, of.octaves));
+            let factor = R::splat(simd, of.factor);
             let (mut logits, mut results) = ([R::default(); BLOCK], [R::default(); BLOCK]);
+            let mut offsets = [R::default(); BLOCK];
             // A first short block brings the non-temporal stores to the boundary that they need, if there is one.
-            let peel = out.peel(store);
+            let peel = out.peel(of.store);
             let as_computed = out.dtype() == R::DTYPE && out.is_contiguous();
             let mut start = 0;
             while start < row.classes() {
@@ -165,8 +444,10 @@ pub fn write<S: Simd, R: Real + Element<Real = R>>(
                 let place = row.lend(simd, start, length, &mut logits);
                 let non_temporal = peel.is_some_and(|peel| start >= peel);
                 let here = start..start + length;
-                // A block that is written where it belongs: whole, and without the own class.
-                let direct = as_computed && length == BLOCK && !here.contains(&own);
+                less.fill(simd, start, length, &mut offsets);
+                let has_exception = of.exceptions.iter().flatten().any(|(class, _)| here.contains(class));
+                // A block that is written where it belongs: whole, and without an exception.
+                let direct = as_computed && length == BLOCK && !has_exception;
                 let results_place = if direct { out.pointer::<R>(start) } else { results.as_mut_ptr() };
                 let vectors = length.div_ceil(TOGETHER * R::LANES) * TOGETHER;
                 for vector in (0..vectors).step_by(TOGETHER) {
@@ -181,6 +462,10 @@ pub fn write<S: Simd, R: Real + Element<Real = R>>(
                             let terms = reference.terms(simd, x);
                             for index in 0..K {
                                 gradients[k + index] = terms.exp(index) * factor;
+                                if O::IS {
+                                    let here = (vector + k + index) * R::LANES..(vector + k + index + 1) * R::LANES;
+                                    gradients[k + index] -= R::Lanes::<S>::from_slice(simd, &offsets[here]);
+                                }
                             }
                         }
                     });
@@ -198,8 +483,8 @@ pub fn write<S: Simd, R: Real + Element<Real = R>>(
                     }
                 }
                 if !direct {
-                    if here.contains(&own) {
-                        results[own - start] = Real::from_f64(own_gradient);
+                    for (class, gradient) in of.exceptions.iter().flatten().filter(|(class, _)| here.contains(class)) {
+                        results[class - start] = Real::from_f64(*gradient);
                     }
                     out.write(simd, start, length, &results, non_temporal);
                 }

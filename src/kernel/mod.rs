@@ -18,5 +18,6 @@
 
 pub mod finish;
 pub mod horizontal;
+pub mod shares;
 pub mod stage;
 pub mod vertical;

@@ -1,6 +1,7 @@
 //! Rows of few classes on their way to and from lanes: a stage in the first cache, where they lie class by class in the type that
 //! is computed in, whatever they are in the array.
 
+use std::any::Any;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -9,7 +10,7 @@ use fearless_simd::Simd;
 use super::finish::{MOST_LANES, PerLane};
 use super::vertical::{Block, Strip, StripMut};
 use crate::array::{Array, RowsMut};
-use crate::dtype::Number;
+use crate::dtype::{Number, with_element};
 use crate::element::Element;
 use crate::math::Real;
 use crate::rows::{RowMut, StorePolicy};
@@ -51,7 +52,7 @@ impl<R: Real + Element<Real = R>> Stage<R> {
     #[inline(always)]
     fn place(&mut self, tile: usize, classes: usize) -> *mut R {
         let length = R::LANES * classes;
-        assert!(classes <= most_classes::<R>() && (tile + 1) * length <= ROOM);
+        assert!((tile + 1) * length <= ROOM);
         self.values[tile * length..].as_mut_ptr().cast()
     }
 
@@ -70,9 +71,37 @@ impl<R: Real + Element<Real = R>> Stage<R> {
         }
     }
 
-    /// Bring in some rows of an array of `E`s, and anything in the lanes that are left.
+    /// Bring in some rows of an array of any dtype that computes in `R`, and anything in the lanes that are left.
+    #[inline(always)]
+    pub fn bring_in<S: Simd>(&mut self, simd: S, tile: usize, array: &Array, rows: Range<usize>, wings: &mut Self) {
+        with_element!(array.dtype(), E => {
+            same(self).bring_in_as::<S, E>(simd, tile, array, rows, same(wings));
+        });
+    }
+
+    /// Write the tile to some rows of an output of any dtype that computes in `R`, each value rounded once.
+    ///
+    /// # Safety
+    /// It was brought in.
+    #[inline(always)]
+    pub unsafe fn bring_out<S: Simd>(
+        &mut self,
+        simd: S,
+        tile: usize,
+        out: &mut RowsMut,
+        rows: Range<usize>,
+        wings: &mut Self,
+        store: StorePolicy,
+    ) {
+        // SAFETY: the caller's promise.
+        with_element!(out.dtype(), O => unsafe {
+            same(self).bring_out_as::<S, O>(simd, tile, out, rows, same(wings), store);
+        });
+    }
+
+    /// [`Self::bring_in`] of an array of `E`s.
     #[inline(never)]
-    pub fn bring_in<S: Simd, E: Element<Real = R>>(
+    fn bring_in_as<S: Simd, E: Element<Real = R>>(
         &mut self,
         simd: S,
         tile: usize,
@@ -143,13 +172,13 @@ impl<R: Real + Element<Real = R>> Stage<R> {
         );
     }
 
-    /// Write the tile to some rows of an output of `O`s, each value rounded once.
+    /// [`Self::bring_out`] to an output of `O`s.
     ///
     /// # Safety
-    /// It was brought in.
+    /// As there.
     #[inline(never)]
     #[allow(clippy::too_many_arguments)] // a tile, where it goes and how
-    pub unsafe fn bring_out<S: Simd, O: Element<Real = R>>(
+    unsafe fn bring_out_as<S: Simd, O: Element<Real = R>>(
         &mut self,
         simd: S,
         tile: usize,
@@ -242,6 +271,15 @@ impl<R: Real + Element<Real = R>> Stage<R> {
             },
         );
     }
+}
+
+/// A stage of the type that a dtype computes in, which is the type that the stage is of.
+///
+/// # Panics
+/// If it is another.
+#[inline(always)]
+fn same<A: 'static, B: 'static>(stage: &mut Stage<A>) -> &mut Stage<B> {
+    (stage as &mut dyn Any).downcast_mut().expect("the type that is computed in")
 }
 
 /// Where the columns of at least four classes begin, four at a time; the last four overlap those before them.

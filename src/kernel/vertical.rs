@@ -6,9 +6,11 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, prelude::*};
 
-use super::finish::{Coefficients, MOST_LANES, Own, Sums, bits};
+use super::horizontal::Sum;
+use super::finish::{Coefficients, MOST_LANES, Own, PerLane, Sums, bits};
+use crate::dtype::Number;
 use crate::element::Element;
-use crate::math::{Real, Reference, Terms, Total};
+use crate::math::{Real, Reference, Scale, Terms, Total};
 use crate::simd::prefetch;
 
 /// A flag a lane.
@@ -35,7 +37,7 @@ impl<R: Real + Element<Real = R>> Block<'_, R> {
     }
 
     #[inline(always)]
-    fn place(&self, class: usize) -> *const R {
+    pub(super) fn place(&self, class: usize) -> *const R {
         self.base.wrapping_byte_offset(class as isize * self.step)
     }
 
@@ -44,7 +46,7 @@ impl<R: Real + Element<Real = R>> Block<'_, R> {
     /// # Panics
     /// If there are not so many from `first` on.
     #[inline(always)]
-    fn load<S: Simd, const N: usize>(&self, simd: S, first: usize) -> [R::Lanes<S>; N] {
+    pub(super) fn load<S: Simd, const N: usize>(&self, simd: S, first: usize) -> [R::Lanes<S>; N] {
         assert!(first + N <= self.classes);
         let mut vectors = [R::splat(simd, 0.0); N];
         for (offset, vector) in vectors.iter_mut().enumerate() {
@@ -66,6 +68,27 @@ impl<R: Real + Element<Real = R>> Block<'_, R> {
     }
 }
 
+impl<R: Real + Element<Real = R>> Block<'_, R> {
+    /// The number of classes.
+    #[inline(always)]
+    pub(super) fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// The logits of a class of each lane.
+    ///
+    /// # Panics
+    /// If a lane has no such class.
+    #[inline(always)]
+    pub fn pick(&self, classes: &PerLane<usize>) -> PerLane<f64> {
+        let mut logits = [0.0; MOST_LANES];
+        for lane in 0..R::LANES {
+            logits[lane] = Number::to_f64(self.get(classes[lane], lane));
+        }
+        logits
+    }
+}
+
 /// A [`Block`] to write to.
 #[derive(Debug)]
 pub struct BlockMut<'a, R> {
@@ -83,7 +106,7 @@ impl<R: Real + Element<Real = R>> BlockMut<'_, R> {
     /// # Panics
     /// If there is no such class.
     #[inline(always)]
-    fn store<S: Simd>(&mut self, simd: S, class: usize, lanes: R::Lanes<S>) {
+    pub(super) fn store<S: Simd>(&mut self, simd: S, class: usize, lanes: R::Lanes<S>) {
         assert!(class < self.block.classes);
         // SAFETY: one of the block's vectors, writeable by the promise made to `StripMut::new`, and this thread's.
         unsafe { Element::store(simd, self.block.place(class).cast_mut(), lanes) }
@@ -111,6 +134,33 @@ impl<R: Real + Element<Real = R>> BlockMut<'_, R> {
     }
 }
 
+/// What becomes of exponentials that are added, besides.
+pub(super) trait Beside<S: Simd, R: Real> {
+    /// Whether they are looked at.
+    const SEES: bool;
+
+    /// That of a logit, of a vector of the block; of own classes 0.
+    fn add(&mut self, simd: S, vector: usize, x: R::Lanes<S>, exp: R::Lanes<S>);
+}
+
+/// Nothing.
+impl<S: Simd, R: Real> Beside<S, R> for () {
+    const SEES: bool = false;
+
+    #[inline(always)]
+    fn add(&mut self, _: S, _: usize, _: R::Lanes<S>, _: R::Lanes<S>) {}
+}
+
+/// They are written, which may be where the logits are.
+impl<S: Simd, R: Real + Element<Real = R>> Beside<S, R> for BlockMut<'_, R> {
+    const SEES: bool = true;
+
+    #[inline(always)]
+    fn add(&mut self, simd: S, vector: usize, _: R::Lanes<S>, exp: R::Lanes<S>) {
+        self.store(simd, vector, exp);
+    }
+}
+
 /// Some rows, one a lane, and what is known of them: sums of the exponentials of the classes that are not a row's own.
 #[derive(Clone, Copy)]
 pub struct Rows<S: Simd, R: Real> {
@@ -134,64 +184,73 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
     /// # Panics
     /// If it does not have their classes.
     #[inline(always)]
-    fn new(simd: S, block: &Block<R>, own: &Own) -> Self {
+    fn new(simd: S, block: &Block<R>, own: &Own, scale: Scale<R>) -> Self {
         let mut logits = [R::default(); MOST_LANES];
         for lane in 0..R::LANES {
             logits[lane] = block.get(own.class[lane], lane);
         }
         let logits = R::Lanes::<S>::from_slice(simd, &logits[..R::LANES]);
-        let (reference, rest) = Reference::next_to(simd, logits);
-        Self {
-            reference,
-            octaves: R::splat(simd, 0.0),
-            rest,
-            own: R::classes(simd, &own.class),
-            largest: R::splat(simd, 0.0),
-            total: Total::zero(simd),
-            counts: R::narrow(simd, &own.counts).simd_gt(R::splat(simd, 0.0)),
-            suits: logits.abs().simd_lt(R::splat(simd, R::LARGEST_REFERENCE)),
-        }
+        let counts = R::narrow(simd, &own.counts).simd_gt(R::splat(simd, 0.0));
+        Self::relative_to(simd, logits, R::classes(simd, &own.class), counts, scale)
     }
 
-    /// Add the exponentials of `count` classes from `first` on. With `KEEP` they are written to `kept`, which may be where the
-    /// logits are.
+    /// Nothing yet, relative to these logits, those of the own classes.
+    #[inline(always)]
+    pub(super) fn relative_to(
+        simd: S,
+        logits: R::Lanes<S>,
+        own: R::Lanes<S>,
+        counts: Mask<S, R>,
+        scale: Scale<R>,
+    ) -> Self {
+        let (reference, rest) = Reference::next_to(simd, logits, scale);
+        let zero = R::splat(simd, 0.0);
+        let suits = logits.abs().simd_lt(R::splat(simd, scale.largest_reference()));
+        Self { reference, octaves: zero, rest, own, largest: zero, total: Total::zero(simd), counts, suits }
+    }
+
+    /// Add the exponentials of `count` vectors from number `first` of a block on, of the classes from number `class` on; what is
+    /// `beside` sees them.
     ///
     /// # Panics
     /// If there are not so many.
     #[inline(always)]
-    fn add<const KEEP: bool>(
+    pub(super) fn add<B: Beside<S, R>>(
         &mut self,
         simd: S,
         block: &Block<R>,
-        mut kept: Option<&mut BlockMut<R>>,
+        beside: &mut B,
+        class: usize,
         first: usize,
         count: usize,
     ) {
-        let (mut class, end) = (first, first + count);
-        while class + 8 <= end {
-            self.add_group::<8, KEEP>(simd, block, &mut kept, class);
-            class += 8;
+        let (mut vector, end) = (first, first + count);
+        let before = class.wrapping_sub(first);
+        while vector + 8 <= end {
+            self.add_group::<8, B>(simd, block, beside, before, vector);
+            vector += 8;
         }
         if count & 4 != 0 {
-            self.add_group::<4, KEEP>(simd, block, &mut kept, class);
-            class += 4;
+            self.add_group::<4, B>(simd, block, beside, before, vector);
+            vector += 4;
         }
         if count & 2 != 0 {
-            self.add_group::<2, KEEP>(simd, block, &mut kept, class);
-            class += 2;
+            self.add_group::<2, B>(simd, block, beside, before, vector);
+            vector += 2;
         }
         if count & 1 != 0 {
-            self.add_group::<1, KEEP>(simd, block, &mut kept, class);
+            self.add_group::<1, B>(simd, block, beside, before, vector);
         }
     }
 
     /// Sums of two, then of four and eight, then the total: a fixed order, for the same bits wherever the classes lie.
     #[inline(always)]
-    fn add_group<const N: usize, const KEEP: bool>(
+    fn add_group<const N: usize, B: Beside<S, R>>(
         &mut self,
         simd: S,
         block: &Block<R>,
-        kept: &mut Option<&mut BlockMut<R>>,
+        beside: &mut B,
+        before: usize,
         first: usize,
     ) {
         let x = block.load::<S, N>(simd, first);
@@ -200,14 +259,15 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         if <S::f32s as SimdBase<S>>::LEN >= 16 && N >= 4 {
             for start in (0..N).step_by(4) {
                 let x = [x[start], x[start + 1], x[start + 2], x[start + 3]];
-                self.add_vectors::<4, N, KEEP>(simd, x, &mut sums, kept, first, start);
+                self.add_vectors::<4, N, B>(simd, x, &mut sums, beside, [before, first + start, start]);
             }
         } else if N >= 2 {
             for start in (0..N).step_by(2) {
-                self.add_vectors::<2, N, KEEP>(simd, [x[start], x[start + 1]], &mut sums, kept, first, start);
+                let x = [x[start], x[start + 1]];
+                self.add_vectors::<2, N, B>(simd, x, &mut sums, beside, [before, first + start, start]);
             }
         } else {
-            self.add_vectors::<1, N, KEEP>(simd, [x[0]], &mut sums, kept, first, 0);
+            self.add_vectors::<1, N, B>(simd, [x[0]], &mut sums, beside, [before, first, 0]);
         }
         let mut count = N;
         // The first of each pair holds its sum.
@@ -222,30 +282,30 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         R::add_to(&mut self.total, sums[0]);
     }
 
+    /// The vectors of a group from number `start` on, which are numbers `vector` and so on of the block.
     #[inline(always)]
-    fn add_vectors<const K: usize, const N: usize, const KEEP: bool>(
+    fn add_vectors<const K: usize, const N: usize, B: Beside<S, R>>(
         &mut self,
         simd: S,
         x: [R::Lanes<S>; K],
         sums: &mut [R::Lanes<S>; N],
-        kept: &mut Option<&mut BlockMut<R>>,
-        first: usize,
-        start: usize,
+        beside: &mut B,
+        [before, vector, start]: [usize; 3],
     ) {
         let mut terms: Terms<S, R, K> = self.reference.terms(simd, x);
         for k in 0..K {
             self.largest = R::larger::<S>(terms.rounded[k], self.largest);
         }
         for k in 0..K {
-            terms.power[k] = R::except(simd, terms.power[k], self.own, first + start + k);
+            terms.power[k] = R::except(simd, terms.power[k], self.own, before.wrapping_add(vector + k));
         }
         for k in (0..K).step_by(2) {
             let exp = terms.exp(k);
             sums[start + k] = if k + 1 < K { terms.add_to(simd, k + 1, exp) } else { exp };
-            if let Some(kept) = kept.as_mut().filter(|_| KEEP) {
-                kept.store(simd, first + start + k, exp);
+            if B::SEES {
+                beside.add(simd, vector + k, x[k], exp);
                 if k + 1 < K {
-                    kept.store(simd, first + start + k + 1, terms.exp(k + 1));
+                    beside.add(simd, vector + k + 1, x[k + 1], terms.exp(k + 1));
                 }
             }
         }
@@ -268,6 +328,25 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
                 true
             },
         )
+    }
+
+    /// [`Self::raise`], of lanes that are those of one row.
+    #[inline(always)]
+    pub(super) fn raise_together(&mut self, simd: S) -> bool {
+        self.largest = R::Lanes::<S>::simd_from(simd, R::largest(self.largest));
+        self.raise(simd)
+    }
+
+    /// What was found in lanes that are those of one row.
+    #[inline(always)]
+    pub(super) fn together(&self, simd: S) -> Sum {
+        let suits = bits::<S, _>(Reference::<S, R>::within_reach(simd, self.largest) & self.suits);
+        Sum {
+            others: self.total.value(),
+            octaves: Number::to_f64(self.octaves.as_slice()[0]),
+            rest: Number::to_f64(self.rest.as_slice()[0]),
+            suits: suits == u32::MAX >> (32 - R::LANES),
+        }
     }
 
     /// What was found, for what is once a row.
@@ -302,25 +381,46 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         );
     }
 
-    /// Write the gradients of some classes: of logits. Rows that do not count get 0; with `SPARE`, those that need the careful path
-    /// get their logits.
+    /// Exponentials of logits, of own classes too.
     #[inline(always)]
-    fn write<const SPARE: bool>(
+    pub(super) fn exp(&self, simd: S, x: R::Lanes<S>) -> R::Lanes<S> {
+        self.reference.terms(simd, [x]).exp(0)
+    }
+
+    /// Write the gradients of some vectors: the factor times the exponentials, less an offset. Rows that do not count get 0;
+    /// with `SPARE`, those that need the careful path get their logits.
+    #[inline(always)]
+    pub(super) fn write<O: Offset<S, R>, const SPARE: bool>(
         &self,
         simd: S,
         of: &Coefficients,
         block: &Block<R>,
         out: &mut BlockMut<R>,
-        classes: Range<usize>,
+        offset: &O,
+        vectors: Range<usize>,
     ) {
         let (zero, factor) = (R::splat(simd, 0.0), R::narrow(simd, &of.factor));
         let spared = SPARE.then(|| lane_mask::<S, R>(simd, of.careful));
-        for class in classes {
-            let [x] = block.load::<S, 1>(simd, class);
-            let exp = self.reference.terms(simd, [x]).exp(0);
-            let gradient = self.counts.select(exp * factor, zero);
-            out.store(simd, class, spared.map_or(gradient, |spared| spared.select(x, gradient)));
+        for vector in vectors {
+            let [x] = block.load::<S, 1>(simd, vector);
+            let exp = self.exp(simd, x);
+            let gradient = self.counts.select(offset.less(simd, vector, exp * factor), zero);
+            out.store(simd, vector, spared.map_or(gradient, |spared| spared.select(x, gradient)));
         }
+    }
+}
+
+/// What is subtracted from gradients.
+pub(super) trait Offset<S: Simd, R: Real> {
+    /// `gradient` less that of a vector of the block.
+    fn less(&self, simd: S, vector: usize, gradient: R::Lanes<S>) -> R::Lanes<S>;
+}
+
+/// Nothing.
+impl<S: Simd, R: Real> Offset<S, R> for () {
+    #[inline(always)]
+    fn less(&self, _: S, _: usize, gradient: R::Lanes<S>) -> R::Lanes<S> {
+        gradient
     }
 }
 
@@ -337,7 +437,7 @@ fn lane_mask<S: Simd, R: Real>(simd: S, bits: u32) -> Mask<S, R> {
 /// Some tiles of rows that lie beside each other, class by class.
 #[derive(Clone, Copy, Debug)]
 pub struct Strip<'a, R> {
-    block: Block<'a, R>,
+    pub(super) block: Block<'a, R>,
     /// Values from a tile to the next.
     apart: usize,
 }
@@ -362,7 +462,7 @@ impl<'a, R: Real + Element<Real = R>> Strip<'a, R> {
 /// A [`Strip`] to write to.
 #[derive(Debug)]
 pub struct StripMut<'a, R> {
-    strip: Strip<'a, R>,
+    pub(super) strip: Strip<'a, R>,
     memory: PhantomData<&'a mut [R]>,
 }
 
@@ -376,6 +476,18 @@ impl<'a, R: Real + Element<Real = R>> StripMut<'a, R> {
         Self { strip, memory: PhantomData }
     }
 
+    /// The same, to read.
+    #[inline(always)]
+    pub fn read(&self) -> Strip<'_, R> {
+        self.strip
+    }
+
+    /// The same, to read from now on.
+    #[inline(always)]
+    pub fn written(self) -> Strip<'a, R> {
+        self.strip
+    }
+
     /// A tile.
     #[inline(always)]
     pub fn tile(&mut self, number: usize) -> BlockMut<'_, R> {
@@ -387,7 +499,7 @@ impl<'a, R: Real + Element<Real = R>> StripMut<'a, R> {
 pub const MOST_TILES: usize = 32;
 
 /// Classes that are read of all tiles of a strip before the next: so many streams.
-const STREAMS: usize = 8;
+pub(super) const STREAMS: usize = 8;
 
 /// Something of each of some tiles.
 pub struct Tiles<T> {
@@ -433,10 +545,10 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
     /// # Panics
     /// If its block does not have the rows' classes.
     #[inline(never)]
-    pub fn begin(&mut self, simd: S, block: &Block<R>, own: &Own) {
+    pub fn begin(&mut self, simd: S, block: &Block<R>, own: &Own, scale: Scale<R>) {
         simd.vectorize(
             #[inline(always)]
-            || self.push(Rows::new(simd, block, own)),
+            || self.push(Rows::new(simd, block, own, scale)),
         );
     }
 
@@ -463,7 +575,11 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                         let count = STREAMS.min(block.classes - class);
                         prefetch(ahead, count * bytes);
                         ahead = ahead.wrapping_add(count * bytes);
-                        sums.add::<KEEP>(simd, &block, Some(&mut kept), class, count);
+                        if KEEP {
+                            sums.add(simd, &block, &mut kept, class, class, count);
+                        } else {
+                            sums.add(simd, &block, &mut (), class, class, count);
+                        }
                     }
                 }
             },
@@ -479,7 +595,8 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                 let classes = strip.block.classes;
                 for class in (0..classes).step_by(STREAMS) {
                     for (number, sums) in self.all_mut().iter_mut().enumerate().take(numbers.end).skip(numbers.start) {
-                        sums.add::<false>(simd, &strip.tile(number), None, class, STREAMS.min(classes - class));
+                        let count = STREAMS.min(classes - class);
+                        sums.add(simd, &strip.tile(number), &mut (), class, class, count);
                     }
                 }
             },
@@ -499,9 +616,9 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                     for (number, (sums, of)) in self.all().iter().zip(coefficients).enumerate() {
                         let (block, mut out) = (strip.tile(number), out.tile(number));
                         if of.careful == 0 {
-                            sums.write::<false>(simd, of, &block, &mut out, here.clone());
+                            sums.write::<_, false>(simd, of, &block, &mut out, &(), here.clone());
                         } else {
-                            sums.write::<true>(simd, of, &block, &mut out, here.clone());
+                            sums.write::<_, true>(simd, of, &block, &mut out, &(), here.clone());
                         }
                     }
                 }

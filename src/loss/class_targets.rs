@@ -11,91 +11,98 @@ use fearless_simd::Simd;
 
 use super::cross_entropy::{Rows, add_by_row, scales};
 use super::labels::Labels;
-use super::targets::{Problem, Targets};
+use super::options::{Plan, RowGradients};
+use super::targets::Problem;
 use super::{Found, GradOutput};
-use crate::dtype::Number;
 use crate::element::Element;
 use crate::kernel::finish::{self, Coefficients, MOST_LANES, Own, PerLane, Sums};
 use crate::kernel::horizontal;
 use crate::kernel::stage::{Stage, most_classes};
-use crate::kernel::vertical::{self, Block, MOST_TILES, Strip, StripMut, Tiles};
+use crate::kernel::vertical::{self, Block, Strip, StripMut, Tiles};
 use crate::math::Real;
 use crate::row::tile::BATCH_BYTES;
-use crate::row::{Transform, product};
+use crate::row::product;
 
 /// From so many classes on rows one by one are faster by the kernels that need no maximum. With fewer, what these do once a row
 /// takes longer than what they save.
 const LONG: usize = 4096;
 
-impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
-    /// The classes that the rows should be, if that is all that is asked for.
-    #[inline(always)]
-    pub(super) fn class_targets(&self) -> Option<&'a Labels> {
-        let problem = self.problem;
-        let Targets::Classes(labels) = &problem.targets else { return None };
-        let plain = problem.label_smoothing == 0.0 && problem.z_loss == 0.0;
-        (plain && problem.transform == Transform::NONE).then_some(labels)
-    }
-
+impl Rows<'_> {
     /// Work on rows from `first` on, as many as go by the same kernel, and say how many these were.
     #[inline(always)]
-    pub(super) fn class_target_rows<S: Simd>(
+    pub(super) fn planned_rows<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
-        labels: &Labels,
+        plan: &Plan<R>,
         first: usize,
         sum: &mut PerLane<f64>,
     ) -> Found<usize> {
-        let (lanes, left) = (E::Real::LANES, self.range.end - first);
+        let (lanes, left) = (R::LANES, self.range.end - first);
         let classes = self.logits.classes();
         let run = self.logits.neighbours_from(first).filter(|_| !self.logits.is_contiguous());
         // Rows that lie lane by lane are as many as the run has left.
         let left = run.map_or(left, |run| run.min(left));
-        let tiles = run.map_or(0, |_| (left / lanes).min(MOST_TILES));
-        let few = classes <= most_classes::<E::Real>();
-        // The logits alone decide by which kernel losses are computed; those of few classes have the same bits by both.
+        let tiles = run.map_or(0, |_| (left / lanes).min(plan.tiles(classes)));
+        let few = classes <= most_classes::<R>();
+        // The logits and targets alone decide by which kernel losses are computed; those of few classes have the same bits by both.
         let lie_so = tiles > 0
-            && E::DTYPE == E::Real::DTYPE
+            && self.logits.dtype() == R::DTYPE
             && u32::try_from(classes).is_ok()
-            && self.logits.neighbours(first, tiles * lanes).is_some();
-        let gradient_fits = lie_so && self.gradient_is_strip(first, tiles * lanes);
-        let in_place = lie_so && (gradient_fits || !few);
-        if !in_place && !few && (classes < LONG || tiles > 0) {
+            && self.logits.neighbours(first, tiles * lanes).is_some()
+            && self.lie_alike(plan, first, tiles * lanes);
+        let in_place = lie_so && (!few || self.gradient_is_strip::<R>(first, tiles * lanes));
+        if !in_place && !few && (plan.is_plain && classes < LONG || tiles > 0) {
             self.careful_batches(simd, first..first + left, sum)?;
             return Ok(left);
         }
         let count = if in_place {
             tiles * lanes
         } else if few {
-            (Stage::<E::Real>::tiles(classes) * lanes).min(left)
+            (Stage::<R>::tiles(classes) * lanes).min(left)
         } else {
-            (BATCH_BYTES / classes.saturating_mul(size_of::<E>())).clamp(1, lanes).min(left)
+            (BATCH_BYTES / classes.saturating_mul(self.logits.dtype().size())).clamp(1, lanes).min(left)
         };
         let rows = first..first + count;
         // What overwrites the logits is written last.
         if self.gradient_last {
             self.hessians(simd, rows.clone())?;
         }
-        if in_place && gradient_fits {
-            self.strip(simd, labels, first, tiles, sum);
-        } else if in_place {
-            // Losses first; the gradient goes elsewhere, so that the logits stay.
-            let (gradient, grad_output) = (self.gradient.take(), self.grad_output.take());
-            self.strip(simd, labels, first, tiles, sum);
-            (self.gradient, self.grad_output) = (gradient, grad_output);
-            let (losses, hessian) = (self.losses.take(), self.hessian.take());
-            let found = self.careful_batches(simd, rows.clone(), &mut [0.0; MOST_LANES]);
-            (self.losses, self.hessian) = (losses, hessian);
-            found?;
+        if in_place {
+            self.strip(simd, plan, first, tiles, sum)?;
         } else if few {
-            self.staged(simd, labels, rows.clone(), sum);
+            match plan.plain() {
+                Some(labels) => self.staged(simd, plan, labels, rows.clone(), sum),
+                None => self.staged_options(simd, plan, rows.clone(), sum)?,
+            }
         } else {
-            self.long(simd, labels, rows.clone(), sum);
+            match plan.plain() {
+                Some(labels) => self.long(simd, plan, labels, rows.clone(), sum),
+                None => self.long_options(simd, plan, rows.clone(), sum)?,
+            }
         }
         if !self.gradient_last {
             self.hessians(simd, rows)?;
         }
         Ok(count)
+    }
+
+    /// Work on `count` tiles of rows that lie lane by lane in memory.
+    #[inline(always)]
+    fn strip<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        first: usize,
+        count: usize,
+        sum: &mut PerLane<f64>,
+    ) -> Found<()> {
+        match plan.plain() {
+            Some(labels) => {
+                self.class_strip(simd, plan, labels, first, count, sum);
+                Ok(())
+            }
+            None => self.strip_options(simd, plan, first, count, sum),
+        }
     }
 
     /// Write the diagonals of the Hessians of some rows, if they are wanted.
@@ -112,32 +119,39 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
 
     /// Whether the gradients of so many rows can be written beside each other, as they are computed.
     #[inline(always)]
-    fn gradient_is_strip(&mut self, first: usize, rows: usize) -> bool {
+    pub(super) fn gradient_is_strip<R: Real + Element<Real = R>>(&mut self, first: usize, rows: usize) -> bool {
         self.gradient.as_mut().is_none_or(
             #[inline(always)]
-            |out| O::DTYPE == E::Real::DTYPE && out.neighbours(first, rows).is_some(),
+            |out| out.dtype() == R::DTYPE && out.neighbours(first, rows).is_some(),
         )
     }
 
     /// Work on rows of few classes.
     #[inline(always)]
-    fn staged<S: Simd>(&mut self, simd: S, labels: &Labels, rows: Range<usize>, sum: &mut PerLane<f64>) {
-        let (lanes, classes) = (E::Real::LANES, self.logits.classes());
-        let (mut stage, mut wings) = (Stage::<E::Real>::empty(), Stage::<E::Real>::empty());
-        let mut tiles = Tiles::<vertical::Rows<S, E::Real>>::none();
+    fn staged<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        labels: &Labels,
+        rows: Range<usize>,
+        sum: &mut PerLane<f64>,
+    ) {
+        let (lanes, classes) = (R::LANES, self.logits.classes());
+        let (mut stage, mut wings) = (Stage::<R>::empty(), Stage::<R>::empty());
+        let mut tiles = Tiles::<vertical::Rows<S, R>>::none();
         let of_tile = |tile: usize| rows.start + tile * lanes..rows.end.min(rows.start + (tile + 1) * lanes);
         let count = rows.len().div_ceil(lanes);
         for tile in 0..count {
-            stage.bring_in::<S, E>(simd, tile, self.logits, of_tile(tile), &mut wings);
+            stage.bring_in(simd, tile, self.logits, of_tile(tile), &mut wings);
         }
         // SAFETY: they were all brought in.
         let mut strip = unsafe { stage.strip(classes) };
         for tile in 0..count {
-            tiles.begin(simd, &strip.tile(tile).read(), &own(self.problem, labels, of_tile(tile)));
+            tiles.begin(simd, &strip.tile(tile).read(), &own(self.problem, labels, of_tile(tile)), plan.scale);
         }
         // What comes next, where rows lie one behind the other.
-        let bytes = if self.logits.is_contiguous() { lanes * size_of::<E>() } else { 0 };
-        let ahead = self.logits.row(rows.start).pointer::<E>(0).wrapping_byte_add(count * classes * bytes).cast();
+        let bytes = if self.logits.is_contiguous() { lanes * self.logits.dtype().size() } else { 0 };
+        let ahead = self.logits.row(rows.start).place(0).wrapping_byte_add(count * classes * bytes);
         if self.gradient.is_some() {
             tiles.add_by_tile::<true>(simd, 0..count, &mut strip, ahead, bytes);
         } else {
@@ -147,7 +161,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
             if !tiles.all_mut()[tile].raise(simd) {
                 continue;
             }
-            stage.bring_in::<S, E>(simd, tile, self.logits, of_tile(tile), &mut wings);
+            stage.bring_in(simd, tile, self.logits, of_tile(tile), &mut wings);
             // SAFETY: as above.
             let mut strip = unsafe { stage.strip(classes) };
             if self.gradient.is_some() {
@@ -160,7 +174,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
             let rows = of_tile(tile);
             let own = own(self.problem, labels, rows.clone());
             let found = of_rows.found(simd);
-            let Some(of) = self.finish_rows(simd, rows.clone(), &own, &found, sum) else { continue };
+            let Some(of) = self.finish_rows(simd, plan, rows.clone(), &own, &found, sum) else { continue };
             // SAFETY: as above.
             let mut strip = unsafe { stage.strip(classes) };
             let mut block = strip.tile(tile);
@@ -175,7 +189,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
             }
             if let Some(out) = &mut self.gradient {
                 // SAFETY: as above.
-                unsafe { stage.bring_out::<S, O>(simd, tile, out, rows.clone(), &mut wings, self.store[0]) }
+                unsafe { stage.bring_out(simd, tile, out, rows.clone(), &mut wings, self.store[0]) }
             }
             self.careful_gradients(simd, rows.start, of.careful);
         }
@@ -183,15 +197,23 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
 
     /// Work on `count` tiles of rows that lie lane by lane in memory.
     #[inline(always)]
-    fn strip<S: Simd>(&mut self, simd: S, labels: &Labels, first: usize, count: usize, sum: &mut PerLane<f64>) {
-        let (lanes, classes) = (E::Real::LANES, self.logits.classes());
+    fn class_strip<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        labels: &Labels,
+        first: usize,
+        count: usize,
+        sum: &mut PerLane<f64>,
+    ) {
+        let (lanes, classes) = (R::LANES, self.logits.classes());
         let of_tile = |tile: usize| first + tile * lanes..first + (tile + 1) * lanes;
         let (base, step) = self.logits.neighbours(first, count * lanes).expect("asked before");
         // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`.
-        let strip = unsafe { Strip::new(Block::new(base.cast::<E::Real>(), step, classes), lanes) };
-        let mut tiles = Tiles::<vertical::Rows<S, E::Real>>::none();
+        let strip = unsafe { Strip::new(Block::new(base.cast::<R>(), step, classes), lanes) };
+        let mut tiles = Tiles::<vertical::Rows<S, R>>::none();
         for tile in 0..count {
-            tiles.begin(simd, &strip.tile(tile), &own(self.problem, labels, of_tile(tile)));
+            tiles.begin(simd, &strip.tile(tile), &own(self.problem, labels, of_tile(tile)), plan.scale);
         }
         tiles.add_by_class(simd, 0..count, &strip);
         for tile in 0..count {
@@ -202,14 +224,23 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
         let mut coefficients = Tiles::<Coefficients>::none();
         for (tile, of_rows) in tiles.all().iter().enumerate() {
             let own = own(self.problem, labels, of_tile(tile));
-            if let Some(of) = self.finish_rows(simd, of_tile(tile), &own, &of_rows.found(simd), sum) {
+            if let Some(of) = self.finish_rows(simd, plan, of_tile(tile), &own, &of_rows.found(simd), sum) {
                 coefficients.push(of);
             }
         }
+        let gradient_fits = self.gradient_is_strip::<R>(first, count * lanes);
         let Some(out) = &mut self.gradient else { return };
+        if !gradient_fits {
+            for (tile, of) in coefficients.all().iter().enumerate() {
+                let own = own(self.problem, labels, of_tile(tile));
+                let octaves = tiles.all()[tile].found(simd).octaves;
+                self.write_row_by_row(simd, plan, of_tile(tile), &RowGradients::of_classes(&own, &octaves, of));
+            }
+            return;
+        }
         let (place, step) = out.neighbours(first, count * lanes).expect("asked before");
         // SAFETY: the neighbours of each class are elements of rows that this thread has for itself.
-        let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<E::Real>(), step, classes), lanes)) };
+        let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<R>(), step, classes), lanes)) };
         tiles.write(simd, coefficients.all(), &strip, &mut out);
         for (tile, of) in coefficients.all().iter().enumerate() {
             out.tile(tile).write_own(&own(self.problem, labels, of_tile(tile)), of);
@@ -221,36 +252,32 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
 
     /// Work on rows one by one, no more than there are lanes, with what is once a row for all of them.
     #[inline(never)]
-    fn long<S: Simd>(&mut self, simd: S, labels: &Labels, rows: Range<usize>, sum: &mut PerLane<f64>) {
+    fn long<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        labels: &Labels,
+        rows: Range<usize>,
+        sum: &mut PerLane<f64>,
+    ) {
         let own = own(self.problem, labels, rows.clone());
-        let (mut found, mut logits) = (Sums::none(), [E::Real::default(); MOST_LANES]);
+        let mut found = Sums::none();
         for (lane, row) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(row);
-            logits[lane] = Real::from_f64(row.get(own.class[lane]));
-            let of_row = horizontal::sum::<S, E::Real>(simd, row, own.class[lane], logits[lane]);
-            (found.others[lane], found.octaves[lane], found.rest[lane]) = (of_row.others, of_row.octaves, of_row.rest);
-            found.counts |= 1 << lane;
-            found.suits |= u32::from(of_row.suits) << lane;
+            let logit = <R as Real>::from_f64(row.get(own.class[lane]));
+            let of_row = horizontal::sum::<S, R>(simd, row, own.class[lane], logit, plan.scale);
+            found.set(lane, &of_row);
         }
-        let Some(of) = self.finish_rows(simd, rows.clone(), &own, &found, sum) else { return };
-        let Some(out) = &mut self.gradient else { return };
-        for (lane, number) in rows.clone().enumerate().filter(|(lane, _)| of.careful >> lane & 1 == 0) {
-            if own.counts[lane] == 0.0 {
-                out.row(number).fill(0.0);
-                continue;
-            }
-            let (row, out) = (self.logits.row(number), out.row(number));
-            let (class, logit, octaves) = (own.class[lane], logits[lane], found.octaves[lane]);
-            horizontal::write(simd, row, out, class, logit, octaves, of.factor[lane], of.own[lane], self.store[0]);
-        }
-        self.careful_gradients(simd, rows.start, of.careful);
+        let Some(of) = self.finish_rows(simd, plan, rows.clone(), &own, &found, sum) else { return };
+        self.write_row_by_row(simd, plan, rows, &RowGradients::of_classes(&own, &found.octaves, &of));
     }
 
     /// Take the losses of some rows to where they go, and find out what their gradients need, if these are asked for.
     #[inline(always)]
-    fn finish_rows<S: Simd>(
+    fn finish_rows<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
+        plan: &Plan<R>,
         rows: Range<usize>,
         own: &Own,
         found: &Sums,
@@ -258,7 +285,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
     ) -> Option<Coefficients> {
         let grad_output = self.grad_output.map(|grad_output| (grad_output, self.divisor));
         let (mut loss, careful, coefficients) =
-            weigh::<S, E::Real>(simd, self.problem, grad_output, rows.clone(), own, found);
+            weigh::<S, R>(simd, self.problem, plan, grad_output, rows.clone(), own, found);
         for lane in lanes_of(careful) {
             loss[lane] = self.careful_row(simd, rows.start + lane, false);
         }
@@ -271,7 +298,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
 
     /// Write the gradients of the careful ones of some rows.
     #[inline(never)]
-    fn careful_gradients<S: Simd>(&mut self, simd: S, first: usize, careful: u32) {
+    pub(super) fn careful_gradients<S: Simd>(&mut self, simd: S, first: usize, careful: u32) {
         for lane in lanes_of(careful) {
             self.careful_row(simd, first + lane, true);
         }
@@ -279,7 +306,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
 
     /// The loss of a row by the kernels that look for the maximum first, and, if asked for, its gradient written.
     #[inline(never)]
-    fn careful_row<S: Simd>(&mut self, simd: S, row: usize, gradient: bool) -> f64 {
+    pub(super) fn careful_row<S: Simd>(&mut self, simd: S, row: usize, gradient: bool) -> f64 {
         let mut loss = [0.0; MOST_LANES];
         let (losses, grad_output, hessian) = (self.losses.take(), self.grad_output, self.hessian.take());
         self.grad_output = grad_output.filter(|_| gradient);
@@ -292,7 +319,7 @@ impl<'a, E: Element, O: Element<Real = E::Real>> Rows<'a, E, O> {
 
 /// The targets of some rows; what is left of the tile does not count.
 #[inline(never)]
-fn own(problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
+pub(super) fn own(problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
     let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
     labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
     if let Some(weight) = &problem.sample_weight {
@@ -309,6 +336,7 @@ fn own(problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
 fn weigh<S: Simd, R: Real>(
     simd: S,
     problem: &Problem,
+    plan: &Plan<R>,
     grad_output: Option<(&GradOutput, f64)>,
     rows: Range<usize>,
     own: &Own,
@@ -317,7 +345,7 @@ fn weigh<S: Simd, R: Real>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let mut losses = finish::losses::<S, R>(simd, found);
+            let mut losses = finish::losses::<S, R>(simd, found, plan.scale.shortfall());
             let mut weights = [1.0; MOST_LANES];
             if let Some(weight) = &problem.weight {
                 for ((of_row, class), lane) in weights.iter_mut().zip(&own.class).zip(0..) {
@@ -331,7 +359,7 @@ fn weigh<S: Simd, R: Real>(
                 |(grad_output, divisor)| {
                     let mut scales = scales(simd, problem, grad_output, divisor, rows.clone());
                     for (scale, weight) in scales.iter_mut().zip(&weights) {
-                        *scale *= weight;
+                        *scale *= weight / plan.temperature;
                     }
                     finish::coefficients::<S, R>(simd, &losses, &scales)
                 },
@@ -353,6 +381,6 @@ fn weigh<S: Simd, R: Real>(
 
 /// The lanes of bits.
 #[inline(always)]
-fn lanes_of(bits: u32) -> impl Iterator<Item = usize> {
+pub(super) fn lanes_of(bits: u32) -> impl Iterator<Item = usize> {
     (0..MOST_LANES).filter(move |lane| bits >> lane & 1 != 0)
 }

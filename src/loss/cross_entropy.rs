@@ -1,14 +1,14 @@
 //! The softmax losses, cross-entropy and divergence, and their gradients.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use fearless_simd::Simd;
 
+use super::options::Plan;
 use super::targets::Problem;
 use super::{Check, Chunks, Derivatives, Found, GradOutput, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut, RowsMut};
-use crate::dtype::{with_element, with_elements};
+use crate::dtype::{Dtype, with_elements};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::Real;
@@ -38,26 +38,6 @@ pub fn cross_entropy(
     derivatives: Option<&mut Derivatives>,
     check: Check,
 ) -> Result<f64> {
-    match derivatives.as_ref().map(|derivatives| derivatives.gradient.dtype()) {
-        None => with_element!(logits.dtype(), E => {
-            drive::<E, E>(logits, problem, reduction, denominator, losses, None, check)
-        }),
-        Some(dtype) => with_elements!(logits.dtype(), dtype, E, O => {
-            drive::<E, O>(logits, problem, reduction, denominator, losses, derivatives, check)
-        }),
-    }
-}
-
-/// [`cross_entropy`] of logits that are `E`s, with derivatives that are `O`s.
-fn drive<E: Element, O: Element<Real = E::Real>>(
-    logits: &Array,
-    problem: &Problem,
-    reduction: Reduction,
-    denominator: Option<f64>,
-    losses: Option<&mut ArrayMut>,
-    derivatives: Option<&mut Derivatives>,
-    check: Check,
-) -> Result<f64> {
     let (rows, classes) = (logits.rows(), logits.classes());
     problem.assert_fits(rows, classes);
     let divisor = reduction.divisor(denominator, || problem.weight_sum(rows));
@@ -65,10 +45,11 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
     if derivatives.as_ref().is_some_and(|derivatives| derivatives.given) {
         problem.look_at_all(&chunks, classes, check)?;
     }
+    let out_dtype = derivatives.as_ref().map_or(logits.dtype(), |derivatives| derivatives.gradient.dtype());
     let (gradient, hessian, grad_output) =
-        derivatives.map_or((None, None, None), |derivatives| derivatives.open([rows, classes], rows, O::DTYPE));
+        derivatives.map_or((None, None, None), |derivatives| derivatives.open([rows, classes], rows, out_dtype));
     let outputs = usize::from(gradient.is_some()) + usize::from(hessian.is_some());
-    let traffic = size_of::<E>() + outputs * 2 * size_of::<O>();
+    let traffic = logits.dtype().size() + outputs * 2 * out_dtype.size();
     let store = [gradient.as_deref(), hessian.as_deref()]
         .map(|out| out.map_or(StorePolicy::Cached, |out| store_policy(logits, out)));
     let gradient_last = gradient.as_ref().is_some_and(|gradient| gradient.begins_with(logits));
@@ -77,7 +58,7 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
     let hessian = hessian.map(|out| out.parts(chunks.ranges()));
     let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(classes, traffic), check, |chunk| {
-        level.run(Rows::<E, O> {
+        level.run(Rows {
             range: chunks.rows_of(chunk),
             logits,
             problem,
@@ -87,8 +68,8 @@ fn drive<E: Element, O: Element<Real = E::Real>>(
             hessian: hessian.as_ref().map(|parts| parts.take(chunk)),
             grad_output,
             gradient_last,
+            out_dtype,
             store,
-            types: PhantomData,
         })
     })?;
     Ok(mean(problem.checked(sums.into_iter().collect::<Found<_>>())?, divisor))
@@ -147,7 +128,7 @@ impl<R: Real + Element<Real = R>> Room<R> {
 }
 
 /// The work on a chunk of rows.
-pub(super) struct Rows<'a, E, O> {
+pub(super) struct Rows<'a> {
     pub(super) range: Range<usize>,
     pub(super) logits: &'a Array<'a>,
     pub(super) problem: &'a Problem<'a>,
@@ -158,17 +139,19 @@ pub(super) struct Rows<'a, E, O> {
     pub(super) grad_output: Option<&'a GradOutput<'a>>,
     /// Whether the gradient is written over the logits, and so after the Hessian.
     pub(super) gradient_last: bool,
+    /// What the derivatives are.
+    pub(super) out_dtype: Dtype,
     /// How the gradient and the Hessian are stored.
     pub(super) store: [StorePolicy; 2],
-    types: PhantomData<(E, O)>,
 }
 
-impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
+impl Kernel for Rows<'_> {
     type Output = Found<f64>;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) -> Found<f64> {
-        let sum = self.batches(simd);
+        let is_double = self.logits.dtype().is_double();
+        let sum = if is_double { self.batches::<S, f64>(simd) } else { self.batches::<S, f32>(simd) };
         if self.store.contains(&StorePolicy::NonTemporal) {
             simd::store_fence();
         }
@@ -176,16 +159,16 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Rows<'_, E, O> {
     }
 }
 
-impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
-    /// The work, batch by batch.
+impl Rows<'_> {
+    /// The work on logits that compute in `R`, batch by batch.
     #[inline(always)]
-    fn batches<S: Simd>(&mut self, simd: S) -> Found<f64> {
+    fn batches<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S) -> Found<f64> {
         let mut sum = [0.0; MOST_LANES];
         let Range { start: mut first, end } = self.range;
-        match self.class_targets() {
-            Some(labels) => {
+        match Plan::<R>::new::<S>(self.problem, self.logits.classes()) {
+            Some(plan) => {
                 while first < end {
-                    first += self.class_target_rows(simd, labels, first, &mut sum)?;
+                    first += self.planned_rows(simd, &plan, first, &mut sum)?;
                 }
             }
             None => self.careful_batches(simd, first..end, &mut sum)?,
@@ -196,6 +179,17 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// Work on rows by the kernels that look for the maximum first.
     #[inline(never)]
     pub(super) fn careful_batches<S: Simd>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        sum: &mut PerLane<f64>,
+    ) -> Found<()> {
+        with_elements!(self.logits.dtype(), self.out_dtype, E, O => self.careful_batches_of::<S, E, O>(simd, rows, sum))
+    }
+
+    /// [`Self::careful_batches`] of logits that are `E`s, with derivatives that are `O`s.
+    #[inline(never)]
+    fn careful_batches_of<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &mut self,
         simd: S,
         rows: Range<usize>,
@@ -212,8 +206,8 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                     let mut targets = Targets::none(batch.rows, dense);
                     self.problem.set(batch.first, classes, &mut targets);
                     let losses = match batch.tile::<S, E>(simd, &mut loaded) {
-                        Some(tile) => self.tile(simd, batch.first, tile, &mut targets, &mut room)?,
-                        None => self.rows(simd, batch.first, &mut targets)?,
+                        Some(tile) => self.tile::<S, E, O>(simd, batch.first, tile, &mut targets, &mut room)?,
+                        None => self.rows::<S, E, O>(simd, batch.first, &mut targets)?,
                     };
                     add_by_row(sum, batch.first - self.range.start, &losses[..batch.rows]);
                 }
@@ -224,7 +218,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// The losses of rows across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn tile<S: Simd>(
+    fn tile<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &mut self,
         simd: S,
         first: usize,
@@ -245,11 +239,11 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref());
             // What overwrites the tile is written last.
             if !self.gradient_last {
-                self.write_gradients(simd, first, tile, targets, &losses, &scales, room);
+                self.write_gradients::<S, E, O>(simd, first, tile, targets, &losses, &scales, room);
             }
-            self.write_hessians(simd, first, tile, targets, &losses, &scales, room);
+            self.write_hessians::<S, E, O>(simd, first, tile, targets, &losses, &scales, room);
             if self.gradient_last {
-                self.write_gradients(simd, first, tile, targets, &losses, &scales, room);
+                self.write_gradients::<S, E, O>(simd, first, tile, targets, &losses, &scales, room);
             }
         }
         Ok(self.finish(first, targets, losses.loss))
@@ -257,7 +251,12 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn rows<S: Simd>(&mut self, simd: S, first: usize, targets: &mut Targets) -> Found<PerLane<f64>> {
+    fn rows<S: Simd, E: Element, O: Element<Real = E::Real>>(
+        &mut self,
+        simd: S,
+        first: usize,
+        targets: &mut Targets,
+    ) -> Found<PerLane<f64>> {
         let transform = self.problem.transform;
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..targets.rows {
@@ -282,11 +281,11 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
             for lane in 0..targets.rows {
                 // What overwrites the row is written last.
                 if !self.gradient_last {
-                    self.write_gradient(simd, first, lane, targets, &slopes);
+                    self.write_gradient::<S, E, O>(simd, first, lane, targets, &slopes);
                 }
-                self.write_hessian(simd, first, lane, targets, &losses, scales[lane]);
+                self.write_hessian::<S, E>(simd, first, lane, targets, &losses, scales[lane]);
                 if self.gradient_last {
-                    self.write_gradient(simd, first, lane, targets, &slopes);
+                    self.write_gradient::<S, E, O>(simd, first, lane, targets, &slopes);
                 }
             }
         }
@@ -337,7 +336,14 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// Write the gradient of row number `lane`, zeros if it is ignored.
     #[inline(never)]
-    fn write_gradient<S: Simd>(&mut self, simd: S, first: usize, lane: usize, targets: &Targets, slopes: &Slopes) {
+    fn write_gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+        &mut self,
+        simd: S,
+        first: usize,
+        lane: usize,
+        targets: &Targets,
+        slopes: &Slopes,
+    ) {
         simd.vectorize(
             #[inline(always)]
             || {
@@ -350,7 +356,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 
     /// Write the diagonal of the Hessian of row number `lane`, if it is wanted; zeros if the row is ignored.
     #[inline(never)]
-    fn write_hessian<S: Simd>(
+    fn write_hessian<S: Simd, E: Element>(
         &mut self,
         simd: S,
         first: usize,
@@ -376,7 +382,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// Write the gradients of a tile of rows.
     #[inline(never)]
     #[allow(clippy::too_many_arguments)] // what `tile` has found
-    fn write_gradients<S: Simd>(
+    fn write_gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &mut self,
         simd: S,
         first: usize,
@@ -401,7 +407,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                     return;
                 }
                 for lane in 0..targets.rows {
-                    self.write_gradient(simd, first, lane, targets, &slopes);
+                    self.write_gradient::<S, E, O>(simd, first, lane, targets, &slopes);
                 }
             },
         );
@@ -410,7 +416,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
     /// Write the diagonals of the Hessians of a tile of rows, if they are wanted.
     #[inline(never)]
     #[allow(clippy::too_many_arguments)] // what `tile` has found
-    fn write_hessians<S: Simd>(
+    fn write_hessians<S: Simd, E: Element, O: Element<Real = E::Real>>(
         &mut self,
         simd: S,
         first: usize,
@@ -432,7 +438,7 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
                     return;
                 }
                 for (lane, scale) in scales[..targets.rows].iter().enumerate() {
-                    self.write_hessian(simd, first, lane, targets, losses, *scale);
+                    self.write_hessian::<S, E>(simd, first, lane, targets, losses, *scale);
                 }
             },
         );
@@ -443,7 +449,6 @@ impl<E: Element, O: Element<Real = E::Real>> Rows<'_, E, O> {
 mod tests {
     use super::*;
     use crate::array::Layout;
-    use crate::dtype::Dtype;
     use crate::loss::labels::Labels;
     use crate::loss::targets::Targets;
     use crate::row::Transform;

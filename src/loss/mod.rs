@@ -6,6 +6,7 @@ mod class_targets;
 pub mod cross_entropy;
 pub mod evaluation;
 pub mod labels;
+mod options;
 pub mod softmax;
 pub mod statistics;
 pub mod targets;

@@ -125,23 +125,20 @@ impl<'p> Problem<'p> {
     #[inline(never)]
     pub(super) fn look_at<S: Simd>(&self, simd: S, rows: Range<usize>, classes: usize) -> Found<()> {
         let Targets::Probabilities(numbers) = &self.targets else { return Ok(()) };
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let mut block = [0.0; BLOCK];
-                for row in rows.filter(|&row| self.counts(row)) {
-                    for start in (0..classes).step_by(BLOCK) {
-                        let (first, block) = (row * classes + start, &mut block[..BLOCK.min(classes - start)]);
-                        numbers.read(simd, first, block);
-                        if !are_probabilities(block) {
-                            let bad = block.iter().position(|value| !is_probability(*value));
-                            return Err(BadTarget(first + bad.unwrap_or_default()));
-                        }
-                    }
+        if are_all_probabilities(simd, numbers, rows.clone()) {
+            return Ok(());
+        }
+        let mut block = [0.0; BLOCK];
+        for row in rows.filter(|&row| self.counts(row)) {
+            for start in (0..classes).step_by(BLOCK) {
+                let (first, block) = (row * classes + start, &mut block[..BLOCK.min(classes - start)]);
+                numbers.read(simd, first, block);
+                if let Some(bad) = block.iter().position(|value| !is_probability(*value)) {
+                    return Err(BadTarget(first + bad));
                 }
-                Ok(())
-            },
-        )
+            }
+        }
+        Ok(())
     }
 
     /// What was found, or the error for the bad target that was.
@@ -218,6 +215,32 @@ impl<'p> Problem<'p> {
             }
         }
     }
+}
+
+/// Whether all numbers of some rows are probabilities: as they lie in memory, side by side if they do.
+#[inline(never)]
+fn are_all_probabilities<S: Simd>(simd: S, numbers: &Array, rows: Range<usize>) -> bool {
+    let mut block = [0.0; BLOCK];
+    let mut are_fine = |numbers: &Array, elements: Range<usize>| {
+        elements.clone().step_by(BLOCK).all(|first| {
+            let block = &mut block[..BLOCK.min(elements.end - first)];
+            numbers.read(simd, first, block);
+            are_probabilities(block)
+        })
+    };
+    let mut first = rows.start;
+    while first < rows.end {
+        let count = numbers.neighbours_from(first).unwrap_or(rows.len()).min(rows.end - first);
+        let fine = match numbers.across(first, count).filter(|_| count > 1 && !numbers.is_contiguous()) {
+            Some(across) => (0..numbers.classes()).all(|class| are_fine(&across, class * count..(class + 1) * count)),
+            None => are_fine(numbers, first * numbers.classes()..(first + count) * numbers.classes()),
+        };
+        if !fine {
+            return false;
+        }
+        first += count;
+    }
+    true
 }
 
 struct Look<'a> {

@@ -218,9 +218,9 @@ impl Real for f64 {
     }
 
     #[inline(always)]
-    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>) {
+    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: Twice<S>, value: Twice<S>, reference: Twice<S>) {
         let zero = f64x8::splat(simd, 0.0);
-        let weights = f64x8::from_slice(simd, weights);
+        let [weights, _] = weights;
         let [difference, lost] = two_sum(value[0] * (1.0 / UNIT), -(reference[0] * (1.0 / UNIT)));
         let lost = (value[1] - reference[1]).mul_add(f64x8::splat(simd, 1.0 / UNIT), lost);
         let nothing = weights.simd_eq(zero);

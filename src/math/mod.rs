@@ -10,7 +10,7 @@ mod sum;
 
 pub use exponential::{Argument, Boost, Method, argument_of_sums, exp, exp_minus_one, half_tanh, regrow, shrinkage};
 pub use logarithm::log_one_plus;
-pub use octaves::{Octaves, REACH, Reference, Terms, power_of_rest, shortfall};
+pub use octaves::{Octaves, REACH, Reference, Scale, Terms, power_of_rest};
 pub use real::Real;
 pub use sum::{Total, precise_sum, quick_sum, two_sum};
 

@@ -7,8 +7,9 @@
 //! rounds the result alone. So no error grows with the distance from the reference c, which need not be near the maximum:
 //! any c will do from which no x is more than [`REACH`] octaves up, and where one is, a higher c.
 //!
-//! L is rounded. In f64 what it lacks is multiplied and added, too. In f32 what is summed is `exp(x·(1 − ε))`, ε = 0.22 u
-//! ([`shortfall`]): logarithms get `1 + ε` back, and less than `0.22 u·ln C` is left, or 0.22 u of the gap for a small loss.
+//! Logits that are divided by a temperature T are multiplied by L / T. That is rounded. In f64 what it lacks is multiplied and
+//! added, too. In f32 what is summed is `exp(x·(1 − ε))`, ε = 0.22 u for T = 1, less than u / 2 for all ([`Scale::shortfall`]):
+//! logarithms get `1 + ε` back, and less than `ε·ln C` is left, or ε of the gap for a small loss.
 //!
 //! Powers are boosted as those of [`Real::exp`]: a class that is 191 octaves (in f64 1535) below c counts exactly 0.
 
@@ -31,9 +32,89 @@ pub const REACH: u32 = 32;
 /// By so many octaves, 620 nats, references are raised at most: f64 holds the quotient of the powers still.
 const MOST_OCTAVES: f64 = 900.0;
 
+/// What logits are multiplied by: L over the temperature.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale<R> {
+    /// As a sum of two; the second is left out where it need not be multiplied.
+    parts: [R; 2],
+    /// One over it.
+    inverse: R,
+    /// How many steps an octave has.
+    steps: u32,
+    /// Up to here logits can be references.
+    largest_reference: f64,
+    /// ε: by which part of themselves products are smaller than they should be.
+    shortfall: f64,
+}
+
+/// Temperatures from the inverse of this up to it are divided by here.
+const MODERATE: f64 = 1_099_511_627_776.0;
+
+impl<R: Real> Scale<R> {
+    /// That of a level, for a temperature that [`Self::suits`].
+    #[inline(always)]
+    pub fn new<S: Simd>(temperature: f64) -> Self {
+        let steps = R::octaves::<S>().steps;
+        let [high, low] = R::EIGHTHS.map(
+            #[inline(always)]
+            |part| part.to_f64() * (f64::from(steps) / 8.0),
+        );
+        let first = R::from_f64((high + low) / temperature).to_f64();
+        let rest = ((-first).mul_add(temperature, high) + low) / temperature;
+        Self {
+            parts: [R::from_f64(first), R::from_f64(rest)],
+            inverse: R::from_f64(1.0 / first),
+            steps,
+            largest_reference: R::LARGEST_REFERENCE * temperature,
+            shortfall: if R::WHOLE_EIGHTHS { 0.0 } else { rest / first },
+        }
+    }
+
+    /// Whether no product overflows that need not.
+    pub fn suits(temperature: f64) -> bool {
+        (MODERATE.recip()..=MODERATE).contains(&temperature)
+    }
+
+    /// By which part of themselves logarithms are too small.
+    pub fn shortfall(&self) -> f64 {
+        self.shortfall
+    }
+
+    /// Below it logits can be references.
+    pub fn largest_reference(&self) -> f64 {
+        self.largest_reference
+    }
+
+    /// `x·L + addend`, rounded once; with what L lacks, if that is added.
+    #[inline(always)]
+    fn fused<S: Simd>(&self, simd: S, x: R::Lanes<S>, addend: R::Lanes<S>) -> R::Lanes<S> {
+        let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
+        let [l, rest] = self.parts.map(
+            #[inline(always)]
+            |part| lanes(part),
+        );
+        if is_wide::<S>() {
+            let sum = x.mul_add(l, addend);
+            return if R::WHOLE_EIGHTHS { x.mul_add(rest, sum) } else { sum };
+        }
+        // Without a fused multiply-add: the product as a sum of two (Dekker). The addend cancels all of the first.
+        let splitter = lanes(R::SPLITTER);
+        let halves = |number: R::Lanes<S>| {
+            let shifted = number * splitter;
+            let high = shifted - (shifted - number);
+            [high, number - high]
+        };
+        let ([l_high, l_low], [high, low]) = (halves(l), halves(x));
+        let product = x * l;
+        let lost = ((high * l_high - product) + high * l_low + low * l_high) + low * l_low;
+        (product + addend) + if R::WHOLE_EIGHTHS { lost + x * rest } else { lost }
+    }
+}
+
 /// What the exponentials of each lane are relative to.
 #[derive(Clone, Copy)]
 pub struct Reference<S: Simd, R: Real> {
+    scale: Scale<R>,
     /// 1.5·2^23 (1.5·2^52), the boost, and minus the integer c.
     shift: R::Lanes<S>,
     /// Where powers are 0.
@@ -64,17 +145,6 @@ impl<S: Simd, R: Real, const K: usize> Terms<S, R, K> {
     }
 }
 
-/// ε: by which part of themselves arguments are smaller than they should be.
-pub fn shortfall<R: Real>() -> f64 {
-    if R::WHOLE_EIGHTHS { 0.0 } else { R::EIGHTHS[1].to_f64() / R::EIGHTHS[0].to_f64() }
-}
-
-/// L for N steps.
-#[inline(always)]
-fn scale<R: Real>(steps: u32) -> f64 {
-    R::EIGHTHS[0].to_f64() * (f64::from(steps) / 8.0)
-}
-
 /// What is added to n, and at which n − that powers are 0.
 #[inline(always)]
 fn offsets<R: Real>(steps: u32) -> [f64; 2] {
@@ -87,23 +157,22 @@ fn offsets<R: Real>(steps: u32) -> [f64; 2] {
 impl<S: Simd, R: Real> Reference<S, R> {
     /// The integers next to `x·L`, and `c − x·L`.
     #[inline(always)]
-    pub fn next_to(simd: S, x: R::Lanes<S>) -> (Self, R::Lanes<S>) {
-        let steps = R::octaves::<S>().steps;
+    pub fn next_to(simd: S, x: R::Lanes<S>, scale: Scale<R>) -> (Self, R::Lanes<S>) {
         let lanes = |value: f64| R::splat(simd, value);
-        let l = lanes(scale::<R>(steps));
-        let [offset, zero] = offsets::<R>(steps);
+        let l = R::Lanes::<S>::simd_from(simd, scale.parts[0]);
+        let [offset, zero] = offsets::<R>(scale.steps);
         let magic = lanes(R::ROUNDING.to_f64());
         let c = x.mul_add(l, magic) - magic;
         let shift = lanes(R::ROUNDING.to_f64() + offset) - c;
-        let lowest = (c - lanes(zero)) * lanes(1.0 / scale::<R>(steps));
-        (Self { shift, lowest }, -fused::<S, R>(simd, x, -c))
+        let lowest = (c - lanes(zero)) * R::Lanes::<S>::simd_from(simd, scale.inverse);
+        (Self { scale, shift, lowest }, -scale.fused(simd, x, -c))
     }
 
     /// The exponentials of some vectors, the same step of each in turn. NaN passes.
     #[inline(always)]
     pub fn terms<const K: usize>(&self, simd: S, mut x: [R::Lanes<S>; K]) -> Terms<S, R, K> {
         let Octaves { steps, p: coefficients } = R::octaves::<S>();
-        let l = R::splat(simd, scale::<R>(steps));
+        let l = R::Lanes::<S>::simd_from(simd, self.scale.parts[0]);
         // The order matters: on x86 `a.max(b)` is b when either is NaN.
         for k in 0..K {
             x[k] = self.lowest.max(x[k]);
@@ -116,7 +185,7 @@ impl<S: Simd, R: Real> Reference<S, R> {
             power[k] = R::power(simd, rounded[k], steps);
         }
         for k in 0..K {
-            f[k] = fused::<S, R>(simd, x[k], self.shift - rounded[k]);
+            f[k] = self.scale.fused(simd, x[k], self.shift - rounded[k]);
         }
         let mut p = [R::Lanes::<S>::simd_from(simd, coefficients[0]); K];
         for &coefficient in &coefficients[1..] {
@@ -131,11 +200,9 @@ impl<S: Simd, R: Real> Reference<S, R> {
     #[inline(always)]
     #[must_use]
     pub fn raised(self, simd: S, octaves: R::Lanes<S>) -> Self {
-        let steps = f64::from(R::octaves::<S>().steps);
-        Self {
-            shift: self.shift - octaves * R::splat(simd, steps),
-            lowest: octaves.mul_add(R::splat(simd, steps / scale::<R>(steps as u32)), self.lowest),
-        }
+        let steps = octaves * R::splat(simd, f64::from(self.scale.steps));
+        let lowest = steps.mul_add(R::Lanes::<S>::simd_from(simd, self.scale.inverse), self.lowest);
+        Self { shift: self.shift - steps, lowest, ..self }
     }
 
     /// By how many octaves references had better be raised to be next to what was `largest` of `rounded`: 0 for lanes that are
@@ -172,29 +239,6 @@ pub fn power_of_rest<S: Simd>(simd: S, octaves: f64x8<S>, rest: f64x8<S>) -> f64
     p.mul_add(rest, f64x8::splat(simd, 1.0)) * power
 }
 
-/// `x·L + addend`, rounded once; with what L lacks, if that is added.
-#[inline(always)]
-fn fused<S: Simd, R: Real>(simd: S, x: R::Lanes<S>, addend: R::Lanes<S>) -> R::Lanes<S> {
-    let factor = scale::<R>(R::octaves::<S>().steps);
-    let l = R::splat(simd, factor);
-    let rest = R::splat(simd, R::EIGHTHS[1].to_f64() * (factor / R::EIGHTHS[0].to_f64()));
-    if is_wide::<S>() {
-        let sum = x.mul_add(l, addend);
-        return if R::WHOLE_EIGHTHS { x.mul_add(rest, sum) } else { sum };
-    }
-    // Without a fused multiply-add: the product as a sum of two (Dekker). The addend cancels all of the first.
-    let splitter = R::SPLITTER.to_f64();
-    let high_of_l = R::from_f64(factor * splitter).to_f64();
-    let high_of_l = R::from_f64(high_of_l - R::from_f64(high_of_l - factor).to_f64()).to_f64();
-    let [l_high, l_low] = [R::splat(simd, high_of_l), R::splat(simd, factor - high_of_l)];
-    let shifted = x * R::splat(simd, splitter);
-    let high = shifted - (shifted - x);
-    let low = x - high;
-    let product = x * l;
-    let lost = ((high * l_high - product) + high * l_low + low * l_high) + low * l_low;
-    (product + addend) + if R::WHOLE_EIGHTHS { lost + x * rest } else { lost }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,9 +257,10 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
             let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
-            let steps = R::octaves::<S>().steps;
-            let (reference, rest) = Reference::<S, R>::next_to(simd, lanes(self.reference));
-            let exact = self.reference.to_f64() * scale::<R>(steps);
+            let scale = Scale::<R>::new::<S>(1.0);
+            let (steps, l) = (scale.steps, scale.parts[0].to_f64());
+            let (reference, rest) = Reference::<S, R>::next_to(simd, lanes(self.reference), scale);
+            let exact = self.reference.to_f64() * l;
             let c = (exact + rest.as_slice()[0].to_f64()).round();
             let exps = self.numbers.iter().map(|&x| {
                 let terms = reference.terms(simd, [lanes(x)]);
@@ -242,7 +287,7 @@ mod tests {
                 let (c, steps, exps) = level.run(Exps { numbers: &numbers, reference });
                 for (&x, (exp, within)) in numbers.iter().zip(exps) {
                     // x·L is exact in f64, as is its difference from c.
-                    let exact = ((f64::from(x) * scale::<f32>(steps as u32) - c) / steps).exp2() * f32::BOOST;
+                    let exact = ((f64::from(x) * f64::from(f32::EIGHTHS[0]) * (steps / 8.0) - c) / steps).exp2() * f32::BOOST;
                     let error = (f64::from(exp) / exact - 1.0).abs() / 2f64.powi(-24);
                     assert!(within && error < 2.0, "{}: {error} u at {x} from {reference}", level.name());
                 }

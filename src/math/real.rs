@@ -1,6 +1,6 @@
 //! What f32 and f64 have in common, and how both take exponentials.
 
-use fearless_simd::{Simd, SimdFloat, SimdFloatElement, prelude::*};
+use fearless_simd::{Simd, SimdFloat, SimdFloatElement, f64x8, prelude::*};
 
 use super::{Argument, Boost, Method, Octaves, Total, Twice};
 
@@ -54,7 +54,7 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// 0 in the lanes whose own class this is.
     fn except<S: Simd>(simd: S, lanes: Self::Lanes<S>, own: Self::Lanes<S>, class: usize) -> Self::Lanes<S>;
     /// `log(1 + y)` for y from 0 to 2¹⁰⁰⁰, as accurate as losses of this type need it.
-    fn log_one_plus<S: Simd>(simd: S, y: fearless_simd::f64x8<S>) -> fearless_simd::f64x8<S>;
+    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S>;
     /// The larger ones of positive numbers.
     fn larger<S: Simd>(a: Self::Lanes<S>, b: Self::Lanes<S>) -> Self::Lanes<S>;
 
@@ -81,9 +81,9 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     ) -> [[Self::Lanes<S>; K]; 3];
     /// Add a vector to a total.
     fn add_to<S: Simd>(total: &mut Total<S>, lanes: Self::Lanes<S>);
-    /// Add `weight·(value − reference)` of each lane to a total, in units of [`super::UNIT`], where the weights are
-    /// [`Self::LANES`] numbers. A weight of 0 counts 0, whatever it weighs.
-    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>);
+    /// Add `weight·(value − reference)` of each lane to a total, in units of [`super::UNIT`], of whose
+    /// weights only the first part counts if the values' second parts are the same lanes'. A weight of 0 counts 0, whatever it weighs.
+    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: Twice<S>, value: Twice<S>, reference: Twice<S>);
     /// The lanes in twice their precision.
     fn twice<S: Simd>(lanes: Self::Lanes<S>) -> Twice<S>;
     /// What [`Self::twice`] made of lanes, rounded.
@@ -116,6 +116,13 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     #[inline(always)]
     fn splat<S: Simd>(simd: S, value: f64) -> Self::Lanes<S> {
         Self::Lanes::<S>::simd_from(simd, Self::from_f64(value))
+    }
+
+    /// [`Self::LANES`] numbers as lanes, in halves; of eight the second is 0.
+    #[inline(always)]
+    fn halves<S: Simd>(simd: S, numbers: &[f64]) -> Twice<S> {
+        let second = if Self::LANES == 8 { f64x8::splat(simd, 0.0) } else { f64x8::from_slice(simd, &numbers[8..16]) };
+        [f64x8::from_slice(simd, &numbers[..8]), second]
     }
 
     /// The first [`Self::LANES`] vectors as rows of a square, transposed.

@@ -159,10 +159,10 @@ impl Real for f32 {
 
     /// Differences of 24-bit numbers are as good as exact in f64.
     #[inline(always)]
-    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: &[f64], value: Twice<S>, reference: Twice<S>) {
+    fn add_weighted<S: Simd>(simd: S, total: &mut Total<S>, weights: Twice<S>, value: Twice<S>, reference: Twice<S>) {
         let zero = f64x8::splat(simd, 0.0);
         for half in 0..2 {
-            let weights = f64x8::from_slice(simd, &weights[8 * half..8 * half + 8]);
+            let weights = weights[half];
             let unit = f64x8::splat(simd, 1.0 / UNIT);
             let difference = value[half].mul_sub(unit, reference[half] * unit);
             let difference = weights.simd_eq(zero).select(zero, difference);

@@ -231,7 +231,7 @@ impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
         let reference = reference.twice();
         for vector in vectors {
             let weights = &self.block[vector * R::LANES..(vector + 1) * R::LANES];
-            R::add_weighted(simd, &mut sum, weights, value(vector).twice(), reference);
+            R::add_weighted(simd, &mut sum, R::halves(simd, weights), value(vector).twice(), reference);
             R::add_numbers(simd, &mut mass, weights);
         }
         (self.sum, self.mass) = (sum, mass);

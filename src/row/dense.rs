@@ -139,7 +139,7 @@ impl<'a> Teacher<'a> {
                         for (lanes, part) in weights.chunks_exact_mut(8).zip(of_class) {
                             part.store_slice(lanes);
                         }
-                        R::add_weighted(simd, &mut sum, weights, R::twice(x), reference.twice());
+                        R::add_weighted(simd, &mut sum, R::halves(simd, weights), R::twice(x), reference.twice());
                     }
                 });
                 R::lane_totals(&sum, &mut sums);
@@ -274,7 +274,7 @@ fn softmax<S: Simd, R: Real>(simd: S, teacher: &Teacher, lane: usize, start: usi
             let mut sum = Total::zero(simd);
             for (weights, logits) in weights.chunks_exact(R::LANES).zip(logits.chunks_exact(R::LANES)).take(vectors) {
                 let value = R::twice(R::Lanes::<S>::from_slice(simd, logits));
-                R::add_weighted(simd, &mut sum, weights, value, reference.twice());
+                R::add_weighted(simd, &mut sum, R::halves(simd, weights), value, reference.twice());
             }
             block.copy_from_slice(&weights[..block.len()]);
             sum.value()

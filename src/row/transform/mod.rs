@@ -92,6 +92,11 @@ impl Transform {
         }
     }
 
+    /// Whether there is a cap.
+    pub fn is_capped(self) -> bool {
+        self.softcap.is_some()
+    }
+
     /// The divisor.
     pub fn temperature(self) -> f64 {
         self.temperature

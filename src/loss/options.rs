@@ -1,0 +1,792 @@
+//! Rows whose targets or options ask for more than a class: shares of all classes (probabilities, label smoothing), a teacher, or a
+//! multiple of lse², by the same kernels as classes alone, in the same three ways: staged, in strips where they lie, and long ones one
+//! by one.
+//!
+//! Exponentials are relative to the target's logit where f64 is far more than the type that computes, else, and where there is no
+//! target class, to the largest: so no term of the loss is a difference of larger ones.
+
+use std::ops::Range;
+
+use fearless_simd::Simd;
+
+use super::class_targets::{lanes_of, own};
+use super::cross_entropy::{Rows, add_by_row, scales};
+use super::labels::Labels;
+use super::targets::{Problem, Targets};
+use super::Found;
+use crate::array::Array;
+use crate::dtype::Dtype;
+use crate::element::Element;
+use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
+use crate::kernel::horizontal::{self, Gradient, Less, RowShares};
+use crate::kernel::shares::{self, Aim, Given, Leader, Shares, Weighed};
+use crate::kernel::stage::Stage;
+use crate::kernel::vertical::{self, Block, Strip, StripMut, Tiles};
+use crate::math::{Real, Scale, two_sum};
+use crate::row::product;
+
+/// What is asked for of all rows of a problem.
+#[derive(Clone, Copy)]
+pub(super) struct Plan<'a, R> {
+    pub(super) scale: Scale<R>,
+    pub(super) temperature: f64,
+    /// The shares of all classes are `weight·(keep·number + uniform)`.
+    keep: f64,
+    uniform: f64,
+    weight: Option<&'a [f64]>,
+    /// Whether there is nothing but classes.
+    pub(super) is_plain: bool,
+    pub(super) labels: Option<&'a Labels>,
+    /// Whether exponentials are relative to the largest logit.
+    leads: bool,
+    goal: Goal<'a>,
+}
+
+/// What rows should be like, besides their classes.
+#[derive(Clone, Copy)]
+enum Goal<'a> {
+    /// Nothing.
+    Own,
+    /// These shares: of numbers, if there are such.
+    Shares(Option<&'a Array<'a>>),
+    /// These logits.
+    Teacher(&'a Array<'a>),
+}
+
+impl<'a, R: Real> Plan<'a, R> {
+    /// That of a problem; `None` if the kernels that look for the maximum first are for it.
+    pub(super) fn new<S: Simd>(problem: &'a Problem, classes: usize) -> Option<Self> {
+        let temperature = problem.transform.temperature();
+        if problem.transform.is_capped() || !Scale::<R>::suits(temperature) || u32::try_from(classes).is_err() {
+            return None;
+        }
+        let smoothed = problem.label_smoothing != 0.0;
+        let (labels, goal) = match &problem.targets {
+            Targets::Classes(labels) if smoothed => (Some(labels), Goal::Shares(None)),
+            Targets::Classes(labels) => (Some(labels), Goal::Own),
+            Targets::Probabilities(numbers) => (None, Goal::Shares(Some(numbers))),
+            Targets::Teacher(logits) => (None, Goal::Teacher(logits)),
+        };
+        let weights_are_finite =
+            || problem.weight.as_ref().is_none_or(|weight| weight.iter().all(|weight| weight.is_finite()));
+        let suits = match goal {
+            Goal::Own => true,
+            Goal::Shares(_) => weights_are_finite(),
+            Goal::Teacher(logits) => logits.dtype().is_double() == (R::LANES == f64::LANES),
+        };
+        let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0;
+        let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES);
+        let countable = !leads || classes <= COUNTABLE_CLASSES;
+        let plan = Self {
+            scale: Scale::new::<S>(temperature),
+            temperature,
+            keep: 1.0 - problem.label_smoothing,
+            uniform: problem.label_smoothing / classes as f64,
+            weight: problem.weight.as_deref(),
+            is_plain,
+            labels,
+            leads,
+            goal,
+        };
+        (suits && countable).then_some(plan)
+    }
+
+    /// The classes, if there is nothing else.
+    #[inline(always)]
+    pub(super) fn plain(&self) -> Option<&'a Labels> {
+        self.labels.filter(|_| self.is_plain)
+    }
+
+    /// How many passes over arrays of the logits' size are made before gradients.
+    fn passes(&self) -> usize {
+        let arrays = match self.goal {
+            Goal::Own | Goal::Shares(None) => 1,
+            Goal::Shares(Some(_)) | Goal::Teacher(_) => 2,
+        };
+        if self.leads { 2 * arrays } else { 1 }
+    }
+}
+
+/// Classes are counted in lanes, which is exact up to here in f32.
+const COUNTABLE_CLASSES: usize = 1 << 24;
+
+/// What is read twice of a strip should stay in the second cache.
+const STRIP_BYTES: usize = 1 << 19;
+
+impl<R: Real> Plan<'_, R> {
+    /// How many tiles of so many classes are worked on together.
+    pub(super) fn tiles(&self, classes: usize) -> usize {
+        if self.passes() == 1 {
+            return vertical::MOST_TILES;
+        }
+        (STRIP_BYTES / (classes * 64 * self.passes() / 2)).clamp(4, vertical::MOST_TILES)
+    }
+}
+
+/// What some tiles are to be like, in memory.
+enum Likeness<'a, R> {
+    Given(Given<'a>),
+    Teacher(Strip<'a, R>),
+}
+
+/// What is known of some tiles.
+struct Known<S: Simd, R: Real> {
+    own: Tiles<Own>,
+    rows: Tiles<vertical::Rows<S, R>>,
+    teachers: Tiles<vertical::Rows<S, R>>,
+    /// The classes that the teachers' exponentials are relative to.
+    of_teachers: Tiles<Own>,
+    /// What gradients need, if these are asked for.
+    coefficients: Tiles<Coefficients>,
+    /// What shares, or the teachers' exponentials, are multiplied by.
+    scales: Tiles<PerLane<f64>>,
+    /// The gradients of the targets' classes, for those that are not the own ones.
+    targets: Tiles<PerLane<f64>>,
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
+    #[inline(always)]
+    fn nothing() -> Self {
+        Self {
+            own: Tiles::none(),
+            rows: Tiles::none(),
+            teachers: Tiles::none(),
+            of_teachers: Tiles::none(),
+            coefficients: Tiles::none(),
+            scales: Tiles::none(),
+            targets: Tiles::none(),
+        }
+    }
+
+    /// The classes that the exponentials of a tile's teachers are relative to, if it has such.
+    #[inline(always)]
+    fn teacher_classes(&self, tile: usize) -> PerLane<usize> {
+        self.of_teachers.all().get(tile).map_or([0; MOST_LANES], |own| own.class)
+    }
+
+    /// Write the gradients of all classes, of logits that lie elsewhere or where these go; logits for rows that need the careful
+    /// path.
+    #[inline(always)]
+    fn write(
+        &self,
+        simd: S,
+        plan: &Plan<R>,
+        of_tile: impl Fn(usize) -> Range<usize>,
+        likeness: &Likeness<R>,
+        logits: Option<&Strip<R>>,
+        out: &mut StripMut<R>,
+    ) {
+        let aim = match likeness {
+            Likeness::Teacher(strip) => Aim::Teacher(&self.teachers, *strip),
+            Likeness::Given(given) => plan.shares(*given).map_or(Aim::Own, Aim::Shares),
+        };
+        self.rows.write_less(simd, self.coefficients.all(), self.scales.all(), logits, &aim, out);
+        if matches!(likeness, Likeness::Teacher(_)) {
+            return;
+        }
+        for (tile, of) in self.coefficients.all().iter().enumerate() {
+            let own = &self.own.all()[tile];
+            out.tile(tile).write_own(own, of);
+            let Some(labels) = plan.labels.filter(|_| plan.leads) else { continue };
+            for (lane, row) in of_tile(tile).enumerate() {
+                let counts = own.counts[lane] != 0.0 && of.careful >> lane & 1 == 0;
+                if let Some(class) = labels.class(row).filter(|class| counts && *class != own.class[lane]) {
+                    out.tile(tile).set(class, lane, Real::from_f64(self.targets.all()[tile][lane]));
+                }
+            }
+        }
+    }
+}
+
+impl<'a, R: Real> Plan<'a, R> {
+    /// The shares of tiles, if there are such.
+    #[inline(always)]
+    fn shares<'b>(&'b self, given: Given<'b>) -> Option<Shares<'b>> {
+        let Goal::Shares(_) = self.goal else { return None };
+        Some(Shares { given, keep: self.keep, uniform: self.uniform, weight: self.weight })
+    }
+
+    /// The shares of a row, if there are such.
+    #[inline(always)]
+    fn row_shares(&self, row: usize) -> Option<RowShares<'a>> {
+        let Goal::Shares(numbers) = self.goal else { return None };
+        let numbers = numbers.map(|numbers| (numbers, row));
+        Some(RowShares { numbers, keep: self.keep, uniform: self.uniform, weight: self.weight })
+    }
+
+    /// The rows of a tile that count, with their targets if they have such.
+    #[inline(always)]
+    fn counted(&self, problem: &Problem, rows: Range<usize>) -> Own {
+        match self.labels {
+            Some(labels) => own(problem, labels, rows),
+            None => all(problem, rows),
+        }
+    }
+}
+
+/// Rows whose targets are no classes; what is left of the tile does not count.
+#[inline(never)]
+fn all(problem: &Problem, rows: Range<usize>) -> Own {
+    let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
+    for (counts, row) in own.counts.iter_mut().zip(rows) {
+        *counts = f64::from(u8::from(problem.sample_weight(row) != 0.0));
+    }
+    own
+}
+
+impl Rows<'_> {
+    /// Work on rows of few classes.
+    #[inline(always)]
+    pub(super) fn staged_options<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        rows: Range<usize>,
+        sum: &mut PerLane<f64>,
+    ) -> Found<()> {
+        let (lanes, classes) = (R::LANES, self.logits.classes());
+        let count = rows.len().div_ceil(lanes);
+        let (first, end) = (rows.start, rows.end);
+        let of_tile = |tile: usize| first + tile * lanes..end.min(first + (tile + 1) * lanes);
+        let (mut stage, mut wings) = (Stage::<R>::empty(), Stage::<R>::empty());
+        for tile in 0..count {
+            stage.bring_in(simd, tile, self.logits, of_tile(tile), &mut wings);
+        }
+        // One of these is used.
+        let (mut singles, mut doubles) = (Stage::<f32>::empty(), Stage::<f64>::empty());
+        let mut teachers = Stage::<R>::empty();
+        // SAFETY: all tiles are brought in before.
+        let likeness = unsafe {
+            match plan.goal {
+                Goal::Own | Goal::Shares(None) => Likeness::Given(Given::Nothing),
+                Goal::Shares(Some(numbers)) if numbers.dtype().is_double() => {
+                    bring_in_all(simd, &mut doubles, numbers, rows.clone());
+                    Likeness::Given(Given::Double(doubles.strip(classes).written()))
+                }
+                Goal::Shares(Some(numbers)) => {
+                    bring_in_all(simd, &mut singles, numbers, rows.clone());
+                    Likeness::Given(Given::Single(singles.strip(classes).written()))
+                }
+                Goal::Teacher(logits) => {
+                    bring_in_all(simd, &mut teachers, logits, rows.clone());
+                    Likeness::Teacher(teachers.strip(classes).written())
+                }
+            }
+        };
+        let mut known = Known::nothing();
+        // SAFETY: as above.
+        let mut strip = unsafe { stage.strip(classes) };
+        self.options(simd, plan, rows.clone(), &strip.read(), &likeness, &mut known, sum)?;
+        if self.gradient.is_none() {
+            return Ok(());
+        }
+        known.write(simd, plan, of_tile, &likeness, None, &mut strip);
+        for (tile, of) in known.coefficients.all().iter().enumerate() {
+            if let Some(out) = &mut self.gradient {
+                // SAFETY: as above.
+                unsafe { stage.bring_out(simd, tile, out, of_tile(tile), &mut wings, self.store[0]) }
+            }
+            self.careful_gradients(simd, of_tile(tile).start, of.careful);
+        }
+        Ok(())
+    }
+
+    /// What `count` tiles of rows that lie lane by lane in memory should be like, if that lies so, too.
+    #[inline(always)]
+    fn likeness<'b, R: Real + Element<Real = R>>(&self, plan: &Plan<'b, R>, first: usize, rows: usize) -> Option<Likeness<'b, R>> {
+        let array = match plan.goal {
+            Goal::Own | Goal::Shares(None) => return Some(Likeness::Given(Given::Nothing)),
+            Goal::Shares(Some(array)) | Goal::Teacher(array) => array,
+        };
+        let (place, step) = array.neighbours(first, rows)?;
+        let classes = array.classes();
+        // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`; of the
+        // type that its dtype names.
+        unsafe {
+            Some(match (plan.goal, array.dtype()) {
+                (Goal::Teacher(_), dtype) if dtype == R::DTYPE => {
+                    Likeness::Teacher(Strip::new(Block::new(place.cast(), step, classes), R::LANES))
+                }
+                (Goal::Shares(_), Dtype::F32) => {
+                    let strip = Strip::new(Block::new(place.cast(), step, classes), f32::LANES);
+                    Likeness::Given(Given::Single(strip))
+                }
+                (Goal::Shares(_), Dtype::F64) => {
+                    let strip = Strip::new(Block::new(place.cast(), step, classes), f64::LANES);
+                    Likeness::Given(Given::Double(strip))
+                }
+                _ => return None,
+            })
+        }
+    }
+
+    /// Whether `count` tiles of rows can be worked on where they lie.
+    #[inline(always)]
+    pub(super) fn lie_alike<R: Real + Element<Real = R>>(&self, plan: &Plan<R>, first: usize, rows: usize) -> bool {
+        self.likeness(plan, first, rows).is_some()
+    }
+
+    /// Work on `count` tiles of rows that lie lane by lane in memory.
+    #[inline(always)]
+    pub(super) fn strip_options<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        first: usize,
+        count: usize,
+        sum: &mut PerLane<f64>,
+    ) -> Found<()> {
+        let (lanes, classes) = (R::LANES, self.logits.classes());
+        let of_tile = |tile: usize| first + tile * lanes..first + (tile + 1) * lanes;
+        let (base, step) = self.logits.neighbours(first, count * lanes).expect("asked before");
+        // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`.
+        let strip = unsafe { Strip::new(Block::new(base.cast::<R>(), step, classes), lanes) };
+        let likeness = self.likeness(plan, first, count * lanes).expect("asked before");
+        let mut known = Known::nothing();
+        self.options(simd, plan, first..first + count * lanes, &strip, &likeness, &mut known, sum)?;
+        let gradient_fits = self.gradient_is_strip::<R>(first, count * lanes);
+        let Some(out) = &mut self.gradient else { return Ok(()) };
+        if !gradient_fits {
+            for (tile, of) in known.coefficients.all().iter().enumerate() {
+                let octaves = known.rows.all()[tile].found(simd).octaves;
+                let gradients = RowGradients {
+                    own: &known.own.all()[tile],
+                    octaves: &octaves,
+                    of,
+                    scales: &known.scales.all()[tile],
+                    targets: &known.targets.all()[tile],
+                    teachers: &known.teacher_classes(tile),
+                };
+                self.write_row_by_row(simd, plan, of_tile(tile), &gradients);
+            }
+            return Ok(());
+        }
+        let (place, step) = out.neighbours(first, count * lanes).expect("asked before");
+        // SAFETY: the neighbours of each class are elements of rows that this thread has for itself.
+        let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<R>(), step, classes), lanes)) };
+        known.write(simd, plan, of_tile, &likeness, Some(&strip), &mut out);
+        for (tile, of) in known.coefficients.all().iter().enumerate() {
+            self.careful_gradients(simd, of_tile(tile).start, of.careful);
+        }
+        Ok(())
+    }
+
+    /// The losses of some tiles, taken to where they go, and what their gradients need.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // some rows, what they are, and what becomes known
+    fn options<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        rows: Range<usize>,
+        strip: &Strip<R>,
+        likeness: &Likeness<R>,
+        known: &mut Known<S, R>,
+        sum: &mut PerLane<f64>,
+    ) -> Found<()> {
+        let lanes = R::LANES;
+        let count = rows.len().div_ceil(lanes);
+        let of_tile = |tile: usize| rows.start + tile * lanes..rows.end.min(rows.start + (tile + 1) * lanes);
+        for tile in 0..count {
+            known.own.push(plan.counted(self.problem, of_tile(tile)));
+        }
+        if plan.leads {
+            lead::<S, R>(simd, strip, &mut known.own);
+        }
+        for tile in 0..count {
+            known.rows.begin(simd, &strip.tile(tile), &known.own.all()[tile], plan.scale);
+        }
+        let mut beside = Tiles::<(Asked, Option<Teacher>)>::none();
+        match likeness {
+            Likeness::Teacher(teachers) => {
+                known.rows.add(simd, 0..count, strip);
+                for own in known.own.all() {
+                    known.of_teachers.push(*own);
+                }
+                lead::<S, R>(simd, teachers, &mut known.of_teachers);
+                let mut moved = Tiles::<[PerLane<f64>; 2]>::none();
+                for (tile, own) in known.of_teachers.all().iter().enumerate() {
+                    known.teachers.begin(simd, &teachers.tile(tile), own, plan.scale);
+                    let (pupil, teacher) = (strip.tile(tile).pick(&own.class), teachers.tile(tile).pick(&own.class));
+                    moved.push(difference(&pupil, &teacher));
+                }
+                let sums = known.teachers.add_beside(simd, teachers, strip, moved.all());
+                for (tile, of_teacher) in known.teachers.all().iter().enumerate() {
+                    let (block, own) = (strip.tile(tile), &known.own.all()[tile]);
+                    let of_teachers = &known.of_teachers.all()[tile].class;
+                    let [apart, _] = difference(&block.pick(of_teachers), &block.pick(&own.class));
+                    let mut asked = plan.asked(self.problem, of_tile(tile), own, |class| block.pick(class));
+                    let found = of_teacher.found(simd);
+                    let teacher = plan.of_teacher(simd, &found, &sums.all()[tile], &apart, &mut asked);
+                    beside.push((asked, Some(teacher)));
+                }
+            }
+            Likeness::Given(given) => {
+                let shares = plan.shares(*given);
+                let mut weighed = Tiles::<Weighed<S>>::none();
+                if let Some(shares) = &shares {
+                    for (tile, own) in known.own.all().iter().enumerate() {
+                        weighed.push(Weighed::none::<R>(simd, &strip.tile(tile).pick(&own.class)));
+                    }
+                    known.rows.add_shares(simd, strip, shares, &mut weighed);
+                } else {
+                    known.rows.add(simd, 0..count, strip);
+                }
+                let mut bad = 0;
+                for tile in 0..count {
+                    if known.rows.all_mut()[tile].raise(simd) {
+                        known.rows.add(simd, tile..tile + 1, strip);
+                    }
+                    let (own, block) = (&known.own.all()[tile], strip.tile(tile));
+                    let mut asked = plan.asked(self.problem, of_tile(tile), own, |class| block.pick(class));
+                    if let Some(shares) = &shares {
+                        let found = weighed.all()[tile].found::<R>(simd);
+                        let here = |class: &PerLane<usize>| shares.pick::<S, R>(simd, tile, class);
+                        plan.weigh(self.problem, of_tile(tile), own, &found, here, &mut asked);
+                        bad |= found.bad & bits_of(&own.counts);
+                    }
+                    beside.push((asked, None));
+                }
+                if bad != 0 {
+                    self.problem.look_at(simd, rows.clone(), self.logits.classes())?;
+                }
+            }
+        }
+        for (tile, (asked, teacher)) in beside.all().iter().enumerate() {
+            let (found, own) = (known.rows.all()[tile].found(simd), known.own.all()[tile]);
+            if let Some(slopes) = self.finish_options(simd, plan, of_tile(tile), &own, found, asked, teacher.as_ref(), sum) {
+                known.coefficients.push(slopes.coefficients);
+                known.scales.push(slopes.scales);
+                known.targets.push(slopes.targets);
+            }
+        }
+        Ok(())
+    }
+
+    /// Work on rows one by one, no more than there are lanes, with what is once a row for all of them.
+    #[inline(never)]
+    pub(super) fn long_options<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        rows: Range<usize>,
+        sum: &mut PerLane<f64>,
+    ) -> Found<()> {
+        let mut own = plan.counted(self.problem, rows.clone());
+        let (mut found, mut of_teachers) = (Sums::none(), Sums::none());
+        let mut weighed = shares::Found { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES], bad: 0 };
+        let (mut apart, mut teacher_classes) = ([0.0; MOST_LANES], [0; MOST_LANES]);
+        for (lane, number) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
+            let row = self.logits.row(number);
+            if plan.leads {
+                own.class[lane] = horizontal::leader::<S, R>(simd, row);
+            }
+            let class = own.class[lane];
+            let logit = row.get(class);
+            let shares = plan.row_shares(number);
+            let (of_row, weight) =
+                horizontal::sum_shares(simd, row, class, <R as Real>::from_f64(logit), shares.as_ref(), plan.scale);
+            found.set(lane, &of_row);
+            if weight.bad {
+                self.problem.look_at(simd, number..number + 1, self.logits.classes())?;
+            }
+            (weighed.mass[lane], weighed.sum[lane]) = (weight.mass, weight.sum);
+            if let Goal::Teacher(teachers) = plan.goal {
+                let teacher = teachers.row(number);
+                let class = horizontal::leader::<S, R>(simd, teacher);
+                let teacher_logit = teacher.get(class);
+                let moved = two_sum(row.get(class), -teacher_logit);
+                (apart[lane], teacher_classes[lane]) = (row.get(class) - logit, class);
+                let logit = <R as Real>::from_f64(teacher_logit);
+                let (of_row, sum) = horizontal::sum_beside(simd, [teacher, row], class, logit, moved, plan.scale);
+                of_teachers.set(lane, &of_row);
+                weighed.sum[lane] = sum;
+            }
+        }
+        let pick = |class: &PerLane<usize>| {
+            let mut picked = [0.0; MOST_LANES];
+            for (lane, number) in rows.clone().enumerate() {
+                picked[lane] = self.logits.row(number).get(class[lane]);
+            }
+            picked
+        };
+        let mut asked = plan.asked(self.problem, rows.clone(), &own, pick);
+        let teacher = match plan.goal {
+            Goal::Own => None,
+            Goal::Shares(_) => {
+                let here = |class: &PerLane<usize>| {
+                    let mut picked = [0.0; MOST_LANES];
+                    for (lane, number) in rows.clone().enumerate() {
+                        picked[lane] = plan.row_shares(number).map_or(0.0, |shares| shares.of(simd, class[lane]));
+                    }
+                    picked
+                };
+                plan.weigh(self.problem, rows.clone(), &own, &weighed, here, &mut asked);
+                None
+            }
+            Goal::Teacher(_) => Some(plan.of_teacher(simd, &of_teachers, &weighed.sum, &apart, &mut asked)),
+        };
+        let octaves = found.octaves;
+        let Some(slopes) =
+            self.finish_options(simd, plan, rows.clone(), &own, found, &asked, teacher.as_ref(), sum)
+        else {
+            return Ok(());
+        };
+        let gradients = RowGradients {
+            own: &own,
+            octaves: &octaves,
+            of: &slopes.coefficients,
+            scales: &slopes.scales,
+            targets: &slopes.targets,
+            teachers: &teacher_classes,
+        };
+        self.write_row_by_row::<S, R>(simd, plan, rows, &gradients);
+        Ok(())
+    }
+
+    /// Write the gradients of some rows, no more than there are lanes, one after the other.
+    #[inline(never)]
+    pub(super) fn write_row_by_row<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        rows: Range<usize>,
+        gradients: &RowGradients,
+    ) {
+        let Some(out) = &mut self.gradient else { return };
+        let RowGradients { own, of, .. } = *gradients;
+        for (lane, number) in rows.clone().enumerate().filter(|(lane, _)| of.careful >> lane & 1 == 0) {
+            if own.counts[lane] == 0.0 {
+                out.row(number).fill(0.0);
+                continue;
+            }
+            let (row, scale) = (self.logits.row(number), gradients.scales[lane]);
+            let mut own = Some((own.class[lane], of.own[lane]));
+            let logit = <R as Real>::from_f64(row.get(gradients.own.class[lane]));
+            let less = match plan.goal {
+                Goal::Own => Less::Nothing,
+                Goal::Shares(_) => plan.row_shares(number).map_or(Less::Nothing, |shares| Less::Shares(shares, scale)),
+                Goal::Teacher(teachers) => {
+                    own = None;
+                    let teacher = teachers.row(number);
+                    Less::Teacher(teacher, <R as Real>::from_f64(teacher.get(gradients.teachers[lane])), scale)
+                }
+            };
+            let target = plan.labels.filter(|_| plan.leads).and_then(|labels| labels.class(number));
+            let target = target.filter(|class| *class != gradients.own.class[lane]);
+            let gradient = Gradient {
+                logit,
+                octaves: gradients.octaves[lane],
+                factor: of.factor[lane],
+                scale: plan.scale,
+                exceptions: [own, target.map(|class| (class, gradients.targets[lane]))],
+                store: self.store[0],
+            };
+            horizontal::write(simd, row, out.row(number), &gradient, &less);
+        }
+        self.careful_gradients(simd, rows.start, of.careful);
+    }
+
+    /// Take the losses of some rows to where they go, and find out what their gradients need, if these are asked for.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // some rows, and all that is known of them
+    fn finish_options<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        rows: Range<usize>,
+        own: &Own,
+        mut found: Sums,
+        asked: &Asked,
+        teacher: Option<&Teacher>,
+        sum: &mut PerLane<f64>,
+    ) -> Option<Slopes> {
+        if let Some(teacher) = teacher {
+            found.suits &= !teacher.careful;
+        }
+        let losses = finish::losses::<S, R>(simd, &found, plan.scale.shortfall());
+        let (mut loss, careful) = finish::losses_asked(simd, &losses, asked);
+        for (lane, row) in rows.clone().enumerate() {
+            loss[lane] = if own.counts[lane] == 0.0 { 0.0 } else { product(self.problem.sample_weight(row), loss[lane]) };
+        }
+        for lane in lanes_of(careful) {
+            loss[lane] = self.careful_row(simd, rows.start + lane, false);
+        }
+        if let Some(out) = &mut self.losses {
+            out.set(rows.start, &loss[..rows.len()]);
+        }
+        add_by_row(sum, rows.start - self.range.start, &loss[..rows.len()]);
+        let grad_output = self.grad_output?;
+        let mut scales = scales(simd, self.problem, grad_output, self.divisor, rows);
+        for scale in &mut scales {
+            *scale /= plan.temperature;
+        }
+        let (mut coefficients, targets) = finish::coefficients_asked::<S, R>(simd, &losses, asked, &scales);
+        coefficients.careful |= careful;
+        if let Some(teacher) = teacher {
+            for (lane, scale) in scales.iter_mut().enumerate() {
+                *scale *= teacher.factor[lane];
+                let size = scale.abs();
+                let fine = *scale == 0.0 || size >= R::SMALLEST_NORMAL && size.is_finite();
+                coefficients.careful |= u32::from(own.counts[lane] != 0.0 && !fine) << lane;
+            }
+        }
+        Some(Slopes { coefficients, scales, targets })
+    }
+}
+
+/// What [`Rows::write_row_by_row`] writes, one row a lane.
+#[derive(Clone, Copy)]
+pub(super) struct RowGradients<'a> {
+    pub(super) own: &'a Own,
+    /// By how many octaves references were raised.
+    pub(super) octaves: &'a PerLane<f64>,
+    pub(super) of: &'a Coefficients,
+    /// What shares, or teachers' exponentials, are multiplied by.
+    pub(super) scales: &'a PerLane<f64>,
+    /// The gradients of the targets' classes, for those that are not the own ones.
+    pub(super) targets: &'a PerLane<f64>,
+    /// The classes that teachers' exponentials are relative to.
+    pub(super) teachers: &'a PerLane<usize>,
+}
+
+impl<'a> RowGradients<'a> {
+    /// Those of rows of which nothing but classes is asked.
+    #[inline(always)]
+    pub(super) fn of_classes(own: &'a Own, octaves: &'a PerLane<f64>, of: &'a Coefficients) -> Self {
+        Self { own, octaves, of, scales: &[0.0; MOST_LANES], targets: &[0.0; MOST_LANES], teachers: &[0; MOST_LANES] }
+    }
+}
+
+/// What the gradients of some rows need.
+struct Slopes {
+    coefficients: Coefficients,
+    /// What shares, or the teachers' exponentials, are multiplied by.
+    scales: PerLane<f64>,
+    /// The gradients of the targets' classes, for those that are not the own ones.
+    targets: PerLane<f64>,
+}
+
+/// What is known of the teachers of some rows.
+#[derive(Clone, Copy)]
+struct Teacher {
+    /// Exponentials times this are probabilities.
+    factor: PerLane<f64>,
+    /// A bit for each that needs the careful path.
+    careful: u32,
+}
+
+impl<R: Real> Plan<'_, R> {
+    /// What is asked for of some rows but for shares; `pick` is for their logits of classes.
+    #[inline(always)]
+    fn asked(
+        &self,
+        problem: &Problem,
+        rows: Range<usize>,
+        own: &Own,
+        pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
+    ) -> Asked {
+        let mut asked = Asked::nothing(problem.z_loss);
+        let logits = pick(&own.class);
+        if problem.z_loss != 0.0 {
+            for (level, logit) in asked.level.iter_mut().zip(&logits) {
+                *level = logit / self.temperature;
+            }
+        }
+        let Some(labels) = self.labels else { return asked };
+        let targets = super::class_targets::own(problem, labels, rows);
+        for (lane, class) in targets.class.iter().enumerate() {
+            let weight = problem.weight.as_ref().map_or(1.0, |weight| weight[*class]);
+            asked.point[lane] = weight * (1.0 - problem.label_smoothing);
+        }
+        if self.leads {
+            let of_targets = pick(&targets.class);
+            for lane in 0..MOST_LANES {
+                asked.above[lane] = (logits[lane] - of_targets[lane]) / self.temperature;
+                asked.apart[lane] = f64::from(u8::from(targets.class[lane] != own.class[lane]));
+            }
+        }
+        asked
+    }
+
+    /// The shares of some rows; `pick` is for those of classes.
+    #[inline(always)]
+    fn weigh(
+        &self,
+        problem: &Problem,
+        rows: Range<usize>,
+        own: &Own,
+        found: &shares::Found,
+        pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
+        asked: &mut Asked,
+    ) {
+        asked.mass = found.mass;
+        for (to, from) in asked.sum.iter_mut().zip(found.sum) {
+            *to = from / self.temperature;
+        }
+        asked.here[0] = pick(&own.class);
+        if let Some(labels) = self.labels.filter(|_| self.leads) {
+            asked.here[1] = pick(&super::class_targets::own(problem, labels, rows).class);
+        }
+    }
+
+    /// What a divergence from teachers asks for: of `sums`, and of `apart`, by how much the pupils' logits of the teachers' own
+    /// classes are above those of theirs.
+    #[inline(always)]
+    fn of_teacher<S: Simd>(
+        &self,
+        simd: S,
+        found: &Sums,
+        sums: &PerLane<f64>,
+        apart: &PerLane<f64>,
+        asked: &mut Asked,
+    ) -> Teacher {
+        let losses = finish::losses::<S, R>(simd, found, self.scale.shortfall());
+        let factor = losses.softmax_factors();
+        asked.mass = [1.0; MOST_LANES];
+        asked.teacher = Some(losses.loss);
+        for lane in 0..MOST_LANES {
+            asked.sum[lane] = sums[lane].mul_add(factor[lane], apart[lane]) / self.temperature;
+        }
+        Teacher { factor, careful: losses.careful }
+    }
+}
+
+/// Make the own classes of some tiles those with the largest logits.
+#[inline(always)]
+fn lead<S: Simd, R: Real + Element<Real = R>>(simd: S, strip: &Strip<R>, own: &mut Tiles<Own>) {
+    let leaders = Tiles::<Leader<S, R>>::of(simd, strip, own.all().len());
+    for (own, leader) in own.all_mut().iter_mut().zip(leaders.all()) {
+        own.class = leader.classes();
+    }
+}
+
+/// Differences as sums of two.
+#[inline(always)]
+fn difference(a: &PerLane<f64>, b: &PerLane<f64>) -> [PerLane<f64>; 2] {
+    let (mut high, mut low) = (*a, *b);
+    for (high, low) in high.iter_mut().zip(&mut low) {
+        [*high, *low] = two_sum(*high, -*low);
+    }
+    [high, low]
+}
+
+/// A bit for each lane that is not 0.
+#[inline(always)]
+fn bits_of(lanes: &PerLane<f64>) -> u32 {
+    lanes.iter().enumerate().fold(0, |bits, (lane, value)| bits | u32::from(*value != 0.0) << lane)
+}
+
+/// Bring in all rows of an array of any dtype that computes in `R`.
+#[inline(never)]
+fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    stage: &mut Stage<R>,
+    array: &Array,
+    rows: Range<usize>,
+) {
+    let mut wings = Stage::empty();
+    for (tile, first) in rows.clone().step_by(R::LANES).enumerate() {
+        stage.bring_in(simd, tile, array, first..rows.end.min(first + R::LANES), &mut wings);
+    }
+}
