@@ -262,6 +262,14 @@ impl<'a> RowMut<'a> {
         unsafe { self.row.place(index).cast::<O>().write_unaligned(value) }
     }
 
+    /// Write element `index`, rounded.
+    ///
+    /// # Panics
+    /// If there is no such element.
+    pub(crate) fn set_rounded(&mut self, index: usize, value: f64) {
+        with_element!(self.row.dtype, O => self.set(index, <O as Number>::from_f64(value)));
+    }
+
     /// Copy `block` over the elements of a row of `O`s from `start` on.
     ///
     /// # Panics

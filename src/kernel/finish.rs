@@ -192,6 +192,8 @@ pub struct Asked {
     pub here: [PerLane<f64>; 2],
     /// `z(own)`.
     pub level: PerLane<f64>,
+    /// The slopes of the cap at the own logit and at the target's, if there is one.
+    pub slopes: [PerLane<f64>; 2],
     /// `lse' − z'(own)` of a teacher.
     pub teacher: Option<PerLane<f64>>,
     /// The factor of lse².
@@ -211,6 +213,7 @@ impl Asked {
             sum: nothing,
             here: [nothing; 2],
             level: nothing,
+            slopes: [nothing; 2],
             teacher: None,
             z_loss,
         }
@@ -297,4 +300,21 @@ pub fn coefficients_asked<S: Simd, R: Real>(
             (of, targets)
         },
     )
+}
+
+/// What the diagonals of Hessians need that are multiplied by `scales`, from losses relative to the largest logits.
+#[inline(never)]
+pub fn variances<S: Simd, R: Real>(simd: S, losses: &Losses, scales: &PerLane<f64>) -> Coefficients {
+    let mut of = Coefficients { factor: losses.softmax_factors(), own: [0.0; MOST_LANES], careful: losses.careful };
+    for lane in 0..MOST_LANES {
+        let share = 1.0 / (1.0 + losses.ratio[lane]);
+        of.own[lane] = scales[lane] * (share * (losses.ratio[lane] * share));
+        let fine = of.own[lane].is_finite() && R::from_f64(scales[lane]).to_f64().is_finite();
+        of.careful |= losses.counts & u32::from(!fine) << lane;
+    }
+    simd.vectorize(
+        #[inline(always)]
+        || of.careful |= losses.counts & !bits::<S, _>(is_normal::<S, R>(simd, &of.factor)),
+    );
+    of
 }

@@ -1,14 +1,15 @@
 //! Classes across lanes: a row at a time, block by block.
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::{Simd, f64x8, prelude::*};
 
+use super::cap::{Cap, Capped, relative};
 use super::finish::{MOST_LANES, bits};
-use super::shares::{Divergence, Given, Leader, Shares, Weighed, moved_lanes};
-use super::vertical::{Block, Rows, Strip};
+use super::shares::{Divergence, Given, Leader, Shares, Weighed, moved_lanes, unit};
+use super::vertical::{Beside, Block, Rows, Strip};
 use crate::array::Array;
 use crate::dtype::Number;
 use crate::element::Element;
-use crate::math::{Real, Reference, Scale, Total, UNIT, with_vectors_at_a_time};
+use crate::math::{Real, Reference, Scale, Total, Twice, with_vectors_at_a_time};
 use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
 
 /// Vectors that a loop takes at a time; blocks are padded to so many.
@@ -147,6 +148,16 @@ fn across<S: Simd, R: Real + Element<Real = R>>(simd: S, own: usize, logit: R, s
     Rows::relative_to(simd, logits, R::classes(simd, &vectors), zero.simd_eq(zero), scale)
 }
 
+/// Vectors side by side.
+///
+/// # Safety
+/// [`Block::new`]'s.
+#[inline(always)]
+unsafe fn side_by_side<'a, R: Real + Element<Real = R>>(place: *const R, vectors: usize) -> Block<'a, R> {
+    // SAFETY: the caller's promise.
+    unsafe { Block::new(place, (R::LANES * size_of::<R>()) as isize, vectors) }
+}
+
 /// Call `f` for each block of a row: with the number of its first class, how many it has, and its vectors.
 #[inline(always)]
 fn for_each_block<S: Simd, R: Real + Element<Real = R>>(
@@ -159,8 +170,25 @@ fn for_each_block<S: Simd, R: Real + Element<Real = R>>(
         let length = BLOCK.min(row.classes() - start);
         let place = row.lend(simd, start, length, &mut copy);
         // SAFETY: so many vectors are readable: of the row, or of the padded copy.
-        let block = unsafe { Block::new(place, (R::LANES * size_of::<R>()) as isize, length.div_ceil(R::LANES)) };
-        f(start, length, &block);
+        f(start, length, &unsafe { side_by_side(place, length.div_ceil(R::LANES)) });
+    }
+}
+
+/// Add the exponentials of a block from class `start` on, in which the own class may be.
+#[inline(always)]
+fn add<S: Simd, R: Real + Element<Real = R>, B: Beside<S, R>>(
+    simd: S,
+    rows: &mut Rows<S, R>,
+    block: &Block<R>,
+    beside: &mut B,
+    start: usize,
+    own: usize,
+) {
+    let vectors = block.classes();
+    if start <= own && own < start + BLOCK {
+        rows.add::<B, true>(simd, block, beside, start / R::LANES, 0, vectors);
+    } else {
+        rows.add::<B, false>(simd, block, beside, start / R::LANES, 0, vectors);
     }
 }
 
@@ -195,7 +223,22 @@ pub struct RowShares<'a> {
     pub weight: Option<&'a [f64]>,
 }
 
-impl RowShares<'_> {
+impl<'a> RowShares<'a> {
+    /// Whether shares are the numbers.
+    #[inline(always)]
+    fn are_numbers(&self) -> bool {
+        self.weight.is_none() && self.keep == 1.0 && self.uniform == 0.0
+    }
+
+    /// The shares of a whole block of numbers of f32 from class `start` on that lie side by side and are shares.
+    #[inline(always)]
+    fn lend(&self, start: usize, length: usize) -> Option<Block<'a, f32>> {
+        let (numbers, row) = self.numbers.filter(|_| length == BLOCK && self.are_numbers())?;
+        let place = numbers.lend::<f32>(row * numbers.classes() + start, BLOCK)?;
+        // SAFETY: so many numbers are the array's, which is readable for `'a`.
+        Some(unsafe { side_by_side(place, BLOCK / f32::LANES) })
+    }
+
     /// Write the shares of `length` classes from `start` on, and 0 behind them; whether all numbers are at least 0.
     #[inline(always)]
     fn fill<S: Simd>(&self, simd: S, start: usize, length: usize, block: &mut [f64; BLOCK]) -> bool {
@@ -207,7 +250,11 @@ impl RowShares<'_> {
             // Without a way out of the loop, so that it is done in vectors.
             for number in &mut *block {
                 fine &= *number >= 0.0;
-                *number = number.mul_add(self.keep, self.uniform);
+            }
+            if !self.are_numbers() {
+                for number in &mut *block {
+                    *number = *number * self.keep + self.uniform;
+                }
             }
         } else {
             block.fill(self.uniform);
@@ -227,15 +274,32 @@ impl RowShares<'_> {
         self.fill(simd, class, 1, &mut block);
         block[0]
     }
-}
 
-/// The numbers of a block as those of a tile.
-#[inline(always)]
-fn tile_of<R: Real>(block: &[f64; BLOCK]) -> Shares<'_> {
-    let step = (R::LANES * size_of::<f64>()) as isize;
-    // SAFETY: so many vectors are the block, each of one tile of f64, or of two that are side by side.
-    let strip = unsafe { Strip::new(Block::new(block.as_ptr(), step, BLOCK / R::LANES), f64::LANES) };
-    Shares { given: Given::Double(strip), keep: 1.0, uniform: 0.0, weight: None }
+    /// Call `f` with the shares of `length` classes from `start` on as those of tile 0, and with whether all numbers are at least 0,
+    /// as far as that is not found by the shares' sum.
+    #[inline(always)]
+    fn with<S: Simd, R: Real>(
+        &self,
+        simd: S,
+        start: usize,
+        length: usize,
+        room: &mut [f64; BLOCK],
+        f: impl FnOnce(&Shares, bool),
+    ) {
+        let given = Shares { given: Given::Nothing, keep: 1.0, uniform: 0.0, weight: None };
+        if self.numbers.is_none() && self.weight.is_none() && length == BLOCK {
+            return f(&Shares { uniform: self.uniform, ..given }, true);
+        }
+        if let Some(block) = self.lend(start, length).filter(|_| R::LANES == f32::LANES) {
+            // SAFETY: it is the only tile.
+            return f(&Shares { given: Given::Single(unsafe { Strip::new(block, f32::LANES) }), ..given }, true);
+        }
+        let fine = self.fill(simd, start, length, room);
+        let step = (R::LANES * size_of::<f64>()) as isize;
+        // SAFETY: so many vectors are the room, each of one tile of f64, or of two that are side by side.
+        let strip = unsafe { Strip::new(Block::new(room.as_ptr(), step, BLOCK / R::LANES), f64::LANES) };
+        f(&Shares { given: Given::Double(strip), ..given }, fine);
+    }
 }
 
 /// What is known of a row besides.
@@ -249,14 +313,14 @@ pub struct Weight {
     pub bad: bool,
 }
 
-/// [`sum`], and the shares.
+/// [`sum`], and the shares; `total` is the mass of shares that are the same for all rows.
 #[inline(never)]
 pub fn sum_shares<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
     own: usize,
     logit: R,
-    shares: Option<&RowShares>,
+    shares: Option<(&RowShares, Option<f64>)>,
     scale: Scale<R>,
 ) -> (Sum, Weight) {
     simd.vectorize(
@@ -264,18 +328,29 @@ pub fn sum_shares<S: Simd, R: Real + Element<Real = R>>(
         || {
             let mut rows = across(simd, own, logit, scale);
             let mut weighed = Weighed::none::<R>(simd, &[Number::to_f64(logit); MOST_LANES]);
-            let (mut numbers, mut fine) = ([0.0; BLOCK], true);
+            let (mut numbers, mut all_fine) = ([0.0; BLOCK], true);
             for_each_block(
                 simd,
                 row,
                 #[inline(always)]
                 |start, length, block| {
-                    let vectors = block.classes();
-                    rows.add(simd, block, &mut (), start / R::LANES, 0, vectors);
-                    if let Some(shares) = shares {
-                        fine &= shares.fill(simd, start, length, &mut numbers);
-                        weighed.add(simd, block, &tile_of::<R>(&numbers), 0, 0..vectors);
-                    }
+                    add(simd, &mut rows, block, &mut (), start, own);
+                    let Some((shares, _)) = shares else { return };
+                    shares.with::<S, R>(
+                        simd,
+                        start,
+                        length,
+                        &mut numbers,
+                        #[inline(always)]
+                        |shares, fine| {
+                            all_fine &= fine;
+                            if length == BLOCK {
+                                weighed.add::<R, false>(simd, block, shares, 0, 0..block.classes());
+                            } else {
+                                weighed.add::<R, true>(simd, block, shares, 0, 0..block.classes());
+                            }
+                        },
+                    );
                 },
             );
             if rows.raise_together(simd) {
@@ -283,19 +358,149 @@ pub fn sum_shares<S: Simd, R: Real + Element<Real = R>>(
                     simd,
                     row,
                     #[inline(always)]
-                    |start, _, block| rows.add(simd, block, &mut (), start / R::LANES, 0, block.classes()),
+                    |start, _, block| add(simd, &mut rows, block, &mut (), start, own),
                 );
             }
-            let [mass, sum] = weighed.of_all();
-            (rows.together(simd), Weight { mass, sum, bad: !fine })
+            let Some((shares, total)) = shares else {
+                return (rows.together(simd), Weight { mass: 0.0, sum: 0.0, bad: false });
+            };
+            let ([mass, mut sum], mut bad) = weighed.of_all::<R>(total);
+            if !sum.is_finite() && !bad && all_fine {
+                sum = sum_masked(simd, row, logit, shares, total);
+            }
+            bad |= !all_fine;
+            (rows.together(simd), Weight { mass, sum, bad })
         },
     )
 }
 
-/// [`sum`] of a teacher, and what is summed of its pupil; `moved` is by how much the pupil's logit of the teacher's own class is
-/// above it.
+/// The sum of shares of a row that has masked classes.
 #[inline(never)]
+fn sum_masked<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    logit: R,
+    shares: &RowShares,
+    total: Option<f64>,
+) -> f64 {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut weighed = Weighed::none::<R>(simd, &[Number::to_f64(logit); MOST_LANES]);
+            let mut numbers = [0.0; BLOCK];
+            for_each_block(
+                simd,
+                row,
+                #[inline(always)]
+                |start, length, block| {
+                    shares.with::<S, R>(
+                        simd,
+                        start,
+                        length,
+                        &mut numbers,
+                        #[inline(always)]
+                        |shares, _| weighed.add::<R, true>(simd, block, shares, 0, 0..block.classes()),
+                    );
+                },
+            );
+            weighed.of_all::<R>(total).0[1]
+        },
+    )
+}
+
+/// [`sum_shares`] of a row under a cap, relative to the largest logit.
+#[inline(never)]
+pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    own: usize,
+    logit: R,
+    shares: Option<(&RowShares, Option<f64>)>,
+    scale: Scale<R>,
+    softcap: f64,
+) -> (Sum, Weight) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let cap = Cap::new::<R>(simd, softcap);
+            let (reference, _) = cap.of::<R>(simd, R::Lanes::<S>::simd_from(simd, logit));
+            let mut rows = across(simd, own, R::default(), scale);
+            let mut weighed = Weighed::relative_to(simd, reference);
+            let (mut numbers, mut all_fine) = ([0.0; BLOCK], true);
+            let (mut capped, mut above) = (Capped::<R, BLOCK>::default(), [R::default(); BLOCK]);
+            for_each_block(
+                simd,
+                row,
+                #[inline(always)]
+                |start, length, block| {
+                    let vectors = block.classes();
+                    let above = cap_block(simd, &cap, block, reference, &mut capped, &mut above);
+                    add(simd, &mut rows, &above, &mut (), start, own);
+                    let Some((shares, _)) = shares else { return };
+                    shares.with::<S, R>(
+                        simd,
+                        start,
+                        length,
+                        &mut numbers,
+                        #[inline(always)]
+                        |shares, fine| {
+                            all_fine &= fine;
+                            weighed.add_capped::<R>(simd, &capped, shares, 0, 0..vectors);
+                        },
+                    );
+                },
+            );
+            let Some((_, total)) = shares else {
+                return (rows.together(simd), Weight { mass: 0.0, sum: 0.0, bad: false });
+            };
+            let ([mass, sum], bad) = weighed.of_all::<R>(total);
+            (rows.together(simd), Weight { mass, sum, bad: bad | !all_fine })
+        },
+    )
+}
+
+/// By how much the capped logits of a block are above a reference; their values and the cap's slopes are in `capped`.
+#[inline(always)]
+fn cap_block<'a, S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    cap: &Cap<S>,
+    block: &Block<R>,
+    reference: Twice<S>,
+    capped: &mut Capped<R, BLOCK>,
+    above: &'a mut [R; BLOCK],
+) -> Block<'a, R> {
+    let vectors = block.classes();
+    for (vector, above) in above[..vectors * R::LANES].chunks_exact_mut(R::LANES).enumerate() {
+        let [x] = block.load::<S, 1>(simd, vector);
+        let (value, slope) = cap.of::<R>(simd, x);
+        capped.set(vector, value, slope);
+        relative::<S, R>(value, reference).store_slice(above);
+    }
+    // SAFETY: so many vectors were written.
+    unsafe { side_by_side(above.as_ptr(), vectors) }
+}
+
+/// [`sum`] of a teacher, and what is summed of its pupil; `moved` is by how much the pupil's logit of the teacher's own class is
+/// above it, as a sum of two.
+#[inline(always)]
 pub fn sum_beside<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    rows: [Row; 2],
+    own: usize,
+    logit: R,
+    moved: [f64; 2],
+    scale: Scale<R>,
+) -> (Sum, f64) {
+    let (of_teacher, sum) = sum_beside_of::<S, R, false>(simd, rows, own, logit, moved, scale);
+    if sum.is_finite() {
+        return (of_teacher, sum);
+    }
+    // Perhaps for masked classes.
+    (of_teacher, sum_beside_of::<S, R, true>(simd, rows, own, logit, moved, scale).1)
+}
+
+#[inline(never)]
+fn sum_beside_of<S: Simd, R: Real + Element<Real = R>, const MASKED: bool>(
     simd: S,
     [teacher, pupil]: [Row; 2],
     own: usize,
@@ -319,15 +524,20 @@ pub fn sum_beside<S: Simd, R: Real + Element<Real = R>>(
                 #[inline(always)]
                 |start, length, block| {
                     let place = pupil.lend(simd, start, length, &mut copy);
-                    let vectors = block.classes();
                     // SAFETY: so many vectors are readable: of the row, or of the padded copy.
-                    let pupil = unsafe { Block::new(place, (R::LANES * size_of::<R>()) as isize, vectors) };
-                    let mut beside = Divergence { pupil, moved, sum };
-                    rows.add(simd, block, &mut beside, start / R::LANES, 0, vectors);
-                    sum = beside.sum;
+                    let pupil = unsafe { side_by_side(place, block.classes()) };
+                    if MASKED || length < BLOCK {
+                        let mut beside = Divergence::<_, _, true> { pupil, moved, sum };
+                        add(simd, &mut rows, block, &mut beside, start, own);
+                        sum = beside.sum;
+                    } else {
+                        let mut beside = Divergence::<_, _, false> { pupil, moved, sum };
+                        add(simd, &mut rows, block, &mut beside, start, own);
+                        sum = beside.sum;
+                    }
                 },
             );
-            (rows.together(simd), sum.value() * UNIT)
+            (rows.together(simd), sum.value() * unit::<R>())
         },
     )
 }
@@ -343,6 +553,8 @@ pub struct Gradient<R> {
     pub factor: f64,
     /// What logits are multiplied by.
     pub scale: Scale<R>,
+    /// The cap of the logits, if there is one.
+    pub softcap: Option<f64>,
     /// Classes with their gradients.
     pub exceptions: [Option<(usize, f64)>; 2],
     /// How it is stored.
@@ -363,12 +575,17 @@ pub enum Less<'a, R> {
 /// Write the gradient of a row.
 #[inline(never)]
 pub fn write<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, out: RowMut, of: &Gradient<R>, less: &Less<R>) {
+    let nothing = RowShares { numbers: None, keep: 1.0, uniform: 0.0, weight: None };
     match less {
-        Less::Nothing => write_less(simd, row, out, of, &()),
-        Less::Shares(shares, scale) => write_less(simd, row, out, of, &(*shares, *scale)),
+        Less::Nothing if of.softcap.is_some() => write_less::<S, R, _, true>(simd, row, out, of, &(nothing, 0.0)),
+        Less::Nothing => write_less::<S, R, _, false>(simd, row, out, of, &()),
+        Less::Shares(shares, scale) if of.softcap.is_some() => {
+            write_less::<S, R, _, true>(simd, row, out, of, &(*shares, *scale));
+        }
+        Less::Shares(shares, scale) => write_less::<S, R, _, false>(simd, row, out, of, &(*shares, *scale)),
         Less::Teacher(teacher, logit, factor) => {
             let reference = Reference::<S, R>::next_to(simd, R::Lanes::<S>::simd_from(simd, *logit), of.scale).0;
-            write_less(simd, row, out, of, &(*teacher, reference, *factor));
+            write_less::<S, R, _, false>(simd, row, out, of, &(*teacher, reference, *factor));
         }
     }
 }
@@ -389,16 +606,24 @@ impl<S: Simd, R: Real> BlockOffset<S, R> for () {
     fn fill(&self, _: S, _: usize, _: usize, _: &mut [R; BLOCK]) {}
 }
 
-impl<S: Simd, R: Real> BlockOffset<S, R> for (RowShares<'_>, f64) {
+impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (RowShares<'_>, f64) {
     const IS: bool = true;
 
     #[inline(always)]
     fn fill(&self, simd: S, start: usize, length: usize, offsets: &mut [R; BLOCK]) {
-        let mut numbers = [0.0; BLOCK];
-        self.0.fill(simd, start, length, &mut numbers);
-        for (offset, number) in offsets.iter_mut().zip(numbers) {
-            *offset = R::from_f64(number * self.1);
-        }
+        let (mut numbers, scales) = ([0.0; BLOCK], [f64x8::splat(simd, self.1); 2]);
+        self.0.with::<S, R>(
+            simd,
+            start,
+            length,
+            &mut numbers,
+            #[inline(always)]
+            |shares, _| {
+                for (vector, offsets) in offsets.chunks_exact_mut(R::LANES).enumerate() {
+                    shares.scaled::<S, R>(simd, 0, vector, scales).store_slice(offsets);
+                }
+            },
+        );
     }
 }
 
@@ -419,7 +644,7 @@ impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (Row<'_>, Refer
 }
 
 #[inline(always)]
-fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>>(
+fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CAPPED: bool>(
     simd: S,
     row: Row,
     mut out: RowMut,
@@ -429,7 +654,12 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let (reference, _) = Reference::next_to(simd, R::Lanes::<S>::simd_from(simd, of.logit), of.scale);
+            let own = R::Lanes::<S>::simd_from(simd, of.logit);
+            let cap = of.softcap.filter(|_| CAPPED).map(|softcap| Cap::new::<R>(simd, softcap));
+            let own_capped = cap.as_ref().map(|cap| cap.of::<R>(simd, own).0);
+            let (mut capped, mut above) = (Capped::<R, BLOCK>::default(), [R::default(); BLOCK]);
+            let own = if CAPPED { R::splat(simd, 0.0) } else { own };
+            let (reference, _) = Reference::next_to(simd, own, of.scale);
             let reference = reference.raised(simd, R::splat(simd, of.octaves));
             let factor = R::splat(simd, of.factor);
             let (mut logits, mut results) = ([R::default(); BLOCK], [R::default(); BLOCK]);
@@ -445,6 +675,14 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>>(
                 let non_temporal = peel.is_some_and(|peel| start >= peel);
                 let here = start..start + length;
                 less.fill(simd, start, length, &mut offsets);
+                let place = match (&cap, own_capped) {
+                    (Some(cap), Some(own)) => {
+                        // SAFETY: so many vectors are readable: of the row, or of the padded block.
+                        let block = unsafe { side_by_side(place, length.div_ceil(TOGETHER * R::LANES) * TOGETHER) };
+                        cap_block(simd, cap, &block, own, &mut capped, &mut above).place(0)
+                    }
+                    _ => place,
+                };
                 let has_exception = of.exceptions.iter().flatten().any(|(class, _)| here.contains(class));
                 // A block that is written where it belongs: whole, and without an exception.
                 let direct = as_computed && length == BLOCK && !has_exception;
@@ -465,6 +703,9 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>>(
                                 if O::IS {
                                     let here = (vector + k + index) * R::LANES..(vector + k + index + 1) * R::LANES;
                                     gradients[k + index] -= R::Lanes::<S>::from_slice(simd, &offsets[here]);
+                                }
+                                if CAPPED {
+                                    gradients[k + index] *= capped.slope(simd, vector + k + index);
                                 }
                             }
                         }

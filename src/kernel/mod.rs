@@ -16,6 +16,7 @@
 //! | [`vertical`] | as many rows as there are lanes, or a strip of such tiles |
 //! | [`stage`] | rows of few classes on their way to and from lanes |
 
+pub mod cap;
 pub mod finish;
 pub mod horizontal;
 pub mod shares;

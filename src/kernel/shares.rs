@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::finish::{Coefficients, HALF, MOST_LANES, PerLane, load};
-use super::vertical::{Beside, Block, Offset, Rows, STREAMS, Strip, StripMut, Tiles};
+use super::cap::{Cap, Capped, relative};
+use super::finish::{Coefficients, HALF, MOST_LANES, Own, PerLane, load, store};
+use super::vertical::{Beside, Block, Offset, Rows, STREAMS, Strip, StripMut, Tiles, lane_mask};
 use crate::element::Element;
 use crate::math::{Real, Total, Twice, UNIT, two_sum};
 
@@ -33,7 +34,26 @@ pub struct Shares<'a> {
     pub weight: Option<&'a [f64]>,
 }
 
+/// Which of its parts shares are made of.
+#[derive(Clone, Copy, PartialEq)]
+enum Parts {
+    Uniform,
+    OfClass,
+    Given,
+    All,
+}
+
 impl Shares<'_> {
+    #[inline(always)]
+    fn parts(&self) -> Parts {
+        match (self.given, self.weight) {
+            (Given::Nothing, None) => Parts::Uniform,
+            (Given::Nothing, Some(_)) => Parts::OfClass,
+            (_, None) if self.keep == 1.0 && self.uniform == 0.0 => Parts::Given,
+            _ => Parts::All,
+        }
+    }
+
     /// What is given to a class by the rows of tile number `tile` of those that compute in `R`.
     #[inline(always)]
     fn given<S: Simd, R: Real>(&self, simd: S, tile: usize, class: usize) -> Twice<S> {
@@ -61,41 +81,77 @@ impl Shares<'_> {
         halves
     }
 
-    /// The share of a class.
+    /// What the uniform part of a class weighs.
     #[inline(always)]
-    fn of<S: Simd, R: Real>(&self, simd: S, given: Twice<S>, class: usize) -> Twice<S> {
+    fn of_class(&self, class: usize) -> f64 {
+        self.uniform * self.weight.map_or(1.0, |weight| weight[class])
+    }
+
+    /// The share of a class to which this is given.
+    #[inline(always)]
+    fn of<S: Simd, R: Real>(&self, simd: S, parts: Parts, given: Twice<S>, class: usize) -> Twice<S> {
         let lanes = |value: f64| f64x8::splat(simd, value);
-        let weight = lanes(self.weight.map_or(1.0, |weight| weight[class]));
-        let (keep, uniform) = (lanes(self.keep), lanes(self.uniform));
         let mut shares = given;
-        for share in &mut shares[..R::LANES / HALF] {
-            *share = share.mul_add(keep, uniform) * weight;
+        match parts {
+            Parts::Given => {}
+            Parts::Uniform | Parts::OfClass => shares[..R::LANES / HALF].fill(lanes(self.of_class(class))),
+            Parts::All => {
+                let weight = lanes(self.weight.map_or(1.0, |weight| weight[class]));
+                let (keep, uniform) = (lanes(self.keep), lanes(self.uniform));
+                for share in &mut shares[..R::LANES / HALF] {
+                    *share = share.mul_add(keep, uniform) * weight;
+                }
+            }
         }
         shares
     }
 
+    /// The share of a class times `scales`, rounded once.
+    #[inline(always)]
+    pub(super) fn scaled<S: Simd, R: Real>(
+        &self,
+        simd: S,
+        tile: usize,
+        class: usize,
+        scales: Twice<S>,
+    ) -> R::Lanes<S> {
+        let parts = self.parts();
+        let varies = matches!(parts, Parts::Given | Parts::All);
+        let given = if varies { self.given::<S, R>(simd, tile, class) } else { [f64x8::splat(simd, 0.0); 2] };
+        let [low, high] = self.of::<S, R>(simd, parts, given, class);
+        R::once([low * scales[0], high * scales[1]])
+    }
+
+    /// What is given to a class in the lanes that compute, if it is such.
+    #[inline(always)]
+    fn single<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        tile: usize,
+        class: usize,
+    ) -> Option<[R::Lanes<S>; 1]> {
+        let strip = match self.given {
+            Given::Single(strip) => strip.of::<R>(),
+            _ => None,
+        };
+        strip.map(|strip| strip.tile(tile).load::<S, 1>(simd, class))
+    }
+
     /// The share of a class of each lane.
     #[inline(never)]
-    pub fn pick<S: Simd, R: Real>(&self, simd: S, tile: usize, classes: &PerLane<usize>) -> PerLane<f64> {
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let mut shares = [0.0; MOST_LANES];
-                for lane in 0..R::LANES {
-                    let row = tile * R::LANES + lane;
-                    let given = match self.given {
-                        Given::Nothing => 0.0,
-                        Given::Single(strip) => {
-                            f64::from(strip.tile(row / f32::LANES).get(classes[lane], row % f32::LANES))
-                        }
-                        Given::Double(strip) => strip.tile(row / HALF).get(classes[lane], row % HALF),
-                    };
-                    let weight = self.weight.map_or(1.0, |weight| weight[classes[lane]]);
-                    shares[lane] = given.mul_add(self.keep, self.uniform) * weight;
-                }
-                shares
-            },
-        )
+    pub fn pick<R: Real>(&self, tile: usize, classes: &PerLane<usize>) -> PerLane<f64> {
+        let mut shares = [0.0; MOST_LANES];
+        for lane in 0..R::LANES {
+            let row = tile * R::LANES + lane;
+            let given = match self.given {
+                Given::Nothing => 0.0,
+                Given::Single(strip) => f64::from(strip.tile(row / f32::LANES).get(classes[lane], row % f32::LANES)),
+                Given::Double(strip) => strip.tile(row / HALF).get(classes[lane], row % HALF),
+            };
+            let weight = self.weight.map_or(1.0, |weight| weight[classes[lane]]);
+            shares[lane] = (given * self.keep + self.uniform) * weight;
+        }
+        shares
     }
 }
 
@@ -154,12 +210,44 @@ impl<S: Simd, R: Real + Element<Real = R>> Leader<S, R> {
     }
 }
 
+/// What shares weigh, class by class.
+pub(super) trait Values<S: Simd> {
+    /// Those of a class in twice the precision.
+    fn twice(&self, simd: S, class: usize) -> Twice<S>;
+}
+
+/// Logits.
+impl<S: Simd, R: Real + Element<Real = R>> Values<S> for Block<'_, R> {
+    #[inline(always)]
+    fn twice(&self, simd: S, class: usize) -> Twice<S> {
+        let [x] = self.load::<S, 1>(simd, class);
+        R::twice(x)
+    }
+}
+
+/// Logits under a cap.
+impl<S: Simd, R: Real + Element<Real = R>> Values<S> for (&Cap<S>, Block<'_, R>) {
+    #[inline(always)]
+    fn twice(&self, simd: S, class: usize) -> Twice<S> {
+        let [x] = self.1.load::<S, 1>(simd, class);
+        self.0.of::<R>(simd, x).0
+    }
+}
+
+/// Logits that were capped.
+impl<S: Simd, R: Real, const N: usize> Values<S> for Capped<R, N> {
+    #[inline(always)]
+    fn twice(&self, simd: S, vector: usize) -> Twice<S> {
+        self.value(simd, vector)
+    }
+}
+
 /// What is summed of shares.
 #[derive(Clone, Copy)]
 pub struct Weighed<S: Simd> {
-    /// `Σ t`.
+    /// `Σ t`, but of shares that are the same for all rows.
     mass: Total<S>,
-    /// `Σ t·(x − x(own))`, in units of [`UNIT`].
+    /// `Σ t·x`, in f64 `Σ t·(x − x(own))` in units of [`UNIT`].
     sum: Total<S>,
     /// The least of what was given.
     least: Twice<S>,
@@ -183,57 +271,119 @@ impl<S: Simd> Weighed<S> {
     /// Nothing, of rows with these logits.
     #[inline(always)]
     pub fn none<R: Real>(simd: S, own: &PerLane<f64>) -> Self {
-        let zero = Total::zero(simd);
-        Self { mass: zero, sum: zero, least: [f64x8::splat(simd, 0.0); 2], own: R::twice(R::narrow(simd, own)) }
+        Self::relative_to(simd, R::twice(R::narrow(simd, own)))
     }
 
-    /// Add the shares of some vectors of a tile, of the classes from `class` on.
+    /// Nothing, of rows with these capped logits.
     #[inline(always)]
-    pub(super) fn add<R: Real + Element<Real = R>>(
+    pub(super) fn relative_to(simd: S, own: Twice<S>) -> Self {
+        let zero = Total::zero(simd);
+        Self { mass: zero, sum: zero, least: [f64x8::splat(simd, 0.0); 2], own }
+    }
+
+    /// Add the shares of some classes of a tile, whose capped logits are `values`.
+    #[inline(always)]
+    pub(super) fn add_capped<R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        values: &impl Values<S>,
+        shares: &Shares,
+        tile: usize,
+        classes: Range<usize>,
+    ) {
+        self.add_parts::<R, _, true>(simd, values, shares, Parts::All, tile, classes);
+    }
+
+    /// Add the shares of some classes of a tile. Without `MASKED` a share of nothing of a masked class makes the sum NaN.
+    #[inline(always)]
+    pub(super) fn add<R: Real + Element<Real = R>, const MASKED: bool>(
         &mut self,
         simd: S,
         block: &Block<R>,
         shares: &Shares,
         tile: usize,
-        vectors: Range<usize>,
+        classes: Range<usize>,
     ) {
+        // A loop for each, so that none asks class by class.
+        match shares.parts() {
+            Parts::Uniform => self.add_parts::<R, _, MASKED>(simd, block, shares, Parts::Uniform, tile, classes),
+            Parts::OfClass => self.add_parts::<R, _, MASKED>(simd, block, shares, Parts::OfClass, tile, classes),
+            Parts::Given => self.add_parts::<R, _, MASKED>(simd, block, shares, Parts::Given, tile, classes),
+            Parts::All => self.add_parts::<R, _, MASKED>(simd, block, shares, Parts::All, tile, classes),
+        }
+    }
+
+    #[inline(always)]
+    fn add_parts<R: Real + Element<Real = R>, V: Values<S>, const MASKED: bool>(
+        &mut self,
+        simd: S,
+        values: &V,
+        shares: &Shares,
+        parts: Parts,
+        tile: usize,
+        classes: Range<usize>,
+    ) {
+        let zero = f64x8::splat(simd, 0.0);
         let (mut mass, mut sum, mut least) = (self.mass, self.sum, self.least);
-        for vector in vectors {
-            let [x] = block.load::<S, 1>(simd, vector);
-            let given = shares.given::<S, R>(simd, tile, vector);
-            for half in 0..R::LANES / HALF {
-                // A NaN may get lost here; it is in the mass.
-                least[half] = least[half].min(given[half]);
+        for class in classes {
+            let mut x = values.twice(simd, class);
+            let varies = matches!(parts, Parts::Given | Parts::All);
+            let given = if varies { shares.given::<S, R>(simd, tile, class) } else { [zero; 2] };
+            let share = shares.of::<S, R>(simd, parts, given, class);
+            if varies {
+                for half in 0..R::LANES / HALF {
+                    // A NaN may get lost here; it is in the mass.
+                    least[half] = least[half].min(given[half]);
+                }
+                R::add_twice(&mut mass, share);
             }
-            let share = shares.of::<S, R>(simd, given, vector);
-            R::add_weighted(simd, &mut sum, share, R::twice(x), self.own);
-            R::add_twice(&mut mass, share);
+            if R::LANES == f32::LANES {
+                // f64 holds the products, so that it does not matter what they are relative to.
+                if MASKED {
+                    for half in 0..2 {
+                        x[half] = share[half].simd_eq(zero).select(zero, x[half]);
+                    }
+                }
+                sum.add_products(x, share);
+            } else {
+                R::add_weighted(simd, &mut sum, share, x, self.own);
+            }
         }
         (self.mass, self.sum, self.least) = (mass, sum, least);
     }
 
-    /// The mass and the sum in lanes that are those of one row.
+    /// The mass, `total` for shares that are the same for all rows, and the sum in lanes that are those of one row; whether
+    /// something was given that is less than 0, or NaN.
     #[inline(always)]
-    pub(super) fn of_all(&self) -> [f64; 2] {
-        [self.mass.value(), self.sum.value() * UNIT]
+    pub(super) fn of_all<R: Real>(&self, total: Option<f64>) -> ([f64; 2], bool) {
+        let [mass, own] = [total.unwrap_or(self.mass.value()), self.own[0].as_slice()[0]];
+        let mut bad = mass.is_nan();
+        for half in &self.least[..R::LANES / HALF] {
+            bad |= half.as_slice().iter().any(|least| *least < 0.0);
+        }
+        let sum = self.sum.value();
+        ([mass, if R::LANES == f32::LANES { sum - mass * own } else { sum * UNIT }], bad)
     }
 
-    /// What was summed.
+    /// What was summed; `total` is the mass of shares that are the same for all rows.
     #[inline(never)]
-    pub fn found<R: Real>(&self, simd: S) -> Found {
+    pub fn found<R: Real>(&self, simd: S, total: Option<f64>) -> Found {
         simd.vectorize(
             #[inline(always)]
             || {
                 let mut found = Found { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES], bad: 0 };
                 R::lane_totals(&self.mass, &mut found.mass);
                 R::lane_totals(&self.sum, &mut found.sum);
-                let mut least = [0.0; MOST_LANES];
+                let [mut least, mut own] = [[0.0; MOST_LANES]; 2];
                 for half in 0..R::LANES / HALF {
-                    self.least[half].store_slice(&mut least[half * HALF..(half + 1) * HALF]);
+                    store(self.least[half], &mut least, half * HALF);
+                    store(self.own[half], &mut own, half * HALF);
                 }
                 for lane in 0..R::LANES {
-                    found.sum[lane] *= UNIT;
                     found.bad |= u32::from(least[lane] < 0.0 || found.mass[lane].is_nan()) << lane;
+                    let (mass, sum) = (total.unwrap_or(found.mass[lane]), found.sum[lane]);
+                    found.mass[lane] = mass;
+                    found.sum[lane] = if R::LANES == f32::LANES { sum - mass * own[lane] } else { sum * UNIT };
                 }
                 found
             },
@@ -242,21 +392,30 @@ impl<S: Simd> Weighed<S> {
 }
 
 /// A pupil beside its teacher, whose exponentials are added: `Σ exp·((x − x(own')) − (x' − x'(own')))`, where primes are the
-/// teacher's, and own' is the class of its own exponentials.
-pub(super) struct Divergence<'a, S: Simd, R> {
+/// teacher's, and own' is the class of its own exponentials. Without `MASKED` a masked class makes it NaN.
+pub(super) struct Divergence<'a, S: Simd, R, const MASKED: bool> {
     pub(super) pupil: Block<'a, R>,
     /// `x(own') − x'(own')` in twice the precision.
     pub(super) moved: Twice<S>,
-    /// In units of [`UNIT`].
+    /// In f64 in units of [`UNIT`].
     pub(super) sum: Total<S>,
 }
 
-impl<S: Simd, R: Real + Element<Real = R>> Beside<S, R> for Divergence<'_, S, R> {
+impl<S: Simd, R: Real + Element<Real = R>, const MASKED: bool> Beside<S, R> for Divergence<'_, S, R, MASKED> {
     const SEES: bool = true;
 
     #[inline(always)]
     fn add(&mut self, simd: S, vector: usize, teacher: R::Lanes<S>, exp: R::Lanes<S>) {
         let [pupil] = self.pupil.load::<S, 1>(simd, vector);
+        if R::LANES == f32::LANES && !MASKED {
+            // As good as exact in f64.
+            let (mut difference, teacher) = (R::twice(pupil), R::twice(teacher));
+            for half in 0..2 {
+                difference[half] -= teacher[half] + self.moved[half];
+            }
+            self.sum.add_products(difference, R::twice(exp));
+            return;
+        }
         let lowest = R::Lanes::<S>::simd_from(simd, R::LOWEST);
         // A masked class is infinitely far from one that is not, however little that weighs.
         let apart = pupil.simd_lt(lowest) & teacher.simd_ge(lowest);
@@ -268,7 +427,16 @@ impl<S: Simd, R: Real + Element<Real = R>> Beside<S, R> for Divergence<'_, S, R>
             let [high, low] = two_sum(teacher[0], self.moved[0]);
             [high, low + self.moved[1]]
         };
-        R::add_weighted(simd, &mut self.sum, R::twice(exp), R::twice(pupil), reference);
+        let (zero, exp) = (f64x8::splat(simd, 0.0), R::twice(exp));
+        if R::LANES == f32::LANES {
+            let mut difference = R::twice(pupil);
+            for half in 0..2 {
+                difference[half] = exp[half].simd_eq(zero).select(zero, difference[half] - reference[half]);
+            }
+            self.sum.add_products(difference, exp);
+        } else {
+            R::add_weighted(simd, &mut self.sum, exp, R::twice(pupil), reference);
+        }
     }
 }
 
@@ -278,19 +446,55 @@ pub(super) fn moved_lanes<S: Simd, R: Real>(simd: S, [high, low]: &[PerLane<f64>
     [load(simd, high, 0), if R::LANES == f32::LANES { load(simd, high, HALF) } else { load(simd, low, 0) }]
 }
 
-/// Shares, as gradients are less by them.
-struct OfShares<'a, S: Simd> {
+/// What sums of lanes of one row are in, units of.
+#[inline(always)]
+pub(super) fn unit<R: Real>() -> f64 {
+    if R::LANES == f32::LANES { 1.0 } else { UNIT }
+}
+
+/// Shares, as gradients are less by them: a product is rounded once.
+struct OfShares<'a, S: Simd, R: Real> {
     shares: Shares<'a>,
     tile: usize,
     scales: Twice<S>,
+    /// The same as a sum of two.
+    parts: [R::Lanes<S>; 2],
+    /// What the uniform part of any class is less.
+    uniform: R::Lanes<S>,
 }
 
-impl<S: Simd, R: Real> Offset<S, R> for OfShares<'_, S> {
+impl<'a, S: Simd, R: Real> OfShares<'a, S, R> {
+    #[inline(always)]
+    fn new(simd: S, shares: &Shares<'a>, tile: usize, scales: &PerLane<f64>) -> Self {
+        let high = R::narrow(simd, scales);
+        let (mut rest, mut uniform) = ([0.0; MOST_LANES], *scales);
+        R::widen(high, &mut rest);
+        for lane in 0..MOST_LANES {
+            rest[lane] = scales[lane] - rest[lane];
+            uniform[lane] *= shares.uniform;
+        }
+        Self {
+            shares: *shares,
+            tile,
+            scales: R::halves(simd, scales),
+            parts: [high, R::narrow(simd, &rest)],
+            uniform: R::narrow(simd, &uniform),
+        }
+    }
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> Offset<S, R> for OfShares<'_, S, R> {
     #[inline(always)]
     fn less(&self, simd: S, class: usize, gradient: R::Lanes<S>) -> R::Lanes<S> {
-        let given = self.shares.given::<S, R>(simd, self.tile, class);
-        let [low, high] = self.shares.of::<S, R>(simd, given, class);
-        gradient - R::once([low * self.scales[0], high * self.scales[1]])
+        let parts = self.shares.parts();
+        if parts == Parts::Uniform {
+            return gradient - self.uniform;
+        }
+        if let (Parts::Given, Some([lanes])) = (parts, self.shares.single::<S, R>(simd, self.tile, class)) {
+            let [high, low] = self.parts;
+            return (-lanes).mul_add(high, (-lanes).mul_add(low, gradient));
+        }
+        gradient - self.shares.scaled::<S, R>(simd, self.tile, class, self.scales)
     }
 }
 
@@ -333,6 +537,109 @@ macro_rules! for_each_group {
     };
 }
 
+impl<S: Simd> Tiles<Weighed<S>> {
+    /// Whether the sums of the rows of a tile that count are finite, or something given is bad.
+    #[inline(always)]
+    pub fn is_finite<R: Real>(&self, simd: S, tile: usize, counts: &PerLane<f64>) -> bool {
+        let found = self.all()[tile].found::<R>(simd, Some(0.0));
+        found.sum.iter().zip(counts).all(|(sum, counts)| *counts == 0.0 || sum.is_finite())
+    }
+
+    /// The shares of all classes of a tile once more, if there are masked classes that have none.
+    #[inline(never)]
+    pub fn add_masked<R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        strip: &Strip<R>,
+        shares: &Shares,
+        tile: usize,
+    ) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let weighed = &mut self.all_mut()[tile];
+                (weighed.mass, weighed.sum) = (Total::zero(simd), Total::zero(simd));
+                weighed.add::<R, true>(simd, &strip.tile(tile), shares, tile, 0..strip.block.classes());
+            },
+        );
+    }
+}
+
+/// Rows of few classes under a cap.
+pub struct CappedTiles<'a, S: Simd, R> {
+    /// The cap.
+    pub(crate) cap: Cap<S>,
+    /// The logits.
+    pub logits: Strip<'a, R>,
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
+    /// The capped logits of the own classes.
+    #[inline(always)]
+    fn own(&self, simd: S, tile: usize, own: &Own) -> Twice<S> {
+        let logits = self.logits.tile(tile).pick(&own.class);
+        self.cap.of::<R>(simd, R::narrow(simd, &logits)).0
+    }
+
+    /// Write by how much the capped logits of each class are above those of the own ones.
+    #[inline(never)]
+    pub fn write(&self, simd: S, own: &[Own], out: &mut StripMut<R>) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                for (tile, own) in own.iter().enumerate() {
+                    let (block, mut out, own) = (self.logits.tile(tile), out.tile(tile), self.own(simd, tile, own));
+                    for class in 0..block.classes() {
+                        let [x] = block.load::<S, 1>(simd, class);
+                        out.store(simd, class, relative::<S, R>(self.cap.of::<R>(simd, x).0, own));
+                    }
+                }
+            },
+        );
+    }
+
+    /// The shares of all classes of the tiles.
+    #[inline(never)]
+    pub fn shares(&self, simd: S, own: &[Own], shares: &Shares) -> Tiles<Weighed<S>> {
+        let mut all = Tiles::none();
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                for (tile, own) in own.iter().enumerate() {
+                    let block = self.logits.tile(tile);
+                    let mut weighed = Weighed::relative_to(simd, self.own(simd, tile, own));
+                    weighed.add_capped::<R>(simd, &(&self.cap, block), shares, tile, 0..block.classes());
+                    all.push(weighed);
+                }
+            },
+        );
+        all
+    }
+
+    /// Multiply gradients by the slopes of the cap; write the logits of rows that need the careful path.
+    #[inline(never)]
+    pub fn slope(&self, simd: S, coefficients: &[Coefficients], out: &mut StripMut<R>) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                for (tile, of) in coefficients.iter().enumerate() {
+                    let (block, mut out) = (self.logits.tile(tile), out.tile(tile));
+                    let spared = lane_mask::<S, R>(simd, of.careful);
+                    for class in 0..block.classes() {
+                        let [x] = block.load::<S, 1>(simd, class);
+                        let [gradient] = out.read().load::<S, 1>(simd, class);
+                        let (_, slope) = self.cap.of::<R>(simd, x);
+                        // Of rows that do not count the logits may be NaN.
+                        let zero = R::splat(simd, 0.0);
+                        let gradient = gradient.simd_eq(zero).select(zero, gradient * slope);
+                        out.store(simd, class, spared.select(x, gradient));
+                    }
+                }
+            },
+        );
+    }
+}
+
 impl<S: Simd, R: Real + Element<Real = R>> Tiles<Leader<S, R>> {
     /// The leaders of some tiles.
     #[inline(never)]
@@ -363,7 +670,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
             || {
                 for_each_group!(strip, tiles.clone(), |tile, classes| {
                     let count = classes.len();
-                    self.all_mut()[tile].add(simd, &strip.tile(tile), &mut (), classes.start, classes.start, count);
+                    self.all_mut()[tile].add::<_, true>(simd, &strip.tile(tile), &mut (), classes.start, classes.start, count);
                 });
             },
         );
@@ -378,19 +685,21 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                 let count = self.all().len();
                 for_each_group!(strip, 0..count, |tile, classes| {
                     let (block, count) = (strip.tile(tile), classes.len());
-                    self.all_mut()[tile].add(simd, &block, &mut (), classes.start, classes.start, count);
-                    weighed.all_mut()[tile].add::<R>(simd, &block, shares, tile, classes);
+                    self.all_mut()[tile].add::<_, true>(simd, &block, &mut (), classes.start, classes.start, count);
+                    weighed.all_mut()[tile].add::<R, false>(simd, &block, shares, tile, classes);
                 });
             },
         );
     }
 
-    /// Add the exponentials of all classes of a teacher's tiles, beside those of a pupil; `moved` is by how much the pupil's
-    /// logits of the own classes are above the teacher's, as a sum of two. Returns `Σ exp·((x − x(own')) − (x' − x'(own')))`.
+    /// Add the exponentials of all classes of some of a teacher's tiles, beside those of a pupil; `moved` is by how much the
+    /// pupil's logits of the own classes are above the teacher's, as a sum of two. Returns
+    /// `Σ exp·((x − x(own')) − (x' − x'(own')))`; without `MASKED` a masked class makes it NaN.
     #[inline(never)]
-    pub fn add_beside(
+    pub fn add_beside<const MASKED: bool>(
         &mut self,
         simd: S,
+        tiles: Range<usize>,
         teacher: &Strip<R>,
         pupil: &Strip<R>,
         moved: &[[PerLane<f64>; 2]],
@@ -398,25 +707,24 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
         simd.vectorize(
             #[inline(always)]
             || {
-                let count = self.all().len();
                 let mut totals = Tiles::<Total<S>>::none();
-                for _ in 0..count {
+                for _ in tiles.clone() {
                     totals.push(Total::zero(simd));
                 }
-                for_each_group!(teacher, 0..count, |tile, classes| {
-                    let halves = moved_lanes::<S, R>(simd, &moved[tile]);
-                    let sum = totals.all()[tile];
-                    let mut beside = Divergence { pupil: pupil.tile(tile), moved: halves, sum };
+                for_each_group!(teacher, tiles.clone(), |tile, classes| {
+                    let sum = totals.all()[tile - tiles.start];
+                    let moved = moved_lanes::<S, R>(simd, &moved[tile]);
+                    let mut beside = Divergence::<_, _, MASKED> { pupil: pupil.tile(tile), moved, sum };
                     let (first, count) = (classes.start, classes.len());
-                    self.all_mut()[tile].add(simd, &teacher.tile(tile), &mut beside, first, first, count);
-                    totals.all_mut()[tile] = beside.sum;
+                    self.all_mut()[tile].add::<_, true>(simd, &teacher.tile(tile), &mut beside, first, first, count);
+                    totals.all_mut()[tile - tiles.start] = beside.sum;
                 });
                 let mut sums = Tiles::none();
                 for total in totals.all() {
                     let mut of_tile = [0.0; MOST_LANES];
                     R::lane_totals(total, &mut of_tile);
                     for sum in &mut of_tile {
-                        *sum *= UNIT;
+                        *sum *= unit::<R>();
                     }
                     sums.push(of_tile);
                 }
@@ -445,16 +753,17 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                 for_each_group!(strip, 0..coefficients.len(), |tile, classes| {
                     let (rows, of, block) = (&self.all()[tile], &coefficients[tile], strip.tile(tile));
                     let mut out = out.tile(tile);
-                    let halves = [load(simd, &scales[tile], 0), load(simd, &scales[tile], HALF)];
+                    let scales = scales.get(tile).unwrap_or(&[0.0; MOST_LANES]);
                     match aim {
                         Aim::Own => rows.write::<_, true>(simd, of, &block, &mut out, &(), classes),
                         Aim::Shares(shares) => {
-                            let offset = OfShares { shares: *shares, tile, scales: halves };
+                            let offset = OfShares::<S, R>::new(simd, shares, tile, scales);
                             rows.write::<_, true>(simd, of, &block, &mut out, &offset, classes);
                         }
                         Aim::Teacher(teachers, strip) => {
-                            let factor = R::narrow(simd, &scales[tile]);
-                            let offset = OfTeacher { rows: &teachers.all()[tile], block: strip.tile(tile), factor };
+                            let (teacher, beside) = (&teachers.all()[tile], strip.tile(tile));
+                            let factor = R::narrow(simd, scales);
+                            let offset = OfTeacher { rows: teacher, block: beside, factor };
                             rows.write::<_, true>(simd, of, &block, &mut out, &offset, classes);
                         }
                     }

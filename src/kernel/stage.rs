@@ -18,8 +18,14 @@ use crate::rows::{RowMut, StorePolicy};
 /// The bytes of a row of [`most_classes`], in the type that is computed in. Longer rows are faster one by one.
 pub const MOST_BYTES: usize = 1023;
 
-/// Values that are on the stage at a time, or in the wings.
+/// Values that are on the stage at a time, or in the wings: of few classes.
 const ROOM: usize = 4096;
+
+/// The same of more classes: what the second cache has room for beside as much.
+const ROOM_OF_MANY: usize = 1 << 16;
+
+/// Of more classes not even a tile is brought onto a stage.
+pub const MOST_STAGED: usize = 1 << 15;
 
 // A tile of the most classes fits, and so do converted rows that lie apart, each of a vector at least.
 const _: () = assert!(MOST_LANES * (MOST_BYTES / 4) <= ROOM && MOST_LANES * MOST_LANES <= ROOM);
@@ -29,31 +35,49 @@ pub const fn most_classes<R: Real>() -> usize {
     MOST_BYTES / size_of::<R>()
 }
 
-/// A place for some tiles, on a boundary of cache lines.
+/// A place for some tiles: of few classes on a boundary of cache lines, of more on the heap.
 #[repr(align(64))]
 pub struct Stage<R> {
     values: [MaybeUninit<R>; ROOM],
+    many: Vec<MaybeUninit<R>>,
 }
 
 impl<R: Real + Element<Real = R>> Stage<R> {
-    /// A stage with nothing on it.
+    /// A stage with nothing on it, and room for rows of few classes.
     #[inline(always)]
     pub fn empty() -> Self {
-        Self { values: [MaybeUninit::uninit(); ROOM] }
+        Self { values: [MaybeUninit::uninit(); ROOM], many: Vec::new() }
+    }
+
+    /// Make room for some rows of so many classes; whether there is memory for it.
+    #[inline(always)]
+    pub fn reserve(&mut self, rows: usize, classes: usize) -> bool {
+        let room = rows.next_multiple_of(R::LANES) * classes;
+        room <= ROOM || self.reserve_many(room)
+    }
+
+    #[cold]
+    fn reserve_many(&mut self, room: usize) -> bool {
+        if self.many.try_reserve_exact(room).is_err() {
+            return false;
+        }
+        self.many.resize(room, MaybeUninit::uninit());
+        true
     }
 
     /// How many tiles of so many classes are worked on at a time, no more than 16: half a stage, so that gradients have room
     /// in the cache too.
     #[inline(always)]
     pub fn tiles(classes: usize) -> usize {
-        (ROOM / 2 / (R::LANES * classes)).clamp(1, 16)
+        let room = if classes <= most_classes::<R>() { ROOM / 2 } else { ROOM_OF_MANY };
+        (room / (R::LANES * classes)).clamp(1, 16)
     }
 
     #[inline(always)]
     fn place(&mut self, tile: usize, classes: usize) -> *mut R {
-        let length = R::LANES * classes;
-        assert!((tile + 1) * length <= ROOM);
-        self.values[tile * length..].as_mut_ptr().cast()
+        let here = tile * R::LANES * classes..(tile + 1) * R::LANES * classes;
+        let values = if self.many.is_empty() { &mut self.values[..] } else { &mut self.many };
+        values[here].as_mut_ptr().cast()
     }
 
     /// The tiles on it, of so many classes.

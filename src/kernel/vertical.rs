@@ -209,13 +209,13 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         Self { reference, octaves: zero, rest, own, largest: zero, total: Total::zero(simd), counts, suits }
     }
 
-    /// Add the exponentials of `count` vectors from number `first` of a block on, of the classes from number `class` on; what is
-    /// `beside` sees them.
+    /// Add the exponentials of `count` vectors from number `first` of a block on, of the classes from number `class` on, some of which may be
+    /// own ones (`OWN`); what is `beside` sees them.
     ///
     /// # Panics
     /// If there are not so many.
     #[inline(always)]
-    pub(super) fn add<B: Beside<S, R>>(
+    pub(super) fn add<B: Beside<S, R>, const OWN: bool>(
         &mut self,
         simd: S,
         block: &Block<R>,
@@ -227,25 +227,25 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         let (mut vector, end) = (first, first + count);
         let before = class.wrapping_sub(first);
         while vector + 8 <= end {
-            self.add_group::<8, B>(simd, block, beside, before, vector);
+            self.add_group::<8, B, OWN>(simd, block, beside, before, vector);
             vector += 8;
         }
         if count & 4 != 0 {
-            self.add_group::<4, B>(simd, block, beside, before, vector);
+            self.add_group::<4, B, OWN>(simd, block, beside, before, vector);
             vector += 4;
         }
         if count & 2 != 0 {
-            self.add_group::<2, B>(simd, block, beside, before, vector);
+            self.add_group::<2, B, OWN>(simd, block, beside, before, vector);
             vector += 2;
         }
         if count & 1 != 0 {
-            self.add_group::<1, B>(simd, block, beside, before, vector);
+            self.add_group::<1, B, OWN>(simd, block, beside, before, vector);
         }
     }
 
     /// Sums of two, then of four and eight, then the total: a fixed order, for the same bits wherever the classes lie.
     #[inline(always)]
-    fn add_group<const N: usize, B: Beside<S, R>>(
+    fn add_group<const N: usize, B: Beside<S, R>, const OWN: bool>(
         &mut self,
         simd: S,
         block: &Block<R>,
@@ -259,15 +259,15 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         if <S::f32s as SimdBase<S>>::LEN >= 16 && N >= 4 {
             for start in (0..N).step_by(4) {
                 let x = [x[start], x[start + 1], x[start + 2], x[start + 3]];
-                self.add_vectors::<4, N, B>(simd, x, &mut sums, beside, [before, first + start, start]);
+                self.add_vectors::<4, N, B, OWN>(simd, x, &mut sums, beside, [before, first + start, start]);
             }
         } else if N >= 2 {
             for start in (0..N).step_by(2) {
                 let x = [x[start], x[start + 1]];
-                self.add_vectors::<2, N, B>(simd, x, &mut sums, beside, [before, first + start, start]);
+                self.add_vectors::<2, N, B, OWN>(simd, x, &mut sums, beside, [before, first + start, start]);
             }
         } else {
-            self.add_vectors::<1, N, B>(simd, [x[0]], &mut sums, beside, [before, first, 0]);
+            self.add_vectors::<1, N, B, OWN>(simd, [x[0]], &mut sums, beside, [before, first, 0]);
         }
         let mut count = N;
         // The first of each pair holds its sum.
@@ -284,7 +284,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
 
     /// The vectors of a group from number `start` on, which are numbers `vector` and so on of the block.
     #[inline(always)]
-    fn add_vectors<const K: usize, const N: usize, B: Beside<S, R>>(
+    fn add_vectors<const K: usize, const N: usize, B: Beside<S, R>, const OWN: bool>(
         &mut self,
         simd: S,
         x: [R::Lanes<S>; K],
@@ -296,7 +296,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         for k in 0..K {
             self.largest = R::larger::<S>(terms.rounded[k], self.largest);
         }
-        for k in 0..K {
+        for k in 0..if OWN { K } else { 0 } {
             terms.power[k] = R::except(simd, terms.power[k], self.own, before.wrapping_add(vector + k));
         }
         for k in (0..K).step_by(2) {
@@ -410,6 +410,36 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
     }
 }
 
+impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
+    /// Write `scale·p·(1 − p)` over the logits: the diagonals of Hessians, but for the own classes; `scales` are `scale`. Rows that
+    /// do not count get 0; those that need the careful path keep their logits.
+    #[inline(never)]
+    pub fn write_variances(
+        &self,
+        simd: S,
+        coefficients: &[Coefficients],
+        scales: &[PerLane<f64>],
+        out: &mut StripMut<R>,
+    ) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let (zero, one) = (R::splat(simd, 0.0), R::splat(simd, 1.0));
+                for (tile, (rows, of)) in self.all().iter().zip(coefficients).enumerate() {
+                    let (factor, scale) = (R::narrow(simd, &of.factor), R::narrow(simd, &scales[tile]));
+                    let (mut block, spared) = (out.tile(tile), lane_mask::<S, R>(simd, of.careful));
+                    for class in 0..block.block.classes {
+                        let [x] = block.block.load::<S, 1>(simd, class);
+                        let p = rows.exp(simd, x) * factor;
+                        let variance = rows.counts.select(p * (one - p) * scale, zero);
+                        block.store(simd, class, spared.select(x, variance));
+                    }
+                }
+            },
+        );
+    }
+}
+
 /// What is subtracted from gradients.
 pub(super) trait Offset<S: Simd, R: Real> {
     /// `gradient` less that of a vector of the block.
@@ -426,7 +456,7 @@ impl<S: Simd, R: Real> Offset<S, R> for () {
 
 /// The mask of some lanes.
 #[inline(always)]
-fn lane_mask<S: Simd, R: Real>(simd: S, bits: u32) -> Mask<S, R> {
+pub(super) fn lane_mask<S: Simd, R: Real>(simd: S, bits: u32) -> Mask<S, R> {
     let mut lanes = [0.0; MOST_LANES];
     for (lane, value) in lanes.iter_mut().enumerate() {
         *value = f64::from(bits >> lane & 1);
@@ -450,6 +480,14 @@ impl<'a, R: Real + Element<Real = R>> Strip<'a, R> {
     #[inline(always)]
     pub unsafe fn new(block: Block<'a, R>, apart: usize) -> Self {
         Self { block, apart }
+    }
+
+    /// The same, if `T` is the same type.
+    #[inline(always)]
+    pub(super) fn of<T: Number>(self) -> Option<Strip<'a, T>> {
+        let Block { base, step, classes, memory: _ } = self.block;
+        let block = Block { base: base.cast(), step, classes, memory: PhantomData };
+        (T::DTYPE == R::DTYPE).then_some(Strip { block, apart: self.apart })
     }
 
     /// A tile.
@@ -576,49 +614,9 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                         prefetch(ahead, count * bytes);
                         ahead = ahead.wrapping_add(count * bytes);
                         if KEEP {
-                            sums.add(simd, &block, &mut kept, class, class, count);
+                            sums.add::<_, true>(simd, &block, &mut kept, class, class, count);
                         } else {
-                            sums.add(simd, &block, &mut (), class, class, count);
-                        }
-                    }
-                }
-            },
-        );
-    }
-
-    /// Add the exponentials of all classes of some tiles, some classes of all of them at a time.
-    #[inline(never)]
-    pub fn add_by_class(&mut self, simd: S, numbers: Range<usize>, strip: &Strip<R>) {
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let classes = strip.block.classes;
-                for class in (0..classes).step_by(STREAMS) {
-                    for (number, sums) in self.all_mut().iter_mut().enumerate().take(numbers.end).skip(numbers.start) {
-                        let count = STREAMS.min(classes - class);
-                        sums.add(simd, &strip.tile(number), &mut (), class, class, count);
-                    }
-                }
-            },
-        );
-    }
-
-    /// Write the gradients of all classes, but for the own ones, some classes of all tiles at a time; logits where a row needs
-    /// the careful path.
-    #[inline(never)]
-    pub fn write(&self, simd: S, coefficients: &[Coefficients], strip: &Strip<R>, out: &mut StripMut<R>) {
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let classes = strip.block.classes;
-                for class in (0..classes).step_by(STREAMS) {
-                    let here = class..classes.min(class + STREAMS);
-                    for (number, (sums, of)) in self.all().iter().zip(coefficients).enumerate() {
-                        let (block, mut out) = (strip.tile(number), out.tile(number));
-                        if of.careful == 0 {
-                            sums.write::<_, false>(simd, of, &block, &mut out, &(), here.clone());
-                        } else {
-                            sums.write::<_, true>(simd, of, &block, &mut out, &(), here.clone());
+                            sums.add::<_, true>(simd, &block, &mut (), class, class, count);
                         }
                     }
                 }

@@ -17,7 +17,8 @@ use super::{Found, GradOutput};
 use crate::element::Element;
 use crate::kernel::finish::{self, Coefficients, MOST_LANES, Own, PerLane, Sums};
 use crate::kernel::horizontal;
-use crate::kernel::stage::{Stage, most_classes};
+use crate::kernel::shares::Aim;
+use crate::kernel::stage::{MOST_STAGED, Stage, most_classes};
 use crate::kernel::vertical::{self, Block, Strip, StripMut, Tiles};
 use crate::math::Real;
 use crate::row::tile::BATCH_BYTES;
@@ -50,14 +51,15 @@ impl Rows<'_> {
             && u32::try_from(classes).is_ok()
             && self.logits.neighbours(first, tiles * lanes).is_some()
             && self.lie_alike(plan, first, tiles * lanes);
-        let in_place = lie_so && (!few || self.gradient_is_strip::<R>(first, tiles * lanes));
-        if !in_place && !few && (plan.is_plain && classes < LONG || tiles > 0) {
-            self.careful_batches(simd, first..first + left, sum)?;
+        let in_place = lie_so && self.gradient_is_strip::<R>(first, tiles * lanes);
+        let staged = few || tiles > 0 && classes <= MOST_STAGED;
+        if !in_place && !staged && plan.is_plain && classes < LONG {
+            self.careful_batches::<S, R>(simd, first..first + left, sum)?;
             return Ok(left);
         }
         let count = if in_place {
             tiles * lanes
-        } else if few {
+        } else if staged {
             (Stage::<R>::tiles(classes) * lanes).min(left)
         } else {
             (BATCH_BYTES / classes.saturating_mul(self.logits.dtype().size())).clamp(1, lanes).min(left)
@@ -65,11 +67,11 @@ impl Rows<'_> {
         let rows = first..first + count;
         // What overwrites the logits is written last.
         if self.gradient_last {
-            self.hessians(simd, rows.clone())?;
+            self.hessians(simd, plan, rows.clone())?;
         }
         if in_place {
             self.strip(simd, plan, first, tiles, sum)?;
-        } else if few {
+        } else if staged {
             match plan.plain() {
                 Some(labels) => self.staged(simd, plan, labels, rows.clone(), sum),
                 None => self.staged_options(simd, plan, rows.clone(), sum)?,
@@ -81,7 +83,7 @@ impl Rows<'_> {
             }
         }
         if !self.gradient_last {
-            self.hessians(simd, rows)?;
+            self.hessians(simd, plan, rows)?;
         }
         Ok(count)
     }
@@ -107,12 +109,34 @@ impl Rows<'_> {
 
     /// Write the diagonals of the Hessians of some rows, if they are wanted.
     #[inline(always)]
-    fn hessians<S: Simd>(&mut self, simd: S, rows: Range<usize>) -> Found<()> {
+    fn hessians<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        rows: Range<usize>,
+    ) -> Found<()> {
+        let classes = self.logits.classes();
         if self.hessian.is_none() {
             return Ok(());
         }
+        if classes <= most_classes::<R>() {
+            let together = Stage::<R>::tiles(classes) * R::LANES;
+            let mut done = true;
+            for first in rows.clone().step_by(together) {
+                done &= self.staged_hessians(simd, plan, first..rows.end.min(first + together))?;
+            }
+            if done {
+                return Ok(());
+            }
+        }
+        self.careful_hessians(simd, rows)
+    }
+
+    /// [`Self::hessians`] by the kernels that look for the maximum first.
+    #[inline(never)]
+    pub(super) fn careful_hessians<S: Simd>(&mut self, simd: S, rows: Range<usize>) -> Found<()> {
         let (losses, gradient) = (self.losses.take(), self.gradient.take());
-        let found = self.careful_batches(simd, rows, &mut [0.0; MOST_LANES]);
+        let found = self.careful_any(simd, rows, &mut [0.0; MOST_LANES]);
         (self.losses, self.gradient) = (losses, gradient);
         found
     }
@@ -138,6 +162,12 @@ impl Rows<'_> {
     ) {
         let (lanes, classes) = (R::LANES, self.logits.classes());
         let (mut stage, mut wings) = (Stage::<R>::empty(), Stage::<R>::empty());
+        if !stage.reserve(rows.len(), classes) || !wings.reserve(lanes, classes) {
+            for first in rows.clone().step_by(lanes) {
+                self.long(simd, plan, labels, first..rows.end.min(first + lanes), sum);
+            }
+            return;
+        }
         let mut tiles = Tiles::<vertical::Rows<S, R>>::none();
         let of_tile = |tile: usize| rows.start + tile * lanes..rows.end.min(rows.start + (tile + 1) * lanes);
         let count = rows.len().div_ceil(lanes);
@@ -215,10 +245,10 @@ impl Rows<'_> {
         for tile in 0..count {
             tiles.begin(simd, &strip.tile(tile), &own(self.problem, labels, of_tile(tile)), plan.scale);
         }
-        tiles.add_by_class(simd, 0..count, &strip);
+        tiles.add(simd, 0..count, &strip);
         for tile in 0..count {
             if tiles.all_mut()[tile].raise(simd) {
-                tiles.add_by_class(simd, tile..tile + 1, &strip);
+                tiles.add(simd, tile..tile + 1, &strip);
             }
         }
         let mut coefficients = Tiles::<Coefficients>::none();
@@ -228,20 +258,11 @@ impl Rows<'_> {
                 coefficients.push(of);
             }
         }
-        let gradient_fits = self.gradient_is_strip::<R>(first, count * lanes);
         let Some(out) = &mut self.gradient else { return };
-        if !gradient_fits {
-            for (tile, of) in coefficients.all().iter().enumerate() {
-                let own = own(self.problem, labels, of_tile(tile));
-                let octaves = tiles.all()[tile].found(simd).octaves;
-                self.write_row_by_row(simd, plan, of_tile(tile), &RowGradients::of_classes(&own, &octaves, of));
-            }
-            return;
-        }
         let (place, step) = out.neighbours(first, count * lanes).expect("asked before");
         // SAFETY: the neighbours of each class are elements of rows that this thread has for itself.
         let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<R>(), step, classes), lanes)) };
-        tiles.write(simd, coefficients.all(), &strip, &mut out);
+        tiles.write_less(simd, coefficients.all(), &[], Some(&strip), &Aim::Own, &mut out);
         for (tile, of) in coefficients.all().iter().enumerate() {
             out.tile(tile).write_own(&own(self.problem, labels, of_tile(tile)), of);
         }
@@ -310,7 +331,7 @@ impl Rows<'_> {
         let mut loss = [0.0; MOST_LANES];
         let (losses, grad_output, hessian) = (self.losses.take(), self.grad_output, self.hessian.take());
         self.grad_output = grad_output.filter(|_| gradient);
-        let found = self.careful_batches(simd, row..row + 1, &mut loss);
+        let found = self.careful_any(simd, row..row + 1, &mut loss);
         (self.losses, self.grad_output, self.hessian) = (losses, grad_output, hessian);
         // Every other place is 0. Classes cannot be bad: they were looked at when they were read.
         found.map_or(f64::NAN, |()| loss.iter().sum())

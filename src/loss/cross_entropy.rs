@@ -8,13 +8,12 @@ use super::options::Plan;
 use super::targets::Problem;
 use super::{Check, Chunks, Derivatives, Found, GradOutput, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut, RowsMut};
-use crate::dtype::{Dtype, with_elements};
 use crate::element::Element;
 use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
-use crate::row::tile::{self, Output, Tile, Transposed, WeightRoom, batches};
+use crate::row::tile::BATCH_BYTES;
 use crate::row::{find_point, gradient, product, weigh_infinities};
 use crate::rows::StorePolicy;
 use crate::simd::{self, Kernel};
@@ -68,7 +67,6 @@ pub fn cross_entropy(
             hessian: hessian.as_ref().map(|parts| parts.take(chunk)),
             grad_output,
             gradient_last,
-            out_dtype,
             store,
         })
     })?;
@@ -114,19 +112,6 @@ pub(super) fn scales<S: Simd>(
     )
 }
 
-/// What the work on a tile needs besides the tile.
-struct Room<R: Real> {
-    /// For its results.
-    results: Transposed<R>,
-    weights: Option<WeightRoom>,
-}
-
-impl<R: Real + Element<Real = R>> Room<R> {
-    fn new() -> Self {
-        Self { results: Transposed::uninit(), weights: None }
-    }
-}
-
 /// The work on a chunk of rows.
 pub(super) struct Rows<'a> {
     pub(super) range: Range<usize>,
@@ -139,8 +124,6 @@ pub(super) struct Rows<'a> {
     pub(super) grad_output: Option<&'a GradOutput<'a>>,
     /// Whether the gradient is written over the logits, and so after the Hessian.
     pub(super) gradient_last: bool,
-    /// What the derivatives are.
-    pub(super) out_dtype: Dtype,
     /// How the gradient and the Hessian are stored.
     pub(super) store: [StorePolicy; 2],
 }
@@ -171,87 +154,52 @@ impl Rows<'_> {
                     first += self.planned_rows(simd, &plan, first, &mut sum)?;
                 }
             }
-            None => self.careful_batches(simd, first..end, &mut sum)?,
+            None => self.careful_batches::<S, R>(simd, first..end, &mut sum)?,
         }
         Ok(sum_of_lanes(&sum))
     }
 
-    /// Work on rows by the kernels that look for the maximum first.
-    #[inline(never)]
-    pub(super) fn careful_batches<S: Simd>(
-        &mut self,
-        simd: S,
-        rows: Range<usize>,
-        sum: &mut PerLane<f64>,
-    ) -> Found<()> {
-        with_elements!(self.logits.dtype(), self.out_dtype, E, O => self.careful_batches_of::<S, E, O>(simd, rows, sum))
+    /// [`Self::careful_batches`] of any logits.
+    #[inline(always)]
+    pub(super) fn careful_any<S: Simd>(&mut self, simd: S, rows: Range<usize>, sum: &mut PerLane<f64>) -> Found<()> {
+        if self.logits.dtype().is_double() {
+            self.careful_batches::<S, f64>(simd, rows, sum)
+        } else {
+            self.careful_batches::<S, f32>(simd, rows, sum)
+        }
     }
 
-    /// [`Self::careful_batches`] of logits that are `E`s, with derivatives that are `O`s.
+    /// Work on rows of logits that compute in `R` by the kernels that look for the maximum first.
     #[inline(never)]
-    fn careful_batches_of<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    pub(super) fn careful_batches<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
         rows: Range<usize>,
         sum: &mut PerLane<f64>,
     ) -> Found<()> {
+        let classes = self.logits.classes();
+        let row_bytes = classes.saturating_mul(self.logits.dtype().size());
+        let together = (BATCH_BYTES / row_bytes.max(1)).clamp(1, R::LANES);
         simd.vectorize(
             #[inline(always)]
             || {
-                let (mut loaded, mut teachers, mut room) = (Transposed::uninit(), Transposed::uninit(), Room::new());
-                for batch in batches::<E>(self.logits, rows) {
-                    let classes = self.logits.classes();
-                    let teacher = self.problem.teacher::<S, E>(simd, &batch, &mut teachers);
-                    let dense = self.problem.dense(batch.first, classes, teacher.as_ref());
-                    let mut targets = Targets::none(batch.rows, dense);
-                    self.problem.set(batch.first, classes, &mut targets);
-                    let losses = match batch.tile::<S, E>(simd, &mut loaded) {
-                        Some(tile) => self.tile::<S, E, O>(simd, batch.first, tile, &mut targets, &mut room)?,
-                        None => self.rows::<S, E, O>(simd, batch.first, &mut targets)?,
-                    };
-                    add_by_row(sum, batch.first - self.range.start, &losses[..batch.rows]);
+                for first in rows.clone().step_by(together) {
+                    let count = together.min(rows.end - first);
+                    let teacher = self.problem.teacher::<S, R>(simd, first..first + count);
+                    let dense = self.problem.dense(first, classes, teacher.as_ref());
+                    let mut targets = Targets::none(count, dense);
+                    self.problem.set(first, classes, &mut targets);
+                    let losses = self.rows::<S, R>(simd, first, &mut targets)?;
+                    add_by_row(sum, first - self.range.start, &losses[..count]);
                 }
                 Ok(())
             },
         )
     }
 
-    /// The losses of rows across lanes, and their derivatives if they are asked for.
-    #[inline(always)]
-    fn tile<S: Simd, E: Element, O: Element<Real = E::Real>>(
-        &mut self,
-        simd: S,
-        first: usize,
-        tile: Tile,
-        targets: &mut Targets,
-        room: &mut Room<E::Real>,
-    ) -> Found<PerLane<f64>> {
-        let transform = self.problem.transform;
-        if targets.names_classes {
-            targets.points.logit = tile.pick(&targets.points.class);
-        }
-        let (found, spreads) = tile::pass::<S, E>(simd, tile, targets, transform, &mut room.weights);
-        self.look_at(simd, first, targets, &spreads)?;
-        let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
-        weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
-        if let Some(grad_output) = self.grad_output {
-            let scales = self.counted_scales(simd, grad_output, first, targets);
-            tile::find_points::<S, E::Real>(simd, tile, &found, targets, room.weights.as_ref());
-            // What overwrites the tile is written last.
-            if !self.gradient_last {
-                self.write_gradients::<S, E, O>(simd, first, tile, targets, &losses, &scales, room);
-            }
-            self.write_hessians::<S, E, O>(simd, first, tile, targets, &losses, &scales, room);
-            if self.gradient_last {
-                self.write_gradients::<S, E, O>(simd, first, tile, targets, &losses, &scales, room);
-            }
-        }
-        Ok(self.finish(first, targets, losses.loss))
-    }
-
     /// The losses of rows, each with its classes across lanes, and their derivatives if they are asked for.
     #[inline(always)]
-    fn rows<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    fn rows<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
         first: usize,
@@ -265,7 +213,7 @@ impl Rows<'_> {
             if targets.names_classes {
                 targets.points.logit[lane] = row.get(targets.points.class[lane]);
             }
-            target.pass::<S, E>(simd, row, transform, lane, &mut found, &mut spreads);
+            target.pass::<S, R>(simd, row, transform, lane, &mut found, &mut spreads);
         }
         self.look_at(simd, first, targets, &spreads)?;
         let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
@@ -274,18 +222,18 @@ impl Rows<'_> {
             let scales = self.counted_scales(simd, grad_output, first, targets);
             for lane in 0..targets.rows {
                 if targets.counts[lane] != 0.0 {
-                    find_point::<S, E>(simd, lane, self.logits.row(first + lane), &found, targets);
+                    find_point::<S, R>(simd, lane, self.logits.row(first + lane), &found, targets);
                 }
             }
             let slopes = batch::slopes(simd, &losses, targets, &scales, transform);
             for lane in 0..targets.rows {
                 // What overwrites the row is written last.
                 if !self.gradient_last {
-                    self.write_gradient::<S, E, O>(simd, first, lane, targets, &slopes);
+                    self.write_gradient::<S, R>(simd, first, lane, targets, &slopes);
                 }
-                self.write_hessian::<S, E>(simd, first, lane, targets, &losses, scales[lane]);
+                self.write_hessian::<S, R>(simd, first, lane, targets, &losses, scales[lane]);
                 if self.gradient_last {
-                    self.write_gradient::<S, E, O>(simd, first, lane, targets, &slopes);
+                    self.write_gradient::<S, R>(simd, first, lane, targets, &slopes);
                 }
             }
         }
@@ -336,7 +284,7 @@ impl Rows<'_> {
 
     /// Write the gradient of row number `lane`, zeros if it is ignored.
     #[inline(never)]
-    fn write_gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+    fn write_gradient<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
         first: usize,
@@ -349,14 +297,14 @@ impl Rows<'_> {
             || {
                 let Some(out) = &mut self.gradient else { return };
                 let (row, transform) = (self.logits.row(first + lane), self.problem.transform);
-                gradient::<S, E, O>(simd, lane, row, out.row(first + lane), targets, slopes, transform, self.store[0]);
+                gradient::<S, R>(simd, lane, row, out.row(first + lane), targets, slopes, transform, self.store[0]);
             },
         );
     }
 
     /// Write the diagonal of the Hessian of row number `lane`, if it is wanted; zeros if the row is ignored.
     #[inline(never)]
-    fn write_hessian<S: Simd, E: Element>(
+    fn write_hessian<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
         first: usize,
@@ -374,72 +322,7 @@ impl Rows<'_> {
                     return out.fill(0.0);
                 }
                 let (row, transform) = (self.logits.row(first + lane), self.problem.transform);
-                losses.get(lane, targets).hessian::<S, E>(simd, row, out, scale, transform, self.store[1]);
-            },
-        );
-    }
-
-    /// Write the gradients of a tile of rows.
-    #[inline(never)]
-    #[allow(clippy::too_many_arguments)] // what `tile` has found
-    fn write_gradients<S: Simd, E: Element, O: Element<Real = E::Real>>(
-        &mut self,
-        simd: S,
-        first: usize,
-        tile: Tile,
-        targets: &Targets,
-        losses: &Losses,
-        scales: &PerLane<f64>,
-        room: &mut Room<E::Real>,
-    ) {
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let Some(out) = &mut self.gradient else { return };
-                let transform = self.problem.transform;
-                let slopes = batch::slopes(simd, losses, targets, scales, transform);
-                let Room { results, weights } = room;
-                if let Some(mut out) = Output::<O>::new(out, first, targets.rows, self.store[0], results)
-                    && tile::gradients::<S, E::Real>(simd, tile, out.tile(), targets, &slopes, transform, weights)
-                {
-                    // SAFETY: `gradients` wrote all of the tile.
-                    unsafe { out.store(simd) }
-                    return;
-                }
-                for lane in 0..targets.rows {
-                    self.write_gradient::<S, E, O>(simd, first, lane, targets, &slopes);
-                }
-            },
-        );
-    }
-
-    /// Write the diagonals of the Hessians of a tile of rows, if they are wanted.
-    #[inline(never)]
-    #[allow(clippy::too_many_arguments)] // what `tile` has found
-    fn write_hessians<S: Simd, E: Element, O: Element<Real = E::Real>>(
-        &mut self,
-        simd: S,
-        first: usize,
-        tile: Tile,
-        targets: &Targets,
-        losses: &Losses,
-        scales: &PerLane<f64>,
-        room: &mut Room<E::Real>,
-    ) {
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let Some(out) = &mut self.hessian else { return };
-                if let Some(mut out) = Output::<O>::new(out, first, targets.rows, self.store[1], &mut room.results) {
-                    let transform = self.problem.transform;
-                    tile::variances::<S, E::Real>(simd, tile, out.tile(), targets, losses, scales, transform);
-                    // SAFETY: `variances` wrote all of the tile.
-                    unsafe { out.store(simd) }
-                    return;
-                }
-                for (lane, scale) in scales[..targets.rows].iter().enumerate() {
-                    self.write_hessian::<S, E>(simd, first, lane, targets, losses, *scale);
-                }
+                losses.get(lane, targets).hessian::<S, R>(simd, row, out, scale, transform, self.store[1]);
             },
         );
     }
@@ -449,6 +332,7 @@ impl Rows<'_> {
 mod tests {
     use super::*;
     use crate::array::Layout;
+    use crate::dtype::Dtype;
     use crate::loss::labels::Labels;
     use crate::loss::targets::Targets;
     use crate::row::Transform;

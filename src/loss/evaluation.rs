@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::math::precise_sum;
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, LogSumExps, MOST_LANES, Spreads};
-use crate::row::tile::{self, Batch, Tile, Transposed, WeightRoom, batches};
+use crate::row::tile::{Batch, Transposed, batches};
 use crate::row::{product, weigh_infinities};
 use crate::simd::{self, Kernel};
 
@@ -72,7 +72,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
         let mut sums = [0.0, 0.0];
         let mut hits = vec![0; self.top_k.len()];
         let transform = self.problem.transform;
-        let (mut room, mut weights) = (Transposed::uninit(), None);
+        let mut room = Transposed::uninit();
         for batch in batches::<E>(self.logits, self.range.clone()) {
             let (first, rows) = (batch.first, batch.rows);
             let classes = self.logits.classes();
@@ -86,10 +86,10 @@ impl<E: Element> Kernel for Rows<'_, E> {
                     targets.points.logit[lane] = self.logits.row(first + lane).get(class);
                 }
             }
-            let tile = batch.tile::<S, E>(simd, &mut room);
+            let tile = batch.tile::<S, E>(simd, transform, &mut room);
             let found = read::<S, E>(simd, &batch, tile, &ranked, transform);
-            let spreads = self.spreads(simd, &batch, tile, &targets, &mut weights);
-            let mut losses = batch::losses(simd, &found.log_sum_exps, &targets, &spreads, transform);
+            let (log_sum_exps, spreads) = self.spreads(simd, &batch, &targets, found.log_sum_exps);
+            let mut losses = batch::losses(simd, &log_sum_exps, &targets, &spreads, transform);
             weigh_infinities(simd, self.logits, first, &targets, transform, &mut losses);
             let entropies = found.entropies(simd, rows);
             for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
@@ -111,30 +111,27 @@ impl<E: Element> Kernel for Rows<'_, E> {
 }
 
 impl<E: Element> Rows<'_, E> {
-    /// What the targets of a batch have to be summed: a second pass only if there is something.
+    /// What the targets of a batch have to be summed, and the log-sum-exps that this is relative to: a second pass only if there is
+    /// something.
     #[inline(always)]
     fn spreads<S: Simd>(
         &self,
         simd: S,
         batch: &Batch,
-        tile: Option<Tile>,
         targets: &batch::Targets,
-        weights: &mut Option<WeightRoom>,
-    ) -> Spreads {
+        found: LogSumExps,
+    ) -> (LogSumExps, Spreads) {
         if targets.uniform == 0.0 && targets.dense.is_none() {
-            return Spreads::default();
+            return (found, Spreads::default());
         }
         let transform = self.problem.transform;
-        if let Some(tile) = tile {
-            return tile::pass::<S, E>(simd, tile, targets, transform, weights).1;
-        }
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
         for lane in 0..batch.rows {
             if let Some(target) = targets.get(lane) {
                 let row = self.logits.row(batch.first + lane);
-                target.pass::<S, E>(simd, row, transform, lane, &mut found, &mut spreads);
+                target.pass::<S, E::Real>(simd, row, transform, lane, &mut found, &mut spreads);
             }
         }
-        spreads
+        (found, spreads)
     }
 }

@@ -17,12 +17,13 @@ use super::Found;
 use crate::array::Array;
 use crate::dtype::Dtype;
 use crate::element::Element;
+use crate::kernel::cap::{Cap, Capped};
 use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
 use crate::kernel::horizontal::{self, Gradient, Less, RowShares};
-use crate::kernel::shares::{self, Aim, Given, Leader, Shares, Weighed};
+use crate::kernel::shares::{self, Aim, CappedTiles, Given, Leader, Shares, Weighed};
 use crate::kernel::stage::Stage;
 use crate::kernel::vertical::{self, Block, Strip, StripMut, Tiles};
-use crate::math::{Real, Scale, two_sum};
+use crate::math::{Real, Scale, precise_sum, two_sum};
 use crate::row::product;
 
 /// What is asked for of all rows of a problem.
@@ -30,10 +31,13 @@ use crate::row::product;
 pub(super) struct Plan<'a, R> {
     pub(super) scale: Scale<R>,
     pub(super) temperature: f64,
+    pub(super) softcap: Option<f64>,
     /// The shares of all classes are `weight·(keep·number + uniform)`.
     keep: f64,
     uniform: f64,
     weight: Option<&'a [f64]>,
+    /// Their sum, if it is the same for all rows.
+    total: Option<f64>,
     /// Whether there is nothing but classes.
     pub(super) is_plain: bool,
     pub(super) labels: Option<&'a Labels>,
@@ -57,9 +61,10 @@ impl<'a, R: Real> Plan<'a, R> {
     /// That of a problem; `None` if the kernels that look for the maximum first are for it.
     pub(super) fn new<S: Simd>(problem: &'a Problem, classes: usize) -> Option<Self> {
         let temperature = problem.transform.temperature();
-        if problem.transform.is_capped() || !Scale::<R>::suits(temperature) || u32::try_from(classes).is_err() {
+        if !Scale::<R>::suits(temperature) || u32::try_from(classes).is_err() {
             return None;
         }
+        let softcap = problem.transform.softcap();
         let smoothed = problem.label_smoothing != 0.0;
         let (labels, goal) = match &problem.targets {
             Targets::Classes(labels) if smoothed => (Some(labels), Goal::Shares(None)),
@@ -72,17 +77,22 @@ impl<'a, R: Real> Plan<'a, R> {
         let suits = match goal {
             Goal::Own => true,
             Goal::Shares(_) => weights_are_finite(),
-            Goal::Teacher(logits) => logits.dtype().is_double() == (R::LANES == f64::LANES),
+            Goal::Teacher(logits) => softcap.is_none() && logits.dtype().is_double() == (R::LANES == f64::LANES),
         };
-        let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0;
-        let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES);
+        let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0 && softcap.is_none();
+        let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES || softcap.is_some());
         let countable = !leads || classes <= COUNTABLE_CLASSES;
         let plan = Self {
             scale: Scale::new::<S>(temperature),
             temperature,
+            softcap,
             keep: 1.0 - problem.label_smoothing,
             uniform: problem.label_smoothing / classes as f64,
             weight: problem.weight.as_deref(),
+            total: matches!(goal, Goal::Shares(None)).then(|| {
+                let weights = problem.weight.as_ref().map(|weights| precise_sum(weights.iter().copied()));
+                weights.map_or(problem.label_smoothing, |sum| problem.label_smoothing / classes as f64 * sum)
+            }),
             is_plain,
             labels,
             leads,
@@ -158,10 +168,84 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
         }
     }
 
-    /// The classes that the exponentials of a tile's teachers are relative to, if it has such.
+    /// Add the exponentials of all tiles, and what is summed of shares.
     #[inline(always)]
-    fn teacher_classes(&self, tile: usize) -> PerLane<usize> {
-        self.of_teachers.all().get(tile).map_or([0; MOST_LANES], |own| own.class)
+    fn weighed(
+        &mut self,
+        simd: S,
+        logits: &Strip<R>,
+        relative: &Strip<R>,
+        capped: Option<&CappedTiles<S, R>>,
+        shares: Option<&Shares>,
+    ) -> Tiles<Weighed<S>> {
+        let count = self.own.all().len();
+        let mut weighed = Tiles::none();
+        match (capped, shares) {
+            (None, Some(shares)) => {
+                for (tile, own) in self.own.all().iter().enumerate() {
+                    weighed.push(Weighed::none::<R>(simd, &logits.tile(tile).pick(&own.class)));
+                }
+                self.rows.add_shares(simd, logits, shares, &mut weighed);
+                for (tile, own) in self.own.all().iter().enumerate() {
+                    if !weighed.is_finite::<R>(simd, tile, &own.counts) {
+                        weighed.add_masked(simd, logits, shares, tile);
+                    }
+                }
+            }
+            (capped, shares) => {
+                self.rows.add(simd, 0..count, relative);
+                if let Some((capped, shares)) = capped.zip(shares) {
+                    weighed = capped.shares(simd, self.own.all(), shares);
+                }
+            }
+        }
+        for tile in 0..count {
+            if self.rows.all_mut()[tile].raise(simd) {
+                self.rows.add(simd, tile..tile + 1, relative);
+            }
+        }
+        weighed
+    }
+
+    /// What is summed of teachers beside their pupils, and what that asks for.
+    #[inline(always)]
+    fn beside_teachers(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        pupils: &Strip<R>,
+        teachers: &Strip<R>,
+        beside: &mut Tiles<(Asked, Option<Teacher>)>,
+    ) {
+        for own in self.own.all() {
+            self.of_teachers.push(*own);
+        }
+        lead::<S, R>(simd, teachers, &mut self.of_teachers);
+        let mut moved = Tiles::<[PerLane<f64>; 2]>::none();
+        for (tile, own) in self.of_teachers.all().iter().enumerate() {
+            self.teachers.begin(simd, &teachers.tile(tile), own, plan.scale);
+            let (pupil, teacher) = (pupils.tile(tile).pick(&own.class), teachers.tile(tile).pick(&own.class));
+            moved.push(difference(&pupil, &teacher));
+        }
+        let count = self.own.all().len();
+        let sums = self.teachers.add_beside::<false>(simd, 0..count, teachers, pupils, moved.all());
+        for (tile, sums) in sums.all().iter().enumerate() {
+            let (block, own) = (pupils.tile(tile), &self.own.all()[tile]);
+            let of_teachers = &self.of_teachers.all()[tile].class;
+            let [apart, _] = difference(&block.pick(of_teachers), &block.pick(&own.class));
+            let found = self.teachers.all()[tile].found(simd);
+            let mut sums = *sums;
+            if !are_finite(&sums, own) {
+                // Perhaps for masked classes. What is summed of the teachers alone does not change.
+                let before = self.teachers.all()[tile];
+                let again = tile..tile + 1;
+                sums = self.teachers.add_beside::<true>(simd, again, teachers, pupils, moved.all()).all()[0];
+                self.teachers.all_mut()[tile] = before;
+            }
+            let mut asked = Asked::nothing(0.0);
+            let teacher = plan.of_teacher(simd, &found, &sums, &apart, &mut asked);
+            beside.push((asked, Some(teacher)));
+        }
     }
 
     /// Write the gradients of all classes, of logits that lie elsewhere or where these go; logits for rows that need the careful
@@ -174,6 +258,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
         of_tile: impl Fn(usize) -> Range<usize>,
         likeness: &Likeness<R>,
         logits: Option<&Strip<R>>,
+        capped: Option<&CappedTiles<S, R>>,
         out: &mut StripMut<R>,
     ) {
         let aim = match likeness {
@@ -181,6 +266,9 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
             Likeness::Given(given) => plan.shares(*given).map_or(Aim::Own, Aim::Shares),
         };
         self.rows.write_less(simd, self.coefficients.all(), self.scales.all(), logits, &aim, out);
+        if let Some(capped) = capped {
+            capped.slope(simd, self.coefficients.all(), out);
+        }
         if matches!(likeness, Likeness::Teacher(_)) {
             return;
         }
@@ -198,7 +286,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
     }
 }
 
-impl<'a, R: Real> Plan<'a, R> {
+impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
     /// The shares of tiles, if there are such.
     #[inline(always)]
     fn shares<'b>(&'b self, given: Given<'b>) -> Option<Shares<'b>> {
@@ -212,6 +300,12 @@ impl<'a, R: Real> Plan<'a, R> {
         let Goal::Shares(numbers) = self.goal else { return None };
         let numbers = numbers.map(|numbers| (numbers, row));
         Some(RowShares { numbers, keep: self.keep, uniform: self.uniform, weight: self.weight })
+    }
+
+    /// Tiles under the cap, if there is one.
+    #[inline(always)]
+    fn capped_tiles<'b, S: Simd>(&self, simd: S, logits: &Strip<'b, R>) -> Option<CappedTiles<'b, S, R>> {
+        self.softcap.map(|softcap| CappedTiles { cap: Cap::new::<R>(simd, softcap), logits: *logits })
     }
 
     /// The rows of a tile that count, with their targets if they have such.
@@ -234,8 +328,46 @@ fn all(problem: &Problem, rows: Range<usize>) -> Own {
     own
 }
 
+/// Numbers that are given, on a stage.
+struct StageOfNumbers {
+    singles: Stage<f32>,
+    doubles: Stage<f64>,
+}
+
+impl StageOfNumbers {
+    #[inline(always)]
+    fn empty() -> Self {
+        Self { singles: Stage::empty(), doubles: Stage::empty() }
+    }
+
+    /// Make room for those of some rows, if there are any; whether there is memory for it.
+    #[inline(always)]
+    fn reserve<R: Real>(&mut self, plan: &Plan<R>, rows: usize, classes: usize) -> bool {
+        match plan.goal {
+            Goal::Shares(Some(numbers)) if numbers.dtype().is_double() => self.doubles.reserve(rows, classes),
+            Goal::Shares(Some(_)) => self.singles.reserve(rows, classes),
+            _ => true,
+        }
+    }
+
+    /// Bring in those of some rows.
+    #[inline(always)]
+    fn bring_in<S: Simd, R: Real>(&mut self, simd: S, plan: &Plan<R>, rows: Range<usize>) -> Given<'_> {
+        let Goal::Shares(Some(numbers)) = plan.goal else { return Given::Nothing };
+        // SAFETY: all tiles were brought in.
+        unsafe {
+            if numbers.dtype().is_double() {
+                bring_in_all(simd, &mut self.doubles, numbers, rows);
+                return Given::Double(self.doubles.strip(numbers.classes()).written());
+            }
+            bring_in_all(simd, &mut self.singles, numbers, rows);
+            Given::Single(self.singles.strip(numbers.classes()).written())
+        }
+    }
+}
+
 impl Rows<'_> {
-    /// Work on rows of few classes.
+    /// Work on rows of few classes, or that lie lane by lane.
     #[inline(always)]
     pub(super) fn staged_options<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
@@ -244,51 +376,67 @@ impl Rows<'_> {
         rows: Range<usize>,
         sum: &mut PerLane<f64>,
     ) -> Found<()> {
-        let (lanes, classes) = (R::LANES, self.logits.classes());
-        let count = rows.len().div_ceil(lanes);
-        let (first, end) = (rows.start, rows.end);
-        let of_tile = |tile: usize| first + tile * lanes..end.min(first + (tile + 1) * lanes);
-        let (mut stage, mut wings) = (Stage::<R>::empty(), Stage::<R>::empty());
-        for tile in 0..count {
-            stage.bring_in(simd, tile, self.logits, of_tile(tile), &mut wings);
+        let classes = self.logits.classes();
+        let of_tile = tiles_of::<R>(rows.clone());
+        let (mut stage, mut numbers) = (Stage::<R>::empty(), StageOfNumbers::empty());
+        let (mut teachers, mut above) = (Stage::<R>::empty(), Stage::<R>::empty());
+        let roomy = stage.reserve(rows.len(), classes)
+            && (plan.softcap.is_none() || above.reserve(rows.len(), classes))
+            && (!matches!(plan.goal, Goal::Teacher(_)) || teachers.reserve(rows.len(), classes))
+            && numbers.reserve(plan, rows.len(), classes);
+        if !roomy {
+            return self.long_options(simd, plan, rows, sum);
         }
-        // One of these is used.
-        let (mut singles, mut doubles) = (Stage::<f32>::empty(), Stage::<f64>::empty());
-        let mut teachers = Stage::<R>::empty();
-        // SAFETY: all tiles are brought in before.
-        let likeness = unsafe {
-            match plan.goal {
-                Goal::Own | Goal::Shares(None) => Likeness::Given(Given::Nothing),
-                Goal::Shares(Some(numbers)) if numbers.dtype().is_double() => {
-                    bring_in_all(simd, &mut doubles, numbers, rows.clone());
-                    Likeness::Given(Given::Double(doubles.strip(classes).written()))
-                }
-                Goal::Shares(Some(numbers)) => {
-                    bring_in_all(simd, &mut singles, numbers, rows.clone());
-                    Likeness::Given(Given::Single(singles.strip(classes).written()))
-                }
-                Goal::Teacher(logits) => {
-                    bring_in_all(simd, &mut teachers, logits, rows.clone());
-                    Likeness::Teacher(teachers.strip(classes).written())
-                }
+        bring_in_all(simd, &mut stage, self.logits, rows.clone());
+        let likeness = match plan.goal {
+            Goal::Teacher(logits) => {
+                bring_in_all(simd, &mut teachers, logits, rows.clone());
+                // SAFETY: all tiles were brought in.
+                Likeness::Teacher(unsafe { teachers.strip(classes) }.written())
             }
+            _ => Likeness::Given(numbers.bring_in(simd, plan, rows.clone())),
         };
         let mut known = Known::nothing();
-        // SAFETY: as above.
+        // SAFETY: all tiles were brought in.
         let mut strip = unsafe { stage.strip(classes) };
-        self.options(simd, plan, rows.clone(), &strip.read(), &likeness, &mut known, sum)?;
-        if self.gradient.is_none() {
+        let Some(capped) = plan.capped_tiles(simd, &strip.read()) else {
+            self.options(simd, plan, rows.clone(), &strip.read(), None, &likeness, &mut known, sum)?;
+            if self.gradient.is_some() {
+                known.write(simd, plan, &of_tile, &likeness, None, None, &mut strip);
+                self.bring_out(simd, rows, &mut stage, &known);
+            }
             return Ok(());
+        };
+        // SAFETY: all tiles are written before they are read.
+        let mut room = unsafe { above.strip(classes) };
+        self.options(simd, plan, rows.clone(), &strip.read(), Some(&mut room), &likeness, &mut known, sum)?;
+        if self.gradient.is_some() {
+            known.write(simd, plan, &of_tile, &likeness, None, Some(&capped), &mut room);
+            self.bring_out(simd, rows, &mut above, &known);
         }
-        known.write(simd, plan, of_tile, &likeness, None, &mut strip);
+        Ok(())
+    }
+
+    /// Bring the gradients of all tiles out.
+    #[inline(never)]
+    fn bring_out<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        stage: &mut Stage<R>,
+        known: &Known<S, R>,
+    ) {
+        let (of_tile, classes) = (tiles_of::<R>(rows), self.logits.classes());
+        let mut wings = Stage::empty();
+        // There was memory for as much.
+        assert!(wings.reserve(R::LANES, classes));
         for (tile, of) in known.coefficients.all().iter().enumerate() {
             if let Some(out) = &mut self.gradient {
-                // SAFETY: as above.
+                // SAFETY: its gradients were written.
                 unsafe { stage.bring_out(simd, tile, out, of_tile(tile), &mut wings, self.store[0]) }
             }
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
         }
-        Ok(())
     }
 
     /// What `count` tiles of rows that lie lane by lane in memory should be like, if that lies so, too.
@@ -323,7 +471,7 @@ impl Rows<'_> {
     /// Whether `count` tiles of rows can be worked on where they lie.
     #[inline(always)]
     pub(super) fn lie_alike<R: Real + Element<Real = R>>(&self, plan: &Plan<R>, first: usize, rows: usize) -> bool {
-        self.likeness(plan, first, rows).is_some()
+        plan.softcap.is_none() && self.likeness(plan, first, rows).is_some()
     }
 
     /// Work on `count` tiles of rows that lie lane by lane in memory.
@@ -337,41 +485,26 @@ impl Rows<'_> {
         sum: &mut PerLane<f64>,
     ) -> Found<()> {
         let (lanes, classes) = (R::LANES, self.logits.classes());
-        let of_tile = |tile: usize| first + tile * lanes..first + (tile + 1) * lanes;
+        let of_tile = tiles_of::<R>(first..first + count * lanes);
         let (base, step) = self.logits.neighbours(first, count * lanes).expect("asked before");
         // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`.
         let strip = unsafe { Strip::new(Block::new(base.cast::<R>(), step, classes), lanes) };
         let likeness = self.likeness(plan, first, count * lanes).expect("asked before");
         let mut known = Known::nothing();
-        self.options(simd, plan, first..first + count * lanes, &strip, &likeness, &mut known, sum)?;
-        let gradient_fits = self.gradient_is_strip::<R>(first, count * lanes);
+        self.options(simd, plan, first..first + count * lanes, &strip, None, &likeness, &mut known, sum)?;
         let Some(out) = &mut self.gradient else { return Ok(()) };
-        if !gradient_fits {
-            for (tile, of) in known.coefficients.all().iter().enumerate() {
-                let octaves = known.rows.all()[tile].found(simd).octaves;
-                let gradients = RowGradients {
-                    own: &known.own.all()[tile],
-                    octaves: &octaves,
-                    of,
-                    scales: &known.scales.all()[tile],
-                    targets: &known.targets.all()[tile],
-                    teachers: &known.teacher_classes(tile),
-                };
-                self.write_row_by_row(simd, plan, of_tile(tile), &gradients);
-            }
-            return Ok(());
-        }
         let (place, step) = out.neighbours(first, count * lanes).expect("asked before");
         // SAFETY: the neighbours of each class are elements of rows that this thread has for itself.
         let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<R>(), step, classes), lanes)) };
-        known.write(simd, plan, of_tile, &likeness, Some(&strip), &mut out);
+        known.write(simd, plan, &of_tile, &likeness, Some(&strip), None, &mut out);
         for (tile, of) in known.coefficients.all().iter().enumerate() {
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
         }
         Ok(())
     }
 
-    /// The losses of some tiles, taken to where they go, and what their gradients need.
+    /// The losses of some tiles, taken to where they go, and what their gradients need. Under a cap, `room` gets by how much the
+    /// capped logits are above those of the own classes.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)] // some rows, what they are, and what becomes known
     fn options<S: Simd, R: Real + Element<Real = R>>(
@@ -380,69 +513,43 @@ impl Rows<'_> {
         plan: &Plan<R>,
         rows: Range<usize>,
         strip: &Strip<R>,
+        room: Option<&mut StripMut<R>>,
         likeness: &Likeness<R>,
         known: &mut Known<S, R>,
         sum: &mut PerLane<f64>,
     ) -> Found<()> {
-        let lanes = R::LANES;
-        let count = rows.len().div_ceil(lanes);
-        let of_tile = |tile: usize| rows.start + tile * lanes..rows.end.min(rows.start + (tile + 1) * lanes);
+        let count = rows.len().div_ceil(R::LANES);
+        let of_tile = tiles_of::<R>(rows.clone());
         for tile in 0..count {
             known.own.push(plan.counted(self.problem, of_tile(tile)));
         }
         if plan.leads {
             lead::<S, R>(simd, strip, &mut known.own);
         }
-        for tile in 0..count {
-            known.rows.begin(simd, &strip.tile(tile), &known.own.all()[tile], plan.scale);
+        let capped = plan.capped_tiles(simd, strip);
+        let above = room.zip(capped.as_ref()).map(|(room, capped)| {
+            capped.write(simd, known.own.all(), room);
+            room.read()
+        });
+        let relative = above.as_ref().unwrap_or(strip);
+        for (tile, own) in known.own.all().iter().enumerate() {
+            known.rows.begin(simd, &relative.tile(tile), own, plan.scale);
         }
         let mut beside = Tiles::<(Asked, Option<Teacher>)>::none();
         match likeness {
             Likeness::Teacher(teachers) => {
                 known.rows.add(simd, 0..count, strip);
-                for own in known.own.all() {
-                    known.of_teachers.push(*own);
-                }
-                lead::<S, R>(simd, teachers, &mut known.of_teachers);
-                let mut moved = Tiles::<[PerLane<f64>; 2]>::none();
-                for (tile, own) in known.of_teachers.all().iter().enumerate() {
-                    known.teachers.begin(simd, &teachers.tile(tile), own, plan.scale);
-                    let (pupil, teacher) = (strip.tile(tile).pick(&own.class), teachers.tile(tile).pick(&own.class));
-                    moved.push(difference(&pupil, &teacher));
-                }
-                let sums = known.teachers.add_beside(simd, teachers, strip, moved.all());
-                for (tile, of_teacher) in known.teachers.all().iter().enumerate() {
-                    let (block, own) = (strip.tile(tile), &known.own.all()[tile]);
-                    let of_teachers = &known.of_teachers.all()[tile].class;
-                    let [apart, _] = difference(&block.pick(of_teachers), &block.pick(&own.class));
-                    let mut asked = plan.asked(self.problem, of_tile(tile), own, |class| block.pick(class));
-                    let found = of_teacher.found(simd);
-                    let teacher = plan.of_teacher(simd, &found, &sums.all()[tile], &apart, &mut asked);
-                    beside.push((asked, Some(teacher)));
-                }
+                known.beside_teachers(simd, plan, strip, teachers, &mut beside);
             }
             Likeness::Given(given) => {
                 let shares = plan.shares(*given);
-                let mut weighed = Tiles::<Weighed<S>>::none();
-                if let Some(shares) = &shares {
-                    for (tile, own) in known.own.all().iter().enumerate() {
-                        weighed.push(Weighed::none::<R>(simd, &strip.tile(tile).pick(&own.class)));
-                    }
-                    known.rows.add_shares(simd, strip, shares, &mut weighed);
-                } else {
-                    known.rows.add(simd, 0..count, strip);
-                }
+                let weighed = known.weighed(simd, strip, relative, capped.as_ref(), shares.as_ref());
                 let mut bad = 0;
-                for tile in 0..count {
-                    if known.rows.all_mut()[tile].raise(simd) {
-                        known.rows.add(simd, tile..tile + 1, strip);
-                    }
-                    let (own, block) = (&known.own.all()[tile], strip.tile(tile));
-                    let mut asked = plan.asked(self.problem, of_tile(tile), own, |class| block.pick(class));
+                for (tile, own) in known.own.all().iter().enumerate() {
+                    let mut asked = plan.asked(simd, self.problem, of_tile(tile), own, |class| strip.tile(tile).pick(class));
                     if let Some(shares) = &shares {
-                        let found = weighed.all()[tile].found::<R>(simd);
-                        let here = |class: &PerLane<usize>| shares.pick::<S, R>(simd, tile, class);
-                        plan.weigh(self.problem, of_tile(tile), own, &found, here, &mut asked);
+                        let found = weighed.all()[tile].found::<R>(simd, plan.total);
+                        plan.weigh(self.problem, of_tile(tile), own, &found, |class| shares.pick::<R>(tile, class), &mut asked);
                         bad |= found.bad & bits_of(&own.counts);
                     }
                     beside.push((asked, None));
@@ -454,7 +561,8 @@ impl Rows<'_> {
         }
         for (tile, (asked, teacher)) in beside.all().iter().enumerate() {
             let (found, own) = (known.rows.all()[tile].found(simd), known.own.all()[tile]);
-            if let Some(slopes) = self.finish_options(simd, plan, of_tile(tile), &own, found, asked, teacher.as_ref(), sum) {
+            let slopes = self.finish_options(simd, plan, of_tile(tile), &own, found, asked, teacher.as_ref(), sum);
+            if let Some(slopes) = slopes {
                 known.coefficients.push(slopes.coefficients);
                 known.scales.push(slopes.scales);
                 known.targets.push(slopes.targets);
@@ -463,9 +571,86 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Work on rows one by one, no more than there are lanes, with what is once a row for all of them.
+    /// Write the diagonals of the Hessians of rows that are brought onto a stage; whether there was memory for it.
+    #[inline(always)]
+    pub(super) fn staged_hessians<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        rows: Range<usize>,
+    ) -> Found<bool> {
+        let Some(grad_output) = self.grad_output.filter(|_| plan.softcap.is_none()) else { return Ok(false) };
+        let classes = self.logits.classes();
+        let (mut stage, mut numbers) = (Stage::<R>::empty(), StageOfNumbers::empty());
+        if !stage.reserve(rows.len(), classes) || !numbers.reserve(plan, rows.len(), classes) {
+            return Ok(false);
+        }
+        bring_in_all(simd, &mut stage, self.logits, rows.clone());
+        let given = numbers.bring_in(simd, plan, rows.clone());
+        let mut known = Known::nothing();
+        // SAFETY: all tiles were brought in.
+        let mut strip = unsafe { stage.strip(classes) };
+        let of_tile = tiles_of::<R>(rows.clone());
+        for tile in 0..rows.len().div_ceil(R::LANES) {
+            known.own.push(plan.counted(self.problem, of_tile(tile)));
+        }
+        lead::<S, R>(simd, &strip.read(), &mut known.own);
+        for (tile, own) in known.own.all().iter().enumerate() {
+            known.rows.begin(simd, &strip.read().tile(tile), own, plan.scale);
+        }
+        let shares = plan.shares(given);
+        let weighed = known.weighed(simd, &strip.read(), &strip.read(), None, shares.as_ref());
+        for tile in 0..known.own.all().len() {
+            let losses = finish::losses::<S, R>(simd, &known.rows.all()[tile].found(simd), plan.scale.shortfall());
+            let mass = shares.map_or([0.0; MOST_LANES], |_| weighed.all()[tile].found::<R>(simd, plan.total).mass);
+            let mut scales = scales(simd, self.problem, grad_output, self.divisor, of_tile(tile));
+            for (lane, row) in of_tile(tile).enumerate() {
+                let class = plan.labels.and_then(|labels| labels.class(row));
+                let point = class.map_or(0.0, |class| {
+                    (1.0 - self.problem.label_smoothing) * self.problem.weight.as_ref().map_or(1.0, |weight| weight[class])
+                });
+                scales[lane] *= (point + mass[lane]) / plan.temperature / plan.temperature;
+            }
+            known.coefficients.push(finish::variances::<S, R>(simd, &losses, &scales));
+            known.scales.push(scales);
+        }
+        known.rows.write_variances(simd, known.coefficients.all(), known.scales.all(), &mut strip);
+        for (tile, of) in known.coefficients.all().iter().enumerate() {
+            strip.tile(tile).write_own(&known.own.all()[tile], of);
+        }
+        let mut wings = Stage::empty();
+        // There was memory for as much.
+        assert!(wings.reserve(R::LANES, classes));
+        for (tile, of) in known.coefficients.all().iter().enumerate() {
+            let Some(out) = &mut self.hessian else { return Ok(true) };
+            // SAFETY: its values were written.
+            unsafe { stage.bring_out(simd, tile, out, of_tile(tile), &mut wings, self.store[1]) }
+            for lane in lanes_of(of.careful) {
+                let row = of_tile(tile).start + lane;
+                self.careful_hessians(simd, row..row + 1)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Work on rows one by one.
     #[inline(never)]
     pub(super) fn long_options<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        rows: Range<usize>,
+        sum: &mut PerLane<f64>,
+    ) -> Found<()> {
+        for first in rows.clone().step_by(R::LANES) {
+            self.some_long_options(simd, plan, first..rows.end.min(first + R::LANES), sum)?;
+        }
+        Ok(())
+    }
+
+    /// Work on rows one by one, no more than there are lanes, with what is once a row for all of them.
+    #[inline(never)]
+    fn some_long_options<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
         plan: &Plan<R>,
@@ -484,8 +669,12 @@ impl Rows<'_> {
             let class = own.class[lane];
             let logit = row.get(class);
             let shares = plan.row_shares(number);
-            let (of_row, weight) =
-                horizontal::sum_shares(simd, row, class, <R as Real>::from_f64(logit), shares.as_ref(), plan.scale);
+            let shares = shares.as_ref().map(|shares| (shares, plan.total));
+            let of_logit = <R as Real>::from_f64(logit);
+            let (of_row, weight) = match plan.softcap {
+                Some(softcap) => horizontal::sum_capped(simd, row, class, of_logit, shares, plan.scale, softcap),
+                None => horizontal::sum_shares(simd, row, class, of_logit, shares, plan.scale),
+            };
             found.set(lane, &of_row);
             if weight.bad {
                 self.problem.look_at(simd, number..number + 1, self.logits.classes())?;
@@ -510,7 +699,10 @@ impl Rows<'_> {
             }
             picked
         };
-        let mut asked = plan.asked(self.problem, rows.clone(), &own, pick);
+        let mut asked = match plan.goal {
+            Goal::Teacher(_) => Asked::nothing(0.0),
+            _ => plan.asked(simd, self.problem, rows.clone(), &own, pick),
+        };
         let teacher = match plan.goal {
             Goal::Own => None,
             Goal::Shares(_) => {
@@ -579,6 +771,7 @@ impl Rows<'_> {
                 octaves: gradients.octaves[lane],
                 factor: of.factor[lane],
                 scale: plan.scale,
+                softcap: plan.softcap,
                 exceptions: [own, target.map(|class| (class, gradients.targets[lane]))],
                 store: self.store[0],
             };
@@ -621,8 +814,14 @@ impl Rows<'_> {
         for scale in &mut scales {
             *scale /= plan.temperature;
         }
-        let (mut coefficients, targets) = finish::coefficients_asked::<S, R>(simd, &losses, asked, &scales);
+        let (mut coefficients, mut targets) = finish::coefficients_asked::<S, R>(simd, &losses, asked, &scales);
         coefficients.careful |= careful;
+        if plan.softcap.is_some() {
+            for lane in 0..MOST_LANES {
+                coefficients.own[lane] *= asked.slopes[0][lane];
+                targets[lane] *= asked.slopes[1][lane];
+            }
+        }
         if let Some(teacher) = teacher {
             for (lane, scale) in scales.iter_mut().enumerate() {
                 *scale *= teacher.factor[lane];
@@ -679,17 +878,20 @@ struct Teacher {
 impl<R: Real> Plan<'_, R> {
     /// What is asked for of some rows but for shares; `pick` is for their logits of classes.
     #[inline(always)]
-    fn asked(
+    fn asked<S: Simd>(
         &self,
+        simd: S,
         problem: &Problem,
         rows: Range<usize>,
         own: &Own,
         pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
     ) -> Asked {
         let mut asked = Asked::nothing(problem.z_loss);
-        let logits = pick(&own.class);
+        let needs_logits = problem.z_loss != 0.0 || self.leads && self.labels.is_some() || self.softcap.is_some();
+        let (logits, slopes) = if needs_logits { self.capped(simd, &pick(&own.class)) } else { Default::default() };
+        asked.slopes[0] = slopes;
         if problem.z_loss != 0.0 {
-            for (level, logit) in asked.level.iter_mut().zip(&logits) {
+            for (level, logit) in asked.level.iter_mut().zip(&logits[0]) {
                 *level = logit / self.temperature;
             }
         }
@@ -700,13 +902,24 @@ impl<R: Real> Plan<'_, R> {
             asked.point[lane] = weight * (1.0 - problem.label_smoothing);
         }
         if self.leads {
-            let of_targets = pick(&targets.class);
+            let (of_targets, slopes) = self.capped(simd, &pick(&targets.class));
+            asked.slopes[1] = slopes;
             for lane in 0..MOST_LANES {
-                asked.above[lane] = (logits[lane] - of_targets[lane]) / self.temperature;
+                let above = (logits[0][lane] - of_targets[0][lane]) + (logits[1][lane] - of_targets[1][lane]);
+                asked.above[lane] = above / self.temperature;
                 asked.apart[lane] = f64::from(u8::from(targets.class[lane] != own.class[lane]));
             }
         }
         asked
+    }
+
+    /// Logits, capped if there is a cap, as sums of two, and its slopes.
+    #[inline(always)]
+    fn capped<S: Simd>(&self, simd: S, logits: &PerLane<f64>) -> ([PerLane<f64>; 2], PerLane<f64>) {
+        let Some(softcap) = self.softcap else { return ([*logits, [0.0; MOST_LANES]], [1.0; MOST_LANES]) };
+        let mut capped = Capped::default();
+        Cap::new::<f64>(simd, softcap).fill::<f64, MOST_LANES, true>(simd, logits, &mut capped);
+        (capped.values, capped.slopes)
     }
 
     /// The shares of some rows; `pick` is for those of classes.
@@ -752,6 +965,12 @@ impl<R: Real> Plan<'_, R> {
     }
 }
 
+/// The rows of each tile.
+#[inline(always)]
+fn tiles_of<R: Real>(rows: Range<usize>) -> impl Fn(usize) -> Range<usize> {
+    move |tile| rows.start + tile * R::LANES..rows.end.min(rows.start + (tile + 1) * R::LANES)
+}
+
 /// Make the own classes of some tiles those with the largest logits.
 #[inline(always)]
 fn lead<S: Simd, R: Real + Element<Real = R>>(simd: S, strip: &Strip<R>, own: &mut Tiles<Own>) {
@@ -769,6 +988,12 @@ fn difference(a: &PerLane<f64>, b: &PerLane<f64>) -> [PerLane<f64>; 2] {
         [*high, *low] = two_sum(*high, -*low);
     }
     [high, low]
+}
+
+/// Whether the numbers of all rows that count are finite.
+#[inline(always)]
+fn are_finite(numbers: &PerLane<f64>, own: &Own) -> bool {
+    numbers.iter().zip(&own.counts).all(|(number, counts)| *counts == 0.0 || number.is_finite())
 }
 
 /// A bit for each lane that is not 0.

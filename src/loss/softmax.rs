@@ -104,7 +104,7 @@ impl<E: Element> Kernel for LogSumExps<'_, E> {
     fn run<S: Simd>(mut self, simd: S) {
         let mut room = Transposed::uninit();
         for batch in batches::<E>(self.logits, self.range) {
-            let tile = batch.tile::<S, E>(simd, &mut room);
+            let tile = batch.tile::<S, E>(simd, self.transform, &mut room);
             let found = found::<S, E>(simd, &batch, tile, self.transform);
             let mut values = batch::values(simd, &found, batch.rows, self.transform);
             batch.find_infinite(&found, &mut values);
@@ -131,7 +131,7 @@ impl<E: Element, O: Element<Real = E::Real>> Kernel for Softmax<'_, E, O> {
         let transform = self.transform;
         let (mut room, mut result) = (Transposed::uninit(), Transposed::uninit());
         for batch in batches::<E>(self.logits, self.range.clone()) {
-            let tile = batch.tile::<S, E>(simd, &mut room);
+            let tile = batch.tile::<S, E>(simd, self.transform, &mut room);
             let found = found::<S, E>(simd, &batch, tile, transform);
             let logs = if self.log { batch::log_totals(simd, &found, batch.rows) } else { [0.0; MOST_LANES] };
             match tile {
@@ -200,7 +200,7 @@ impl<E: Element> Kernel for Selected<'_, E> {
         let chosen = self.index.rows() / self.logits.rows();
         let mut room = Transposed::uninit();
         for batch in batches::<E>(self.logits, self.range.clone()) {
-            let tile = batch.tile::<S, E>(simd, &mut room);
+            let tile = batch.tile::<S, E>(simd, self.transform, &mut room);
             let found = found::<S, E>(simd, &batch, tile, self.transform);
             // As many choices at a time as there are lanes, be they of one row or of several.
             let numbers = batch.first * chosen..(batch.first + batch.rows) * chosen;

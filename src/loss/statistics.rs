@@ -102,7 +102,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
                     logits[lane] = self.logits.row(first + lane).get(class);
                 }
             }
-            let tile = batch.tile::<S, E>(simd, &mut room);
+            let tile = batch.tile::<S, E>(simd, self.transform, &mut room);
             let found = read::<S, E>(simd, &batch, tile, &classes, self.transform);
             let [mut values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
             batch.find_infinite(&found.log_sum_exps, &mut values);

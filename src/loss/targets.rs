@@ -7,12 +7,10 @@ use fearless_simd::Simd;
 use super::labels::Labels;
 use super::{BadTarget, Check, Chunks, Found};
 use crate::array::Array;
-use crate::element::Element;
 use crate::error::Result;
-use crate::math::precise_sum;
+use crate::math::{Real, precise_sum};
 use crate::parallel::map_chunks;
 use crate::row::batch::{self, MOST_LANES};
-use crate::row::tile::{Batch, Transposed};
 use crate::row::{Dense, Source, Teacher, Transform, are_probabilities, is_probability};
 use crate::rows::BLOCK;
 use crate::simd::{self, Kernel};
@@ -149,16 +147,11 @@ impl<'p> Problem<'p> {
         })
     }
 
-    /// The teacher of a batch of rows, if the problem has one; `room` is for its logits.
+    /// The teacher of some rows of logits that compute in `R`, if the problem has one.
     #[inline(always)]
-    pub(super) fn teacher<'a, S: Simd, E: Element>(
-        &'a self,
-        simd: S,
-        batch: &Batch,
-        room: &'a mut Transposed<E::Real>,
-    ) -> Option<Teacher<'a>> {
+    pub(super) fn teacher<S: Simd, R: Real>(&self, simd: S, rows: Range<usize>) -> Option<Teacher<'_>> {
         let Targets::Teacher(logits) = &self.targets else { return None };
-        Some(Teacher::new(simd, logits, batch.first..batch.first + batch.rows, self.transform, room))
+        Some(Teacher::new::<S, R>(simd, logits, rows, self.transform))
     }
 
     /// The weights of each class of the rows of `classes` classes from `first` on, if the problem has such.

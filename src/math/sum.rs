@@ -21,6 +21,13 @@ impl<S: Simd> Total<S> {
         Self { parts: [f64x8::splat(simd, 0.0); 2] }
     }
 
+    /// Add the products of lanes of f32 in twice their precision.
+    #[inline(always)]
+    pub fn add_products(&mut self, a: Twice<S>, b: Twice<S>) {
+        self.parts[0] = a[0].mul_add(b[0], self.parts[0]);
+        self.parts[1] = a[1].mul_add(b[1], self.parts[1]);
+    }
+
     /// Add a single number.
     #[inline(always)]
     pub fn add_scalar(&mut self, value: f64) {

@@ -5,14 +5,12 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::batch::{LogSumExps, MOST_LANES, PerLane, log_totals};
+use super::batch::{LogSumExps, PerLane, log_totals};
 use super::companion::{Nothing, Weights};
 use super::log_sum_exp::any_pass;
-use super::tile::{Tile, Tiled, Transposed, log_sum_exps, transpose};
 use super::transform::{Scale, Value, with_uncapped_mode};
 use super::{Transform, per_mass};
 use crate::array::Array;
-use crate::element::Element;
 use crate::math::{Boost, Real, Total, Twice, with_vectors_at_a_time};
 use crate::rows::BLOCK;
 
@@ -56,13 +54,12 @@ pub struct Teacher<'a> {
     transform: Transform,
     /// Whether it computes in f64: it does if its own logits or those of its pupil do.
     double: bool,
-    /// The rows across lanes, if they are so.
-    tile: Option<Tile<'a>>,
 }
 
 impl<'a> Teacher<'a> {
-    /// The softmax of rows, one after the other.
-    fn by_rows<S: Simd, R: Real>(simd: S, array: &'a Array<'a>, rows: Range<usize>, transform: Transform) -> Self {
+    /// The softmax of rows of the teacher, for logits that compute in `R`.
+    #[inline(never)]
+    pub fn new<S: Simd, R: Real>(simd: S, array: &'a Array<'a>, rows: Range<usize>, transform: Transform) -> Self {
         let double = R::LANES == f64::LANES || array.dtype().is_double();
         let mut found = LogSumExps::default();
         for (lane, row) in rows.clone().enumerate() {
@@ -74,78 +71,8 @@ impl<'a> Teacher<'a> {
             };
             found.set(lane, of_row);
         }
-        Self::of(simd, array, rows, transform, double, &found, None)
-    }
-
-    /// Softmax of `rows` of the teacher, for logits that compute in `R`. Transposed into `room` if the rows are short enough,
-    /// else row by row.
-    #[inline(never)]
-    pub fn new<S: Simd, R: Real + Element<Real = R>>(
-        simd: S,
-        array: &'a Array<'a>,
-        rows: Range<usize>,
-        transform: Transform,
-        room: &'a mut Transposed<R>,
-    ) -> Self {
-        let Some(tile) = transpose(simd, array, rows.clone(), room) else {
-            return Self::by_rows::<S, R>(simd, array, rows, transform);
-        };
-        let found = log_sum_exps::<S, R>(simd, tile, transform);
-        Self::of(simd, array, rows, transform, R::LANES == f64::LANES, &found, Some(tile))
-    }
-
-    #[inline(always)]
-    fn of<S: Simd>(
-        simd: S,
-        array: &'a Array<'a>,
-        rows: Range<usize>,
-        transform: Transform,
-        double: bool,
-        found: &LogSumExps,
-        tile: Option<Tile<'a>>,
-    ) -> Self {
-        let log_totals = log_totals(simd, found, rows.len());
-        Self { array, first: rows.start, log_sum_exps: *found, log_totals, transform, double, tile }
-    }
-
-    /// [`Dense::fill`] of rows across lanes, for as many classes as `block` has room: returns the sums, `None` if the rows
-    /// are not across lanes of `R`.
-    #[inline(never)]
-    pub(super) fn fill<S: Simd, R: Real + Element<Real = R>>(
-        &self,
-        simd: S,
-        start: usize,
-        block: &mut [f64],
-    ) -> Option<PerLane<f64>> {
-        let any = self.tile?;
-        let tile = any.stored_as::<R>()?;
-        assert!(start + block.len() / R::LANES <= any.classes());
-        let mut sums = [0.0; MOST_LANES];
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                let scale = Scale::<S, R>::new(simd, self.transform);
-                let mut shares = [0.0; MOST_LANES];
-                for (lane, share) in shares.iter_mut().enumerate() {
-                    *share = per_mass(1.0, self.log_sum_exps.get(lane).total()) / R::BOOST;
-                }
-                let share = [f64x8::from_slice(simd, &shares[..8]), f64x8::from_slice(simd, &shares[8..])];
-                let reference = Value::plain(R::narrow(simd, &self.log_sum_exps.reference));
-                let mut sum = Total::zero(simd);
-                with_uncapped_mode!(self.transform, MODE => {
-                    for (class, weights) in block.chunks_exact_mut(R::LANES).enumerate() {
-                        let x = tile.load(simd, start + class);
-                        let [of_class] = shares_of::<S, R, MODE, 1>(simd, &scale, [x], reference, share);
-                        for (lanes, part) in weights.chunks_exact_mut(8).zip(of_class) {
-                            part.store_slice(lanes);
-                        }
-                        R::add_weighted(simd, &mut sum, R::halves(simd, weights), R::twice(x), reference.twice());
-                    }
-                });
-                R::lane_totals(&sum, &mut sums);
-            },
-        );
-        Some(sums)
+        let log_totals = log_totals(simd, &found, rows.len());
+        Self { array, first: rows.start, log_sum_exps: found, log_totals, transform, double }
     }
 }
 

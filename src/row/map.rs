@@ -4,6 +4,7 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
 use super::{Dense, Transform, rounded};
+use crate::dtype::with_elements;
 use crate::element::Element;
 use crate::math::{Boost, Real, vectors_at_a_time, with_vectors_at_a_time};
 use crate::rows::{BLOCK, Row, RowMut, Scratch, StorePolicy};
@@ -76,18 +77,16 @@ pub fn probabilities<S: Simd, E: Element, O: Element<Real = E::Real>>(
     of: Exponential,
     stores: StorePolicy,
 ) {
-    shifted_exponentials::<S, E, O>(simd, row, out, of, 0.0, stores, None);
+    exponentials::<S, E, O>(simd, row, out, of, stores, None);
 }
 
-/// Write an [`Exponential`] less `offset`, 0 for masked classes, but for the class that is an exception, which gets its
-/// own value.
+/// Write an [`Exponential`], but for the class that is an exception, which gets its own value.
 #[inline(never)]
-fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
+fn exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
     simd: S,
     row: Row,
     out: RowMut,
     of: Exponential,
-    offset: f64,
     stores: StorePolicy,
     exception: Option<(usize, O)>,
 ) {
@@ -96,12 +95,7 @@ fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
         || {
             with_uncapped_mode!(of.transform, MODE => {
                 let terms = Terms::<S, E::Real, MODE>::new(simd, of);
-                if offset == 0.0 {
-                    map::<S, E, O, _>(simd, row, out, stores, &terms, exception);
-                } else {
-                    let offset = E::Real::splat(simd, offset);
-                    map::<S, E, O, _>(simd, row, out, stores, &Shifted { terms, offset }, exception);
-                }
+                map::<S, E, O, _>(simd, row, out, stores, &terms, exception);
             });
         },
     );
@@ -109,7 +103,7 @@ fn shifted_exponentials<S: Simd, E: Element, O: Element<Real = E::Real>>(
 
 /// Write `(exponential − offset)·dz/dx·T`, and 0 for masked classes, but for the class that is an exception.
 #[inline(always)]
-pub(super) fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+pub(super) fn gradient<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
     out: RowMut,
@@ -118,13 +112,16 @@ pub(super) fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
     stores: StorePolicy,
     exception: Option<(usize, f64)>,
 ) {
-    if offset.dense.is_none() && of.transform.mode() != CAPPED {
-        let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
-        let offset = share(offset.scale, offset.uniform);
-        shifted_exponentials::<S, E, O>(simd, row, out, of, offset, stores, exception);
+    let nothing = offset.dense.is_none() && share(offset.scale, offset.uniform) == 0.0;
+    if nothing && of.transform.mode() != CAPPED {
+        // The kernels of the softmax, which are compiled for all types.
+        with_elements!(row.dtype(), out.dtype(), E, O => {
+            let exception = exception.map(|(class, value)| (class, rounded::<O>(value)));
+            exponentials::<S, E, O>(simd, row, out, of, stores, exception);
+        });
     } else {
         with_mode!(of.transform, MODE => {
-            difference::<S, E::Real, MODE>(simd, row, out, of, offset, stores, exception);
+            difference::<S, R, MODE>(simd, row, out, of, offset, stores, exception);
         });
     }
 }
@@ -387,22 +384,6 @@ impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for Terms<S, R, MODE> {
         let mut result = self.exps(x);
         for result in &mut result {
             *result *= self.factor;
-        }
-        result
-    }
-}
-
-struct Shifted<S: Simd, R: Real, const MODE: u8> {
-    terms: Terms<S, R, MODE>,
-    offset: R::Lanes<S>,
-}
-
-impl<S: Simd, R: Real, const MODE: u8> Function<S, R> for Shifted<S, R, MODE> {
-    #[inline(always)]
-    fn of<const K: usize>(&self, x: [R::Lanes<S>; K]) -> [R::Lanes<S>; K] {
-        let mut result = self.terms.exps(x);
-        for (result, x) in result.iter_mut().zip(x) {
-            *result = difference_of::<S, R>(x, *result, self.terms.factor, self.offset);
         }
         result
     }

@@ -24,6 +24,7 @@ use super::log_sum_exp::{any_pass, pass};
 use super::map::{self, Exponential, Offset};
 use super::{Dense, LogSumExp, Transform};
 use crate::array::Array;
+use crate::dtype::with_element;
 use crate::element::Element;
 use crate::math::Real;
 use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
@@ -61,7 +62,7 @@ impl Target<'_> {
     pub fn loss<S: Simd, E: Element>(&self, simd: S, row: Row, transform: Transform) -> f64 {
         let targets = self.alone(row);
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-        self.pass::<S, E>(simd, row, transform, 0, &mut found, &mut spreads);
+        self.pass::<S, E::Real>(simd, row, transform, 0, &mut found, &mut spreads);
         batch::losses(simd, &found, &targets, &spreads, transform).loss[0]
     }
 
@@ -77,18 +78,18 @@ impl Target<'_> {
     ) -> f64 {
         let mut targets = self.alone(row);
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-        self.pass::<S, E>(simd, row, transform, 0, &mut found, &mut spreads);
-        find_point::<S, E>(simd, 0, row, &found, &mut targets);
+        self.pass::<S, E::Real>(simd, row, transform, 0, &mut found, &mut spreads);
+        find_point::<S, E::Real>(simd, 0, row, &found, &mut targets);
         let losses = batch::losses(simd, &found, &targets, &spreads, transform);
         let scales = [1.0; MOST_LANES];
         let slopes = batch::slopes(simd, &losses, &targets, &scales, transform);
-        gradient::<S, E, O>(simd, 0, row, out, &targets, &slopes, transform, stores);
+        gradient::<S, E::Real>(simd, 0, row, out, &targets, &slopes, transform, stores);
         losses.loss[0]
     }
 
     /// Read a row for its log-sum-exp, and for what its target needs to be summed: row number `lane` of some.
     #[inline(always)]
-    pub fn pass<S: Simd, E: Element>(
+    pub fn pass<S: Simd, R: Real + Element<Real = R>>(
         &self,
         simd: S,
         row: Row,
@@ -101,18 +102,18 @@ impl Target<'_> {
             let mut block = [0.0; BLOCK];
             let weights = RowWeights { dense, sum: 0.0 };
             let weighted = Weighted::new(simd, weights, &mut block);
-            let (found, weighted) = any_pass::<S, E::Real, _>(simd, row, transform, weighted);
+            let (found, weighted) = any_pass::<S, R, _>(simd, row, transform, weighted);
             spreads.mass[lane] = weighted.mass.value();
             spreads.sum[lane] = weighted.sum.value();
             spreads.teacher[lane] = weighted.weights.sum;
             found
         } else if self.uniform != 0.0 {
-            let (found, uniform) = pass::<S, E, _>(simd, row, transform, Uniform::new(simd));
+            let (found, uniform) = any_pass::<S, R, _>(simd, row, transform, Uniform::new(simd));
             spreads.mass[lane] = self.uniform * row.classes() as f64;
             spreads.sum[lane] = self.uniform * uniform.sum.value();
             found
         } else {
-            pass::<S, E, _>(simd, row, transform, Nothing).0
+            with_element!(row.dtype(), E => pass::<S, E, _>(simd, row, transform, Nothing).0)
         };
         found.set(lane, log_sum_exp);
     }
@@ -158,13 +159,13 @@ impl Target<'_> {
 /// For dense targets, find the argmax of row number `lane` if its probability may be close to 1: its gradient cancels, and is
 /// computed in f64 by [`batch::slopes`]. Of every target, look up the weight of the class that is.
 #[inline(always)]
-pub fn find_point<S: Simd, E: Element>(simd: S, lane: usize, row: Row, found: &LogSumExps, targets: &mut Targets) {
+pub fn find_point<S: Simd, R: Real + Element<Real = R>>(simd: S, lane: usize, row: Row, found: &LogSumExps, targets: &mut Targets) {
     if !targets.names_classes {
         if !found.is_led(lane) {
             return;
         }
         let reference = found.reference[lane];
-        let leader = row.find(simd, <E::Real as Real>::from_f64(reference));
+        let leader = row.find(simd, <R as Real>::from_f64(reference));
         // There is one, unless somebody has written to the row meanwhile.
         targets.points.class[lane] = leader.unwrap_or(0);
         targets.points.logit[lane] = reference;
@@ -199,7 +200,7 @@ pub fn weigh_infinities<S: Simd>(
 /// Write the gradient of row number `lane` to `out`, reading the logits again; zeros if the row is ignored.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // a row of some, and how its gradient is written
-pub fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
+pub fn gradient<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     lane: usize,
     row: Row,
@@ -225,13 +226,13 @@ pub fn gradient<S: Simd, E: Element, O: Element<Real = E::Real>>(
                 || slopes.factor[lane] - map::share(slopes.scale[lane], weight),
                 |(_, own)| own,
             );
-            out.set(class, O::from_f64(if masked { 0.0 } else { difference }));
+            out.set_rounded(class, if masked { 0.0 } else { difference });
         }
         return;
     }
     let of = Exponential { reference: slopes.reference[lane], factor: slopes.factor[lane], transform };
     let offset = Offset { scale: slopes.scale[lane], uniform: target.uniform, dense: target.dense };
-    map::gradient::<S, E, O>(simd, row, out, of, offset, stores, slopes.own(lane));
+    map::gradient::<S, R>(simd, row, out, of, offset, stores, slopes.own(lane));
 }
 
 /// A weight times what it weighs: 0 if a weight of 0 weighs an infinity.
@@ -263,7 +264,7 @@ impl RowLoss {
 
     /// Write `scale` times the diagonal of the Hessian, `mass·p·(1 − p) / T²`, to `out`.
     #[inline(always)]
-    pub fn hessian<S: Simd, E: Element>(
+    pub fn hessian<S: Simd, R: Real + Element<Real = R>>(
         &self,
         simd: S,
         row: Row,
@@ -272,11 +273,11 @@ impl RowLoss {
         transform: Transform,
         stores: StorePolicy,
     ) {
-        let reference = <E::Real as Real>::from_f64(self.log_sum_exp.reference);
+        let reference = <R as Real>::from_f64(self.log_sum_exp.reference);
         let leader = self.log_sum_exp.is_led().then(|| row.find(simd, reference)).flatten();
         let own = leader.map(|leader| (leader, self.own_variance(scale, transform)));
         let scale = self.variance_scale(scale, transform);
-        map::variance::<S, E::Real>(simd, row, out, self.softmax(transform), scale, stores, own);
+        map::variance::<S, R>(simd, row, out, self.softmax(transform), scale, stores, own);
     }
 }
 

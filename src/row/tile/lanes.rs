@@ -142,13 +142,6 @@ pub(in crate::row) struct Typed<'a, E> {
     element: PhantomData<E>,
 }
 
-impl<'a, E> Typed<'a, E> {
-    #[inline(always)]
-    pub(in crate::row) fn untyped(self) -> Tile<'a> {
-        self.tile
-    }
-}
-
 /// A [`TileMut`] of `E`s.
 #[derive(Debug)]
 pub(in crate::row) struct TypedMut<'a, E> {

@@ -8,25 +8,22 @@
 //!
 //! Rows shorter than a line hide from the prefetcher: they are asked for 8 KiB ahead.
 
-mod gradient;
 mod lanes;
+mod softmax;
 mod transposed;
 
-use std::marker::PhantomData;
-
-use fearless_simd::{Simd, f64x8, prelude::*};
+use fearless_simd::{Simd, prelude::*};
 
 pub use crate::kernel::stage::most_classes;
 
-pub use self::gradient::{gradients, probabilities, variances};
 pub use self::lanes::{Tile, TileMut};
 pub(super) use self::lanes::{Tiled, TiledMut};
-pub(super) use self::transposed::transpose;
+pub use self::softmax::probabilities;
 pub use self::transposed::{Output, Transposed};
-use super::batch::{LogSumExps, MOST_LANES, PerLane, Spreads, Targets};
-use super::companion::{Companion, Nothing, Term, Uniform, Weighted, Weights};
-use super::transform::{CAPPED, Factors, PLAIN, SCALED, Scale, Value, with_mode};
-use super::{Dense, Source, Transform};
+use super::Transform;
+use super::batch::{LogSumExps, MOST_LANES, PerLane};
+use super::companion::{Companion, Nothing, Term};
+use super::transform::{Factors, Scale, Value, with_uncapped_mode};
 use crate::array::Array;
 use crate::element::Element;
 use crate::math::{Argument, Boost, Real, Total, with_vectors_at_a_time};
@@ -54,12 +51,20 @@ enum Across<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// The tile (in place or copied to `scratch`), or `None` if the rows are worked on one by one.
+    /// The tile (in place or copied to `scratch`), or `None` if the rows are worked on one by one: under a cap, too.
     #[inline(always)]
-    pub fn tile<'b, S: Simd, E: Element>(&self, simd: S, scratch: &'b mut Transposed<E::Real>) -> Option<Tile<'b>>
+    pub fn tile<'b, S: Simd, E: Element>(
+        &self,
+        simd: S,
+        transform: Transform,
+        scratch: &'b mut Transposed<E::Real>,
+    ) -> Option<Tile<'b>>
     where
         'a: 'b,
     {
+        if transform.softcap().is_some() {
+            return None;
+        }
         Some(match self.across? {
             Across::InPlace(tile) => tile,
             Across::Transposed => scratch.load::<S, E>(simd, self.array, self.first, self.rows),
@@ -111,39 +116,6 @@ pub fn batches<'a, E: Element>(
     )
 }
 
-/// The log-sum-exps of the rows of an array of `E`s, and what their targets need to be summed.
-#[inline(always)]
-pub fn pass<S: Simd, E: Element>(
-    simd: S,
-    tile: Tile,
-    targets: &Targets,
-    transform: Transform,
-    weights: &mut Option<WeightRoom>,
-) -> (LogSumExps, Spreads) {
-    let mut spreads = Spreads::default();
-    let found = if let Some(dense) = targets.dense {
-        let WeightRoom { rows, block, whole } = weights.get_or_insert_default();
-        let weighted = Weighted::new(simd, TileWeights::<E::Real>::new(dense, targets.rows, rows), block);
-        let (found, weighted) = pass_with::<S, E::Real, _>(simd, tile, transform, weighted);
-        *whole = (tile.classes() <= TOGETHER).then_some(dense.row);
-        E::Real::lane_totals(&weighted.mass, &mut spreads.mass);
-        E::Real::lane_totals(&weighted.sum, &mut spreads.sum);
-        spreads.teacher = weighted.weights.sums;
-        found
-    } else if targets.uniform != 0.0 {
-        let (found, uniform) = pass_with::<S, E::Real, _>(simd, tile, transform, Uniform::new(simd));
-        E::Real::lane_totals(&uniform.sum, &mut spreads.sum);
-        for sum in &mut spreads.sum {
-            *sum *= targets.uniform;
-        }
-        spreads.mass = [targets.uniform * tile.classes() as f64; MOST_LANES];
-        found
-    } else {
-        log_sum_exps::<S, E>(simd, tile, transform)
-    };
-    (found, spreads)
-}
-
 /// The log-sum-exps of the rows of an array of `E`s.
 #[inline(always)]
 pub fn log_sum_exps<S: Simd, E: Element>(simd: S, tile: Tile, transform: Transform) -> LogSumExps {
@@ -168,7 +140,7 @@ pub(super) fn pass_with<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>
     }
 }
 
-/// [`pass_of`] a tile whose type is known; logits that are capped are read as those of any type are.
+/// [`pass_of`] a tile whose type is known.
 #[inline(always)]
 fn typed_pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
     simd: S,
@@ -176,168 +148,7 @@ fn typed_pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
     transform: Transform,
     companion: C,
 ) -> (LogSumExps, C) {
-    match transform.mode() {
-        PLAIN => pass_of::<S, E::Real, C, _, PLAIN>(simd, tile, transform, companion),
-        SCALED => pass_of::<S, E::Real, C, _, SCALED>(simd, tile, transform, companion),
-        _ => pass_of::<S, E::Real, C, _, CAPPED>(simd, tile.untyped(), transform, companion),
-    }
-}
-
-/// Classes whose weights are read together.
-const TOGETHER: usize = 64;
-
-/// Room for the weights of a tile's targets, from one tile to the next.
-#[repr(align(64))]
-pub struct WeightRoom {
-    /// Those of the rows, one after the other, and room to read a vector more.
-    rows: [f64; TOGETHER * MOST_LANES + 8],
-    /// The same, transposed.
-    block: [f64; TOGETHER * MOST_LANES],
-    /// The first of the rows whose weights the block has, if those are the weights of all classes.
-    whole: Option<usize>,
-}
-
-impl Default for WeightRoom {
-    fn default() -> Self {
-        Self { rows: [0.0; TOGETHER * MOST_LANES + 8], block: [0.0; TOGETHER * MOST_LANES], whole: None }
-    }
-}
-
-/// The weights of each lane's target, some classes at a time.
-struct TileWeights<'a, R> {
-    /// Those of the first lane's row, and of the rows that follow it.
-    dense: Dense<'a>,
-    /// How many of the lanes are rows.
-    count: usize,
-    /// What [`Dense::fill`] returned, summed.
-    sums: PerLane<f64>,
-    /// [`WeightRoom::rows`].
-    rows: &'a mut [f64],
-    /// The type of the lanes.
-    lanes: PhantomData<R>,
-}
-
-impl<'a, R: Real + Element<Real = R>> TileWeights<'a, R> {
-    #[inline(always)]
-    fn new(dense: Dense<'a>, count: usize, rows: &'a mut [f64]) -> Self {
-        Self { dense, count, sums: [0.0; MOST_LANES], rows, lanes: PhantomData }
-    }
-
-    /// Write the weights of the rows' own classes across lanes.
-    #[inline(always)]
-    fn transpose<S: Simd>(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
-        // Without those that all rows share.
-        let dense = Dense { weight: None, ..self.dense };
-        let step = if length == dense.classes && matches!(dense.source, Source::Numbers(_)) {
-            // All rows are one.
-            let count = self.count * length;
-            let sum = dense.fill(simd, 0, count, &mut self.rows[..R::LANES * length]);
-            for own in &mut self.sums {
-                *own += sum;
-            }
-            length
-        } else {
-            for (lane, row) in self.rows.chunks_exact_mut(TOGETHER).take(R::LANES).enumerate() {
-                if lane < self.count {
-                    self.sums[lane] += dense.skip(lane).fill(simd, start, length, row);
-                } else {
-                    row.fill(0.0);
-                }
-            }
-            TOGETHER
-        };
-        // A square at a time.
-        for first in (0..R::LANES).step_by(8) {
-            for class in (0..length).step_by(8) {
-                let mut square = [f64x8::splat(simd, 0.0); 16];
-                for (number, lanes) in square[..8].iter_mut().enumerate() {
-                    let start = (first + number) * step + class;
-                    *lanes = f64x8::from_slice(simd, &self.rows[start..start + 8]);
-                }
-                let square = <f64 as Real>::transpose(square);
-                for (lanes, weights) in square[..8].iter().zip(block[class * R::LANES..].chunks_exact_mut(R::LANES)) {
-                    lanes.store_slice(&mut weights[first..first + 8]);
-                }
-            }
-        }
-    }
-}
-
-impl<S: Simd, R: Real + Element<Real = R>> Weights<S> for TileWeights<'_, R> {
-    #[inline(always)]
-    fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
-        let block = &mut block[..length * R::LANES];
-        match self.dense.source {
-            Source::Nothing => block.fill(self.dense.uniform),
-            Source::Numbers(_) => self.transpose(simd, start, length, block),
-            Source::Softmax(teacher) => match teacher.fill::<S, R>(simd, start, block) {
-                Some(sums) => {
-                    for (all, sum) in self.sums.iter_mut().zip(sums) {
-                        *all += sum;
-                    }
-                }
-                None => self.transpose(simd, start, length, block),
-            },
-        }
-        let Some(factors) = self.dense.weight else { return };
-        for (weights, factor) in block.chunks_exact_mut(R::LANES).zip(&factors[start..]) {
-            for lanes in weights.chunks_exact_mut(8) {
-                (f64x8::from_slice(simd, lanes) * f64x8::splat(simd, *factor)).store_slice(lanes);
-            }
-        }
-    }
-}
-
-/// [`crate::row::find_point`] of the rows of a tile, after their [`pass`].
-#[inline(always)]
-pub fn find_points<S: Simd, R: Real + Element<Real = R>>(
-    simd: S,
-    tile: Tile,
-    found: &LogSumExps,
-    targets: &mut Targets,
-    weights: Option<&WeightRoom>,
-) {
-    let points = &mut targets.points;
-    if !targets.names_classes {
-        points.class = match tile.stored_as::<R>() {
-            Some(tile) => leaders::<S, R, _>(simd, tile, &found.reference),
-            None => leaders::<S, R, _>(simd, tile, &found.reference),
-        };
-        points.logit = found.reference;
-    }
-    let Some(dense) = targets.dense else { return };
-    let whole = weights.filter(|weights| weights.whole == Some(dense.row));
-    for lane in 0..targets.rows {
-        let class = points.class[lane];
-        if let Some(WeightRoom { block, .. }) = whole {
-            points.rest[lane] = block[class * R::LANES + lane];
-        } else if targets.names_classes || found.is_led(lane) {
-            points.rest[lane] = dense.skip(lane).at(simd, class);
-        }
-    }
-}
-
-/// The last class of each row that has this logit, where [`LogSumExps::is_led`] the only one; 0 if there is none.
-#[inline(never)]
-fn leaders<S: Simd, R: Real, T: Tiled<S, R>>(simd: S, tile: T, logits: &PerLane<f64>) -> PerLane<usize> {
-    let mut leaders = [0; MOST_LANES];
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            let logits = R::narrow(simd, logits);
-            let mut classes = R::splat(simd, 0.0);
-            for class in 0..tile.classes() {
-                let x = tile.load(simd, class);
-                classes = x.simd_eq(logits).select(R::splat(simd, class as f64), classes);
-            }
-            let mut numbers = [0.0; MOST_LANES];
-            R::widen(classes, &mut numbers);
-            for (leader, number) in leaders.iter_mut().zip(numbers) {
-                *leader = number as usize;
-            }
-        },
-    );
-    leaders
+    with_uncapped_mode!(transform, MODE => pass_of::<S, E::Real, C, _, MODE>(simd, tile, transform, companion))
 }
 
 /// [`pass_of`] for companions that are worth no kernel for each storage type.
@@ -348,7 +159,7 @@ fn any_pass<S: Simd, R: Real, C: Companion<S, R>>(
     transform: Transform,
     companion: C,
 ) -> (LogSumExps, C) {
-    with_mode!(transform, MODE => pass_of::<S, R, C, _, MODE>(simd, tile, transform, companion))
+    with_uncapped_mode!(transform, MODE => pass_of::<S, R, C, _, MODE>(simd, tile, transform, companion))
 }
 
 /// Exponentials are summed a few at a time, as their lanes can.
@@ -381,14 +192,11 @@ fn pass_of<S: Simd, R: Real, C: Companion<S, R>, T: Tiled<S, R>, const MODE: u8>
             let mut sums = LaneSums {
                 scale,
                 subtracted,
-                reference: scale.value::<MODE>(subtracted),
+                reference: Value::plain(subtracted),
                 sum: Total::zero(simd),
                 equal: R::splat(simd, 0.0),
             };
             for start in (0..classes).step_by(GROUP) {
-                if start % TOGETHER == 0 {
-                    companion.begin(simd, start, TOGETHER.min(classes - start));
-                }
                 if classes - start < GROUP {
                     sums.add::<_, C, MODE, 1>(simd, &tile, start..classes, &mut companion);
                     continue;
@@ -433,9 +241,9 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
                 x[k] = tile.load(simd, start + k);
                 is_own[k] = x[k].simd_eq(self.subtracted);
             }
-            let values = self.scale.values::<MODE, false, K>(x).map(
+            let values = x.map(
                 #[inline(always)]
-                |(value, _)| value,
+                |x| Value::plain(x),
             );
             let Factors { exp, mut power, z } =
                 self.scale.factors::<MODE, K>(values, self.reference, Boost::Full, Argument::Exact);
@@ -445,17 +253,8 @@ impl<S: Simd, R: Real> LaneSums<S, R> {
                 sum = exp[k].mul_add(power[k], sum);
                 let exp = exp[k] * power[k];
                 let term = Term { x: x[k], exp, z: z[k] };
-                companion.add(simd, (start + k) % TOGETHER, 0, term);
+                companion.add(simd, start + k, 0, term);
             }
-            let first = start % TOGETHER;
-            companion.values(
-                simd,
-                first..first + K,
-                (first + K) * R::LANES,
-                #[inline(always)]
-                |vector| values[vector - first],
-                self.reference,
-            );
         }
         R::add_to(&mut self.sum, sum);
         companion.end_sums();

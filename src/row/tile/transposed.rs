@@ -1,6 +1,5 @@
 //! Rows of few classes, transposed into a room of their own: loaded and stored a square of lanes × lanes at a time.
 
-use std::any::Any;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -8,7 +7,7 @@ use fearless_simd::Simd;
 
 use super::{Tile, TileMut, most_classes};
 use crate::array::{Array, RowsMut};
-use crate::dtype::{Number, with_element};
+use crate::dtype::Number;
 use crate::element::Element;
 use crate::kernel::stage::MOST_BYTES;
 use crate::math::Real;
@@ -101,24 +100,6 @@ impl<R: Real + Element<Real = R>> Transposed<R> {
             }
         }
     }
-}
-
-/// Some rows of an array across lanes, if they are computed with in `R` and have few enough classes.
-#[inline(always)]
-pub(in crate::row) fn transpose<'a, S: Simd, R: Real + Element<Real = R>>(
-    simd: S,
-    array: &Array,
-    rows: Range<usize>,
-    room: &'a mut Transposed<R>,
-) -> Option<Tile<'a>> {
-    if array.dtype().is_double() != (R::LANES == f64::LANES) || array.classes() > most_classes::<R>() {
-        return None;
-    }
-    let room: &mut dyn Any = room;
-    with_element!(array.dtype(), E => {
-        let room: &mut Transposed<<E as Element>::Real> = room.downcast_mut()?;
-        Some(room.load::<S, E>(simd, array, rows.start, rows.len()))
-    })
 }
 
 /// Where the results of some rows across lanes go: to the output itself, if its rows lie so, or to a room and from there to

@@ -6,10 +6,9 @@
 //! divided by T is a sum of two: the rounded product with 1 / T, and what the roundings of the difference, of 1 / T and
 //! of the product lost.
 
-mod cap;
 mod scale;
 
-pub(super) use cap::{Cap, Capped};
+pub(super) use crate::kernel::cap::{Cap, Capped};
 pub(super) use scale::{Factors, Scale, Value};
 
 use fearless_simd::Simd;
@@ -92,9 +91,9 @@ impl Transform {
         }
     }
 
-    /// Whether there is a cap.
-    pub fn is_capped(self) -> bool {
-        self.softcap.is_some()
+    /// The cap's height, if there is one.
+    pub fn softcap(self) -> Option<f64> {
+        self.softcap
     }
 
     /// The divisor.

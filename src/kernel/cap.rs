@@ -13,10 +13,10 @@ use crate::math::{Real, Twice, exp_minus_one, half_tanh, two_sum};
 
 /// Capped logits in twice their precision, vector by vector, and the slopes of the cap; on a boundary of cache lines.
 #[repr(align(64))]
-pub(in crate::row) struct Capped<R, const N: usize> {
-    pub(in crate::row) values: [[f64; N]; 2],
+pub(crate) struct Capped<R, const N: usize> {
+    pub(crate) values: [[f64; N]; 2],
     /// `1 − tanh²`.
-    pub(in crate::row) slopes: [R; N],
+    pub(crate) slopes: [R; N],
 }
 
 impl<R: Real, const N: usize> Default for Capped<R, N> {
@@ -26,16 +26,32 @@ impl<R: Real, const N: usize> Default for Capped<R, N> {
 }
 
 impl<R: Real, const N: usize> Capped<R, N> {
+    /// The values of vector number `vector`.
+    #[inline(always)]
+    pub(crate) fn value<S: Simd>(&self, simd: S, vector: usize) -> Twice<S> {
+        let load = |part: &[f64; N]| f64x8::from_slice(simd, &part[8 * vector..8 * vector + 8]);
+        [load(&self.values[0]), load(&self.values[1])]
+    }
+
+    /// Set vector number `vector`.
+    #[inline(always)]
+    pub(crate) fn set<S: Simd>(&mut self, vector: usize, value: Twice<S>, slope: R::Lanes<S>) {
+        for (part, value) in self.values.iter_mut().zip(value) {
+            value.store_slice(&mut part[8 * vector..8 * vector + 8]);
+        }
+        slope.store_slice(&mut self.slopes[vector * R::LANES..(vector + 1) * R::LANES]);
+    }
+
     /// The slopes of vector number `vector`.
     #[inline(always)]
-    pub(in crate::row) fn slope<S: Simd>(&self, simd: S, vector: usize) -> R::Lanes<S> {
+    pub(crate) fn slope<S: Simd>(&self, simd: S, vector: usize) -> R::Lanes<S> {
         R::Lanes::<S>::from_slice(simd, &self.slopes[vector * R::LANES..(vector + 1) * R::LANES])
     }
 }
 
 /// A softcap over lanes.
 #[derive(Clone, Copy)]
-pub(in crate::row) enum Cap<S: Simd> {
+pub(crate) enum Cap<S: Simd> {
     /// Of f32.
     Single(SingleCap<S>),
     /// Of f64.
@@ -45,7 +61,7 @@ pub(in crate::row) enum Cap<S: Simd> {
 impl<S: Simd> Cap<S> {
     /// A cap of logits that are computed with in `R`.
     #[inline(always)]
-    pub(in crate::row) fn new<R: Real>(simd: S, softcap: f64) -> Self {
+    pub(crate) fn new<R: Real>(simd: S, softcap: f64) -> Self {
         if R::LANES == f32::LANES {
             Self::Single(SingleCap::new(simd, softcap))
         } else {
@@ -55,7 +71,7 @@ impl<S: Simd> Cap<S> {
 
     /// Cap whole vectors of logits, with the `SLOPES` too if asked: a function of its own, so that it is compiled once.
     #[inline(never)]
-    pub(in crate::row) fn fill<R: Real, const N: usize, const SLOPES: bool>(
+    pub(crate) fn fill<R: Real, const N: usize, const SLOPES: bool>(
         &self,
         simd: S,
         logits: &[R],
@@ -82,7 +98,7 @@ impl<S: Simd> Cap<S> {
 
     /// The capped logits, and the slopes of the cap; masked classes stay what they are, NaN passes.
     #[inline(always)]
-    fn of<R: Real>(&self, simd: S, x: R::Lanes<S>) -> (Twice<S>, R::Lanes<S>) {
+    pub(crate) fn of<R: Real>(&self, simd: S, x: R::Lanes<S>) -> (Twice<S>, R::Lanes<S>) {
         let [first, second] = R::twice(x);
         match self {
             Self::Single(cap) => {
@@ -97,9 +113,20 @@ impl<S: Simd> Cap<S> {
     }
 }
 
+/// Differences of capped logits, rounded once.
+#[inline(always)]
+pub(crate) fn relative<S: Simd, R: Real>(value: Twice<S>, reference: Twice<S>) -> R::Lanes<S> {
+    if R::LANES == f32::LANES {
+        return R::once([value[0] - reference[0], value[1] - reference[1]]);
+    }
+    let [difference, lost] = two_sum(value[0], -reference[0]);
+    let sum = difference + (lost + (value[1] - reference[1]));
+    R::once([difference.is_finite().select(sum, difference), f64x8::splat(sum.token(), 0.0)])
+}
+
 /// A softcap of f32 in lanes of f64.
 #[derive(Clone, Copy)]
-pub(in crate::row) struct SingleCap<S: Simd> {
+pub(crate) struct SingleCap<S: Simd> {
     value: f64x8<S>,
     /// 2 / cap, and the same in units of ln 2.
     inverse: f64x8<S>,
@@ -135,7 +162,7 @@ const SHRINK: f64 = 281_474_976_710_656.0;
 
 /// A softcap of f64 in sums of two.
 #[derive(Clone, Copy)]
-pub(in crate::row) struct DoubleCap<S: Simd> {
+pub(crate) struct DoubleCap<S: Simd> {
     simd: S,
     /// The cap.
     value: f64x8<S>,
@@ -198,7 +225,6 @@ impl<S: Simd> DoubleCap<S> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Transform;
     use super::*;
     use crate::simd::{Kernel, Level};
 
@@ -209,7 +235,7 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Vec<[f64; 2]> {
-            let cap = Transform::new(1.0, Some(self.1)).cap::<S, f32>(simd).unwrap();
+            let cap = Cap::new::<f32>(simd, self.1);
             let of = |&x: &f32| {
                 let mut capped = Capped::<f32, 16>::default();
                 cap.fill::<_, _, true>(simd, &[x; 16], &mut capped);
