@@ -203,20 +203,13 @@ def test_what_ignored_rows_hold_does_not_matter(case, garbage):
 @settings(max_examples=200)
 @given(problems(options=("weight", "sample_weight", "label_smoothing", "temperature")), st.integers(-3, 3))
 def test_a_shift_of_a_row_changes_roundings_alone(case, shift):
-    """By a number that keeps every logit exact: integers that stay so.
-
-    Kernels that look for the maximum first change no bit; those for target classes stay within their bounds.
-    """
+    """By a number that keeps every logit exact: integers that stay so."""
     logits, targets, options = case
     with np.errstate(invalid="ignore"):
         logits = np.where(np.isfinite(logits), np.round(np.clip(logits.astype(float), -60, 60)), -math.inf)
     dtype = case[0].dtype
     found = both(logits.astype(dtype), targets, options)
     moved = both((logits + 16 * shift).astype(dtype), targets, options)
-    if targets.ndim == logits.ndim or options["label_smoothing"] or options["temperature"] != 1:
-        assert same(moved[0], found[0])
-        assert same(moved[1], found[1])
-        return
     oracle = oracle_of(logits.astype(dtype), targets, options)
     bounds = CrossEntropyBounds(oracle, dtype)
     for losses, grad in (found, moved):

@@ -2,7 +2,6 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::horizontal::Sum;
 use crate::math::{Boost, Real, power_of_rest};
 
 /// The most lanes that a type has.
@@ -22,6 +21,19 @@ pub struct Own {
     pub counts: PerLane<f64>,
     /// The class of each row; any of them for rows that do not count.
     pub class: PerLane<usize>,
+}
+
+/// What is known of a row once it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Sum {
+    /// The exponentials of all classes but the own one, boosted.
+    pub others: f64,
+    /// By how many whole octaves the reference was raised.
+    pub octaves: f64,
+    /// By how many steps of an octave, at most half of one, it was above the own logit before.
+    pub rest: f64,
+    /// Whether all logits are within reach of the reference.
+    pub suits: bool,
 }
 
 /// What is known of some rows once they were read, one a lane.

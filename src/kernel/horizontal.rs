@@ -2,8 +2,8 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::cap::{Cap, Capped, relative};
-use super::finish::{MOST_LANES, bits};
+use super::cap::{self, Cap, Capped, relative};
+use super::finish::{MOST_LANES, Sum, bits};
 use super::shares::{Divergence, Given, Leader, Shares, Weighed, moved_lanes, unit};
 use super::vertical::{Beside, Block, Rows, Strip};
 use crate::array::Array;
@@ -14,19 +14,6 @@ use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
 
 /// Vectors that a loop takes at a time; blocks are padded to so many.
 const TOGETHER: usize = 4;
-
-/// What is known of a row once it was read.
-#[derive(Clone, Copy, Debug)]
-pub struct Sum {
-    /// The exponentials of all classes but the own one, boosted.
-    pub others: f64,
-    /// By how many whole octaves the reference was raised.
-    pub octaves: f64,
-    /// By how many steps of an octave, at most half of one, it was above the own logit before.
-    pub rest: f64,
-    /// Whether all logits are within reach of the reference.
-    pub suits: bool,
-}
 
 /// The vectors of a block in which the own class is looked for: in its lane the number of its vector, in others none.
 #[inline(always)]
@@ -160,11 +147,7 @@ unsafe fn side_by_side<'a, R: Real + Element<Real = R>>(place: *const R, vectors
 
 /// Call `f` for each block of a row: with the number of its first class, how many it has, and its vectors.
 #[inline(always)]
-fn for_each_block<S: Simd, R: Real + Element<Real = R>>(
-    simd: S,
-    row: Row,
-    mut f: impl FnMut(usize, usize, &Block<R>),
-) {
+fn for_each_block<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, mut f: impl FnMut(usize, usize, &Block<R>)) {
     let mut copy = [R::default(); BLOCK];
     for start in (0..row.classes()).step_by(BLOCK) {
         let length = BLOCK.min(row.classes() - start);
@@ -294,12 +277,21 @@ impl<'a> RowShares<'a> {
             // SAFETY: it is the only tile.
             return f(&Shares { given: Given::Single(unsafe { Strip::new(block, f32::LANES) }), ..given }, true);
         }
+        if let (None, Some(weight), true) = (self.numbers, self.weight, length == BLOCK) {
+            let weight: &[f64; BLOCK] = weight[start..start + BLOCK].try_into().expect("a block of them");
+            return f(&Shares { given: lanes_of::<R>(weight), keep: self.uniform, ..given }, true);
+        }
         let fine = self.fill(simd, start, length, room);
-        let step = (R::LANES * size_of::<f64>()) as isize;
-        // SAFETY: so many vectors are the room, each of one tile of f64, or of two that are side by side.
-        let strip = unsafe { Strip::new(Block::new(room.as_ptr(), step, BLOCK / R::LANES), f64::LANES) };
-        f(&Shares { given: Given::Double(strip), ..given }, fine);
+        f(&Shares { given: lanes_of::<R>(room), ..given }, fine);
     }
+}
+
+/// Numbers of a block as those of tile 0.
+#[inline(always)]
+fn lanes_of<R: Real>(block: &[f64; BLOCK]) -> Given<'_> {
+    let step = (R::LANES * size_of::<f64>()) as isize;
+    // SAFETY: so many vectors are the block, each of one tile of f64, or of two that are side by side.
+    Given::Double(unsafe { Strip::new(Block::new(block.as_ptr(), step, BLOCK / R::LANES), f64::LANES) })
 }
 
 /// What is known of a row besides.
@@ -423,7 +415,7 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
         #[inline(always)]
         || {
             let cap = Cap::new::<R>(simd, softcap);
-            let (reference, _) = cap.of::<R>(simd, R::Lanes::<S>::simd_from(simd, logit));
+            let reference = cap::reference::<S, R, false>(&cap, simd, R::Lanes::<S>::simd_from(simd, logit));
             let mut rows = across(simd, own, R::default(), scale);
             let mut weighed = Weighed::relative_to(simd, reference);
             let (mut numbers, mut all_fine) = ([0.0; BLOCK], true);
@@ -434,7 +426,7 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
                 #[inline(always)]
                 |start, length, block| {
                     let vectors = block.classes();
-                    let above = cap_block(simd, &cap, block, reference, &mut capped, &mut above);
+                    let above = cap_block::<S, R, false>(simd, &cap, block, reference, &mut capped, &mut above);
                     add(simd, &mut rows, &above, &mut (), start, own);
                     let Some((shares, _)) = shares else { return };
                     shares.with::<S, R>(
@@ -459,9 +451,9 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
     )
 }
 
-/// By how much the capped logits of a block are above a reference; their values and the cap's slopes are in `capped`.
+/// By how much the capped logits of a block are above a reference; their values, or with `SLOPES` the cap's slopes, are in `capped`.
 #[inline(always)]
-fn cap_block<'a, S: Simd, R: Real + Element<Real = R>>(
+fn cap_block<'a, S: Simd, R: Real + Element<Real = R>, const SLOPES: bool>(
     simd: S,
     cap: &Cap<S>,
     block: &Block<R>,
@@ -472,8 +464,15 @@ fn cap_block<'a, S: Simd, R: Real + Element<Real = R>>(
     let vectors = block.classes();
     for (vector, above) in above[..vectors * R::LANES].chunks_exact_mut(R::LANES).enumerate() {
         let [x] = block.load::<S, 1>(simd, vector);
-        let (value, slope) = cap.of::<R>(simd, x);
-        capped.set(vector, value, slope);
+        let value = if SLOPES {
+            let (value, slope) = cap.of::<R>(simd, x);
+            capped.set_slope(simd, vector, slope);
+            value
+        } else {
+            let value = cap.values::<R>(simd, x);
+            capped.set_value::<S>(vector, value);
+            value
+        };
         relative::<S, R>(value, reference).store_slice(above);
     }
     // SAFETY: so many vectors were written.
@@ -656,7 +655,7 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
         || {
             let own = R::Lanes::<S>::simd_from(simd, of.logit);
             let cap = of.softcap.filter(|_| CAPPED).map(|softcap| Cap::new::<R>(simd, softcap));
-            let own_capped = cap.as_ref().map(|cap| cap.of::<R>(simd, own).0);
+            let own_capped = cap.as_ref().map(|cap| cap::reference::<S, R, true>(cap, simd, own));
             let (mut capped, mut above) = (Capped::<R, BLOCK>::default(), [R::default(); BLOCK]);
             let own = if CAPPED { R::splat(simd, 0.0) } else { own };
             let (reference, _) = Reference::next_to(simd, own, of.scale);
@@ -679,7 +678,7 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
                     (Some(cap), Some(own)) => {
                         // SAFETY: so many vectors are readable: of the row, or of the padded block.
                         let block = unsafe { side_by_side(place, length.div_ceil(TOGETHER * R::LANES) * TOGETHER) };
-                        cap_block(simd, cap, &block, own, &mut capped, &mut above).place(0)
+                        cap_block::<S, R, true>(simd, cap, &block, own, &mut capped, &mut above).place(0)
                     }
                     _ => place,
                 };

@@ -1,20 +1,35 @@
-//! Kernels whose exponentials are relative to an integer ([`crate::math::Reference`]): one pass, without a maximum.
+//! Kernels whose exponentials are relative to an integer ([`crate::math::Reference`]): one pass over the logits, which needs no
+//! maximum where the target's own logit will do.
 //!
-//! For a target class the integer is the one next to its own logit. With R the sum of the other exponentials over the own one
-//! the loss is `log(1 + R)`, accurate for confident rows by itself, and the gradient is `e/own / (1 + R)`, and `−R / (1 + R)`
-//! for the target.
+//! # One class apart
+//!
+//! Each row has an **own** class. With R the sum of the other exponentials over the own one, `lse = z(own) + log(1 + R)`: accurate
+//! for confident rows by itself, since nothing is a difference of larger numbers. For class targets the own class is the target: the
+//! loss is `log(1 + R)`, and the gradient `e/own / (1 + R)`, and `−R / (1 + R)` for the target. Where there is no target class, under
+//! a cap, and for options of float64, it is the class with the largest logit, which takes a look at the row before.
+//!
+//! # Shares of all classes
+//!
+//! With t the shares (probabilities, label smoothing, class weights) the loss is `Σ t·log(1 + R) − Σ t·(z − z(own))`. In f32 the
+//! products are summed in f64, where it does not matter what they are relative to. A share of nothing of a masked class makes the
+//! sum NaN; such rows are summed once more, with a question at each class. Shares that are the same for all rows are not summed at
+//! all. A teacher is shares that are its softmax: its exponentials are summed beside the pupil's logits, in one pass over both.
+//!
+//! # What they are not for
 //!
 //! Rows with logits more than 22 nats above the own one are found on the way; their sums are taken once more, relative to the
-//! largest. Those that this does not suit either take the careful path, the kernels of [`crate::row`]: rows with NaN or +∞, a
-//! masked target, one 620 nats below the largest, or of a size at which the integer is not exact; with a class weight that is not
-//! finite; and gradients whose factor is no normal number.
+//! largest. Those that this does not suit either take the careful path, the kernels of [`crate::row`], one by one: rows with NaN or
+//! +∞, a masked target, one 620 nats below the largest, or of a size at which the integer is not exact; with a class weight or a loss
+//! that is not finite; and gradients whose factor is no normal number.
 //!
 //! | where | what lives there |
 //! |---|---|
 //! | [`finish`] | what is once a row: losses and what gradients need, in lanes |
-//! | [`horizontal`] | one row, its classes across lanes |
-//! | [`vertical`] | as many rows as there are lanes, or a strip of such tiles |
-//! | [`stage`] | rows of few classes on their way to and from lanes |
+//! | [`vertical`] | rows in lanes: as many rows as there are lanes, or a strip of such tiles |
+//! | [`horizontal`] | one row: the same lanes, all of them of that row |
+//! | [`shares`] | shares and teachers |
+//! | [`cap`] | the softcap |
+//! | [`stage`] | rows on their way to and from lanes |
 
 pub mod cap;
 pub mod finish;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::cap::{Cap, Capped, relative};
+use super::cap::{Cap, Capped, reference, relative};
 use super::finish::{Coefficients, HALF, MOST_LANES, Own, PerLane, load, store};
 use super::vertical::{Beside, Block, Offset, Rows, STREAMS, Strip, StripMut, Tiles, lane_mask};
 use crate::element::Element;
@@ -108,13 +108,7 @@ impl Shares<'_> {
 
     /// The share of a class times `scales`, rounded once.
     #[inline(always)]
-    pub(super) fn scaled<S: Simd, R: Real>(
-        &self,
-        simd: S,
-        tile: usize,
-        class: usize,
-        scales: Twice<S>,
-    ) -> R::Lanes<S> {
+    pub(super) fn scaled<S: Simd, R: Real>(&self, simd: S, tile: usize, class: usize, scales: Twice<S>) -> R::Lanes<S> {
         let parts = self.parts();
         let varies = matches!(parts, Parts::Given | Parts::All);
         let given = if varies { self.given::<S, R>(simd, tile, class) } else { [f64x8::splat(simd, 0.0); 2] };
@@ -230,7 +224,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Values<S> for (&Cap<S>, Block<'_, R>)
     #[inline(always)]
     fn twice(&self, simd: S, class: usize) -> Twice<S> {
         let [x] = self.1.load::<S, 1>(simd, class);
-        self.0.of::<R>(simd, x).0
+        self.0.values::<R>(simd, x)
     }
 }
 
@@ -547,13 +541,7 @@ impl<S: Simd> Tiles<Weighed<S>> {
 
     /// The shares of all classes of a tile once more, if there are masked classes that have none.
     #[inline(never)]
-    pub fn add_masked<R: Real + Element<Real = R>>(
-        &mut self,
-        simd: S,
-        strip: &Strip<R>,
-        shares: &Shares,
-        tile: usize,
-    ) {
+    pub fn add_masked<R: Real + Element<Real = R>>(&mut self, simd: S, strip: &Strip<R>, shares: &Shares, tile: usize) {
         simd.vectorize(
             #[inline(always)]
             || {
@@ -578,7 +566,7 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
     #[inline(always)]
     fn own(&self, simd: S, tile: usize, own: &Own) -> Twice<S> {
         let logits = self.logits.tile(tile).pick(&own.class);
-        self.cap.of::<R>(simd, R::narrow(simd, &logits)).0
+        reference::<S, R, false>(&self.cap, simd, R::narrow(simd, &logits))
     }
 
     /// Write by how much the capped logits of each class are above those of the own ones.
@@ -591,17 +579,16 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
                     let (block, mut out, own) = (self.logits.tile(tile), out.tile(tile), self.own(simd, tile, own));
                     for class in 0..block.classes() {
                         let [x] = block.load::<S, 1>(simd, class);
-                        out.store(simd, class, relative::<S, R>(self.cap.of::<R>(simd, x).0, own));
+                        out.store(simd, class, relative::<S, R>(self.cap.values::<R>(simd, x), own));
                     }
                 }
             },
         );
     }
 
-    /// The shares of all classes of the tiles.
+    /// Add the shares of all classes of the tiles.
     #[inline(never)]
-    pub fn shares(&self, simd: S, own: &[Own], shares: &Shares) -> Tiles<Weighed<S>> {
-        let mut all = Tiles::none();
+    pub fn shares(&self, simd: S, own: &[Own], shares: &Shares, all: &mut Tiles<Weighed<S>>) {
         simd.vectorize(
             #[inline(always)]
             || {
@@ -613,7 +600,6 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
                 }
             },
         );
-        all
     }
 
     /// Multiply gradients by the slopes of the cap; write the logits of rows that need the careful path.
@@ -641,23 +627,21 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
 }
 
 impl<S: Simd, R: Real + Element<Real = R>> Tiles<Leader<S, R>> {
-    /// The leaders of some tiles.
+    /// Find the leaders of `count` tiles.
     #[inline(never)]
-    pub fn of(simd: S, strip: &Strip<R>, count: usize) -> Self {
+    pub fn find(&mut self, simd: S, strip: &Strip<R>, count: usize) {
         simd.vectorize(
             #[inline(always)]
             || {
-                let mut leaders = Self::none();
                 for _ in 0..count {
-                    leaders.push(Leader::none(simd));
+                    self.push(Leader::none(simd));
                 }
                 for_each_group!(strip, 0..count, |tile, classes| {
                     let first = classes.start;
-                    leaders.all_mut()[tile].look_at(simd, &strip.tile(tile), classes, first);
+                    self.all_mut()[tile].look_at(simd, &strip.tile(tile), classes, first);
                 });
-                leaders
             },
-        )
+        );
     }
 }
 
@@ -670,7 +654,14 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
             || {
                 for_each_group!(strip, tiles.clone(), |tile, classes| {
                     let count = classes.len();
-                    self.all_mut()[tile].add::<_, true>(simd, &strip.tile(tile), &mut (), classes.start, classes.start, count);
+                    self.all_mut()[tile].add::<_, true>(
+                        simd,
+                        &strip.tile(tile),
+                        &mut (),
+                        classes.start,
+                        classes.start,
+                        count,
+                    );
                 });
             },
         );
@@ -693,8 +684,8 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
     }
 
     /// Add the exponentials of all classes of some of a teacher's tiles, beside those of a pupil; `moved` is by how much the
-    /// pupil's logits of the own classes are above the teacher's, as a sum of two. Returns
-    /// `Σ exp·((x − x(own')) − (x' − x'(own')))`; without `MASKED` a masked class makes it NaN.
+    /// pupil's logits of the own classes are above the teacher's, as a sum of two. The sums are
+    /// `Σ exp·((x − x(own')) − (x' − x'(own')))`; without `MASKED` a masked class makes them NaN.
     #[inline(never)]
     pub fn add_beside<const MASKED: bool>(
         &mut self,
@@ -703,7 +694,8 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
         teacher: &Strip<R>,
         pupil: &Strip<R>,
         moved: &[[PerLane<f64>; 2]],
-    ) -> Tiles<PerLane<f64>> {
+        sums: &mut Tiles<PerLane<f64>>,
+    ) {
         simd.vectorize(
             #[inline(always)]
             || {
@@ -719,7 +711,6 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                     self.all_mut()[tile].add::<_, true>(simd, &teacher.tile(tile), &mut beside, first, first, count);
                     totals.all_mut()[tile - tiles.start] = beside.sum;
                 });
-                let mut sums = Tiles::none();
                 for total in totals.all() {
                     let mut of_tile = [0.0; MOST_LANES];
                     R::lane_totals(total, &mut of_tile);
@@ -728,9 +719,8 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                     }
                     sums.push(of_tile);
                 }
-                sums
             },
-        )
+        );
     }
 
     /// Write the gradients of all classes, of logits that lie elsewhere or where these go, less what the rows are to be like;

@@ -35,8 +35,8 @@ pub const fn most_classes<R: Real>() -> usize {
     MOST_BYTES / size_of::<R>()
 }
 
-/// A place for some tiles: of few classes on a boundary of cache lines, of more on the heap.
-#[repr(align(64))]
+/// A place for some tiles: of few classes on a boundary of cache lines (so the field comes first), of more on the heap.
+#[repr(C, align(64))]
 pub struct Stage<R> {
     values: [MaybeUninit<R>; ROOM],
     many: Vec<MaybeUninit<R>>,

@@ -6,8 +6,7 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, prelude::*};
 
-use super::horizontal::Sum;
-use super::finish::{Coefficients, MOST_LANES, Own, PerLane, Sums, bits};
+use super::finish::{Coefficients, MOST_LANES, Own, PerLane, Sum, Sums, bits};
 use crate::dtype::Number;
 use crate::element::Element;
 use crate::math::{Real, Reference, Scale, Terms, Total};

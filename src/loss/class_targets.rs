@@ -9,9 +9,9 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::cross_entropy::{Rows, add_by_row, scales};
 use super::labels::Labels;
-use super::options::{Plan, RowGradients};
+use super::plan::{Plan, RowGradients, lanes_of, targets_of};
+use super::rows::{Rows, add_by_row, scales};
 use super::targets::Problem;
 use super::{Found, GradOutput};
 use crate::element::Element;
@@ -21,8 +21,8 @@ use crate::kernel::shares::Aim;
 use crate::kernel::stage::{MOST_STAGED, Stage, most_classes};
 use crate::kernel::vertical::{self, Block, Strip, StripMut, Tiles};
 use crate::math::Real;
-use crate::row::tile::BATCH_BYTES;
 use crate::row::product;
+use crate::row::tile::BATCH_BYTES;
 
 /// From so many classes on rows one by one are faster by the kernels that need no maximum. With fewer, what these do once a row
 /// takes longer than what they save.
@@ -177,7 +177,7 @@ impl Rows<'_> {
         // SAFETY: they were all brought in.
         let mut strip = unsafe { stage.strip(classes) };
         for tile in 0..count {
-            tiles.begin(simd, &strip.tile(tile).read(), &own(self.problem, labels, of_tile(tile)), plan.scale);
+            tiles.begin(simd, &strip.tile(tile).read(), &targets_of(self.problem, labels, of_tile(tile)), plan.scale);
         }
         // What comes next, where rows lie one behind the other.
         let bytes = if self.logits.is_contiguous() { lanes * self.logits.dtype().size() } else { 0 };
@@ -202,7 +202,7 @@ impl Rows<'_> {
         }
         for (tile, of_rows) in tiles.all().iter().enumerate() {
             let rows = of_tile(tile);
-            let own = own(self.problem, labels, rows.clone());
+            let own = targets_of(self.problem, labels, rows.clone());
             let found = of_rows.found(simd);
             let Some(of) = self.finish_rows(simd, plan, rows.clone(), &own, &found, sum) else { continue };
             // SAFETY: as above.
@@ -243,7 +243,7 @@ impl Rows<'_> {
         let strip = unsafe { Strip::new(Block::new(base.cast::<R>(), step, classes), lanes) };
         let mut tiles = Tiles::<vertical::Rows<S, R>>::none();
         for tile in 0..count {
-            tiles.begin(simd, &strip.tile(tile), &own(self.problem, labels, of_tile(tile)), plan.scale);
+            tiles.begin(simd, &strip.tile(tile), &targets_of(self.problem, labels, of_tile(tile)), plan.scale);
         }
         tiles.add(simd, 0..count, &strip);
         for tile in 0..count {
@@ -253,7 +253,7 @@ impl Rows<'_> {
         }
         let mut coefficients = Tiles::<Coefficients>::none();
         for (tile, of_rows) in tiles.all().iter().enumerate() {
-            let own = own(self.problem, labels, of_tile(tile));
+            let own = targets_of(self.problem, labels, of_tile(tile));
             if let Some(of) = self.finish_rows(simd, plan, of_tile(tile), &own, &of_rows.found(simd), sum) {
                 coefficients.push(of);
             }
@@ -264,7 +264,7 @@ impl Rows<'_> {
         let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<R>(), step, classes), lanes)) };
         tiles.write_less(simd, coefficients.all(), &[], Some(&strip), &Aim::Own, &mut out);
         for (tile, of) in coefficients.all().iter().enumerate() {
-            out.tile(tile).write_own(&own(self.problem, labels, of_tile(tile)), of);
+            out.tile(tile).write_own(&targets_of(self.problem, labels, of_tile(tile)), of);
         }
         for (tile, of) in coefficients.all().iter().enumerate() {
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
@@ -281,7 +281,7 @@ impl Rows<'_> {
         rows: Range<usize>,
         sum: &mut PerLane<f64>,
     ) {
-        let own = own(self.problem, labels, rows.clone());
+        let own = targets_of(self.problem, labels, rows.clone());
         let mut found = Sums::none();
         for (lane, row) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(row);
@@ -338,19 +338,6 @@ impl Rows<'_> {
     }
 }
 
-/// The targets of some rows; what is left of the tile does not count.
-#[inline(never)]
-pub(super) fn own(problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
-    let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
-    labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
-    if let Some(weight) = &problem.sample_weight {
-        for (counts, weight) in own.counts.iter_mut().zip(&weight[rows]) {
-            *counts = if *weight == 0.0 { 0.0 } else { *counts };
-        }
-    }
-    own
-}
-
 /// The losses of some rows, weighted, a bit for each that needs the careful path, and what the gradients need, if these are
 /// asked for: by what they are multiplied and divided.
 #[inline(never)]
@@ -398,10 +385,4 @@ fn weigh<S: Simd, R: Real>(
             (loss, losses.careful, coefficients)
         },
     )
-}
-
-/// The lanes of bits.
-#[inline(always)]
-pub(super) fn lanes_of(bits: u32) -> impl Iterator<Item = usize> {
-    (0..MOST_LANES).filter(move |lane| bits >> lane & 1 != 0)
 }

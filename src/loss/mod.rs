@@ -7,6 +7,8 @@ pub mod cross_entropy;
 pub mod evaluation;
 pub mod labels;
 mod options;
+mod plan;
+mod rows;
 pub mod softmax;
 pub mod statistics;
 pub mod targets;

@@ -9,129 +9,19 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::class_targets::{lanes_of, own};
-use super::cross_entropy::{Rows, add_by_row, scales};
-use super::labels::Labels;
-use super::targets::{Problem, Targets};
 use super::Found;
+use super::plan::{Goal, Plan, RowGradients, Teacher, lanes_of};
+use super::rows::{Rows, add_by_row, scales};
 use crate::array::Array;
 use crate::dtype::Dtype;
 use crate::element::Element;
-use crate::kernel::cap::{Cap, Capped};
 use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
-use crate::kernel::horizontal::{self, Gradient, Less, RowShares};
+use crate::kernel::horizontal::{self, Gradient, Less};
 use crate::kernel::shares::{self, Aim, CappedTiles, Given, Leader, Shares, Weighed};
 use crate::kernel::stage::Stage;
 use crate::kernel::vertical::{self, Block, Strip, StripMut, Tiles};
-use crate::math::{Real, Scale, precise_sum, two_sum};
+use crate::math::{Real, two_sum};
 use crate::row::product;
-
-/// What is asked for of all rows of a problem.
-#[derive(Clone, Copy)]
-pub(super) struct Plan<'a, R> {
-    pub(super) scale: Scale<R>,
-    pub(super) temperature: f64,
-    pub(super) softcap: Option<f64>,
-    /// The shares of all classes are `weight·(keep·number + uniform)`.
-    keep: f64,
-    uniform: f64,
-    weight: Option<&'a [f64]>,
-    /// Their sum, if it is the same for all rows.
-    total: Option<f64>,
-    /// Whether there is nothing but classes.
-    pub(super) is_plain: bool,
-    pub(super) labels: Option<&'a Labels>,
-    /// Whether exponentials are relative to the largest logit.
-    leads: bool,
-    goal: Goal<'a>,
-}
-
-/// What rows should be like, besides their classes.
-#[derive(Clone, Copy)]
-enum Goal<'a> {
-    /// Nothing.
-    Own,
-    /// These shares: of numbers, if there are such.
-    Shares(Option<&'a Array<'a>>),
-    /// These logits.
-    Teacher(&'a Array<'a>),
-}
-
-impl<'a, R: Real> Plan<'a, R> {
-    /// That of a problem; `None` if the kernels that look for the maximum first are for it.
-    pub(super) fn new<S: Simd>(problem: &'a Problem, classes: usize) -> Option<Self> {
-        let temperature = problem.transform.temperature();
-        if !Scale::<R>::suits(temperature) || u32::try_from(classes).is_err() {
-            return None;
-        }
-        let softcap = problem.transform.softcap();
-        let smoothed = problem.label_smoothing != 0.0;
-        let (labels, goal) = match &problem.targets {
-            Targets::Classes(labels) if smoothed => (Some(labels), Goal::Shares(None)),
-            Targets::Classes(labels) => (Some(labels), Goal::Own),
-            Targets::Probabilities(numbers) => (None, Goal::Shares(Some(numbers))),
-            Targets::Teacher(logits) => (None, Goal::Teacher(logits)),
-        };
-        let weights_are_finite =
-            || problem.weight.as_ref().is_none_or(|weight| weight.iter().all(|weight| weight.is_finite()));
-        let suits = match goal {
-            Goal::Own => true,
-            Goal::Shares(_) => weights_are_finite(),
-            Goal::Teacher(logits) => softcap.is_none() && logits.dtype().is_double() == (R::LANES == f64::LANES),
-        };
-        let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0 && softcap.is_none();
-        let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES || softcap.is_some());
-        let countable = !leads || classes <= COUNTABLE_CLASSES;
-        let plan = Self {
-            scale: Scale::new::<S>(temperature),
-            temperature,
-            softcap,
-            keep: 1.0 - problem.label_smoothing,
-            uniform: problem.label_smoothing / classes as f64,
-            weight: problem.weight.as_deref(),
-            total: matches!(goal, Goal::Shares(None)).then(|| {
-                let weights = problem.weight.as_ref().map(|weights| precise_sum(weights.iter().copied()));
-                weights.map_or(problem.label_smoothing, |sum| problem.label_smoothing / classes as f64 * sum)
-            }),
-            is_plain,
-            labels,
-            leads,
-            goal,
-        };
-        (suits && countable).then_some(plan)
-    }
-
-    /// The classes, if there is nothing else.
-    #[inline(always)]
-    pub(super) fn plain(&self) -> Option<&'a Labels> {
-        self.labels.filter(|_| self.is_plain)
-    }
-
-    /// How many passes over arrays of the logits' size are made before gradients.
-    fn passes(&self) -> usize {
-        let arrays = match self.goal {
-            Goal::Own | Goal::Shares(None) => 1,
-            Goal::Shares(Some(_)) | Goal::Teacher(_) => 2,
-        };
-        if self.leads { 2 * arrays } else { 1 }
-    }
-}
-
-/// Classes are counted in lanes, which is exact up to here in f32.
-const COUNTABLE_CLASSES: usize = 1 << 24;
-
-/// What is read twice of a strip should stay in the second cache.
-const STRIP_BYTES: usize = 1 << 19;
-
-impl<R: Real> Plan<'_, R> {
-    /// How many tiles of so many classes are worked on together.
-    pub(super) fn tiles(&self, classes: usize) -> usize {
-        if self.passes() == 1 {
-            return vertical::MOST_TILES;
-        }
-        (STRIP_BYTES / (classes * 64 * self.passes() / 2)).clamp(4, vertical::MOST_TILES)
-    }
-}
 
 /// What some tiles are to be like, in memory.
 enum Likeness<'a, R> {
@@ -170,22 +60,22 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
 
     /// Add the exponentials of all tiles, and what is summed of shares.
     #[inline(always)]
-    fn weighed(
+    fn weigh(
         &mut self,
         simd: S,
         logits: &Strip<R>,
         relative: &Strip<R>,
         capped: Option<&CappedTiles<S, R>>,
         shares: Option<&Shares>,
-    ) -> Tiles<Weighed<S>> {
+        weighed: &mut Tiles<Weighed<S>>,
+    ) {
         let count = self.own.all().len();
-        let mut weighed = Tiles::none();
         match (capped, shares) {
             (None, Some(shares)) => {
                 for (tile, own) in self.own.all().iter().enumerate() {
                     weighed.push(Weighed::none::<R>(simd, &logits.tile(tile).pick(&own.class)));
                 }
-                self.rows.add_shares(simd, logits, shares, &mut weighed);
+                self.rows.add_shares(simd, logits, shares, weighed);
                 for (tile, own) in self.own.all().iter().enumerate() {
                     if !weighed.is_finite::<R>(simd, tile, &own.counts) {
                         weighed.add_masked(simd, logits, shares, tile);
@@ -195,7 +85,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
             (capped, shares) => {
                 self.rows.add(simd, 0..count, relative);
                 if let Some((capped, shares)) = capped.zip(shares) {
-                    weighed = capped.shares(simd, self.own.all(), shares);
+                    capped.shares(simd, self.own.all(), shares, weighed);
                 }
             }
         }
@@ -204,7 +94,6 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
                 self.rows.add(simd, tile..tile + 1, relative);
             }
         }
-        weighed
     }
 
     /// What is summed of teachers beside their pupils, and what that asks for.
@@ -228,7 +117,8 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
             moved.push(difference(&pupil, &teacher));
         }
         let count = self.own.all().len();
-        let sums = self.teachers.add_beside::<false>(simd, 0..count, teachers, pupils, moved.all());
+        let mut sums = Tiles::none();
+        self.teachers.add_beside::<false>(simd, 0..count, teachers, pupils, moved.all(), &mut sums);
         for (tile, sums) in sums.all().iter().enumerate() {
             let (block, own) = (pupils.tile(tile), &self.own.all()[tile]);
             let of_teachers = &self.of_teachers.all()[tile].class;
@@ -239,7 +129,9 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
                 // Perhaps for masked classes. What is summed of the teachers alone does not change.
                 let before = self.teachers.all()[tile];
                 let again = tile..tile + 1;
-                sums = self.teachers.add_beside::<true>(simd, again, teachers, pupils, moved.all()).all()[0];
+                let mut masked = Tiles::none();
+                self.teachers.add_beside::<true>(simd, again, teachers, pupils, moved.all(), &mut masked);
+                sums = masked.all()[0];
                 self.teachers.all_mut()[tile] = before;
             }
             let mut asked = Asked::nothing(0.0);
@@ -286,60 +178,13 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
     }
 }
 
-impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
-    /// The shares of tiles, if there are such.
-    #[inline(always)]
-    fn shares<'b>(&'b self, given: Given<'b>) -> Option<Shares<'b>> {
-        let Goal::Shares(_) = self.goal else { return None };
-        Some(Shares { given, keep: self.keep, uniform: self.uniform, weight: self.weight })
-    }
-
-    /// The shares of a row, if there are such.
-    #[inline(always)]
-    fn row_shares(&self, row: usize) -> Option<RowShares<'a>> {
-        let Goal::Shares(numbers) = self.goal else { return None };
-        let numbers = numbers.map(|numbers| (numbers, row));
-        Some(RowShares { numbers, keep: self.keep, uniform: self.uniform, weight: self.weight })
-    }
-
-    /// Tiles under the cap, if there is one.
-    #[inline(always)]
-    fn capped_tiles<'b, S: Simd>(&self, simd: S, logits: &Strip<'b, R>) -> Option<CappedTiles<'b, S, R>> {
-        self.softcap.map(|softcap| CappedTiles { cap: Cap::new::<R>(simd, softcap), logits: *logits })
-    }
-
-    /// The rows of a tile that count, with their targets if they have such.
-    #[inline(always)]
-    fn counted(&self, problem: &Problem, rows: Range<usize>) -> Own {
-        match self.labels {
-            Some(labels) => own(problem, labels, rows),
-            None => all(problem, rows),
-        }
-    }
+/// Stages for numbers that are given. Borrowed, since a stage that is moved is copied.
+struct StagesOfNumbers<'a> {
+    singles: &'a mut Stage<f32>,
+    doubles: &'a mut Stage<f64>,
 }
 
-/// Rows whose targets are no classes; what is left of the tile does not count.
-#[inline(never)]
-fn all(problem: &Problem, rows: Range<usize>) -> Own {
-    let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
-    for (counts, row) in own.counts.iter_mut().zip(rows) {
-        *counts = f64::from(u8::from(problem.sample_weight(row) != 0.0));
-    }
-    own
-}
-
-/// Numbers that are given, on a stage.
-struct StageOfNumbers {
-    singles: Stage<f32>,
-    doubles: Stage<f64>,
-}
-
-impl StageOfNumbers {
-    #[inline(always)]
-    fn empty() -> Self {
-        Self { singles: Stage::empty(), doubles: Stage::empty() }
-    }
-
+impl<'a> StagesOfNumbers<'a> {
     /// Make room for those of some rows, if there are any; whether there is memory for it.
     #[inline(always)]
     fn reserve<R: Real>(&mut self, plan: &Plan<R>, rows: usize, classes: usize) -> bool {
@@ -352,15 +197,15 @@ impl StageOfNumbers {
 
     /// Bring in those of some rows.
     #[inline(always)]
-    fn bring_in<S: Simd, R: Real>(&mut self, simd: S, plan: &Plan<R>, rows: Range<usize>) -> Given<'_> {
+    fn bring_in<S: Simd, R: Real>(self, simd: S, plan: &Plan<R>, rows: Range<usize>) -> Given<'a> {
         let Goal::Shares(Some(numbers)) = plan.goal else { return Given::Nothing };
         // SAFETY: all tiles were brought in.
         unsafe {
             if numbers.dtype().is_double() {
-                bring_in_all(simd, &mut self.doubles, numbers, rows);
+                bring_in_all(simd, self.doubles, numbers, rows);
                 return Given::Double(self.doubles.strip(numbers.classes()).written());
             }
-            bring_in_all(simd, &mut self.singles, numbers, rows);
+            bring_in_all(simd, self.singles, numbers, rows);
             Given::Single(self.singles.strip(numbers.classes()).written())
         }
     }
@@ -378,8 +223,12 @@ impl Rows<'_> {
     ) -> Found<()> {
         let classes = self.logits.classes();
         let of_tile = tiles_of::<R>(rows.clone());
-        let (mut stage, mut numbers) = (Stage::<R>::empty(), StageOfNumbers::empty());
-        let (mut teachers, mut above) = (Stage::<R>::empty(), Stage::<R>::empty());
+        let mut stage = Stage::<R>::empty();
+        let mut above = Stage::<R>::empty();
+        let mut teachers = Stage::<R>::empty();
+        let mut singles = Stage::<f32>::empty();
+        let mut doubles = Stage::<f64>::empty();
+        let mut numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
         let roomy = stage.reserve(rows.len(), classes)
             && (plan.softcap.is_none() || above.reserve(rows.len(), classes))
             && (!matches!(plan.goal, Goal::Teacher(_)) || teachers.reserve(rows.len(), classes))
@@ -441,7 +290,12 @@ impl Rows<'_> {
 
     /// What `count` tiles of rows that lie lane by lane in memory should be like, if that lies so, too.
     #[inline(always)]
-    fn likeness<'b, R: Real + Element<Real = R>>(&self, plan: &Plan<'b, R>, first: usize, rows: usize) -> Option<Likeness<'b, R>> {
+    fn likeness<'b, R: Real + Element<Real = R>>(
+        &self,
+        plan: &Plan<'b, R>,
+        first: usize,
+        rows: usize,
+    ) -> Option<Likeness<'b, R>> {
         let array = match plan.goal {
             Goal::Own | Goal::Shares(None) => return Some(Likeness::Given(Given::Nothing)),
             Goal::Shares(Some(array)) | Goal::Teacher(array) => array,
@@ -543,13 +397,22 @@ impl Rows<'_> {
             }
             Likeness::Given(given) => {
                 let shares = plan.shares(*given);
-                let weighed = known.weighed(simd, strip, relative, capped.as_ref(), shares.as_ref());
+                let mut weighed = Tiles::none();
+                known.weigh(simd, strip, relative, capped.as_ref(), shares.as_ref(), &mut weighed);
                 let mut bad = 0;
                 for (tile, own) in known.own.all().iter().enumerate() {
-                    let mut asked = plan.asked(simd, self.problem, of_tile(tile), own, |class| strip.tile(tile).pick(class));
+                    let mut asked =
+                        plan.asked(simd, self.problem, of_tile(tile), own, |class| strip.tile(tile).pick(class));
                     if let Some(shares) = &shares {
                         let found = weighed.all()[tile].found::<R>(simd, plan.total);
-                        plan.weigh(self.problem, of_tile(tile), own, &found, |class| shares.pick::<R>(tile, class), &mut asked);
+                        plan.weigh(
+                            self.problem,
+                            of_tile(tile),
+                            own,
+                            &found,
+                            |class| shares.pick::<R>(tile, class),
+                            &mut asked,
+                        );
                         bad |= found.bad & bits_of(&own.counts);
                     }
                     beside.push((asked, None));
@@ -581,7 +444,10 @@ impl Rows<'_> {
     ) -> Found<bool> {
         let Some(grad_output) = self.grad_output.filter(|_| plan.softcap.is_none()) else { return Ok(false) };
         let classes = self.logits.classes();
-        let (mut stage, mut numbers) = (Stage::<R>::empty(), StageOfNumbers::empty());
+        let mut stage = Stage::<R>::empty();
+        let mut singles = Stage::<f32>::empty();
+        let mut doubles = Stage::<f64>::empty();
+        let mut numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
         if !stage.reserve(rows.len(), classes) || !numbers.reserve(plan, rows.len(), classes) {
             return Ok(false);
         }
@@ -599,7 +465,8 @@ impl Rows<'_> {
             known.rows.begin(simd, &strip.read().tile(tile), own, plan.scale);
         }
         let shares = plan.shares(given);
-        let weighed = known.weighed(simd, &strip.read(), &strip.read(), None, shares.as_ref());
+        let mut weighed = Tiles::none();
+        known.weigh(simd, &strip.read(), &strip.read(), None, shares.as_ref(), &mut weighed);
         for tile in 0..known.own.all().len() {
             let losses = finish::losses::<S, R>(simd, &known.rows.all()[tile].found(simd), plan.scale.shortfall());
             let mass = shares.map_or([0.0; MOST_LANES], |_| weighed.all()[tile].found::<R>(simd, plan.total).mass);
@@ -607,7 +474,8 @@ impl Rows<'_> {
             for (lane, row) in of_tile(tile).enumerate() {
                 let class = plan.labels.and_then(|labels| labels.class(row));
                 let point = class.map_or(0.0, |class| {
-                    (1.0 - self.problem.label_smoothing) * self.problem.weight.as_ref().map_or(1.0, |weight| weight[class])
+                    (1.0 - self.problem.label_smoothing)
+                        * self.problem.weight.as_ref().map_or(1.0, |weight| weight[class])
                 });
                 scales[lane] *= (point + mass[lane]) / plan.temperature / plan.temperature;
             }
@@ -719,8 +587,7 @@ impl Rows<'_> {
             Goal::Teacher(_) => Some(plan.of_teacher(simd, &of_teachers, &weighed.sum, &apart, &mut asked)),
         };
         let octaves = found.octaves;
-        let Some(slopes) =
-            self.finish_options(simd, plan, rows.clone(), &own, found, &asked, teacher.as_ref(), sum)
+        let Some(slopes) = self.finish_options(simd, plan, rows.clone(), &own, found, &asked, teacher.as_ref(), sum)
         else {
             return Ok(());
         };
@@ -800,7 +667,8 @@ impl Rows<'_> {
         let losses = finish::losses::<S, R>(simd, &found, plan.scale.shortfall());
         let (mut loss, careful) = finish::losses_asked(simd, &losses, asked);
         for (lane, row) in rows.clone().enumerate() {
-            loss[lane] = if own.counts[lane] == 0.0 { 0.0 } else { product(self.problem.sample_weight(row), loss[lane]) };
+            loss[lane] =
+                if own.counts[lane] == 0.0 { 0.0 } else { product(self.problem.sample_weight(row), loss[lane]) };
         }
         for lane in lanes_of(careful) {
             loss[lane] = self.careful_row(simd, rows.start + lane, false);
@@ -834,29 +702,6 @@ impl Rows<'_> {
     }
 }
 
-/// What [`Rows::write_row_by_row`] writes, one row a lane.
-#[derive(Clone, Copy)]
-pub(super) struct RowGradients<'a> {
-    pub(super) own: &'a Own,
-    /// By how many octaves references were raised.
-    pub(super) octaves: &'a PerLane<f64>,
-    pub(super) of: &'a Coefficients,
-    /// What shares, or teachers' exponentials, are multiplied by.
-    pub(super) scales: &'a PerLane<f64>,
-    /// The gradients of the targets' classes, for those that are not the own ones.
-    pub(super) targets: &'a PerLane<f64>,
-    /// The classes that teachers' exponentials are relative to.
-    pub(super) teachers: &'a PerLane<usize>,
-}
-
-impl<'a> RowGradients<'a> {
-    /// Those of rows of which nothing but classes is asked.
-    #[inline(always)]
-    pub(super) fn of_classes(own: &'a Own, octaves: &'a PerLane<f64>, of: &'a Coefficients) -> Self {
-        Self { own, octaves, of, scales: &[0.0; MOST_LANES], targets: &[0.0; MOST_LANES], teachers: &[0; MOST_LANES] }
-    }
-}
-
 /// What the gradients of some rows need.
 struct Slopes {
     coefficients: Coefficients,
@@ -864,105 +709,6 @@ struct Slopes {
     scales: PerLane<f64>,
     /// The gradients of the targets' classes, for those that are not the own ones.
     targets: PerLane<f64>,
-}
-
-/// What is known of the teachers of some rows.
-#[derive(Clone, Copy)]
-struct Teacher {
-    /// Exponentials times this are probabilities.
-    factor: PerLane<f64>,
-    /// A bit for each that needs the careful path.
-    careful: u32,
-}
-
-impl<R: Real> Plan<'_, R> {
-    /// What is asked for of some rows but for shares; `pick` is for their logits of classes.
-    #[inline(always)]
-    fn asked<S: Simd>(
-        &self,
-        simd: S,
-        problem: &Problem,
-        rows: Range<usize>,
-        own: &Own,
-        pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
-    ) -> Asked {
-        let mut asked = Asked::nothing(problem.z_loss);
-        let needs_logits = problem.z_loss != 0.0 || self.leads && self.labels.is_some() || self.softcap.is_some();
-        let (logits, slopes) = if needs_logits { self.capped(simd, &pick(&own.class)) } else { Default::default() };
-        asked.slopes[0] = slopes;
-        if problem.z_loss != 0.0 {
-            for (level, logit) in asked.level.iter_mut().zip(&logits[0]) {
-                *level = logit / self.temperature;
-            }
-        }
-        let Some(labels) = self.labels else { return asked };
-        let targets = super::class_targets::own(problem, labels, rows);
-        for (lane, class) in targets.class.iter().enumerate() {
-            let weight = problem.weight.as_ref().map_or(1.0, |weight| weight[*class]);
-            asked.point[lane] = weight * (1.0 - problem.label_smoothing);
-        }
-        if self.leads {
-            let (of_targets, slopes) = self.capped(simd, &pick(&targets.class));
-            asked.slopes[1] = slopes;
-            for lane in 0..MOST_LANES {
-                let above = (logits[0][lane] - of_targets[0][lane]) + (logits[1][lane] - of_targets[1][lane]);
-                asked.above[lane] = above / self.temperature;
-                asked.apart[lane] = f64::from(u8::from(targets.class[lane] != own.class[lane]));
-            }
-        }
-        asked
-    }
-
-    /// Logits, capped if there is a cap, as sums of two, and its slopes.
-    #[inline(always)]
-    fn capped<S: Simd>(&self, simd: S, logits: &PerLane<f64>) -> ([PerLane<f64>; 2], PerLane<f64>) {
-        let Some(softcap) = self.softcap else { return ([*logits, [0.0; MOST_LANES]], [1.0; MOST_LANES]) };
-        let mut capped = Capped::default();
-        Cap::new::<f64>(simd, softcap).fill::<f64, MOST_LANES, true>(simd, logits, &mut capped);
-        (capped.values, capped.slopes)
-    }
-
-    /// The shares of some rows; `pick` is for those of classes.
-    #[inline(always)]
-    fn weigh(
-        &self,
-        problem: &Problem,
-        rows: Range<usize>,
-        own: &Own,
-        found: &shares::Found,
-        pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
-        asked: &mut Asked,
-    ) {
-        asked.mass = found.mass;
-        for (to, from) in asked.sum.iter_mut().zip(found.sum) {
-            *to = from / self.temperature;
-        }
-        asked.here[0] = pick(&own.class);
-        if let Some(labels) = self.labels.filter(|_| self.leads) {
-            asked.here[1] = pick(&super::class_targets::own(problem, labels, rows).class);
-        }
-    }
-
-    /// What a divergence from teachers asks for: of `sums`, and of `apart`, by how much the pupils' logits of the teachers' own
-    /// classes are above those of theirs.
-    #[inline(always)]
-    fn of_teacher<S: Simd>(
-        &self,
-        simd: S,
-        found: &Sums,
-        sums: &PerLane<f64>,
-        apart: &PerLane<f64>,
-        asked: &mut Asked,
-    ) -> Teacher {
-        let losses = finish::losses::<S, R>(simd, found, self.scale.shortfall());
-        let factor = losses.softmax_factors();
-        asked.mass = [1.0; MOST_LANES];
-        asked.teacher = Some(losses.loss);
-        for lane in 0..MOST_LANES {
-            asked.sum[lane] = sums[lane].mul_add(factor[lane], apart[lane]) / self.temperature;
-        }
-        Teacher { factor, careful: losses.careful }
-    }
 }
 
 /// The rows of each tile.
@@ -974,7 +720,8 @@ fn tiles_of<R: Real>(rows: Range<usize>) -> impl Fn(usize) -> Range<usize> {
 /// Make the own classes of some tiles those with the largest logits.
 #[inline(always)]
 fn lead<S: Simd, R: Real + Element<Real = R>>(simd: S, strip: &Strip<R>, own: &mut Tiles<Own>) {
-    let leaders = Tiles::<Leader<S, R>>::of(simd, strip, own.all().len());
+    let mut leaders = Tiles::<Leader<S, R>>::none();
+    leaders.find(simd, strip, own.all().len());
     for (own, leader) in own.all_mut().iter_mut().zip(leaders.all()) {
         own.class = leader.classes();
     }

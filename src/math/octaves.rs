@@ -37,8 +37,6 @@ const MOST_OCTAVES: f64 = 900.0;
 pub struct Scale<R> {
     /// As a sum of two; the second is left out where it need not be multiplied.
     parts: [R; 2],
-    /// One over it.
-    inverse: R,
     /// How many steps an octave has.
     steps: u32,
     /// Up to here logits can be references.
@@ -63,7 +61,6 @@ impl<R: Real> Scale<R> {
         let rest = ((-first).mul_add(temperature, high) + low) / temperature;
         Self {
             parts: [R::from_f64(first), R::from_f64(rest)],
-            inverse: R::from_f64(1.0 / first),
             steps,
             largest_reference: R::LARGEST_REFERENCE * temperature,
             shortfall: if R::WHOLE_EIGHTHS { 0.0 } else { rest / first },
@@ -84,37 +81,13 @@ impl<R: Real> Scale<R> {
     pub fn largest_reference(&self) -> f64 {
         self.largest_reference
     }
-
-    /// `x·L + addend`, rounded once; with what L lacks, if that is added.
-    #[inline(always)]
-    fn fused<S: Simd>(&self, simd: S, x: R::Lanes<S>, addend: R::Lanes<S>) -> R::Lanes<S> {
-        let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
-        let [l, rest] = self.parts.map(
-            #[inline(always)]
-            |part| lanes(part),
-        );
-        if is_wide::<S>() {
-            let sum = x.mul_add(l, addend);
-            return if R::WHOLE_EIGHTHS { x.mul_add(rest, sum) } else { sum };
-        }
-        // Without a fused multiply-add: the product as a sum of two (Dekker). The addend cancels all of the first.
-        let splitter = lanes(R::SPLITTER);
-        let halves = |number: R::Lanes<S>| {
-            let shifted = number * splitter;
-            let high = shifted - (shifted - number);
-            [high, number - high]
-        };
-        let ([l_high, l_low], [high, low]) = (halves(l), halves(x));
-        let product = x * l;
-        let lost = ((high * l_high - product) + high * l_low + low * l_high) + low * l_low;
-        (product + addend) + if R::WHOLE_EIGHTHS { lost + x * rest } else { lost }
-    }
 }
 
 /// What the exponentials of each lane are relative to.
 #[derive(Clone, Copy)]
 pub struct Reference<S: Simd, R: Real> {
-    scale: Scale<R>,
+    /// [`Scale`]'s.
+    parts: [R; 2],
     /// 1.5·2^23 (1.5·2^52), the boost, and minus the integer c.
     shift: R::Lanes<S>,
     /// Where powers are 0.
@@ -164,15 +137,15 @@ impl<S: Simd, R: Real> Reference<S, R> {
         let magic = lanes(R::ROUNDING.to_f64());
         let c = x.mul_add(l, magic) - magic;
         let shift = lanes(R::ROUNDING.to_f64() + offset) - c;
-        let lowest = (c - lanes(zero)) * R::Lanes::<S>::simd_from(simd, scale.inverse);
-        (Self { scale, shift, lowest }, -scale.fused(simd, x, -c))
+        let lowest = (c - lanes(zero)) * lanes(1.0 / scale.parts[0].to_f64());
+        (Self { parts: scale.parts, shift, lowest }, -fused::<S, R>(simd, scale.parts, x, -c))
     }
 
     /// The exponentials of some vectors, the same step of each in turn. NaN passes.
     #[inline(always)]
     pub fn terms<const K: usize>(&self, simd: S, mut x: [R::Lanes<S>; K]) -> Terms<S, R, K> {
         let Octaves { steps, p: coefficients } = R::octaves::<S>();
-        let l = R::Lanes::<S>::simd_from(simd, self.scale.parts[0]);
+        let l = R::Lanes::<S>::simd_from(simd, self.parts[0]);
         // The order matters: on x86 `a.max(b)` is b when either is NaN.
         for k in 0..K {
             x[k] = self.lowest.max(x[k]);
@@ -185,7 +158,7 @@ impl<S: Simd, R: Real> Reference<S, R> {
             power[k] = R::power(simd, rounded[k], steps);
         }
         for k in 0..K {
-            f[k] = self.scale.fused(simd, x[k], self.shift - rounded[k]);
+            f[k] = fused::<S, R>(simd, self.parts, x[k], self.shift - rounded[k]);
         }
         let mut p = [R::Lanes::<S>::simd_from(simd, coefficients[0]); K];
         for &coefficient in &coefficients[1..] {
@@ -200,8 +173,8 @@ impl<S: Simd, R: Real> Reference<S, R> {
     #[inline(always)]
     #[must_use]
     pub fn raised(self, simd: S, octaves: R::Lanes<S>) -> Self {
-        let steps = octaves * R::splat(simd, f64::from(self.scale.steps));
-        let lowest = steps.mul_add(R::Lanes::<S>::simd_from(simd, self.scale.inverse), self.lowest);
+        let steps = octaves * R::splat(simd, f64::from(R::octaves::<S>().steps));
+        let lowest = steps.mul_add(R::splat(simd, 1.0 / self.parts[0].to_f64()), self.lowest);
         Self { shift: self.shift - steps, lowest, ..self }
     }
 
@@ -237,6 +210,31 @@ pub fn power_of_rest<S: Simd>(simd: S, octaves: f64x8<S>, rest: f64x8<S>) -> f64
     let bits: u64x8<S> = sum.bitcast();
     let power: f64x8<S> = (bits << 52).bitcast();
     p.mul_add(rest, f64x8::splat(simd, 1.0)) * power
+}
+
+/// `x·L + addend`, rounded once; with what L lacks, if that is added.
+#[inline(always)]
+fn fused<S: Simd, R: Real>(simd: S, parts: [R; 2], x: R::Lanes<S>, addend: R::Lanes<S>) -> R::Lanes<S> {
+    let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
+    let [l, rest] = parts.map(
+        #[inline(always)]
+        |part| lanes(part),
+    );
+    if is_wide::<S>() {
+        let sum = x.mul_add(l, addend);
+        return if R::WHOLE_EIGHTHS { x.mul_add(rest, sum) } else { sum };
+    }
+    // Without a fused multiply-add: the product as a sum of two (Dekker). The addend cancels all of the first.
+    let splitter = lanes(R::SPLITTER);
+    let halves = |number: R::Lanes<S>| {
+        let shifted = number * splitter;
+        let high = shifted - (shifted - number);
+        [high, number - high]
+    };
+    let ([l_high, l_low], [high, low]) = (halves(l), halves(x));
+    let product = x * l;
+    let lost = ((high * l_high - product) + high * l_low + low * l_high) + low * l_low;
+    (product + addend) + if R::WHOLE_EIGHTHS { lost + x * rest } else { lost }
 }
 
 #[cfg(test)]
@@ -287,7 +285,8 @@ mod tests {
                 let (c, steps, exps) = level.run(Exps { numbers: &numbers, reference });
                 for (&x, (exp, within)) in numbers.iter().zip(exps) {
                     // x·L is exact in f64, as is its difference from c.
-                    let exact = ((f64::from(x) * f64::from(f32::EIGHTHS[0]) * (steps / 8.0) - c) / steps).exp2() * f32::BOOST;
+                    let exact =
+                        ((f64::from(x) * f64::from(f32::EIGHTHS[0]) * (steps / 8.0) - c) / steps).exp2() * f32::BOOST;
                     let error = (f64::from(exp) / exact - 1.0).abs() / 2f64.powi(-24);
                     assert!(within && error < 2.0, "{}: {error} u at {x} from {reference}", level.name());
                 }

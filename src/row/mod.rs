@@ -1,4 +1,6 @@
-//! The kernels: on one row with its classes across lanes, and in [`tile`] on as many rows as there are lanes.
+//! The kernels that look for the maximum: on one row with its classes across lanes, for the losses that those of [`crate::kernel`]
+//! do not suit, for class targets of 256 to 4095 classes, and for the log-sum-exp, the softmax and the statistics, which in [`tile`] are
+//! on as many rows as there are lanes.
 //!
 //! # One pass for the loss
 //!
@@ -20,7 +22,6 @@
 //!
 //! A logarithm, some quotients and the loss itself are once a row; one by one they took as long as 45 vectors of
 //! exponentials. So drivers work on batches of rows ([`batch`]), as many as there are lanes, and do all of that in lanes.
-//! Up to [`tile::most_classes`] classes the rows are in lanes from the beginning ([`tile`]).
 //!
 //! # A second pass for the gradient
 //!

@@ -159,7 +159,13 @@ impl Target<'_> {
 /// For dense targets, find the argmax of row number `lane` if its probability may be close to 1: its gradient cancels, and is
 /// computed in f64 by [`batch::slopes`]. Of every target, look up the weight of the class that is.
 #[inline(always)]
-pub fn find_point<S: Simd, R: Real + Element<Real = R>>(simd: S, lane: usize, row: Row, found: &LogSumExps, targets: &mut Targets) {
+pub fn find_point<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    lane: usize,
+    row: Row,
+    found: &LogSumExps,
+    targets: &mut Targets,
+) {
     if !targets.names_classes {
         if !found.is_led(lane) {
             return;

@@ -1,0 +1,306 @@
+//! How the rows of a softmax loss are worked on by the kernels that need no maximum: what is asked for of all of them, and of some.
+
+use std::ops::Range;
+
+use fearless_simd::Simd;
+
+use super::labels::Labels;
+use super::targets::{Problem, Targets};
+use crate::array::Array;
+use crate::element::Element;
+use crate::kernel::cap::{Cap, Capped};
+use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
+use crate::kernel::horizontal::RowShares;
+use crate::kernel::shares::{self, CappedTiles, Given, Shares};
+use crate::kernel::vertical::{self, Strip};
+use crate::math::{Real, Scale, precise_sum};
+
+/// What is asked for of all rows of a problem.
+#[derive(Clone, Copy)]
+pub(super) struct Plan<'a, R> {
+    pub(super) scale: Scale<R>,
+    pub(super) temperature: f64,
+    pub(super) softcap: Option<f64>,
+    /// The shares of all classes are `weight·(keep·number + uniform)`.
+    keep: f64,
+    uniform: f64,
+    weight: Option<&'a [f64]>,
+    /// Their sum, if it is the same for all rows.
+    pub(super) total: Option<f64>,
+    /// Whether there is nothing but classes.
+    pub(super) is_plain: bool,
+    pub(super) labels: Option<&'a Labels>,
+    /// Whether exponentials are relative to the largest logit.
+    pub(super) leads: bool,
+    pub(super) goal: Goal<'a>,
+}
+
+/// What rows should be like, besides their classes.
+#[derive(Clone, Copy)]
+pub(super) enum Goal<'a> {
+    /// Nothing.
+    Own,
+    /// These shares: of numbers, if there are such.
+    Shares(Option<&'a Array<'a>>),
+    /// These logits.
+    Teacher(&'a Array<'a>),
+}
+
+impl<'a, R: Real> Plan<'a, R> {
+    /// That of a problem; `None` if the kernels that look for the maximum first are for it.
+    pub(super) fn new<S: Simd>(problem: &'a Problem, classes: usize) -> Option<Self> {
+        let temperature = problem.transform.temperature();
+        if !Scale::<R>::suits(temperature) || u32::try_from(classes).is_err() {
+            return None;
+        }
+        let softcap = problem.transform.softcap();
+        let smoothed = problem.label_smoothing != 0.0;
+        let (labels, goal) = match &problem.targets {
+            Targets::Classes(labels) if smoothed => (Some(labels), Goal::Shares(None)),
+            Targets::Classes(labels) => (Some(labels), Goal::Own),
+            Targets::Probabilities(numbers) => (None, Goal::Shares(Some(numbers))),
+            Targets::Teacher(logits) => (None, Goal::Teacher(logits)),
+        };
+        let weights_are_finite =
+            || problem.weight.as_ref().is_none_or(|weight| weight.iter().all(|weight| weight.is_finite()));
+        let suits = match goal {
+            Goal::Own => true,
+            Goal::Shares(_) => weights_are_finite(),
+            Goal::Teacher(logits) => softcap.is_none() && logits.dtype().is_double() == (R::LANES == f64::LANES),
+        };
+        let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0 && softcap.is_none();
+        let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES || softcap.is_some());
+        let countable = !leads || classes <= COUNTABLE_CLASSES;
+        let plan = Self {
+            scale: Scale::new::<S>(temperature),
+            temperature,
+            softcap,
+            keep: 1.0 - problem.label_smoothing,
+            uniform: problem.label_smoothing / classes as f64,
+            weight: problem.weight.as_deref(),
+            total: matches!(goal, Goal::Shares(None)).then(|| {
+                let weights = problem.weight.as_ref().map(|weights| precise_sum(weights.iter().copied()));
+                weights.map_or(problem.label_smoothing, |sum| problem.label_smoothing / classes as f64 * sum)
+            }),
+            is_plain,
+            labels,
+            leads,
+            goal,
+        };
+        (suits && countable).then_some(plan)
+    }
+
+    /// The classes, if there is nothing else.
+    #[inline(always)]
+    pub(super) fn plain(&self) -> Option<&'a Labels> {
+        self.labels.filter(|_| self.is_plain)
+    }
+
+    /// How many passes over arrays of the logits' size are made before gradients.
+    fn passes(&self) -> usize {
+        let arrays = match self.goal {
+            Goal::Own | Goal::Shares(None) => 1,
+            Goal::Shares(Some(_)) | Goal::Teacher(_) => 2,
+        };
+        if self.leads { 2 * arrays } else { 1 }
+    }
+}
+
+/// Classes are counted in lanes, which is exact up to here in f32.
+const COUNTABLE_CLASSES: usize = 1 << 24;
+
+/// What is read twice of a strip should stay in the second cache.
+const STRIP_BYTES: usize = 1 << 19;
+
+impl<R: Real> Plan<'_, R> {
+    /// How many tiles of so many classes are worked on together.
+    pub(super) fn tiles(&self, classes: usize) -> usize {
+        if self.passes() == 1 {
+            return vertical::MOST_TILES;
+        }
+        (STRIP_BYTES / (classes * 64 * self.passes() / 2)).clamp(4, vertical::MOST_TILES)
+    }
+}
+
+impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
+    /// The shares of tiles, if there are such.
+    #[inline(always)]
+    pub(super) fn shares<'b>(&'b self, given: Given<'b>) -> Option<Shares<'b>> {
+        let Goal::Shares(_) = self.goal else { return None };
+        Some(Shares { given, keep: self.keep, uniform: self.uniform, weight: self.weight })
+    }
+
+    /// The shares of a row, if there are such.
+    #[inline(always)]
+    pub(super) fn row_shares(&self, row: usize) -> Option<RowShares<'a>> {
+        let Goal::Shares(numbers) = self.goal else { return None };
+        let numbers = numbers.map(|numbers| (numbers, row));
+        Some(RowShares { numbers, keep: self.keep, uniform: self.uniform, weight: self.weight })
+    }
+
+    /// Tiles under the cap, if there is one.
+    #[inline(always)]
+    pub(super) fn capped_tiles<'b, S: Simd>(&self, simd: S, logits: &Strip<'b, R>) -> Option<CappedTiles<'b, S, R>> {
+        self.softcap.map(|softcap| CappedTiles { cap: Cap::new::<R>(simd, softcap), logits: *logits })
+    }
+
+    /// The rows of a tile that count, with their targets if they have such.
+    #[inline(always)]
+    pub(super) fn counted(&self, problem: &Problem, rows: Range<usize>) -> Own {
+        match self.labels {
+            Some(labels) => targets_of(problem, labels, rows),
+            None => all(problem, rows),
+        }
+    }
+}
+
+/// Rows whose targets are no classes; what is left of the tile does not count.
+#[inline(never)]
+fn all(problem: &Problem, rows: Range<usize>) -> Own {
+    let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
+    for (counts, row) in own.counts.iter_mut().zip(rows) {
+        *counts = f64::from(u8::from(problem.sample_weight(row) != 0.0));
+    }
+    own
+}
+
+/// What is known of the teachers of some rows.
+#[derive(Clone, Copy)]
+pub(super) struct Teacher {
+    /// Exponentials times this are probabilities.
+    pub(super) factor: PerLane<f64>,
+    /// A bit for each that needs the careful path.
+    pub(super) careful: u32,
+}
+
+impl<R: Real> Plan<'_, R> {
+    /// What is asked for of some rows but for shares; `pick` is for their logits of classes.
+    #[inline(always)]
+    pub(super) fn asked<S: Simd>(
+        &self,
+        simd: S,
+        problem: &Problem,
+        rows: Range<usize>,
+        own: &Own,
+        pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
+    ) -> Asked {
+        let mut asked = Asked::nothing(problem.z_loss);
+        let needs_logits = problem.z_loss != 0.0 || self.leads && self.labels.is_some() || self.softcap.is_some();
+        let (logits, slopes) = if needs_logits { self.capped(simd, &pick(&own.class)) } else { Default::default() };
+        asked.slopes[0] = slopes;
+        if problem.z_loss != 0.0 {
+            for (level, logit) in asked.level.iter_mut().zip(&logits[0]) {
+                *level = logit / self.temperature;
+            }
+        }
+        let Some(labels) = self.labels else { return asked };
+        let targets = targets_of(problem, labels, rows);
+        for (lane, class) in targets.class.iter().enumerate() {
+            let weight = problem.weight.as_ref().map_or(1.0, |weight| weight[*class]);
+            asked.point[lane] = weight * (1.0 - problem.label_smoothing);
+        }
+        if self.leads {
+            let (of_targets, slopes) = self.capped(simd, &pick(&targets.class));
+            asked.slopes[1] = slopes;
+            for lane in 0..MOST_LANES {
+                let above = (logits[0][lane] - of_targets[0][lane]) + (logits[1][lane] - of_targets[1][lane]);
+                asked.above[lane] = above / self.temperature;
+                asked.apart[lane] = f64::from(u8::from(targets.class[lane] != own.class[lane]));
+            }
+        }
+        asked
+    }
+
+    /// Logits, capped if there is a cap, as sums of two, and its slopes.
+    #[inline(always)]
+    fn capped<S: Simd>(&self, simd: S, logits: &PerLane<f64>) -> ([PerLane<f64>; 2], PerLane<f64>) {
+        let Some(softcap) = self.softcap else { return ([*logits, [0.0; MOST_LANES]], [1.0; MOST_LANES]) };
+        let mut capped = Capped::default();
+        Cap::new::<f64>(simd, softcap).fill::<f64, MOST_LANES, true>(simd, logits, &mut capped);
+        (capped.values, capped.slopes)
+    }
+
+    /// The shares of some rows; `pick` is for those of classes.
+    #[inline(always)]
+    pub(super) fn weigh(
+        &self,
+        problem: &Problem,
+        rows: Range<usize>,
+        own: &Own,
+        found: &shares::Found,
+        pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
+        asked: &mut Asked,
+    ) {
+        asked.mass = found.mass;
+        for (to, from) in asked.sum.iter_mut().zip(found.sum) {
+            *to = from / self.temperature;
+        }
+        asked.here[0] = pick(&own.class);
+        if let Some(labels) = self.labels.filter(|_| self.leads) {
+            asked.here[1] = pick(&targets_of(problem, labels, rows).class);
+        }
+    }
+
+    /// What a divergence from teachers asks for: of `sums`, and of `apart`, by how much the pupils' logits of the teachers' own
+    /// classes are above those of theirs.
+    #[inline(always)]
+    pub(super) fn of_teacher<S: Simd>(
+        &self,
+        simd: S,
+        found: &Sums,
+        sums: &PerLane<f64>,
+        apart: &PerLane<f64>,
+        asked: &mut Asked,
+    ) -> Teacher {
+        let losses = finish::losses::<S, R>(simd, found, self.scale.shortfall());
+        let factor = losses.softmax_factors();
+        asked.mass = [1.0; MOST_LANES];
+        asked.teacher = Some(losses.loss);
+        for lane in 0..MOST_LANES {
+            asked.sum[lane] = sums[lane].mul_add(factor[lane], apart[lane]) / self.temperature;
+        }
+        Teacher { factor, careful: losses.careful }
+    }
+}
+
+/// The targets of some rows; what is left of the tile does not count.
+#[inline(never)]
+pub(super) fn targets_of(problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
+    let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
+    labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
+    if let Some(weight) = &problem.sample_weight {
+        for (counts, weight) in own.counts.iter_mut().zip(&weight[rows]) {
+            *counts = if *weight == 0.0 { 0.0 } else { *counts };
+        }
+    }
+    own
+}
+
+/// What [`Rows::write_row_by_row`] writes, one row a lane.
+#[derive(Clone, Copy)]
+pub(super) struct RowGradients<'a> {
+    pub(super) own: &'a Own,
+    /// By how many octaves references were raised.
+    pub(super) octaves: &'a PerLane<f64>,
+    pub(super) of: &'a Coefficients,
+    /// What shares, or teachers' exponentials, are multiplied by.
+    pub(super) scales: &'a PerLane<f64>,
+    /// The gradients of the targets' classes, for those that are not the own ones.
+    pub(super) targets: &'a PerLane<f64>,
+    /// The classes that teachers' exponentials are relative to.
+    pub(super) teachers: &'a PerLane<usize>,
+}
+
+impl<'a> RowGradients<'a> {
+    /// Those of rows of which nothing but classes is asked.
+    #[inline(always)]
+    pub(super) fn of_classes(own: &'a Own, octaves: &'a PerLane<f64>, of: &'a Coefficients) -> Self {
+        Self { own, octaves, of, scales: &[0.0; MOST_LANES], targets: &[0.0; MOST_LANES], teachers: &[0; MOST_LANES] }
+    }
+}
+
+/// The lanes of bits.
+#[inline(always)]
+pub(super) fn lanes_of(bits: u32) -> impl Iterator<Item = usize> {
+    (0..MOST_LANES).filter(move |lane| bits >> lane & 1 != 0)
+}
