@@ -264,16 +264,22 @@ impl<R: Real> Plan<'_, R> {
 }
 
 /// The targets of some rows; what is left of the tile does not count.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn targets_of(problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
+    // Filled where it stays: returned by a function that is called, it would be copied.
     let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
+    read_targets(problem, labels, rows, &mut own);
+    own
+}
+
+#[inline(never)]
+fn read_targets(problem: &Problem, labels: &Labels, rows: Range<usize>, own: &mut Own) {
     labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
     if let Some(weight) = &problem.sample_weight {
         for (counts, weight) in own.counts.iter_mut().zip(&weight[rows]) {
             *counts = if *weight == 0.0 { 0.0 } else { *counts };
         }
     }
-    own
 }
 
 /// What [`Rows::write_row_by_row`] writes, one row a lane.
