@@ -88,19 +88,6 @@ def half_tanh_rest(z: mpf) -> mpf:
     return mp.tanh(r * mp.ln2 / 2) / r if r else mp.ln2 / 2
 
 
-#: Q of tanh y = y·P(y²) / Q(y²), highest power first: to nine digits that of the best quotient.
-TANH_DENOMINATOR = tuple(
-    mpf(c)
-    for c in ("2.43269320e-9", "2.36462309e-6", "0.000481033353", "0.0288365587", "0.473542909", "1")
-)
-
-
-def tanh_numerator(z: mpf) -> mpf:
-    """Return what P stands for, for z = y²."""
-    y = mp.sqrt(z)
-    return mp.polyval(TANH_DENOMINATOR, z) * (mp.tanh(y) / y if y else 1)
-
-
 def atanh_rest(z: mpf) -> mpf:
     """Return a of atanh s = s·(1 + z·a), for z = s²."""
     return mp.hyp2f1(1, 1.5, 2.5, z) / 3
@@ -145,12 +132,6 @@ def one_of_power(r: mpf) -> mpf:
 
 def half_tanh(of: Arithmetic, h: Sequence[mpf], r: mpf) -> mpf:
     return of.mul(r, of.polynomial(h, of.mul(r, r)))
-
-
-def tanh(of: Arithmetic, p: Sequence[mpf], y: mpf) -> mpf:
-    z = of.mul(y, y)
-    denominator = of.polynomial(TANH_DENOMINATOR[::-1], z)
-    return of.div(of.mul(y, of.polynomial(p, z)), denominator)
 
 
 def log(of: Arithmetic, a: Sequence[mpf], f: mpf) -> mpf:
@@ -401,18 +382,6 @@ POLYNOMIALS = {
         exact=lambda r: mp.tanh(r * mp.ln2 / 2),
         domain=(mpf(-0.5), mpf(0.5)),
     ),
-    "tanh": Polynomial(
-        what="P of tanh y = y·P(z) / Q(z), z = y², |y| ≤ 11",
-        bits=53,
-        degree=5,
-        f=tanh_numerator,
-        low=mpf(0),
-        high=mpf(121),
-        weight=lambda z: 1 / tanh_numerator(z),
-        compute=tanh,
-        exact=mp.tanh,
-        domain=(mpf(-11), mpf(11)),
-    ),
     "log": Polynomial(
         what="R(z) / z of 2·atanh s = s·(2 + R(z)), z = s², |s| ≤ (√2 - 1) / (√2 + 1)",
         bits=53,
@@ -481,7 +450,6 @@ class Table:
 TABLES = {
     "eighths_f32": Table("8·log₂ e as a sum of two", 24, (8 / mp.ln2,), first_bits=20),
     "eighths_f64": Table("8·log₂ e as a sum of two", 53, (8 / mp.ln2,), first_bits=49),
-    "tanh_denominator": Table("Q of tanh y = y·P(y²) / Q(y²)", 53, TANH_DENOMINATOR),
     "eighths": Table("2^(j/8), j from 0 to 7", 53, tuple(mpf(2) ** (mpf(j) / 8) for j in range(8))),
     # Times n, up to 2^8 (2^12) for a difference of exponents, the first part is exact.
     "ln_2_f32": Table("ln 2 as a sum of two", 24, (+mp.ln2,), first_bits=15),

@@ -1,15 +1,14 @@
 //! The softcap over lanes, in twice the precision of what it caps.
 //!
-//! Logits of f32 are capped in lanes of f64, and so are the differences taken: twice as fast as sums of two f32. The values
-//! alone are a quotient of polynomials ([`tanh`]); with the slopes, which must be accurate however close to saturation, they come from
-//! an exponential ([`half_tanh`]): 50 operations for two chains of 85 cycles, more than the scheduler holds.
+//! Logits of f32 are capped in lanes of f64 ([`half_tanh`]), and so are the differences taken: twice as fast as sums of two f32. It
+//! is bound by 50 operations for two chains of 85 cycles, more than the scheduler holds.
 //!
 //! Those of f64 are sums of two. `tanh y = F / (F + 2)` with `F = exp(2y) − 1`, for y of either sign from that of |y|;
 //! its derivative is `q·(2 − q)` with `q = 2 / (F + 2)`, accurate however close to saturation.
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use crate::math::{Real, Twice, exp_minus_one, half_tanh, tanh, two_sum};
+use crate::math::{Real, Twice, exp_minus_one, half_tanh, two_sum};
 
 /// Capped logits in twice their precision, vector by vector, and the slopes of the cap; on a boundary of cache lines.
 #[repr(align(64))]
@@ -33,17 +32,12 @@ impl<R: Real, const N: usize> Capped<R, N> {
         [load(&self.values[0]), load(&self.values[1])]
     }
 
-    /// Set the values of vector number `vector`.
+    /// Set vector number `vector`.
     #[inline(always)]
-    pub(crate) fn set_value<S: Simd>(&mut self, vector: usize, value: Twice<S>) {
+    pub(crate) fn set<S: Simd>(&mut self, vector: usize, value: Twice<S>, slope: R::Lanes<S>) {
         for (part, value) in self.values.iter_mut().zip(value) {
             value.store_slice(&mut part[8 * vector..8 * vector + 8]);
         }
-    }
-
-    /// Set the slopes of vector number `vector`.
-    #[inline(always)]
-    pub(crate) fn set_slope<S: Simd>(&mut self, _: S, vector: usize, slope: R::Lanes<S>) {
         slope.store_slice(&mut self.slopes[vector * R::LANES..(vector + 1) * R::LANES]);
     }
 
@@ -90,34 +84,18 @@ impl<S: Simd> Cap<S> {
                 let [first, second] = capped.values.each_mut().map(|part| part.chunks_exact_mut(8));
                 let slopes = capped.slopes.chunks_exact_mut(R::LANES);
                 for (((x, first), second), slope) in logits.chunks_exact(R::LANES).zip(first).zip(second).zip(slopes) {
-                    let x = R::Lanes::<S>::from_slice(simd, x);
-                    let [a, b] = if SLOPES {
-                        let (values, of_cap) = cap.of::<R>(simd, x);
-                        of_cap.store_slice(slope);
-                        values
-                    } else {
-                        cap.values::<R>(simd, x)
-                    };
+                    let ([a, b], of_cap) = cap.of::<R>(simd, R::Lanes::<S>::from_slice(simd, x));
                     a.store_slice(first);
                     b.store_slice(second);
+                    if SLOPES {
+                        of_cap.store_slice(slope);
+                    }
                 }
             },
         );
     }
 
-    /// The capped logits; masked classes stay what they are, NaN passes.
-    #[inline(always)]
-    pub(crate) fn values<R: Real>(&self, simd: S, x: R::Lanes<S>) -> Twice<S> {
-        match self {
-            Self::Single(cap) => {
-                let [first, second] = R::twice(x);
-                [cap.value_of(simd, first), cap.value_of(simd, second)]
-            }
-            Self::Double(_) => self.of::<R>(simd, x).0,
-        }
-    }
-
-    /// The capped logits, and the slopes of the cap.
+    /// The capped logits, and the slopes of the cap; masked classes stay what they are, NaN passes.
     #[inline(always)]
     pub(crate) fn of<R: Real>(&self, simd: S, x: R::Lanes<S>) -> (Twice<S>, R::Lanes<S>) {
         let [first, second] = R::twice(x);
@@ -134,12 +112,10 @@ impl<S: Simd> Cap<S> {
     }
 }
 
-/// The capped logits that others are relative to, as they are computed with `SLOPES` or without: NaN for infinite ones, which a cap
-/// does not make finite.
+/// The capped logits that others are relative to: NaN for infinite ones, which a cap does not make finite.
 #[inline(always)]
-pub(crate) fn reference<S: Simd, R: Real, const SLOPES: bool>(cap: &Cap<S>, simd: S, x: R::Lanes<S>) -> Twice<S> {
-    let x = x + (x - x);
-    if SLOPES { cap.of::<R>(simd, x).0 } else { cap.values::<R>(simd, x) }
+pub(crate) fn reference<S: Simd, R: Real>(cap: &Cap<S>, simd: S, x: R::Lanes<S>) -> Twice<S> {
+    cap.of::<R>(simd, x + (x - x)).0
 }
 
 /// Differences of capped logits, rounded once.
@@ -170,14 +146,6 @@ impl<S: Simd> SingleCap<S> {
         let factor = 2.0 * std::f64::consts::LOG2_E / softcap;
         let lanes = |value| f64x8::splat(simd, value);
         Self { value: lanes(softcap), inverse: lanes(2.0 / softcap), factor: lanes(factor) }
-    }
-
-    /// The capped logits.
-    #[inline(always)]
-    fn value_of(&self, simd: S, x: f64x8<S>) -> f64x8<S> {
-        let masked = f64x8::splat(simd, f64::NEG_INFINITY);
-        let value = self.value * tanh(simd, x * (self.inverse * f64x8::splat(simd, 0.5)));
-        x.simd_eq(masked).select(masked, value)
     }
 
     /// The capped logits, and the slopes, which end at 2⁻¹²⁴.
@@ -267,24 +235,6 @@ mod tests {
 
     struct Caps<'a>(&'a [f32], f64);
 
-    /// The values alone, relative to those that come with slopes, in units of 2⁻²⁴ of themselves.
-    struct Values<'a>(&'a [f32], f64);
-
-    impl Kernel for Values<'_> {
-        type Output = f64;
-
-        #[inline(always)]
-        fn run<S: Simd>(self, simd: S) -> f64 {
-            let cap = Cap::new::<f32>(simd, self.1);
-            let distance = |&x: &f32| {
-                let x = <f32 as Real>::Lanes::<S>::simd_from(simd, x);
-                let [a, b] = [cap.values::<f32>(simd, x), cap.of::<f32>(simd, x).0].map(|value| value[0].as_slice()[0]);
-                (a - b).abs() / b.abs().max(1e-30 * self.1) * 2f64.powi(24)
-            };
-            self.0.iter().map(distance).fold(0.0, f64::max)
-        }
-    }
-
     impl Kernel for Caps<'_> {
         type Output = Vec<[f64; 2]>;
 
@@ -311,8 +261,6 @@ mod tests {
                 .filter(|x| x.is_finite())
                 .collect();
             for level in Level::available() {
-                let apart = level.run(Values(&numbers, softcap));
-                assert!(apart < 0.03, "{} {softcap}: values alone {apart} u", level.name());
                 let mut worst = [0.0f64; 2];
                 for (&x, [value, slope]) in numbers.iter().zip(level.run(Caps(&numbers, softcap))) {
                     let y = f64::from(x) / softcap;

@@ -415,7 +415,7 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
         #[inline(always)]
         || {
             let cap = Cap::new::<R>(simd, softcap);
-            let reference = cap::reference::<S, R, false>(&cap, simd, R::Lanes::<S>::simd_from(simd, logit));
+            let reference = cap::reference::<S, R>(&cap, simd, R::Lanes::<S>::simd_from(simd, logit));
             let mut rows = across(simd, own, R::default(), scale);
             let mut weighed = Weighed::relative_to(simd, reference);
             let (mut numbers, mut all_fine) = ([0.0; BLOCK], true);
@@ -426,7 +426,7 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
                 #[inline(always)]
                 |start, length, block| {
                     let vectors = block.classes();
-                    let above = cap_block::<S, R, false>(simd, &cap, block, reference, &mut capped, &mut above);
+                    let above = cap_block(simd, &cap, block, reference, &mut capped, &mut above);
                     add(simd, &mut rows, &above, &mut (), start, own);
                     let Some((shares, _)) = shares else { return };
                     shares.with::<S, R>(
@@ -451,9 +451,9 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
     )
 }
 
-/// By how much the capped logits of a block are above a reference; their values, or with `SLOPES` the cap's slopes, are in `capped`.
+/// By how much the capped logits of a block are above a reference; their values and the cap's slopes are in `capped`.
 #[inline(always)]
-fn cap_block<'a, S: Simd, R: Real + Element<Real = R>, const SLOPES: bool>(
+fn cap_block<'a, S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     cap: &Cap<S>,
     block: &Block<R>,
@@ -464,15 +464,8 @@ fn cap_block<'a, S: Simd, R: Real + Element<Real = R>, const SLOPES: bool>(
     let vectors = block.classes();
     for (vector, above) in above[..vectors * R::LANES].chunks_exact_mut(R::LANES).enumerate() {
         let [x] = block.load::<S, 1>(simd, vector);
-        let value = if SLOPES {
-            let (value, slope) = cap.of::<R>(simd, x);
-            capped.set_slope(simd, vector, slope);
-            value
-        } else {
-            let value = cap.values::<R>(simd, x);
-            capped.set_value::<S>(vector, value);
-            value
-        };
+        let (value, slope) = cap.of::<R>(simd, x);
+        capped.set(vector, value, slope);
         relative::<S, R>(value, reference).store_slice(above);
     }
     // SAFETY: so many vectors were written.
@@ -655,7 +648,7 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
         || {
             let own = R::Lanes::<S>::simd_from(simd, of.logit);
             let cap = of.softcap.filter(|_| CAPPED).map(|softcap| Cap::new::<R>(simd, softcap));
-            let own_capped = cap.as_ref().map(|cap| cap::reference::<S, R, true>(cap, simd, own));
+            let own_capped = cap.as_ref().map(|cap| cap::reference::<S, R>(cap, simd, own));
             let (mut capped, mut above) = (Capped::<R, BLOCK>::default(), [R::default(); BLOCK]);
             let own = if CAPPED { R::splat(simd, 0.0) } else { own };
             let (reference, _) = Reference::next_to(simd, own, of.scale);
@@ -678,7 +671,7 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
                     (Some(cap), Some(own)) => {
                         // SAFETY: so many vectors are readable: of the row, or of the padded block.
                         let block = unsafe { side_by_side(place, length.div_ceil(TOGETHER * R::LANES) * TOGETHER) };
-                        cap_block::<S, R, true>(simd, cap, &block, own, &mut capped, &mut above).place(0)
+                        cap_block(simd, cap, &block, own, &mut capped, &mut above).place(0)
                     }
                     _ => place,
                 };

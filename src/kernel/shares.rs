@@ -224,7 +224,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Values<S> for (&Cap<S>, Block<'_, R>)
     #[inline(always)]
     fn twice(&self, simd: S, class: usize) -> Twice<S> {
         let [x] = self.1.load::<S, 1>(simd, class);
-        self.0.values::<R>(simd, x)
+        self.0.of::<R>(simd, x).0
     }
 }
 
@@ -566,7 +566,7 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
     #[inline(always)]
     fn own(&self, simd: S, tile: usize, own: &Own) -> Twice<S> {
         let logits = self.logits.tile(tile).pick(&own.class);
-        reference::<S, R, false>(&self.cap, simd, R::narrow(simd, &logits))
+        reference::<S, R>(&self.cap, simd, R::narrow(simd, &logits))
     }
 
     /// Write by how much the capped logits of each class are above those of the own ones.
@@ -579,7 +579,7 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
                     let (block, mut out, own) = (self.logits.tile(tile), out.tile(tile), self.own(simd, tile, own));
                     for class in 0..block.classes() {
                         let [x] = block.load::<S, 1>(simd, class);
-                        out.store(simd, class, relative::<S, R>(self.cap.values::<R>(simd, x), own));
+                        out.store(simd, class, relative::<S, R>(self.cap.of::<R>(simd, x).0, own));
                     }
                 }
             },

@@ -156,32 +156,6 @@ pub fn half_tanh<S: Simd>(simd: S, y: f64x8<S>) -> [f64x8<S>; 3] {
     [more.mul_add(t, less), less.mul_add(t, more), power * (-t).mul_add(t, lanes(1.0))]
 }
 
-/// P of `tanh y = y·P(y²) / Q(y²)`, highest power first.
-// scripts/polynomials.py tanh: relative error 2^-30.98.
-const TANH: [f64; 6] = [
-    2.833_886_421_878_944_6e-11,
-    9.674_706_942_289_918e-8,
-    3.965_270_635_110_41e-5,
-    0.004_322_248_684_768_147_5,
-    0.140_209_580_126_563_2,
-    0.999_999_999_526_935_4,
-];
-
-/// Q, chosen so that P gains most.
-// scripts/polynomials.py tanh_denominator: relative error 2^-54.22.
-const TANH_DENOMINATOR: [f64; 6] =
-    [2.432_693_2e-9, 2.364_623_09e-6, 0.000_481_033_353, 0.028_836_558_7, 0.473_542_909, 1.0];
-
-/// tanh, within 2⁻³⁰ of itself: beyond 11 it is that of 11. NaN passes.
-#[inline(always)]
-pub fn tanh<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
-    let most = f64x8::splat(simd, 11.0);
-    // On x86 `a.min(b)` is b when either is NaN.
-    let y = (-most).max(most.min(y));
-    let square = y * y;
-    y * polynomial::<S, f64>(simd, &TANH, square) / polynomial::<S, f64>(simd, &TANH_DENOMINATOR, square)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

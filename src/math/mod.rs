@@ -8,9 +8,7 @@ mod real;
 mod single;
 mod sum;
 
-pub use exponential::{
-    Argument, Boost, Method, argument_of_sums, exp, exp_minus_one, half_tanh, regrow, shrinkage, tanh,
-};
+pub use exponential::{Argument, Boost, Method, argument_of_sums, exp, exp_minus_one, half_tanh, regrow, shrinkage};
 pub use logarithm::log_one_plus;
 pub use octaves::{Octaves, REACH, Reference, Scale, Terms, power_of_rest};
 pub use real::Real;
