@@ -115,7 +115,8 @@ impl<S: Simd> Cap<S> {
 /// The capped logits that others are relative to: NaN for infinite ones, which a cap does not make finite.
 #[inline(always)]
 pub(crate) fn reference<S: Simd, R: Real>(cap: &Cap<S>, simd: S, x: R::Lanes<S>) -> Twice<S> {
-    cap.of::<R>(simd, x + (x - x)).0
+    let nothing = x.is_finite().select(R::splat(simd, 0.0), R::splat(simd, f64::NAN));
+    cap.of::<R>(simd, x + nothing).0
 }
 
 /// Differences of capped logits, rounded once.

@@ -446,7 +446,7 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
                 return (rows.together(simd), Weight { mass: 0.0, sum: 0.0, bad: false });
             };
             let ([mass, sum], bad) = weighed.of_all::<R>(total);
-            (rows.together(simd), Weight { mass, sum, bad: bad | !all_fine })
+            (rows.together(simd), Weight { mass, sum, bad: bad || !all_fine })
         },
     )
 }

@@ -50,7 +50,7 @@ impl Rows<'_> {
             && self.logits.dtype() == R::DTYPE
             && u32::try_from(classes).is_ok()
             && self.logits.neighbours(first, tiles * lanes).is_some()
-            && self.lie_alike(plan, first, tiles * lanes);
+            && plan.lies_alike(first, tiles * lanes);
         let in_place = lie_so && self.gradient_is_strip::<R>(first, tiles * lanes);
         let staged = few || tiles > 0 && classes <= MOST_STAGED;
         if !in_place && !staged && plan.is_plain && classes < LONG {

@@ -88,7 +88,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
             }
             let tile = batch.tile::<S, E>(simd, transform, &mut room);
             let found = read::<S, E>(simd, &batch, tile, &ranked, transform);
-            let (log_sum_exps, spreads) = self.spreads(simd, &batch, &targets, found.log_sum_exps);
+            let (log_sum_exps, spreads) = self.spreads(simd, &batch, &targets, &found.log_sum_exps);
             let mut losses = batch::losses(simd, &log_sum_exps, &targets, &spreads, transform);
             weigh_infinities(simd, self.logits, first, &targets, transform, &mut losses);
             let entropies = found.entropies(simd, rows);
@@ -119,10 +119,10 @@ impl<E: Element> Rows<'_, E> {
         simd: S,
         batch: &Batch,
         targets: &batch::Targets,
-        found: LogSumExps,
+        found: &LogSumExps,
     ) -> (LogSumExps, Spreads) {
         if targets.uniform == 0.0 && targets.dense.is_none() {
-            return (found, Spreads::default());
+            return (*found, Spreads::default());
         }
         let transform = self.problem.transform;
         let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());

@@ -143,6 +143,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
     /// Write the gradients of all classes, of logits that lie elsewhere or where these go; logits for rows that need the careful
     /// path.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // some tiles, what is known of them, and where they go
     fn write(
         &self,
         simd: S,
@@ -208,6 +209,43 @@ impl<'a> StagesOfNumbers<'a> {
             bring_in_all(simd, self.singles, numbers, rows);
             Given::Single(self.singles.strip(numbers.classes()).written())
         }
+    }
+}
+
+impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
+    /// What rows that lie lane by lane in memory should be like, if that lies so, too.
+    #[inline(always)]
+    fn likeness(&self, first: usize, rows: usize) -> Option<Likeness<'a, R>> {
+        let array = match self.goal {
+            Goal::Own | Goal::Shares(None) => return Some(Likeness::Given(Given::Nothing)),
+            Goal::Shares(Some(array)) | Goal::Teacher(array) => array,
+        };
+        let (place, step) = array.neighbours(first, rows)?;
+        let classes = array.classes();
+        // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`; of the
+        // type that its dtype names.
+        unsafe {
+            Some(match (self.goal, array.dtype()) {
+                (Goal::Teacher(_), dtype) if dtype == R::DTYPE => {
+                    Likeness::Teacher(Strip::new(Block::new(place.cast(), step, classes), R::LANES))
+                }
+                (Goal::Shares(_), Dtype::F32) => {
+                    let strip = Strip::new(Block::new(place.cast(), step, classes), f32::LANES);
+                    Likeness::Given(Given::Single(strip))
+                }
+                (Goal::Shares(_), Dtype::F64) => {
+                    let strip = Strip::new(Block::new(place.cast(), step, classes), f64::LANES);
+                    Likeness::Given(Given::Double(strip))
+                }
+                _ => return None,
+            })
+        }
+    }
+
+    /// Whether such rows can be worked on where they lie.
+    #[inline(always)]
+    pub(super) fn lies_alike(&self, first: usize, rows: usize) -> bool {
+        self.softcap.is_none() && self.likeness(first, rows).is_some()
     }
 }
 
@@ -288,46 +326,6 @@ impl Rows<'_> {
         }
     }
 
-    /// What `count` tiles of rows that lie lane by lane in memory should be like, if that lies so, too.
-    #[inline(always)]
-    fn likeness<'b, R: Real + Element<Real = R>>(
-        &self,
-        plan: &Plan<'b, R>,
-        first: usize,
-        rows: usize,
-    ) -> Option<Likeness<'b, R>> {
-        let array = match plan.goal {
-            Goal::Own | Goal::Shares(None) => return Some(Likeness::Given(Given::Nothing)),
-            Goal::Shares(Some(array)) | Goal::Teacher(array) => array,
-        };
-        let (place, step) = array.neighbours(first, rows)?;
-        let classes = array.classes();
-        // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`; of the
-        // type that its dtype names.
-        unsafe {
-            Some(match (plan.goal, array.dtype()) {
-                (Goal::Teacher(_), dtype) if dtype == R::DTYPE => {
-                    Likeness::Teacher(Strip::new(Block::new(place.cast(), step, classes), R::LANES))
-                }
-                (Goal::Shares(_), Dtype::F32) => {
-                    let strip = Strip::new(Block::new(place.cast(), step, classes), f32::LANES);
-                    Likeness::Given(Given::Single(strip))
-                }
-                (Goal::Shares(_), Dtype::F64) => {
-                    let strip = Strip::new(Block::new(place.cast(), step, classes), f64::LANES);
-                    Likeness::Given(Given::Double(strip))
-                }
-                _ => return None,
-            })
-        }
-    }
-
-    /// Whether `count` tiles of rows can be worked on where they lie.
-    #[inline(always)]
-    pub(super) fn lie_alike<R: Real + Element<Real = R>>(&self, plan: &Plan<R>, first: usize, rows: usize) -> bool {
-        plan.softcap.is_none() && self.likeness(plan, first, rows).is_some()
-    }
-
     /// Work on `count` tiles of rows that lie lane by lane in memory.
     #[inline(always)]
     pub(super) fn strip_options<S: Simd, R: Real + Element<Real = R>>(
@@ -343,7 +341,7 @@ impl Rows<'_> {
         let (base, step) = self.logits.neighbours(first, count * lanes).expect("asked before");
         // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`.
         let strip = unsafe { Strip::new(Block::new(base.cast::<R>(), step, classes), lanes) };
-        let likeness = self.likeness(plan, first, count * lanes).expect("asked before");
+        let likeness = plan.likeness(first, count * lanes).expect("asked before");
         let mut known = Known::nothing();
         self.options(simd, plan, first..first + count * lanes, &strip, None, &likeness, &mut known, sum)?;
         let Some(out) = &mut self.gradient else { return Ok(()) };

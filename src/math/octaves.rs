@@ -216,10 +216,7 @@ pub fn power_of_rest<S: Simd>(simd: S, octaves: f64x8<S>, rest: f64x8<S>) -> f64
 #[inline(always)]
 fn fused<S: Simd, R: Real>(simd: S, parts: [R; 2], x: R::Lanes<S>, addend: R::Lanes<S>) -> R::Lanes<S> {
     let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
-    let [l, rest] = parts.map(
-        #[inline(always)]
-        |part| lanes(part),
-    );
+    let [l, rest] = [lanes(parts[0]), lanes(parts[1])];
     if is_wide::<S>() {
         let sum = x.mul_add(l, addend);
         return if R::WHOLE_EIGHTHS { x.mul_add(rest, sum) } else { sum };
