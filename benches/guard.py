@@ -43,16 +43,16 @@ OF_FLOAT32 = {"bfloat16": 1.9, "float16": 1.8, "float64": 4.0}
 # ... as the plain loss and as the plain gradient these may take, ...
 # Class targets without any of these have kernels of their own (src/kernel/), which are faster.
 OF_PLAIN = {
-    "label smoothing": (2.5, 2.1),
+    "label smoothing": (2.0, 2.0),
     "class weights": (1.5, 1.4),
-    "class weights, smoothing": (4.0, 5.2),
+    "class weights, smoothing": (4.0, 3.8),
     "sample weights": (1.4, 1.4),
-    "z-loss": (2.1, 2.1),
-    "temperature": (2.2, 2.1),
+    "z-loss": (1.7, 1.6),
+    "temperature": (1.4, 1.4),
     "softcap": (8.8, 9.3),
-    "probabilities": (4.6, 6.0),
-    "probabilities, smoothing": (5.1, 6.6),
-    "KL divergence": (12.0, 12.0),
+    "probabilities": (3.7, 4.2),
+    "probabilities, smoothing": (5.1, 5.2),
+    "KL divergence": (6.8, 5.4),
     "logsumexp": (1.5, None),
     "row_statistics": (3.3, None),
     "evaluate": (6.6, None),
@@ -64,12 +64,12 @@ OF_PLAIN = {
 
 # ... with few classes, where every scalar step counts, ...
 OF_PLAIN_FEW_CLASSES = {
-    "label smoothing": (2.1, 2.7),
-    "class weights, smoothing": (2.8, 3.5),
-    "temperature": (2.0, 2.7),
-    "softcap": (7.3, 8.0),
-    "probabilities": (2.7, 4.7),
-    "KL divergence": (4.3, 4.7),
+    "label smoothing": (2.3, 2.3),
+    "class weights, smoothing": (2.6, 2.6),
+    "temperature": (1.4, 1.4),
+    "softcap": (4.4, 4.4),
+    "probabilities": (2.9, 2.9),
+    "KL divergence": (3.9, 3.3),
     "logsumexp": (1.4, None),
     "selective_log_softmax": (5.0, None),
     "row_statistics": (4.0, None),

@@ -10,12 +10,11 @@
 //!
 //! A caller's array is an [`array::Array`]: a [`dtype::Dtype`], strides, and a lifetime, seen as rows of classes. What is
 //! written is an [`array::ArrayMut`], which hands each part of its rows to one thread. A [`loss`] cuts the rows into chunks,
-//! which the threads of [`parallel`] take; [`simd::Level::run`] compiles the work on a chunk for what the CPU has. A kernel
-//! of [`row`] reads a [`rows::Row`] where it lies, as vectors of the [`math::Real`] that its [`element::Element`] is
-//! computed with in, or [`row::tile`] reads as many rows as a vector has lanes; so does [`kernel`], in one pass, if a row's
-//! target is a class and nothing else. What is once a row (logarithms, quotients,
-//! the loss) is done in lanes for a batch of rows ([`row::batch`]); derivatives are a second pass, while the rows are in
-//! cache.
+//! which the threads of [`parallel`] take; [`simd::Level::run`] compiles the work on a chunk for what the CPU has. The kernels of
+//! [`kernel`] take exponentials relative to an integer near one logit of each row: of a row whose classes are across lanes, or of
+//! as many rows as there are lanes. Those of [`row`] look for the maximum first: for what the others do not suit, and for
+//! log-sum-exp, softmax and statistics. What is once a row (logarithms, quotients, the loss) is done in lanes for some rows;
+//! derivatives are a second pass, while the rows are in cache.
 //!
 //! # The layers, top down; each imports only from those below it (`.ci/check_imports.py` checks that)
 //!
@@ -25,7 +24,7 @@
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: the pool, fork, interruption |
 //! | [`row`] | the kernels that look for the maximum first: on one row, on a tile of rows across lanes, and what is once a row |
-//! | [`kernel`] | the kernels that need no maximum: class targets, of one row or of rows across lanes |
+//! | [`kernel`] | the kernels that need no maximum: class targets, shares of all classes, teachers, caps |
 //! | [`mod@array`] | strided arrays in foreign memory: [`array::Array`] is read, [`array::ArrayMut`] is written |
 //! | [`rows`] | one row of them: where it lies, or a block of it converted |
 //! | [`element`] | the dtypes that logits have: how they become vectors and back |
@@ -38,13 +37,15 @@
 //!
 //! * **a dtype**: a variant of [`dtype::Dtype`], its `Number` and its place in the lists of `with_dtype` in `dtype.rs`; if
 //!   logits have it, its `impl` in `element.rs`. What NumPy calls it is `dtype_of` in `python/arrays.rs`.
-//! * **a target**: a variant of [`loss::targets::Targets`], where it is read, checked and weighted; if it gives every class
-//!   of a row a weight of its own, a [`row::Source`], with an arm that writes the weights block by block in `row/dense.rs`.
+//! * **a target**: a variant of [`loss::targets::Targets`], where it is read, checked and weighted, and what rows should be like in
+//!   `loss/plan.rs`; if it gives every class of a row a share of its own, what is given in [`kernel::shares`], and a
+//!   [`row::Source`], with an arm that writes the weights block by block in `row/dense.rs`.
 //! * **an instruction set**: a variant of [`simd::Level`] with its arms there; what it does better in
 //!   `simd/operations.rs`, and how it takes exponentials in [`math`].
 //! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a file in `python/xent_rs/`.
 //! * **an option**: its declaration in `python/xent_rs/_options.py`, a field in `python/options.rs`; of the softmax losses, a
-//!   part of [`loss::targets::Problem`], counted in [`row::batch`], or of [`row::Transform`]; no kernel.
+//!   part of [`loss::targets::Problem`], asked for in [`kernel::finish::Asked`] and counted in [`row::batch`], or of
+//!   [`row::Transform`].
 //! * **something else to know of a row**: an accumulator of its pass.
 
 #![deny(missing_docs)]

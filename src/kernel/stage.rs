@@ -174,9 +174,9 @@ impl<R: Real + Element<Real = R>> Stage<R> {
                         *row = place.cast_const().cast();
                     }
                 } else {
-                    let wings = wings.place(0, classes.max(R::LANES).min(most_classes::<R>()));
-                    // SAFETY: `classes` elements are each row's, readable by the promise made to `Array::new`. At most as many
-                    // numbers as the most classes, or a vector, are written for each of 16 lanes: the wings have room for them.
+                    let wings = wings.place(0, classes.max(R::LANES));
+                    // SAFETY: `classes` elements are each row's, readable by the promise made to `Array::new`. As many numbers, or a
+                    // vector, are written for each lane: `place` made sure that the wings have room for them.
                     unsafe { convert::<S, E>(simd, &places, classes, wings, &mut rows) }
                 }
                 for start in fours(classes) {

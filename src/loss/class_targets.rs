@@ -1,5 +1,5 @@
-//! Rows whose targets are classes and nothing else: by the kernels that need no maximum, and the rows that these
-//! do not suit one by one.
+//! Which rows go by which of the kernels that need no maximum; those whose targets are classes and nothing else; and the rows that these
+//! kernels do not suit, one by one.
 //!
 //! Rows of few classes come on a stage, some tiles at a time, and each step is done for all of them before the next, so that
 //! no chain of operations is waited for. Where the rows lie lane by lane in memory (an inner class axis) the tiles are worked on
@@ -45,15 +45,15 @@ impl Rows<'_> {
         let left = run.map_or(left, |run| run.min(left));
         let tiles = run.map_or(0, |_| (left / lanes).min(plan.tiles(classes)));
         let few = classes <= most_classes::<R>();
-        // The logits and targets alone decide by which kernel losses are computed; those of few classes have the same bits by both.
+        // The logits and targets alone decide by which kernel losses are computed; those in place have the same bits as on a stage.
         let lie_so = tiles > 0
             && self.logits.dtype() == R::DTYPE
             && u32::try_from(classes).is_ok()
             && self.logits.neighbours(first, tiles * lanes).is_some()
             && plan.lies_alike(first, tiles * lanes);
         let in_place = lie_so && self.gradient_is_strip::<R>(first, tiles * lanes);
-        let staged = few || tiles > 0 && classes <= MOST_STAGED;
-        if !in_place && !staged && plan.is_plain && classes < LONG {
+        let staged = few || tiles > 0 && (lie_so || classes <= MOST_STAGED);
+        if !in_place && !staged && plan.is_of_classes() && classes < LONG {
             self.careful_batches::<S, R>(simd, first..first + left, sum)?;
             return Ok(left);
         }
@@ -333,7 +333,7 @@ impl Rows<'_> {
         self.grad_output = grad_output.filter(|_| gradient);
         let found = self.careful_any(simd, row..row + 1, &mut loss);
         (self.losses, self.grad_output, self.hessian) = (losses, grad_output, hessian);
-        // Every other place is 0. Classes cannot be bad: they were looked at when they were read.
+        // Every other place is 0. Targets cannot be bad: they were looked at before.
         found.map_or(f64::NAN, |()| loss.iter().sum())
     }
 }

@@ -186,28 +186,24 @@ struct StagesOfNumbers<'a> {
 }
 
 impl<'a> StagesOfNumbers<'a> {
-    /// Make room for those of some rows, if there are any; whether there is memory for it.
+    /// Bring in those of some rows, if there are any; `None` if there is no memory for them.
     #[inline(always)]
-    fn reserve<R: Real>(&mut self, plan: &Plan<R>, rows: usize, classes: usize) -> bool {
-        match plan.goal {
-            Goal::Shares(Some(numbers)) if numbers.dtype().is_double() => self.doubles.reserve(rows, classes),
-            Goal::Shares(Some(_)) => self.singles.reserve(rows, classes),
-            _ => true,
-        }
-    }
-
-    /// Bring in those of some rows.
-    #[inline(always)]
-    fn bring_in<S: Simd, R: Real>(self, simd: S, plan: &Plan<R>, rows: Range<usize>) -> Given<'a> {
-        let Goal::Shares(Some(numbers)) = plan.goal else { return Given::Nothing };
-        // SAFETY: all tiles were brought in.
+    fn bring_in<S: Simd, R: Real>(self, simd: S, plan: &Plan<R>, rows: Range<usize>) -> Option<Given<'a>> {
+        let Goal::Shares(Some(numbers)) = plan.goal else { return Some(Given::Nothing) };
+        let classes = numbers.classes();
+        // SAFETY: all tiles were brought in, and those that tiles of the logits have besides.
         unsafe {
-            if numbers.dtype().is_double() {
-                bring_in_all(simd, self.doubles, numbers, rows);
-                return Given::Double(self.doubles.strip(numbers.classes()).written());
-            }
-            bring_in_all(simd, self.singles, numbers, rows);
-            Given::Single(self.singles.strip(numbers.classes()).written())
+            Some(if numbers.dtype().is_double() {
+                if !bring_in_all(simd, self.doubles, numbers, rows, R::LANES) {
+                    return None;
+                }
+                Given::Double(self.doubles.strip(classes).written())
+            } else {
+                if !bring_in_all(simd, self.singles, numbers, rows, R::LANES) {
+                    return None;
+                }
+                Given::Single(self.singles.strip(classes).written())
+            })
         }
     }
 }
@@ -266,22 +262,19 @@ impl Rows<'_> {
         let mut teachers = Stage::<R>::empty();
         let mut singles = Stage::<f32>::empty();
         let mut doubles = Stage::<f64>::empty();
-        let mut numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
-        let roomy = stage.reserve(rows.len(), classes)
-            && (plan.softcap.is_none() || above.reserve(rows.len(), classes))
-            && (!matches!(plan.goal, Goal::Teacher(_)) || teachers.reserve(rows.len(), classes))
-            && numbers.reserve(plan, rows.len(), classes);
-        if !roomy {
-            return self.long_options(simd, plan, rows, sum);
-        }
-        bring_in_all(simd, &mut stage, self.logits, rows.clone());
+        let numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
+        let mut roomy = bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES)
+            && (plan.softcap.is_none() || above.reserve(rows.len(), classes));
         let likeness = match plan.goal {
             Goal::Teacher(logits) => {
-                bring_in_all(simd, &mut teachers, logits, rows.clone());
-                // SAFETY: all tiles were brought in.
-                Likeness::Teacher(unsafe { teachers.strip(classes) }.written())
+                roomy = roomy && bring_in_all(simd, &mut teachers, logits, rows.clone(), R::LANES);
+                // SAFETY: all tiles were brought in, or none is asked for.
+                Some(Likeness::Teacher(unsafe { teachers.strip(classes) }.written())).filter(|_| roomy)
             }
-            _ => Likeness::Given(numbers.bring_in(simd, plan, rows.clone())),
+            _ => numbers.bring_in(simd, plan, rows.clone()).map(Likeness::Given),
+        };
+        let Some(likeness) = likeness.filter(|_| roomy) else {
+            return self.long_options(simd, plan, rows, sum);
         };
         let mut known = Known::nothing();
         // SAFETY: all tiles were brought in.
@@ -440,17 +433,17 @@ impl Rows<'_> {
         plan: &Plan<R>,
         rows: Range<usize>,
     ) -> Found<bool> {
-        let Some(grad_output) = self.grad_output.filter(|_| plan.softcap.is_none()) else { return Ok(false) };
+        let has_kernel = plan.softcap.is_none() && !matches!(plan.goal, Goal::Teacher(_));
+        let Some(grad_output) = self.grad_output.filter(|_| has_kernel) else { return Ok(false) };
         let classes = self.logits.classes();
         let mut stage = Stage::<R>::empty();
         let mut singles = Stage::<f32>::empty();
         let mut doubles = Stage::<f64>::empty();
-        let mut numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
-        if !stage.reserve(rows.len(), classes) || !numbers.reserve(plan, rows.len(), classes) {
+        let numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
+        if !bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES) {
             return Ok(false);
         }
-        bring_in_all(simd, &mut stage, self.logits, rows.clone());
-        let given = numbers.bring_in(simd, plan, rows.clone());
+        let Some(given) = numbers.bring_in(simd, plan, rows.clone()) else { return Ok(false) };
         let mut known = Known::nothing();
         // SAFETY: all tiles were brought in.
         let mut strip = unsafe { stage.strip(classes) };
@@ -747,16 +740,24 @@ fn bits_of(lanes: &PerLane<f64>) -> u32 {
     lanes.iter().enumerate().fold(0, |bits, (lane, value)| bits | u32::from(*value != 0.0) << lane)
 }
 
-/// Bring in all rows of an array of any dtype that computes in `R`.
+/// Bring in all rows of an array of any dtype that computes in `R`, and as many more, anything, as tiles of `lanes` have; whether there
+/// was memory for it.
 #[inline(never)]
 fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     stage: &mut Stage<R>,
     array: &Array,
     rows: Range<usize>,
-) {
+    lanes: usize,
+) -> bool {
     let mut wings = Stage::empty();
-    for (tile, first) in rows.clone().step_by(R::LANES).enumerate() {
+    if !stage.reserve(rows.len().next_multiple_of(lanes), array.classes()) || !wings.reserve(R::LANES, array.classes())
+    {
+        return false;
+    }
+    for tile in 0..rows.len().next_multiple_of(lanes.max(R::LANES)) / R::LANES {
+        let first = (rows.start + tile * R::LANES).min(rows.end - 1);
         stage.bring_in(simd, tile, array, first..rows.end.min(first + R::LANES), &mut wings);
     }
+    true
 }

@@ -13,7 +13,7 @@ use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane,
 use crate::kernel::horizontal::RowShares;
 use crate::kernel::shares::{self, CappedTiles, Given, Shares};
 use crate::kernel::vertical::{self, Strip};
-use crate::math::{Real, Scale, precise_sum};
+use crate::math::{Real, Scale};
 
 /// What is asked for of all rows of a problem.
 #[derive(Clone, Copy)]
@@ -47,8 +47,8 @@ pub(super) enum Goal<'a> {
 }
 
 impl<'a, R: Real> Plan<'a, R> {
-    /// That of a problem; `None` if the kernels that look for the maximum first are for it.
-    pub(super) fn new<S: Simd>(problem: &'a Problem, classes: usize) -> Option<Self> {
+    /// That of a problem whose class weights have this sum; `None` if the kernels that look for the maximum first are for it.
+    pub(super) fn new<S: Simd>(problem: &'a Problem, classes: usize, weight_sum: Option<f64>) -> Option<Self> {
         let temperature = problem.transform.temperature();
         if !Scale::<R>::suits(temperature) || u32::try_from(classes).is_err() {
             return None;
@@ -61,12 +61,14 @@ impl<'a, R: Real> Plan<'a, R> {
             Targets::Probabilities(numbers) => (None, Goal::Shares(Some(numbers))),
             Targets::Teacher(logits) => (None, Goal::Teacher(logits)),
         };
-        let weights_are_finite =
-            || problem.weight.as_ref().is_none_or(|weight| weight.iter().all(|weight| weight.is_finite()));
         let suits = match goal {
             Goal::Own => true,
-            Goal::Shares(_) => weights_are_finite(),
-            Goal::Teacher(logits) => softcap.is_none() && logits.dtype().is_double() == (R::LANES == f64::LANES),
+            // If a weight is not finite, the sum is not either.
+            Goal::Shares(_) => weight_sum.is_none_or(f64::is_finite),
+            Goal::Teacher(logits) => {
+                let alike = logits.dtype().is_double() == (R::LANES == f64::LANES);
+                alike && softcap.is_none() && problem.z_loss == 0.0
+            }
         };
         let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0 && softcap.is_none();
         let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES || softcap.is_some());
@@ -78,10 +80,8 @@ impl<'a, R: Real> Plan<'a, R> {
             keep: 1.0 - problem.label_smoothing,
             uniform: problem.label_smoothing / classes as f64,
             weight: problem.weight.as_deref(),
-            total: matches!(goal, Goal::Shares(None)).then(|| {
-                let weights = problem.weight.as_ref().map(|weights| precise_sum(weights.iter().copied()));
-                weights.map_or(problem.label_smoothing, |sum| problem.label_smoothing / classes as f64 * sum)
-            }),
+            total: matches!(goal, Goal::Shares(None))
+                .then_some(problem.label_smoothing * weight_sum.map_or(1.0, |sum| sum / classes as f64)),
             is_plain,
             labels,
             leads,
@@ -94,6 +94,12 @@ impl<'a, R: Real> Plan<'a, R> {
     #[inline(always)]
     pub(super) fn plain(&self) -> Option<&'a Labels> {
         self.labels.filter(|_| self.is_plain)
+    }
+
+    /// Whether there are classes and neither shares nor a cap.
+    #[inline(always)]
+    pub(super) fn is_of_classes(&self) -> bool {
+        matches!(self.goal, Goal::Own) && self.softcap.is_none()
     }
 
     /// How many passes over arrays of the logits' size are made before gradients.

@@ -62,6 +62,8 @@ pub(super) struct Rows<'a> {
     pub(super) logits: &'a Array<'a>,
     pub(super) problem: &'a Problem<'a>,
     pub(super) divisor: f64,
+    /// The sum of the class weights, if there are such.
+    pub(super) weight_sum: Option<f64>,
     pub(super) losses: Option<RowsMut<'a>>,
     pub(super) gradient: Option<RowsMut<'a>>,
     pub(super) hessian: Option<RowsMut<'a>>,
@@ -92,7 +94,7 @@ impl Rows<'_> {
     fn batches<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S) -> Found<f64> {
         let mut sum = [0.0; MOST_LANES];
         let Range { start: mut first, end } = self.range;
-        match Plan::<R>::new::<S>(self.problem, self.logits.classes()) {
+        match Plan::<R>::new::<S>(self.problem, self.logits.classes(), self.weight_sum) {
             Some(plan) => {
                 while first < end {
                     first += self.planned_rows(simd, &plan, first, &mut sum)?;

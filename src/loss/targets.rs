@@ -20,7 +20,7 @@ use crate::simd::{self, Kernel};
 pub enum Targets<'a> {
     /// A class each.
     Classes(Labels),
-    /// A probability for every class, in C order with the classes last.
+    /// A probability for every class.
     Probabilities(Array<'a>),
     /// The softmax of a teacher's logits; the loss is the divergence from it.
     Teacher(Array<'a>),
@@ -63,8 +63,9 @@ impl<'p> Problem<'p> {
     pub(super) fn assert_fits(&self, rows: usize, classes: usize) {
         match &self.targets {
             Targets::Classes(labels) => assert_eq!(labels.rows(), rows),
-            Targets::Probabilities(numbers) => assert_eq!(numbers.count(), rows * classes),
-            Targets::Teacher(logits) => assert_eq!((logits.rows(), logits.classes()), (rows, classes)),
+            Targets::Probabilities(array) | Targets::Teacher(array) => {
+                assert_eq!((array.rows(), array.classes()), (rows, classes));
+            }
         }
         assert!(self.weight.as_ref().is_none_or(|weight| weight.len() == classes));
         assert!(self.sample_weight.as_ref().is_none_or(|weight| weight.len() == rows));

@@ -334,7 +334,6 @@ pub(super) struct LaneShape<S: Simd, R: Real> {
     pub(super) top: R::Lanes<S>,
     pub(super) leader: R::Lanes<S>,
     block: R::Lanes<S>,
-    before: usize,
 }
 
 impl<S: Simd, R: Real> LaneShape<S, R> {
@@ -349,17 +348,11 @@ impl<S: Simd, R: Real> LaneShape<S, R> {
             top: R::splat(simd, f64::NEG_INFINITY),
             leader: zero,
             block: zero,
-            before: 0,
         }
     }
 }
 
 impl<S: Simd, R: Real> Companion<S, R> for LaneShape<S, R> {
-    #[inline(always)]
-    fn begin(&mut self, _simd: S, start: usize, _length: usize) {
-        self.before = start;
-    }
-
     #[inline(always)]
     fn begin_sums(&mut self, simd: S) {
         self.block = R::splat(simd, 0.0);
@@ -367,7 +360,7 @@ impl<S: Simd, R: Real> Companion<S, R> for LaneShape<S, R> {
 
     #[inline(always)]
     fn add(&mut self, simd: S, vector: usize, _chain: usize, term: Term<S, R>) {
-        let number = R::splat(simd, (self.before + vector) as f64);
+        let number = R::splat(simd, vector as f64);
         self.block = term.z.mul_add(term.exp, self.block);
         let ahead = term.x.simd_gt(self.logit) | (term.x.simd_eq(self.logit) & number.simd_lt(self.rival));
         self.above += ahead.select(R::splat(simd, 1.0), R::splat(simd, 0.0));

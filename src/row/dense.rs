@@ -94,8 +94,6 @@ impl<'a> Dense<'a> {
     /// Write the weights of `length` classes from `start` on and 0 behind them: returns `Σ p·(x − reference)` over a
     /// teacher's logits in units of [`crate::math::UNIT`], 0 for other sources, and NaN for numbers that are not all
     /// probabilities.
-    ///
-    /// Of numbers the classes may be more than the row has: those of the rows that follow come then.
     #[inline(never)]
     pub(super) fn fill<S: Simd>(&self, simd: S, start: usize, length: usize, block: &mut [f64]) -> f64 {
         simd.vectorize(

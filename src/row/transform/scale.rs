@@ -4,7 +4,6 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::{CAPPED, Cap, Capped, PLAIN, SCALED, Transform};
 use crate::math::{Argument, Boost, Real, Twice, two_sum};
-use crate::row::batch::MOST_LANES;
 
 /// Up to this temperature, and down to its inverse, nothing on the way overflows or is lost in f32.
 const MODERATE: f64 = 18_446_744_073_709_551_616.0;
@@ -131,31 +130,8 @@ impl<S: Simd, R: Real> Scale<S, R> {
     /// The value of a vector of logits.
     #[inline(always)]
     pub(in crate::row) fn value<const MODE: u8>(&self, x: R::Lanes<S>) -> Value<S, R> {
-        let [(value, _)] = self.values::<MODE, false, 1>([x]);
-        value
-    }
-
-    /// The values of up to four vectors of logits, and, if asked, the `SLOPES` of the cap if there is one.
-    #[inline(always)]
-    pub(in crate::row) fn values<const MODE: u8, const SLOPES: bool, const K: usize>(
-        &self,
-        x: [R::Lanes<S>; K],
-    ) -> [(Value<S, R>, R::Lanes<S>); K] {
-        let zero = R::splat(self.simd, 0.0);
-        let mut values = [(Value::plain(zero), zero); K];
-        for k in 0..K {
-            values[k].0 = Value::plain(x[k]);
-        }
-        let Some(cap) = self.cap::<MODE>() else { return values };
-        let (mut logits, mut capped) = ([R::default(); 4 * MOST_LANES], Capped::<R, { 4 * MOST_LANES }>::default());
-        for k in 0..K {
-            x[k].store_slice(&mut logits[k * R::LANES..(k + 1) * R::LANES]);
-        }
-        cap.fill::<_, _, SLOPES>(self.simd, &logits[..K * R::LANES], &mut capped);
-        for k in 0..K {
-            values[k] = (Value::capped(self.simd, &capped, k), capped.slope(self.simd, k));
-        }
-        values
+        let capped = self.cap::<MODE>().map(|cap| cap.of::<R>(self.simd, x).0);
+        Value { logit: x, capped }
     }
 
     /// Value − reference, halved unless `PLAIN`, and what its rounding lost: NaN if it is not finite.
