@@ -11,6 +11,7 @@ import pytest
 import xent_rs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
 from .bounds import FORMATS
 from .cases import DTYPES
@@ -332,3 +333,47 @@ def test_any_slice_as_out(case, in_place):
     _, grad = xent_rs.cross_entropy_with_grad(source, targets, axis=axis, out=same, **options)
     assert grad is same
     assert np.ascontiguousarray(same).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("classes", [10, 127, 257, 1000])
+@pytest.mark.parametrize(
+    "dtype", [np.float16, bfloat16, np.float32, np.float64], ids=lambda dtype: np.dtype(dtype).name
+)
+@pytest.mark.parametrize("logits_dtype", [np.float16, np.float32, np.float64])
+def test_targets_need_not_lie_as_the_logits_do(logits_dtype, dtype, classes, level, random):
+    """Probabilities and teachers of any type, class by class beside logits row by row, and the other way."""
+    for rows in (5, 16, 20, 40):
+        logits = random.standard_normal((rows, classes)).astype(logits_dtype)
+        shares = (random.random((rows, classes)) / classes).astype(dtype)
+        z, t = logits.astype(np.float64), shares.astype(np.float64)
+        logs = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        teacher = t - np.log(np.exp(t).sum(axis=1, keepdims=True))
+        tolerance = (
+            {"rtol": 1e-12, "atol": 1e-14} if logits_dtype == np.float64 else {"rtol": 4e-6, "atol": 2e-6}
+        )
+        for order, other in ("CF", "FC", "FF"):
+            here, there = np.asarray(logits, order=order), np.asarray(shares, order=other)
+            found = xent_rs.cross_entropy(here, there, reduction="none")
+            np.testing.assert_allclose(found, -(t * logs).sum(axis=1), **tolerance)
+            found = xent_rs.kl_divergence(here, there, reduction="none")
+            np.testing.assert_allclose(found, (np.exp(teacher) * (teacher - logs)).sum(axis=1), **tolerance)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.1}, {"softcap": 5.0}], ids=str
+)
+@pytest.mark.parametrize("classes", [9, 200, 300, 1000, 5000])
+def test_where_gradients_go_changes_no_bit(classes, options, level, random):
+    """Whole tiles of rows and what is left of them, into outputs that lie as the logits do or not."""
+    for rows in (16, 17, 31):
+        for dtype in (np.float32, np.float64, np.float16):
+            logits = random.standard_normal((classes, rows)).astype(dtype)
+            targets = random.integers(0, classes, rows)
+            options = {**options, "axis": 0, "reduction": "none"}
+            alone = xent_rs.cross_entropy(logits, targets, **options)
+            loss, grad = xent_rs.cross_entropy_with_grad(logits, targets, **options)
+            out = np.zeros((rows, classes), dtype).T
+            other, there = xent_rs.cross_entropy_with_grad(logits, targets, **options, out=out)
+            np.testing.assert_array_equal(alone, loss)
+            np.testing.assert_array_equal(loss, other)
+            np.testing.assert_array_equal(grad, there)

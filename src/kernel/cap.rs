@@ -10,6 +10,16 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use crate::math::{Real, Twice, exp_minus_one, half_tanh, two_sum};
 
+/// A softcap, and the unit of what its values are above others.
+#[derive(Clone, Copy, Debug)]
+pub struct Softcap {
+    /// Where logits end.
+    pub height: f64,
+    /// What differences are multiplied by in f32 before they are rounded: the inverse of the temperature, and what exponentials will
+    /// lack. So there is one rounding.
+    pub unit: f64,
+}
+
 /// Capped logits in twice their precision, vector by vector, and the slopes of the cap; on a boundary of cache lines.
 #[repr(align(64))]
 pub(crate) struct Capped<R, const N: usize> {
@@ -119,11 +129,12 @@ pub(crate) fn reference<S: Simd, R: Real>(cap: &Cap<S>, simd: S, x: R::Lanes<S>)
     cap.of::<R>(simd, x + nothing).0
 }
 
-/// Differences of capped logits, rounded once.
+/// Differences of capped logits, rounded once; in f32 times `unit`.
 #[inline(always)]
-pub(crate) fn relative<S: Simd, R: Real>(value: Twice<S>, reference: Twice<S>) -> R::Lanes<S> {
+pub(crate) fn relative<S: Simd, R: Real>(value: Twice<S>, reference: Twice<S>, unit: f64) -> R::Lanes<S> {
     if R::LANES == f32::LANES {
-        return R::once([value[0] - reference[0], value[1] - reference[1]]);
+        let unit = f64x8::splat(value[0].token(), unit);
+        return R::once([(value[0] - reference[0]) * unit, (value[1] - reference[1]) * unit]);
     }
     let [difference, lost] = two_sum(value[0], -reference[0]);
     let sum = difference + (lost + (value[1] - reference[1]));

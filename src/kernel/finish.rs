@@ -86,14 +86,14 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// What boosted exponentials are multiplied by to be probabilities.
+    /// What boosted exponentials are multiplied by to be probabilities: by the one, then by the other.
     #[inline(always)]
-    pub fn softmax_factors(&self) -> PerLane<f64> {
-        let mut factors = self.inverse;
-        for (factor, ratio) in factors.iter_mut().zip(&self.ratio) {
-            *factor /= 1.0 + ratio;
+    pub fn softmax_factors(&self) -> [PerLane<f64>; 2] {
+        let mut shares = self.ratio;
+        for share in &mut shares {
+            *share = 1.0 / (*share + 1.0);
         }
-        factors
+        [shares, self.inverse]
     }
 }
 
@@ -317,9 +317,11 @@ pub fn coefficients_asked<S: Simd, R: Real>(
 /// What the diagonals of Hessians need that are multiplied by `scales`, from losses relative to the largest logits.
 #[inline(never)]
 pub fn variances<S: Simd, R: Real>(simd: S, losses: &Losses, scales: &PerLane<f64>) -> Coefficients {
-    let mut of = Coefficients { factor: losses.softmax_factors(), own: [0.0; MOST_LANES], careful: losses.careful };
+    let [shares, inverse] = losses.softmax_factors();
+    let mut of = Coefficients { factor: inverse, own: [0.0; MOST_LANES], careful: losses.careful };
     for lane in 0..MOST_LANES {
-        let share = 1.0 / (1.0 + losses.ratio[lane]);
+        let share = shares[lane];
+        of.factor[lane] *= share;
         of.own[lane] = scales[lane] * (share * (losses.ratio[lane] * share));
         let fine = of.own[lane].is_finite() && R::from_f64(scales[lane]).to_f64().is_finite();
         of.careful |= losses.counts & u32::from(!fine) << lane;

@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::cap::{self, Cap, Capped, relative};
+use super::cap::{self, Cap, Capped, Softcap, relative};
 use super::finish::{MOST_LANES, Sum, bits};
 use super::shares::{Divergence, Given, Leader, Shares, Weighed, moved_lanes, unit};
 use super::vertical::{Beside, Block, Rows, Strip};
@@ -409,12 +409,12 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
     logit: R,
     shares: Option<(&RowShares, Option<f64>)>,
     scale: Scale<R>,
-    softcap: f64,
+    softcap: Softcap,
 ) -> (Sum, Weight) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let cap = Cap::new::<R>(simd, softcap);
+            let cap = Cap::new::<R>(simd, softcap.height);
             let reference = cap::reference::<S, R>(&cap, simd, R::Lanes::<S>::simd_from(simd, logit));
             let mut rows = across(simd, own, R::default(), scale);
             let mut weighed = Weighed::relative_to(simd, reference);
@@ -426,7 +426,7 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
                 #[inline(always)]
                 |start, length, block| {
                     let vectors = block.classes();
-                    let above = cap_block(simd, &cap, block, reference, &mut capped, &mut above);
+                    let above = cap_block(simd, (&cap, softcap.unit), block, reference, &mut capped, &mut above);
                     add(simd, &mut rows, &above, &mut (), start, own);
                     let Some((shares, _)) = shares else { return };
                     shares.with::<S, R>(
@@ -455,7 +455,7 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
 #[inline(always)]
 fn cap_block<'a, S: Simd, R: Real + Element<Real = R>>(
     simd: S,
-    cap: &Cap<S>,
+    (cap, unit): (&Cap<S>, f64),
     block: &Block<R>,
     reference: Twice<S>,
     capped: &mut Capped<R, BLOCK>,
@@ -466,7 +466,7 @@ fn cap_block<'a, S: Simd, R: Real + Element<Real = R>>(
         let [x] = block.load::<S, 1>(simd, vector);
         let (value, slope) = cap.of::<R>(simd, x);
         capped.set(vector, value, slope);
-        relative::<S, R>(value, reference).store_slice(above);
+        relative::<S, R>(value, reference, unit).store_slice(above);
     }
     // SAFETY: so many vectors were written.
     unsafe { side_by_side(above.as_ptr(), vectors) }
@@ -546,7 +546,7 @@ pub struct Gradient<R> {
     /// What logits are multiplied by.
     pub scale: Scale<R>,
     /// The cap of the logits, if there is one.
-    pub softcap: Option<f64>,
+    pub softcap: Option<Softcap>,
     /// Classes with their gradients.
     pub exceptions: [Option<(usize, f64)>; 2],
     /// How it is stored.
@@ -647,8 +647,8 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
         #[inline(always)]
         || {
             let own = R::Lanes::<S>::simd_from(simd, of.logit);
-            let cap = of.softcap.filter(|_| CAPPED).map(|softcap| Cap::new::<R>(simd, softcap));
-            let own_capped = cap.as_ref().map(|cap| cap::reference::<S, R>(cap, simd, own));
+            let cap = of.softcap.filter(|_| CAPPED).map(|softcap| (Cap::new::<R>(simd, softcap.height), softcap.unit));
+            let own_capped = cap.as_ref().map(|(cap, _)| cap::reference::<S, R>(cap, simd, own));
             let (mut capped, mut above) = (Capped::<R, BLOCK>::default(), [R::default(); BLOCK]);
             let own = if CAPPED { R::splat(simd, 0.0) } else { own };
             let (reference, _) = Reference::next_to(simd, own, of.scale);
@@ -668,10 +668,10 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
                 let here = start..start + length;
                 less.fill(simd, start, length, &mut offsets);
                 let place = match (&cap, own_capped) {
-                    (Some(cap), Some(own)) => {
+                    (Some((cap, unit)), Some(own)) => {
                         // SAFETY: so many vectors are readable: of the row, or of the padded block.
                         let block = unsafe { side_by_side(place, length.div_ceil(TOGETHER * R::LANES) * TOGETHER) };
-                        cap_block(simd, cap, &block, own, &mut capped, &mut above).place(0)
+                        cap_block(simd, (cap, *unit), &block, own, &mut capped, &mut above).place(0)
                     }
                     _ => place,
                 };

@@ -557,6 +557,8 @@ impl<S: Simd> Tiles<Weighed<S>> {
 pub struct CappedTiles<'a, S: Simd, R> {
     /// The cap.
     pub(crate) cap: Cap<S>,
+    /// [`super::cap::Softcap`]'s.
+    pub unit: f64,
     /// The logits.
     pub logits: Strip<'a, R>,
 }
@@ -569,7 +571,7 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
         reference::<S, R>(&self.cap, simd, R::narrow(simd, &logits))
     }
 
-    /// Write by how much the capped logits of each class are above those of the own ones.
+    /// Write by how much the capped logits of each class are above those of the own ones, in that unit.
     #[inline(never)]
     pub fn write(&self, simd: S, own: &[Own], out: &mut StripMut<R>) {
         simd.vectorize(
@@ -579,7 +581,7 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
                     let (block, mut out, own) = (self.logits.tile(tile), out.tile(tile), self.own(simd, tile, own));
                     for class in 0..block.classes() {
                         let [x] = block.load::<S, 1>(simd, class);
-                        out.store(simd, class, relative::<S, R>(self.cap.of::<R>(simd, x).0, own));
+                        out.store(simd, class, relative::<S, R>(self.cap.of::<R>(simd, x).0, own, self.unit));
                     }
                 }
             },

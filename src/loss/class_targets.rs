@@ -60,7 +60,9 @@ impl Rows<'_> {
         let count = if in_place {
             tiles * lanes
         } else if staged {
-            (Stage::<R>::tiles(classes) * lanes).min(left)
+            // What fills no tile goes by the same kernel as it does where tiles are worked on in place.
+            let most = if few { left } else { tiles * lanes };
+            (Stage::<R>::tiles(classes) * lanes).min(most)
         } else {
             (BATCH_BYTES / classes.saturating_mul(self.logits.dtype().size())).clamp(1, lanes).min(left)
         };

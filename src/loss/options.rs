@@ -683,7 +683,8 @@ impl Rows<'_> {
         }
         if let Some(teacher) = teacher {
             for (lane, scale) in scales.iter_mut().enumerate() {
-                *scale *= teacher.factor[lane];
+                // In this order, as the pupil's: of equal logits nothing is left.
+                *scale = *scale * teacher.factors[0][lane] * teacher.factors[1][lane];
                 let size = scale.abs();
                 let fine = *scale == 0.0 || size >= R::SMALLEST_NORMAL && size.is_finite();
                 coefficients.careful |= u32::from(own.counts[lane] != 0.0 && !fine) << lane;

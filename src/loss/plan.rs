@@ -8,7 +8,7 @@ use super::labels::Labels;
 use super::targets::{Problem, Targets};
 use crate::array::Array;
 use crate::element::Element;
-use crate::kernel::cap::{Cap, Capped};
+use crate::kernel::cap::{Cap, Capped, Softcap};
 use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
 use crate::kernel::horizontal::RowShares;
 use crate::kernel::shares::{self, CappedTiles, Given, Shares};
@@ -20,7 +20,7 @@ use crate::math::{Real, Scale};
 pub(super) struct Plan<'a, R> {
     pub(super) scale: Scale<R>,
     pub(super) temperature: f64,
-    pub(super) softcap: Option<f64>,
+    pub(super) softcap: Option<Softcap>,
     /// The shares of all classes are `weight·(keep·number + uniform)`.
     keep: f64,
     uniform: f64,
@@ -73,10 +73,15 @@ impl<'a, R: Real> Plan<'a, R> {
         let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0 && softcap.is_none();
         let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES || softcap.is_some());
         let countable = !leads || classes <= COUNTABLE_CLASSES;
+        let (mut scale, mut capped) = (Scale::new::<S>(temperature), None);
+        if let Some(height) = softcap {
+            let (of_products, unit) = Scale::of_products::<S>(temperature);
+            (scale, capped) = (of_products, Some(Softcap { height, unit }));
+        }
         let plan = Self {
-            scale: Scale::new::<S>(temperature),
+            scale,
             temperature,
-            softcap,
+            softcap: capped,
             keep: 1.0 - problem.label_smoothing,
             uniform: problem.label_smoothing / classes as f64,
             weight: problem.weight.as_deref(),
@@ -147,7 +152,11 @@ impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
     /// Tiles under the cap, if there is one.
     #[inline(always)]
     pub(super) fn capped_tiles<'b, S: Simd>(&self, simd: S, logits: &Strip<'b, R>) -> Option<CappedTiles<'b, S, R>> {
-        self.softcap.map(|softcap| CappedTiles { cap: Cap::new::<R>(simd, softcap), logits: *logits })
+        self.softcap.map(|Softcap { height, unit }| CappedTiles {
+            cap: Cap::new::<R>(simd, height),
+            unit,
+            logits: *logits,
+        })
     }
 
     /// The rows of a tile that count, with their targets if they have such.
@@ -173,8 +182,8 @@ fn all(problem: &Problem, rows: Range<usize>) -> Own {
 /// What is known of the teachers of some rows.
 #[derive(Clone, Copy)]
 pub(super) struct Teacher {
-    /// Exponentials times this are probabilities.
-    pub(super) factor: PerLane<f64>,
+    /// Exponentials times both are probabilities.
+    pub(super) factors: [PerLane<f64>; 2],
     /// A bit for each that needs the careful path.
     pub(super) careful: u32,
 }
@@ -220,9 +229,11 @@ impl<R: Real> Plan<'_, R> {
     /// Logits, capped if there is a cap, as sums of two, and its slopes.
     #[inline(always)]
     fn capped<S: Simd>(&self, simd: S, logits: &PerLane<f64>) -> ([PerLane<f64>; 2], PerLane<f64>) {
-        let Some(softcap) = self.softcap else { return ([*logits, [0.0; MOST_LANES]], [1.0; MOST_LANES]) };
+        let Some(Softcap { height, .. }) = self.softcap else {
+            return ([*logits, [0.0; MOST_LANES]], [1.0; MOST_LANES]);
+        };
         let mut capped = Capped::default();
-        Cap::new::<f64>(simd, softcap).fill::<f64, MOST_LANES, true>(simd, logits, &mut capped);
+        Cap::new::<f64>(simd, height).fill::<f64, MOST_LANES, true>(simd, logits, &mut capped);
         (capped.values, capped.slopes)
     }
 
@@ -259,13 +270,13 @@ impl<R: Real> Plan<'_, R> {
         asked: &mut Asked,
     ) -> Teacher {
         let losses = finish::losses::<S, R>(simd, found, self.scale.shortfall());
-        let factor = losses.softmax_factors();
+        let factors = losses.softmax_factors();
         asked.mass = [1.0; MOST_LANES];
         asked.teacher = Some(losses.loss);
         for lane in 0..MOST_LANES {
-            asked.sum[lane] = sums[lane].mul_add(factor[lane], apart[lane]) / self.temperature;
+            asked.sum[lane] = (sums[lane] * factors[0][lane]).mul_add(factors[1][lane], apart[lane]) / self.temperature;
         }
-        Teacher { factor, careful: losses.careful }
+        Teacher { factors, careful: losses.careful }
     }
 }
 

@@ -67,6 +67,16 @@ impl<R: Real> Scale<R> {
         }
     }
 
+    /// The scale of numbers that are multiplied by the second in f32 before they are rounded: then nothing is lacking.
+    #[inline(always)]
+    pub fn of_products<S: Simd>(temperature: f64) -> (Self, f64) {
+        if R::WHOLE_EIGHTHS {
+            return (Self::new::<S>(temperature), 1.0);
+        }
+        let scale = Self::new::<S>(1.0);
+        (Self { shortfall: 0.0, ..scale }, (1.0 + scale.shortfall) / temperature)
+    }
+
     /// Whether no product overflows that need not.
     pub fn suits(temperature: f64) -> bool {
         (MODERATE.recip()..=MODERATE).contains(&temperature)
