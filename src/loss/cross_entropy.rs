@@ -5,7 +5,6 @@ use super::targets::Problem;
 use super::{Check, Chunks, Derivatives, Found, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut};
 use crate::error::Result;
-use crate::math::precise_sum;
 use crate::parallel::map_chunks;
 use crate::rows::StorePolicy;
 use crate::simd;
@@ -32,7 +31,7 @@ pub fn cross_entropy(
     let (rows, classes) = (logits.rows(), logits.classes());
     problem.assert_fits(rows, classes);
     let divisor = reduction.divisor(denominator, || problem.weight_sum(rows));
-    let weight_sum = problem.weight.as_ref().map(|weight| precise_sum(weight.iter().copied()));
+    let weight_sum = problem.share_weight_sum();
     let chunks = Chunks::of_rows(logits);
     if derivatives.as_ref().is_some_and(|derivatives| derivatives.given) {
         problem.look_at_all(&chunks, classes, check)?;

@@ -47,7 +47,7 @@ pub(super) enum Goal<'a> {
 }
 
 impl<'a, R: Real> Plan<'a, R> {
-    /// That of a problem whose class weights have this sum; `None` if the kernels that look for the maximum first are for it.
+    /// That of a problem whose shares are multiplied by class weights of this sum; `None` if the kernels that look for the maximum first are for it.
     pub(super) fn new<S: Simd>(problem: &'a Problem, classes: usize, weight_sum: Option<f64>) -> Option<Self> {
         let temperature = problem.transform.temperature();
         if !Scale::<R>::suits(temperature) || u32::try_from(classes).is_err() {

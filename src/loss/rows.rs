@@ -62,7 +62,7 @@ pub(super) struct Rows<'a> {
     pub(super) logits: &'a Array<'a>,
     pub(super) problem: &'a Problem<'a>,
     pub(super) divisor: f64,
-    /// The sum of the class weights, if there are such.
+    /// The sum of the class weights, if shares are multiplied by them.
     pub(super) weight_sum: Option<f64>,
     pub(super) losses: Option<RowsMut<'a>>,
     pub(super) gradient: Option<RowsMut<'a>>,

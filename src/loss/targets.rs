@@ -105,6 +105,13 @@ impl<'p> Problem<'p> {
         }
     }
 
+    /// The sum of the class weights, if shares of all classes are multiplied by them.
+    pub(super) fn share_weight_sum(&self) -> Option<f64> {
+        let has_shares = self.label_smoothing != 0.0 || matches!(self.targets, Targets::Probabilities(_));
+        let weight = self.weight.as_ref().filter(|_| has_shares);
+        weight.map(|weight| precise_sum(weight.iter().copied()))
+    }
+
     /// Look at all targets, without any other work.
     ///
     /// # Errors
