@@ -401,36 +401,29 @@ impl<S: Simd, R: Real + Element<Real = R>, const MASKED: bool> Beside<S, R> for 
     #[inline(always)]
     fn add(&mut self, simd: S, vector: usize, teacher: R::Lanes<S>, exp: R::Lanes<S>) {
         let [pupil] = self.pupil.load::<S, 1>(simd, vector);
-        if R::LANES == f32::LANES && !MASKED {
-            // As good as exact in f64.
-            let (mut difference, teacher) = (R::twice(pupil), R::twice(teacher));
-            for half in 0..2 {
-                difference[half] -= teacher[half] + self.moved[half];
-            }
-            self.sum.add_products(difference, R::twice(exp));
+        let exp = if MASKED || R::LANES < f32::LANES {
+            let lowest = R::Lanes::<S>::simd_from(simd, R::LOWEST);
+            // A masked class is infinitely far from one that is not, however little that weighs.
+            let apart = pupil.simd_lt(lowest) & teacher.simd_ge(lowest);
+            R::twice(apart.select(R::splat(simd, 1.0), exp))
+        } else {
+            R::twice(exp)
+        };
+        let (pupil, teacher) = (R::twice(pupil), R::twice(teacher));
+        if R::LANES < f32::LANES {
+            let [high, low] = two_sum(teacher[0], self.moved[0]);
+            R::add_weighted(simd, &mut self.sum, exp, pupil, [high, low + self.moved[1]]);
             return;
         }
-        let lowest = R::Lanes::<S>::simd_from(simd, R::LOWEST);
-        // A masked class is infinitely far from one that is not, however little that weighs.
-        let apart = pupil.simd_lt(lowest) & teacher.simd_ge(lowest);
-        let exp = apart.select(R::splat(simd, 1.0), exp);
-        let teacher = R::twice(teacher);
-        let reference = if R::LANES == f32::LANES {
-            [teacher[0] + self.moved[0], teacher[1] + self.moved[1]]
-        } else {
-            let [high, low] = two_sum(teacher[0], self.moved[0]);
-            [high, low + self.moved[1]]
-        };
-        let (zero, exp) = (f64x8::splat(simd, 0.0), R::twice(exp));
-        if R::LANES == f32::LANES {
-            let mut difference = R::twice(pupil);
-            for half in 0..2 {
-                difference[half] = exp[half].simd_eq(zero).select(zero, difference[half] - reference[half]);
+        // As good as exact in f64.
+        let (mut difference, zero) = (pupil, f64x8::splat(simd, 0.0));
+        for half in 0..2 {
+            difference[half] -= teacher[half] + self.moved[half];
+            if MASKED {
+                difference[half] = exp[half].simd_eq(zero).select(zero, difference[half]);
             }
-            self.sum.add_products(difference, exp);
-        } else {
-            R::add_weighted(simd, &mut self.sum, exp, R::twice(pupil), reference);
         }
+        self.sum.add_products(difference, exp);
     }
 }
 
@@ -440,7 +433,7 @@ pub(super) fn moved_lanes<S: Simd, R: Real>(simd: S, [high, low]: &[PerLane<f64>
     [load(simd, high, 0), if R::LANES == f32::LANES { load(simd, high, HALF) } else { load(simd, low, 0) }]
 }
 
-/// What sums of lanes of one row are in, units of.
+/// The unit that sums beside a teacher are in.
 #[inline(always)]
 pub(super) fn unit<R: Real>() -> f64 {
     if R::LANES == f32::LANES { 1.0 } else { UNIT }
@@ -532,7 +525,7 @@ macro_rules! for_each_group {
 }
 
 impl<S: Simd> Tiles<Weighed<S>> {
-    /// Whether the sums of the rows of a tile that count are finite, or something given is bad.
+    /// Whether the sums of the rows of a tile that count are finite: not where a masked class is, or where something given is NaN.
     #[inline(always)]
     pub fn is_finite<R: Real>(&self, simd: S, tile: usize, counts: &PerLane<f64>) -> bool {
         let found = self.all()[tile].found::<R>(simd, Some(0.0));

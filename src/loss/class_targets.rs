@@ -1,5 +1,5 @@
-//! Which rows go by which of the kernels that need no maximum; those whose targets are classes and nothing else; and the rows that these
-//! kernels do not suit, one by one.
+//! Which rows go by which of the kernels that need no maximum; those whose targets are classes and nothing else; and the rows
+//! that these kernels do not suit, one by one.
 //!
 //! Rows of few classes come on a stage, some tiles at a time, and each step is done for all of them before the next, so that
 //! no chain of operations is waited for. Where the rows lie lane by lane in memory (an inner class axis) the tiles are worked on

@@ -263,13 +263,16 @@ impl Rows<'_> {
         let mut singles = Stage::<f32>::empty();
         let mut doubles = Stage::<f64>::empty();
         let numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
-        let mut roomy = bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES)
-            && (plan.softcap.is_none() || above.reserve(rows.len(), classes));
+        let mut wings = Stage::<R>::empty();
+        let roomy = bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES)
+            && (plan.softcap.is_none() || above.reserve(rows.len(), classes))
+            && wings.reserve(R::LANES, classes);
         let likeness = match plan.goal {
             Goal::Teacher(logits) => {
-                roomy = roomy && bring_in_all(simd, &mut teachers, logits, rows.clone(), R::LANES);
-                // SAFETY: all tiles were brought in, or none is asked for.
-                Some(Likeness::Teacher(unsafe { teachers.strip(classes) }.written())).filter(|_| roomy)
+                bring_in_all(simd, &mut teachers, logits, rows.clone(), R::LANES).then(
+                    // SAFETY: all tiles were brought in.
+                    || Likeness::Teacher(unsafe { teachers.strip(classes) }.written()),
+                )
             }
             _ => numbers.bring_in(simd, plan, rows.clone()).map(Likeness::Given),
         };
@@ -283,7 +286,7 @@ impl Rows<'_> {
             self.options(simd, plan, rows.clone(), &strip.read(), None, &likeness, &mut known, sum)?;
             if self.gradient.is_some() {
                 known.write(simd, plan, &of_tile, &likeness, None, None, &mut strip);
-                self.bring_out(simd, rows, &mut stage, &known);
+                self.bring_out(simd, rows, &mut stage, &mut wings, &known);
             }
             return Ok(());
         };
@@ -292,7 +295,7 @@ impl Rows<'_> {
         self.options(simd, plan, rows.clone(), &strip.read(), Some(&mut room), &likeness, &mut known, sum)?;
         if self.gradient.is_some() {
             known.write(simd, plan, &of_tile, &likeness, None, Some(&capped), &mut room);
-            self.bring_out(simd, rows, &mut above, &known);
+            self.bring_out(simd, rows, &mut above, &mut wings, &known);
         }
         Ok(())
     }
@@ -304,16 +307,14 @@ impl Rows<'_> {
         simd: S,
         rows: Range<usize>,
         stage: &mut Stage<R>,
+        wings: &mut Stage<R>,
         known: &Known<S, R>,
     ) {
-        let (of_tile, classes) = (tiles_of::<R>(rows), self.logits.classes());
-        let mut wings = Stage::empty();
-        // There was memory for as much.
-        assert!(wings.reserve(R::LANES, classes));
+        let of_tile = tiles_of::<R>(rows);
         for (tile, of) in known.coefficients.all().iter().enumerate() {
             if let Some(out) = &mut self.gradient {
                 // SAFETY: its gradients were written.
-                unsafe { stage.bring_out(simd, tile, out, of_tile(tile), &mut wings, self.store[0]) }
+                unsafe { stage.bring_out(simd, tile, out, of_tile(tile), wings, self.store[0]) }
             }
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
         }
@@ -477,9 +478,8 @@ impl Rows<'_> {
         for (tile, of) in known.coefficients.all().iter().enumerate() {
             strip.tile(tile).write_own(&known.own.all()[tile], of);
         }
+        // Rows of few classes have room in the wings.
         let mut wings = Stage::empty();
-        // There was memory for as much.
-        assert!(wings.reserve(R::LANES, classes));
         for (tile, of) in known.coefficients.all().iter().enumerate() {
             let Some(out) = &mut self.hessian else { return Ok(true) };
             // SAFETY: its values were written.

@@ -47,7 +47,8 @@ pub(super) enum Goal<'a> {
 }
 
 impl<'a, R: Real> Plan<'a, R> {
-    /// That of a problem whose shares are multiplied by class weights of this sum; `None` if the kernels that look for the maximum first are for it.
+    /// That of a problem whose shares are multiplied by class weights of this sum; `None` if the kernels that look for the maximum
+    /// first are for it.
     pub(super) fn new<S: Simd>(problem: &'a Problem, classes: usize, weight_sum: Option<f64>) -> Option<Self> {
         let temperature = problem.transform.temperature();
         if !Scale::<R>::suits(temperature) || u32::try_from(classes).is_err() {
@@ -299,7 +300,7 @@ fn read_targets(problem: &Problem, labels: &Labels, rows: Range<usize>, own: &mu
     }
 }
 
-/// What [`Rows::write_row_by_row`] writes, one row a lane.
+/// What gradients that are written row by row are made of, one row a lane.
 #[derive(Clone, Copy)]
 pub(super) struct RowGradients<'a> {
     pub(super) own: &'a Own,
