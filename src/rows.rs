@@ -155,6 +155,25 @@ impl Row<'_> {
         block.as_ptr()
     }
 
+    /// Like [`Self::lend`], but shorter blocks stay there, too; with how many values may be read from there on.
+    #[inline(always)]
+    pub(crate) fn lend_part<S: Simd, R: Real + Element>(
+        &self,
+        simd: S,
+        start: usize,
+        length: usize,
+        block: &mut [R; BLOCK],
+    ) -> (*const R, usize) {
+        assert!(start + length <= self.classes && length <= BLOCK);
+        if self.dtype == R::DTYPE && self.is_contiguous() {
+            let place = self.pointer::<R>(start);
+            prefetch_ahead(place.cast(), BLOCK * size_of::<R>());
+            return (place, length);
+        }
+        self.read(simd, start, length, block);
+        (block.as_ptr(), length.next_multiple_of(4 * R::LANES))
+    }
+
     /// How many of `length` classes from `start` on, a block at most, have this logit, and the first that has.
     #[inline(never)]
     pub(crate) fn equal_to<S: Simd, R: Real + Element<Real = R>>(

@@ -15,12 +15,65 @@ use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
 /// Vectors that a loop takes at a time; blocks are padded to so many.
 const TOGETHER: usize = 4;
 
-/// The vectors of a block in which the own class is looked for: in its lane the number of its vector, in others none.
+/// The vectors of a group from a place on, of `left` values and masked classes behind them.
+///
+/// # Safety
+/// So many values are readable.
 #[inline(always)]
-fn own_lanes<S: Simd, R: Real>(simd: S, own: usize) -> R::Lanes<S> {
-    let mut vectors = [u32::MAX as usize; MOST_LANES];
-    vectors[own % R::LANES] = own % BLOCK / R::LANES;
-    R::classes(simd, &vectors)
+unsafe fn load_group<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    place: *const R,
+    left: usize,
+) -> [R::Lanes<S>; TOGETHER] {
+    let mut vectors = [R::splat(simd, f64::NEG_INFINITY); TOGETHER];
+    for (index, vector) in vectors.iter_mut().enumerate() {
+        let (first, lanes) = (index * R::LANES, R::LANES);
+        // SAFETY: whole vectors of what is readable, by the caller's promise, or what is left of it.
+        unsafe {
+            if first + lanes <= left {
+                *vector = Element::load(simd, place.add(first));
+            } else if first < left {
+                *vector = Element::load_part(simd, place.add(first), left - first);
+            }
+        }
+    }
+    vectors
+}
+
+/// Write the vectors of a group to a place that has room for `left` values.
+///
+/// # Safety
+/// So many values are writeable.
+#[inline(always)]
+unsafe fn store_group<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    place: *mut R,
+    left: usize,
+    vectors: [R::Lanes<S>; TOGETHER],
+) {
+    for (index, vector) in vectors.into_iter().enumerate() {
+        let (first, lanes) = (index * R::LANES, R::LANES);
+        // SAFETY: whole vectors of what is writeable, by the caller's promise, or what is left of it.
+        unsafe {
+            if first + lanes <= left {
+                Element::store(simd, place.add(first), vector);
+            } else if first < left {
+                Element::store_part(simd, place.add(first), left - first, vector);
+            }
+        }
+    }
+}
+
+/// The numbers of the lanes, as those of classes are compared.
+#[inline(always)]
+fn numbers<S: Simd, R: Real>(simd: S) -> R::Lanes<S> {
+    R::classes(simd, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+}
+
+/// The place of a class among those from `first` on, if it is one of a group of them, or else behind them.
+#[inline(always)]
+fn place_in_group<R: Real>(class: usize, first: usize) -> usize {
+    class.wrapping_sub(first).min(TOGETHER * R::LANES)
 }
 
 /// Sum the exponentials of a row relative to that of its own class, which has this logit; if others are out of reach, once more
@@ -59,20 +112,43 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
         #[inline(always)]
         || {
             let zero = R::splat(simd, 0.0);
-            let own_lanes = own_lanes::<S, R>(simd, own);
+            let group = TOGETHER * R::LANES;
             let mut block = [R::default(); BLOCK];
             let mut largest = zero;
             let mut total = Total::zero(simd);
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = BLOCK.min(row.classes() - start);
-                let place = row.lend(simd, start, length, &mut block);
-                let vectors = length.div_ceil(TOGETHER * R::LANES) * TOGETHER;
-                let block = Vectors { place, count: vectors, own: own_lanes };
+                let (place, readable) = row.lend_part(simd, start, length, &mut block);
                 let mut sums = [zero; TOGETHER];
-                if own / BLOCK == start / BLOCK {
-                    block.add::<true>(simd, &reference, &mut sums, &mut largest);
-                } else {
-                    block.add::<false>(simd, &reference, &mut sums, &mut largest);
+                for first in (0..length).step_by(group) {
+                    let own = place_in_group::<R>(own, start + first);
+                    let left = readable - first;
+                    // SAFETY: what was lent, from a group on.
+                    unsafe {
+                        let place = place.add(first);
+                        if own < group || left < group {
+                            let x = load_group(simd, place, left);
+                            add_group::<S, R, true>(
+                                simd,
+                                &reference,
+                                #[inline(always)]
+                                |k| x[k],
+                                own,
+                                &mut sums,
+                                &mut largest,
+                            );
+                        } else {
+                            add_group::<S, R, false>(
+                                simd,
+                                &reference,
+                                #[inline(always)]
+                                |k| Element::load(simd, place.add(k * R::LANES)),
+                                own,
+                                &mut sums,
+                                &mut largest,
+                            );
+                        }
+                    }
                 }
                 let sum = if R::CHAINS == 2 { sums[0] + sums[1] } else { (sums[0] + sums[1]) + (sums[2] + sums[3]) };
                 R::add_to(&mut total, sum);
@@ -82,47 +158,37 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
     )
 }
 
-/// The vectors of a block, and where the own class would be in it.
-struct Vectors<S: Simd, R: Real> {
-    place: *const R,
-    count: usize,
-    own: R::Lanes<S>,
-}
-
-impl<S: Simd, R: Real + Element<Real = R>> Vectors<S, R> {
-    /// Add the exponentials of all of them, but for the own class if it is in this block (`OWN`).
-    #[inline(always)]
-    fn add<const OWN: bool>(
-        &self,
-        simd: S,
-        reference: &Reference<S, R>,
-        sums: &mut [R::Lanes<S>; TOGETHER],
-        largest: &mut R::Lanes<S>,
-    ) {
-        for vector in (0..self.count).step_by(TOGETHER) {
-            with_vectors_at_a_time!(S, K => {
-                for k in (0..TOGETHER).step_by(K) {
-                    let mut x = [*largest; K];
-                    for (index, x) in x.iter_mut().enumerate() {
-                        // SAFETY: a vector of what was lent: of the row, or of the padded block.
-                        *x = unsafe { Element::load(simd, self.place.add((vector + k + index) * R::LANES)) };
-                    }
-                    let mut terms = reference.terms(simd, x);
-                    if OWN {
-                        for index in 0..K {
-                            let number = vector + k + index;
-                            terms.power[index] = R::except(simd, terms.power[index], self.own, number);
-                        }
-                    }
-                    for index in 0..K {
-                        *largest = R::larger::<S>(terms.rounded[index], *largest);
-                        let chain = (k + index) % R::CHAINS;
-                        sums[chain] = terms.add_to(simd, index, sums[chain]);
-                    }
+/// Add the exponentials of a group, but for the own class if it is in it (`OWN`), at this place.
+#[inline(always)]
+fn add_group<S: Simd, R: Real, const OWN: bool>(
+    simd: S,
+    reference: &Reference<S, R>,
+    load: impl Fn(usize) -> R::Lanes<S>,
+    own: usize,
+    sums: &mut [R::Lanes<S>; TOGETHER],
+    largest: &mut R::Lanes<S>,
+) {
+    with_vectors_at_a_time!(S, K => {
+        for k in (0..TOGETHER).step_by(K) {
+            let mut x = [*largest; K];
+            for (index, x) in x.iter_mut().enumerate() {
+                *x = load(k + index);
+            }
+            let mut terms = reference.terms(simd, x);
+            if OWN {
+                for index in 0..K {
+                    let place = own.wrapping_sub((k + index) * R::LANES);
+                    let power = terms.power[index];
+                    terms.power[index] = R::replace(simd, power, numbers::<S, R>(simd), place, R::splat(simd, 0.0));
                 }
-            });
+            }
+            for index in 0..K {
+                *largest = R::larger::<S>(terms.rounded[index], *largest);
+                let chain = (k + index) % R::CHAINS;
+                sums[chain] = terms.add_to(simd, index, sums[chain]);
+            }
         }
-    }
+    });
 }
 
 /// A row as rows across lanes which are all the same: number v·lanes + l of its classes is class v of lane l.
@@ -658,67 +724,86 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
             let mut offsets = [R::default(); BLOCK];
             // A first short block brings the non-temporal stores to the boundary that they need, if there is one.
             let peel = out.peel(of.store);
-            let as_computed = out.dtype() == R::DTYPE && out.is_contiguous();
+            let direct = out.dtype() == R::DTYPE && out.is_contiguous();
+            let group = TOGETHER * R::LANES;
             let mut start = 0;
             while start < row.classes() {
                 let most = if start == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
                 let length = most.min(row.classes() - start);
-                let place = row.lend(simd, start, length, &mut logits);
+                let (mut place, mut readable) = row.lend_part(simd, start, length, &mut logits);
                 let non_temporal = peel.is_some_and(|peel| start >= peel);
-                let here = start..start + length;
                 less.fill(simd, start, length, &mut offsets);
-                let place = match (&cap, own_capped) {
-                    (Some((cap, unit)), Some(own)) => {
-                        // SAFETY: so many vectors are readable: of the row, or of the padded block.
-                        let block = unsafe { side_by_side(place, length.div_ceil(TOGETHER * R::LANES) * TOGETHER) };
-                        cap_block(simd, (cap, *unit), &block, own, &mut capped, &mut above).place(0)
-                    }
-                    _ => place,
-                };
-                let has_exception = of.exceptions.iter().flatten().any(|(class, _)| here.contains(class));
-                // A block that is written where it belongs: whole, and without an exception.
-                let direct = as_computed && length == BLOCK && !has_exception;
+                if let (Some((cap, unit)), Some(own)) = (&cap, own_capped) {
+                    readable = length.next_multiple_of(group);
+                    let padded = row.lend(simd, start, length, &mut logits);
+                    // SAFETY: so many vectors are readable: of the row, or of the padded block.
+                    let block = unsafe { side_by_side(padded, readable / R::LANES) };
+                    place = cap_block(simd, (cap, *unit), &block, own, &mut capped, &mut above).place(0);
+                }
                 let results_place = if direct { out.pointer::<R>(start) } else { results.as_mut_ptr() };
-                let vectors = length.div_ceil(TOGETHER * R::LANES) * TOGETHER;
-                for vector in (0..vectors).step_by(TOGETHER) {
+                for first in (0..length).step_by(group) {
+                    let places = of.exceptions.map(
+                        #[inline(always)]
+                        |exception| exception.map_or(group, |(class, _)| place_in_group::<R>(class, start + first)),
+                    );
+                    let left = readable - first;
+                    let is_plain = left >= group && places == [group; 2];
+                    // SAFETY: what was lent, from a group on.
+                    let place = unsafe { place.add(first) };
+                    let mut x = [factor; TOGETHER];
+                    if !is_plain {
+                        // SAFETY: as many values are readable.
+                        x = unsafe { load_group(simd, place, left) };
+                    }
                     let mut gradients = [factor; TOGETHER];
                     with_vectors_at_a_time!(S, K => {
                         for k in (0..TOGETHER).step_by(K) {
-                            let mut x = [factor; K];
-                            for (index, x) in x.iter_mut().enumerate() {
-                                // SAFETY: a vector of what was lent: of the row, or of the padded block.
-                                *x = unsafe { Element::load(simd, place.add((vector + k + index) * R::LANES)) };
+                            let mut some = [factor; K];
+                            for (index, some) in some.iter_mut().enumerate() {
+                                *some = if is_plain {
+                                    // SAFETY: a vector of a whole group.
+                                    unsafe { Element::load(simd, place.add((k + index) * R::LANES)) }
+                                } else {
+                                    x[k + index]
+                                };
                             }
-                            let terms = reference.terms(simd, x);
+                            let terms = reference.terms(simd, some);
                             for index in 0..K {
                                 gradients[k + index] = terms.exp(index) * factor;
+                                let vector = first / R::LANES + k + index;
                                 if O::IS {
-                                    let here = (vector + k + index) * R::LANES..(vector + k + index + 1) * R::LANES;
+                                    let here = vector * R::LANES..(vector + 1) * R::LANES;
                                     gradients[k + index] -= R::Lanes::<S>::from_slice(simd, &offsets[here]);
                                 }
                                 if CAPPED {
-                                    gradients[k + index] *= capped.slope(simd, vector + k + index);
+                                    gradients[k + index] *= capped.slope(simd, vector);
                                 }
                             }
                         }
                     });
-                    // SAFETY: four vectors of a whole block of the row's own, or of ours. Past the cache only from a boundary of
-                    // lines on, as `peel` found it; blocks and vectors are whole lines.
+                    if !is_plain {
+                        for (at, exception) in places.into_iter().zip(&of.exceptions) {
+                            let Some((_, value)) = exception else { continue };
+                            for (index, gradient) in gradients.iter_mut().enumerate() {
+                                let lane = at.wrapping_sub(index * R::LANES);
+                                *gradient =
+                                    R::replace(simd, *gradient, numbers::<S, R>(simd), lane, R::splat(simd, *value));
+                            }
+                        }
+                    }
+                    // SAFETY: what is left of the row's own, or a group of a block of ours. Past the cache only from a boundary
+                    // of lines on, as `peel` found it; blocks and groups are whole lines.
                     unsafe {
-                        let place = results_place.add(vector * R::LANES);
-                        if direct && non_temporal {
+                        let place = results_place.add(first);
+                        let rest = if direct { length - first } else { group };
+                        if direct && non_temporal && rest >= group {
                             R::stream(simd, place, gradients);
                         } else {
-                            for (index, gradient) in gradients.into_iter().enumerate() {
-                                Element::store(simd, place.add(index * R::LANES), gradient);
-                            }
+                            store_group(simd, place, rest, gradients);
                         }
                     }
                 }
                 if !direct {
-                    for (class, gradient) in of.exceptions.iter().flatten().filter(|(class, _)| here.contains(class)) {
-                        results[class - start] = Real::from_f64(*gradient);
-                    }
                     out.write(simd, start, length, &results, non_temporal);
                 }
                 start += length;

@@ -296,7 +296,8 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
             self.largest = R::larger::<S>(terms.rounded[k], self.largest);
         }
         for k in 0..if OWN { K } else { 0 } {
-            terms.power[k] = R::except(simd, terms.power[k], self.own, before.wrapping_add(vector + k));
+            let class = before.wrapping_add(vector + k);
+            terms.power[k] = R::replace(simd, terms.power[k], self.own, class, R::splat(simd, 0.0));
         }
         for k in (0..K).step_by(2) {
             let exp = terms.exp(k);

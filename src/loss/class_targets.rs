@@ -24,10 +24,6 @@ use crate::math::Real;
 use crate::row::product;
 use crate::row::tile::BATCH_BYTES;
 
-/// From so many classes on rows one by one are faster by the kernels that need no maximum. With fewer, what these do once a row
-/// takes longer than what they save.
-const LONG: usize = 4096;
-
 impl Rows<'_> {
     /// Work on rows from `first` on, as many as go by the same kernel, and say how many these were.
     #[inline(always)]
@@ -53,10 +49,6 @@ impl Rows<'_> {
             && plan.lies_alike(first, tiles * lanes);
         let in_place = lie_so && self.gradient_is_strip::<R>(first, tiles * lanes);
         let staged = few || tiles > 0 && (lie_so || classes <= MOST_STAGED);
-        if !in_place && !staged && plan.is_of_classes() && classes < LONG {
-            self.careful_batches::<S, R>(simd, first..first + left, sum)?;
-            return Ok(left);
-        }
         let count = if in_place {
             tiles * lanes
         } else if staged {

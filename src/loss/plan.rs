@@ -102,12 +102,6 @@ impl<'a, R: Real> Plan<'a, R> {
         self.labels.filter(|_| self.is_plain)
     }
 
-    /// Whether there are classes and neither shares nor a cap.
-    #[inline(always)]
-    pub(super) fn is_of_classes(&self) -> bool {
-        matches!(self.goal, Goal::Own) && self.softcap.is_none()
-    }
-
     /// How many passes over arrays of the logits' size are made before gradients.
     fn passes(&self) -> usize {
         let arrays = match self.goal {

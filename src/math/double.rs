@@ -103,9 +103,9 @@ impl Real for f64 {
     }
 
     #[inline(always)]
-    fn except<S: Simd>(simd: S, lanes: f64x8<S>, own: f64x8<S>, class: usize) -> f64x8<S> {
+    fn replace<S: Simd>(simd: S, lanes: f64x8<S>, own: f64x8<S>, class: usize, value: f64x8<S>) -> f64x8<S> {
         let own: u64x8<S> = own.bitcast();
-        own.simd_eq(u64x8::splat(simd, class as u64)).select(f64x8::splat(simd, 0.0), lanes)
+        own.simd_eq(u64x8::splat(simd, class as u64)).select(value, lanes)
     }
 
     /// NaN may get lost.

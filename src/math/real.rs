@@ -51,8 +51,14 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn power<S: Simd>(simd: S, rounded: Self::Lanes<S>, steps: u32) -> Self::Lanes<S>;
     /// Numbers of classes as they are compared.
     fn classes<S: Simd>(simd: S, classes: &[usize; 16]) -> Self::Lanes<S>;
-    /// 0 in the lanes whose own class this is.
-    fn except<S: Simd>(simd: S, lanes: Self::Lanes<S>, own: Self::Lanes<S>, class: usize) -> Self::Lanes<S>;
+    /// Another value in the lanes whose own class this is.
+    fn replace<S: Simd>(
+        simd: S,
+        lanes: Self::Lanes<S>,
+        own: Self::Lanes<S>,
+        class: usize,
+        value: Self::Lanes<S>,
+    ) -> Self::Lanes<S>;
     /// `log(1 + y)` for y from 0 to 2¹⁰⁰⁰, as accurate as losses of this type need it.
     fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S>;
     /// The larger ones of positive numbers.

@@ -77,9 +77,9 @@ impl Real for f32 {
     }
 
     #[inline(always)]
-    fn except<S: Simd>(simd: S, lanes: f32x16<S>, own: f32x16<S>, class: usize) -> f32x16<S> {
+    fn replace<S: Simd>(simd: S, lanes: f32x16<S>, own: f32x16<S>, class: usize, value: f32x16<S>) -> f32x16<S> {
         let own: u32x16<S> = own.bitcast();
-        own.simd_eq(u32x16::splat(simd, class as u32)).select(f32x16::splat(simd, 0.0), lanes)
+        own.simd_eq(u32x16::splat(simd, class as u32)).select(value, lanes)
     }
 
     /// As integers, in whose order NaN is largest.

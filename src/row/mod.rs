@@ -1,6 +1,5 @@
 //! The kernels that look for the maximum: on one row with its classes across lanes, for the losses that those of [`crate::kernel`]
-//! do not suit, for class targets of rows with up to 4095 classes that are too many for a stage, and for the log-sum-exp, the softmax and the statistics, which in [`tile`] are
-//! on as many rows as there are lanes.
+//! do not suit, and for the log-sum-exp, the softmax and the statistics, which in [`tile`] are on as many rows as there are lanes.
 //!
 //! # One pass for the loss
 //!
