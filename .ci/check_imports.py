@@ -28,7 +28,7 @@ LAYERS = [
 ]
 
 # Circles that are known, each with the folder that they do not leave.
-KNOWN_CIRCLES = {"row"}  # its kernels and their data share files
+KNOWN_CIRCLES: set[str] = set()
 
 SOURCE = Path(__file__).parent.parent / "src"
 PATH = re.compile(r"\b(crate|super|self)((?:::\w+)*)(?:::\{([^;]*)\})?", re.DOTALL)

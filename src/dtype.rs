@@ -117,24 +117,7 @@ macro_rules! with_element {
     };
 }
 
-/// Run `$body` with `$element` and `$out` set to the types of logits and of a result that computes in the same type.
-macro_rules! with_elements {
-    ($dtype:expr, $out_dtype:expr, $element:ident, $out:ident => $body:expr) => {
-        match $dtype {
-            $crate::dtype::Dtype::F64 => {
-                assert_eq!($out_dtype, $crate::dtype::Dtype::F64);
-                type $element = f64;
-                type $out = f64;
-                $body
-            }
-            dtype => $crate::dtype::with_dtype!(@arms dtype, $element => {
-                $crate::dtype::with_dtype!(@arms $out_dtype, $out => $body; "results of float32";
-                    F16 ::half::f16, Bf16 ::half::bf16, F32 f32)
-            }; "floating-point numbers"; F16 ::half::f16, Bf16 ::half::bf16, F32 f32),
-        }
-    };
-}
-pub(crate) use {with_dtype, with_element, with_elements, with_integer};
+pub(crate) use {with_dtype, with_element, with_integer};
 
 /// Panic: who made the array checked for something else.
 #[cold]

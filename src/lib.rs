@@ -12,8 +12,7 @@
 //! written is an [`array::ArrayMut`], which hands each part of its rows to one thread. A [`loss`] cuts the rows into chunks,
 //! which the threads of [`parallel`] take; [`simd::Level::run`] compiles the work on a chunk for what the CPU has. The kernels of
 //! [`kernel`] take exponentials relative to an integer near one logit of each row: of a row whose classes are across lanes, or of
-//! as many rows as there are lanes. Those of [`row`] look for the maximum first: for what the others do not suit, and for
-//! log-sum-exp, softmax and statistics. What is once a row (logarithms, quotients, the loss) is done in lanes for some rows;
+//! as many rows as there are lanes. Those of [`row`] look for the maximum first: for what the others do not suit. What is once a row (logarithms, quotients, the loss) is done in lanes for some rows;
 //! derivatives are a second pass, while the rows are in cache.
 //!
 //! # The layers, top down; each imports only from those below it (`.ci/check_imports.py` checks that)
@@ -23,8 +22,8 @@
 //! | [`python`] | the only place that knows Python and NumPy: options, dtypes, shapes, exceptions, the memory of results |
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: the pool, fork, interruption |
-//! | [`row`] | the kernels that look for the maximum first: on one row, on a tile of rows across lanes, and what is once a row |
-//! | [`kernel`] | the kernels that need no maximum: class targets, shares of all classes, teachers, caps |
+//! | [`row`] | the careful path: kernels that look for the maximum first, row by row, and what is once a row |
+//! | [`kernel`] | the kernels relative to an integer: class targets, shares of all classes, teachers, caps, log-probabilities, shapes of distributions |
 //! | [`mod@array`] | strided arrays in foreign memory: [`array::Array`] is read, [`array::ArrayMut`] is written |
 //! | [`rows`] | one row of them: where it lies, or a block of it converted |
 //! | [`element`] | the dtypes that logits have: how they become vectors and back |
@@ -46,7 +45,8 @@
 //! * **an option**: its declaration in `python/xent_rs/_options.py`, a field in `python/options.rs`; of the softmax losses, a
 //!   part of [`loss::targets::Problem`], asked for in [`kernel::finish::Asked`] and counted in [`row::batch`], or of
 //!   [`row::Transform`].
-//! * **something else to know of a row**: an accumulator of its pass.
+//! * **something else to know of a row**: what is summed of it in [`kernel::shape`], and on the careful path in `row/companion.rs`;
+//!   both go to [`row::Statistics`].
 
 #![deny(missing_docs)]
 

@@ -138,7 +138,7 @@ impl Row<'_> {
 
     /// Like [`Self::read`], but where the row itself has a whole block of `R`s, they stay there.
     #[inline(always)]
-    pub(crate) fn lend<S: Simd, R: Real + Element>(
+    pub(crate) fn lend<S: Simd, R: Real + Element<Real = R>>(
         &self,
         simd: S,
         start: usize,
@@ -151,13 +151,17 @@ impl Row<'_> {
             prefetch_ahead(place.cast(), BLOCK * size_of::<R>());
             return place;
         }
-        self.read(simd, start, length, block);
+        if self.dtype == R::DTYPE && self.is_contiguous() {
+            pad(simd, self.pointer::<R>(start), length, block);
+        } else {
+            self.read(simd, start, length, block);
+        }
         block.as_ptr()
     }
 
     /// Like [`Self::lend`], but shorter blocks stay there, too; with how many values may be read from there on.
     #[inline(always)]
-    pub(crate) fn lend_part<S: Simd, R: Real + Element>(
+    pub(crate) fn lend_part<S: Simd, R: Real + Element<Real = R>>(
         &self,
         simd: S,
         start: usize,
@@ -187,12 +191,17 @@ impl Row<'_> {
             #[inline(always)]
             || {
                 let mut copy = [R::default(); BLOCK];
-                let logits = self.lend(simd, start, length, &mut copy);
+                let (logits, readable) = self.lend_part(simd, start, length, &mut copy);
                 let logit = R::Lanes::<S>::simd_from(simd, logit);
                 let (mut count, mut first) = (0, None);
                 for index in (0..length).step_by(R::LANES) {
-                    // SAFETY: whole vectors of what was lent, which lies inside the row or was padded to a multiple.
-                    let found = unsafe { R::load(simd, logits.add(index)) }.simd_eq(logit).to_bitmask();
+                    let left = readable - index;
+                    // SAFETY: what was lent, the last vector in part if there is no more.
+                    let some = unsafe {
+                        let place = logits.add(index);
+                        if left >= R::LANES { R::load(simd, place) } else { R::load_part(simd, place, left) }
+                    };
+                    let found = some.simd_eq(logit).to_bitmask();
                     // What was padded does not count.
                     let found = found & (u64::MAX >> (64 - (length - index).min(R::LANES)));
                     if found != 0 {
@@ -409,19 +418,42 @@ unsafe fn write_cached<S: Simd, O: Element>(simd: S, place: *mut O, values: &[O:
     }
 }
 
-/// A block of the type that a dtype computes in, which is the type that a generic function computes in.
+/// What is of the type that a dtype computes in, which is the type that a generic function computes in.
 ///
 /// # Panics
 /// If it is another.
 #[inline(always)]
-fn same<A: 'static, B: 'static>(block: &A) -> &B {
+pub(crate) fn same<A: 'static, B: 'static>(block: &A) -> &B {
     (block as &dyn Any).downcast_ref().expect("the type that is computed in")
 }
 
 /// [`same`], to write to.
 #[inline(always)]
-fn same_mut<A: 'static, B: 'static>(block: &mut A) -> &mut B {
+pub(crate) fn same_mut<A: 'static, B: 'static>(block: &mut A) -> &mut B {
     (block as &mut dyn Any).downcast_mut().expect("the type that is computed in")
+}
+
+/// Copy numbers to a block, and masked classes behind them up to the next multiple of four vectors.
+///
+/// # Panics
+/// If there are more than a block has room for.
+#[inline(never)]
+fn pad<S: Simd, R: Real + Element<Real = R>>(simd: S, place: *const R, length: usize, block: &mut [R; BLOCK]) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let padded = length.next_multiple_of(4 * R::LANES);
+            for (index, part) in block[..padded].chunks_exact_mut(R::LANES).enumerate() {
+                let left = length.saturating_sub(index * R::LANES).min(R::LANES);
+                // SAFETY: as many numbers are the row's, as `lend` asserted; a place past the last is not read.
+                let values = unsafe {
+                    let place = place.wrapping_add(index * R::LANES);
+                    if left == R::LANES { R::load(simd, place) } else { R::load_part(simd, place, left) }
+                };
+                values.store_slice(part);
+            }
+        },
+    );
 }
 
 /// [`Row::read`] of a row of `E`s.

@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use crate::math::{Boost, Real, power_of_rest};
+use crate::math::{Boost, Real, power_of_rest, two_sum};
 
 /// The most lanes that a type has.
 pub const MOST_LANES: usize = 16;
@@ -86,6 +86,28 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// The other exponentials over the own one.
+    #[inline(always)]
+    pub fn ratio(&self) -> &PerLane<f64> {
+        &self.ratio
+    }
+
+    /// What boosted exponentials are multiplied by to be relative to the own one.
+    #[inline(always)]
+    pub fn inverse(&self) -> &PerLane<f64> {
+        &self.inverse
+    }
+
+    /// What the softmax of rows needs, that of their own classes like all others.
+    #[inline(always)]
+    pub fn softmax(&self) -> Coefficients {
+        let [own, mut factor] = self.softmax_factors();
+        for (factor, share) in factor.iter_mut().zip(&own) {
+            *factor *= share;
+        }
+        Coefficients { factor, own, careful: self.careful }
+    }
+
     /// What boosted exponentials are multiplied by to be probabilities: by the one, then by the other.
     #[inline(always)]
     pub fn softmax_factors(&self) -> [PerLane<f64>; 2] {
@@ -97,7 +119,7 @@ impl Losses {
     }
 }
 
-/// What gradients of rows need, one a lane.
+/// What gradients of rows, or their softmax, need, one a lane.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Coefficients {
@@ -183,6 +205,45 @@ pub fn coefficients<S: Simd, R: Real>(simd: S, losses: &Losses, scales: &PerLane
 fn is_normal<S: Simd, R: Real>(simd: S, factors: &PerLane<f64>) -> <R::Lanes<S> as SimdBase<S>>::Mask {
     let size = R::narrow(simd, factors).abs();
     size.simd_ge(R::splat(simd, R::SMALLEST_NORMAL)) & size.simd_lt(R::splat(simd, f64::INFINITY))
+}
+
+/// `(a − b) / divisor + log` for `a` and `b` that are each a sum of two, rounded once.
+#[inline(always)]
+pub fn difference_and<S: Simd>(
+    simd: S,
+    [a, a_low]: [f64x8<S>; 2],
+    [b, b_low]: [f64x8<S>; 2],
+    log: f64x8<S>,
+    divisor: f64,
+) -> f64x8<S> {
+    let [high, low] = quotient(simd, a, b, a_low - b_low, divisor);
+    let [sum, lost] = two_sum(high, log);
+    sum.is_finite().select(sum + (lost + low), sum)
+}
+
+/// `(a − b + low) / divisor` as a sum of two, the second 0 if the first is not finite, for a `low` that is far smaller
+/// than `a` or `b`.
+#[inline(always)]
+pub fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divisor: f64) -> [f64x8<S>; 2] {
+    let zero = f64x8::splat(simd, 0.0);
+    // Halves, if the difference of finite numbers overflows.
+    let size = (a - b).abs();
+    let overflows = size.simd_eq(f64x8::splat(simd, f64::INFINITY)) & a.is_finite() & b.is_finite();
+    // A quotient takes as long as ten other operations.
+    let by_one = divisor == 1.0 && !overflows.any_true();
+    let divisor = f64x8::splat(simd, divisor);
+    let share = overflows.select(f64x8::splat(simd, 0.5), f64x8::splat(simd, 1.0));
+    let (a, b, divisor) = (a * share, b * share, divisor * share);
+    let [high, lost] = two_sum(a, -b);
+    let [sum, rest] = two_sum(high, lost + low);
+    let finite = high.is_finite();
+    let (high, low) = (finite.select(sum, high), finite.select(rest, zero));
+    if by_one {
+        return [high, low];
+    }
+    let quotient = high / divisor;
+    let rest = (low - quotient.mul_sub_precise(divisor, high)) / divisor;
+    [quotient, quotient.is_finite().select(rest, zero)]
 }
 
 /// What targets and options ask for of some rows, one a lane, with z the logits over the temperature: the loss is

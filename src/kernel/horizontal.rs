@@ -4,36 +4,33 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::cap::{self, Cap, Capped, Softcap, relative};
 use super::finish::{MOST_LANES, Sum, bits};
-use super::shares::{Divergence, Given, Leader, Shares, Weighed, moved_lanes, unit};
+use super::shares::{Divergence, Given, Shares, Weighed, moved_lanes, unit};
 use super::vertical::{Beside, Block, Rows, Strip};
 use crate::array::Array;
-use crate::dtype::Number;
-use crate::element::Element;
+use crate::dtype::{Number, with_element};
+use crate::element::{Element, Lanes};
 use crate::math::{Real, Reference, Scale, Total, Twice, with_vectors_at_a_time};
-use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
+use crate::rows::{BLOCK, Row, RowMut, Scratch, StorePolicy, same, same_mut};
+use crate::simd::prefetch_ahead;
 
 /// Vectors that a loop takes at a time; blocks are padded to so many.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
 /// The vectors of a group from a place on, of `left` values and masked classes behind them.
 ///
 /// # Safety
 /// So many values are readable.
 #[inline(always)]
-unsafe fn load_group<S: Simd, R: Real + Element<Real = R>>(
-    simd: S,
-    place: *const R,
-    left: usize,
-) -> [R::Lanes<S>; TOGETHER] {
-    let mut vectors = [R::splat(simd, f64::NEG_INFINITY); TOGETHER];
+unsafe fn load_group<S: Simd, E: Element>(simd: S, place: *const E, left: usize) -> [Lanes<S, E>; TOGETHER] {
+    let mut vectors = [E::Real::splat(simd, f64::NEG_INFINITY); TOGETHER];
     for (index, vector) in vectors.iter_mut().enumerate() {
-        let (first, lanes) = (index * R::LANES, R::LANES);
+        let (first, lanes) = (index * E::Real::LANES, E::Real::LANES);
         // SAFETY: whole vectors of what is readable, by the caller's promise, or what is left of it.
         unsafe {
             if first + lanes <= left {
-                *vector = Element::load(simd, place.add(first));
+                *vector = E::load(simd, place.add(first));
             } else if first < left {
-                *vector = Element::load_part(simd, place.add(first), left - first);
+                *vector = E::load_part(simd, place.add(first), left - first);
             }
         }
     }
@@ -45,20 +42,15 @@ unsafe fn load_group<S: Simd, R: Real + Element<Real = R>>(
 /// # Safety
 /// So many values are writeable.
 #[inline(always)]
-unsafe fn store_group<S: Simd, R: Real + Element<Real = R>>(
-    simd: S,
-    place: *mut R,
-    left: usize,
-    vectors: [R::Lanes<S>; TOGETHER],
-) {
+unsafe fn store_group<S: Simd, E: Element>(simd: S, place: *mut E, left: usize, vectors: [Lanes<S, E>; TOGETHER]) {
     for (index, vector) in vectors.into_iter().enumerate() {
-        let (first, lanes) = (index * R::LANES, R::LANES);
+        let (first, lanes) = (index * E::Real::LANES, E::Real::LANES);
         // SAFETY: whole vectors of what is writeable, by the caller's promise, or what is left of it.
         unsafe {
             if first + lanes <= left {
-                Element::store(simd, place.add(first), vector);
+                E::store(simd, place.add(first), vector);
             } else if first < left {
-                Element::store_part(simd, place.add(first), left - first, vector);
+                E::store_part(simd, place.add(first), left - first, vector);
             }
         }
     }
@@ -77,21 +69,35 @@ fn place_in_group<R: Real>(class: usize, first: usize) -> usize {
 }
 
 /// Sum the exponentials of a row relative to that of its own class, which has this logit; if others are out of reach, once more
-/// relative to the largest.
+/// relative to the largest. Without an own class the logit is that of any, whose exponential is subtracted: that costs the digits of
+/// others that are far fewer.
 #[inline(never)]
-pub fn sum<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, own: usize, logit: R, scale: Scale<R>) -> Sum {
+pub fn sum<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    own: Option<usize>,
+    logit: R,
+    scale: Scale<R>,
+) -> Sum {
     simd.vectorize(
         #[inline(always)]
         || {
             let logits = R::Lanes::<S>::simd_from(simd, logit);
             let (reference, rest) = Reference::<S, R>::next_to(simd, logits, scale);
             let suits = Number::to_f64(logit).abs() < scale.largest_reference();
-            let (mut others, largest) = sum_from::<S, R>(simd, row, own, reference);
+            let (mut others, largest) = sum_from::<S, R>(simd, row, own.unwrap_or(usize::MAX), &reference);
             let mut largest = R::Lanes::<S>::simd_from(simd, R::largest(largest));
             let octaves = Reference::<S, R>::octaves_to(simd, largest);
             let of_lane = Number::to_f64(octaves.as_slice()[0]);
+            let mut reference = reference;
             if suits && of_lane > 0.0 {
-                (others, largest) = sum_from::<S, R>(simd, row, own, reference.raised(simd, octaves));
+                reference = reference.raised(simd, octaves);
+                (others, largest) = sum_from::<S, R>(simd, row, own.unwrap_or(usize::MAX), &reference);
+            }
+            if own.is_none() {
+                let exp = Number::to_f64(reference.terms(simd, [logits]).exp(0).as_slice()[0]);
+                // NaN stays what it is.
+                others = if others < exp { 0.0 } else { others - exp };
             }
             let reach = bits::<S, _>(Reference::<S, R>::within_reach(simd, largest));
             let suits = suits && reach == u32::MAX >> (32 - R::LANES);
@@ -101,36 +107,51 @@ pub fn sum<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, own: usize, 
 }
 
 /// [`sum`] from a reference: the sum, and what was largest of `rounded` in each lane.
-#[inline(never)]
+///
+/// For each type that is stored in a loop of its own: converted first, rows of 16-bit logits took a fifth longer.
+#[inline(always)]
 fn sum_from<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
     own: usize,
-    reference: Reference<S, R>,
+    reference: &Reference<S, R>,
 ) -> (f64, R::Lanes<S>) {
+    let mut largest = [R::default(); MOST_LANES];
+    let total =
+        with_element!(row.dtype(), E => sum_stored::<S, E>(simd, row, own, same(reference), same_mut(&mut largest)));
+    (total, R::Lanes::<S>::from_slice(simd, &largest[..R::LANES]))
+}
+
+#[inline(never)]
+fn sum_stored<S: Simd, E: Element>(
+    simd: S,
+    row: Row,
+    own: usize,
+    reference: &Reference<S, E::Real>,
+    largest_of_lanes: &mut [E::Real; MOST_LANES],
+) -> f64 {
     simd.vectorize(
         #[inline(always)]
         || {
-            let zero = R::splat(simd, 0.0);
-            let group = TOGETHER * R::LANES;
-            let mut block = [R::default(); BLOCK];
+            let (zero, group) = (E::Real::splat(simd, 0.0), TOGETHER * E::Real::LANES);
+            let mut stored = Stored::<E>::new();
             let mut largest = zero;
             let mut total = Total::zero(simd);
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = BLOCK.min(row.classes() - start);
-                let (place, readable) = row.lend_part(simd, start, length, &mut block);
+                let place = stored.lend(simd, row, start, length);
                 let mut sums = [zero; TOGETHER];
                 for first in (0..length).step_by(group) {
-                    let own = place_in_group::<R>(own, start + first);
-                    let left = readable - first;
-                    // SAFETY: what was lent, from a group on.
+                    let own = place_in_group::<E::Real>(own, start + first);
+                    let left = length - first;
+                    // SAFETY: what is left of the row's block, or of a scratch that has as much, from a group on.
                     unsafe {
                         let place = place.add(first);
                         if own < group || left < group {
-                            let x = load_group(simd, place, left);
-                            add_group::<S, R, true>(
+                            let x = load_group::<S, E>(simd, place, left);
+                            add_group::<S, E::Real, true>(
                                 simd,
-                                &reference,
+                                reference,
                                 #[inline(always)]
                                 |k| x[k],
                                 own,
@@ -138,11 +159,11 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
                                 &mut largest,
                             );
                         } else {
-                            add_group::<S, R, false>(
+                            add_group::<S, E::Real, false>(
                                 simd,
-                                &reference,
+                                reference,
                                 #[inline(always)]
-                                |k| Element::load(simd, place.add(k * R::LANES)),
+                                |k| E::load(simd, place.add(k * E::Real::LANES)),
                                 own,
                                 &mut sums,
                                 &mut largest,
@@ -150,10 +171,12 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
                         }
                     }
                 }
-                let sum = if R::CHAINS == 2 { sums[0] + sums[1] } else { (sums[0] + sums[1]) + (sums[2] + sums[3]) };
-                R::add_to(&mut total, sum);
+                let two = E::Real::CHAINS == 2;
+                let sum = if two { sums[0] + sums[1] } else { (sums[0] + sums[1]) + (sums[2] + sums[3]) };
+                E::Real::add_to(&mut total, sum);
             }
-            (total.value(), largest)
+            largest.store_slice(&mut largest_of_lanes[..E::Real::LANES]);
+            total.value()
         },
     )
 }
@@ -193,12 +216,20 @@ fn add_group<S: Simd, R: Real, const OWN: bool>(
 
 /// A row as rows across lanes which are all the same: number v·lanes + l of its classes is class v of lane l.
 #[inline(always)]
-fn across<S: Simd, R: Real + Element<Real = R>>(simd: S, own: usize, logit: R, scale: Scale<R>) -> Rows<S, R> {
-    let mut vectors = [u32::MAX as usize; MOST_LANES];
-    vectors[own % R::LANES] = own / R::LANES;
+pub(super) fn across<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    own: usize,
+    logit: R,
+    scale: Scale<R>,
+) -> Rows<S, R> {
+    let [nowhere, vector] = [u32::MAX as usize, own / R::LANES].map(
+        #[inline(always)]
+        |number| R::class(simd, number),
+    );
+    let vectors = R::replace(simd, nowhere, numbers::<S, R>(simd), own % R::LANES, vector);
     let zero = R::splat(simd, 0.0);
     let logits = R::Lanes::<S>::simd_from(simd, logit);
-    Rows::relative_to(simd, logits, R::classes(simd, &vectors), zero.simd_eq(zero), scale)
+    Rows::relative_to(simd, logits, vectors, zero.simd_eq(zero), scale)
 }
 
 /// Vectors side by side.
@@ -213,7 +244,11 @@ unsafe fn side_by_side<'a, R: Real + Element<Real = R>>(place: *const R, vectors
 
 /// Call `f` for each block of a row: with the number of its first class, how many it has, and its vectors.
 #[inline(always)]
-fn for_each_block<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, mut f: impl FnMut(usize, usize, &Block<R>)) {
+pub(super) fn for_each_block<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    mut f: impl FnMut(usize, usize, &Block<R>),
+) {
     let mut copy = [R::default(); BLOCK];
     for start in (0..row.classes()).step_by(BLOCK) {
         let length = BLOCK.min(row.classes() - start);
@@ -225,7 +260,7 @@ fn for_each_block<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, mut f
 
 /// Add the exponentials of a block from class `start` on, in which the own class may be.
 #[inline(always)]
-fn add<S: Simd, R: Real + Element<Real = R>, B: Beside<S, R>>(
+pub(super) fn add<S: Simd, R: Real + Element<Real = R>, B: Beside<S, R>>(
     simd: S,
     rows: &mut Rows<S, R>,
     block: &Block<R>,
@@ -241,20 +276,51 @@ fn add<S: Simd, R: Real + Element<Real = R>, B: Beside<S, R>>(
     }
 }
 
-/// The first class with the largest logit of a row.
+/// The first class with the largest logit of a row, and what that is.
+#[inline(always)]
+pub fn leader<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row) -> (usize, R) {
+    let (first, top) = top(simd, row, row.classes());
+    let (_, leader) = row.equal_to(simd, first, BLOCK.min(row.classes() - first), top);
+    (leader.unwrap_or(first), top)
+}
+
+/// The largest logit among the first `classes` of a row, and where the first block begins that has it.
+#[inline(always)]
+pub fn top<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, classes: usize) -> (usize, R) {
+    let mut top = <R as Real>::from_f64(f64::NEG_INFINITY);
+    let first = with_element!(row.dtype(), E => block_of_leader::<S, E>(simd, row, classes, same_mut(&mut top)));
+    (first, top)
+}
+
+/// Where the first block begins that has the largest logit.
 #[inline(never)]
-pub fn leader<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row) -> usize {
+fn block_of_leader<S: Simd, E: Element>(simd: S, row: Row, classes: usize, top: &mut E::Real) -> usize {
     simd.vectorize(
         #[inline(always)]
         || {
-            let mut leader = Leader::<S, R>::none(simd);
-            for_each_block(
-                simd,
-                row,
-                #[inline(always)]
-                |start, _, block| leader.look_at(simd, block, 0..block.classes(), start / R::LANES),
-            );
-            leader.of_all()
+            let lowest = E::Real::splat(simd, f64::NEG_INFINITY);
+            let (mut first, mut tops, group) = (0, lowest, TOGETHER * E::Real::LANES);
+            let mut stored = Stored::<E>::new();
+            for start in (0..classes).step_by(BLOCK) {
+                let length = BLOCK.min(classes - start);
+                let place = stored.lend(simd, row, start, length);
+                let mut largest = [lowest; TOGETHER];
+                for index in (0..length).step_by(group) {
+                    // SAFETY: what is left of the row's block, or of a scratch that has as much, from a group on.
+                    let group = unsafe { Group::new(simd, place.add(index), length - index) };
+                    for (k, largest) in largest.iter_mut().enumerate() {
+                        // NaN is left out: on x86 `a.max(b)` is b when either is NaN.
+                        *largest = group.load(simd, k).max(*largest);
+                    }
+                }
+                let largest = largest[0].max(largest[1]).max(largest[2].max(largest[3]));
+                // Few blocks are led by a larger one than those before.
+                if largest.simd_gt(tops).any_true() {
+                    (*top, first) = (E::Real::largest(largest), start);
+                    tops = Lanes::<S, E>::simd_from(simd, *top);
+                }
+            }
+            first
         },
     )
 }
@@ -636,7 +702,8 @@ pub fn write<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, out: RowMu
     let nothing = RowShares { numbers: None, keep: 1.0, uniform: 0.0, weight: None };
     match less {
         Less::Nothing if of.softcap.is_some() => write_less::<S, R, _, true>(simd, row, out, of, &(nothing, 0.0)),
-        Less::Nothing => write_less::<S, R, _, false>(simd, row, out, of, &()),
+        // For each type that is stored: converted first and last, rows of 16-bit logits took a third longer.
+        Less::Nothing => with_element!(row.dtype(), E => write_exponentials::<S, E>(simd, row, out, same(of))),
         Less::Shares(shares, scale) if of.softcap.is_some() => {
             write_less::<S, R, _, true>(simd, row, out, of, &(*shares, *scale));
         }
@@ -650,23 +717,11 @@ pub fn write<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, out: RowMu
 
 /// What blocks of gradients are less.
 trait BlockOffset<S: Simd, R: Real> {
-    /// Whether there is anything.
-    const IS: bool;
-
     /// Write that of `length` classes from `start` on.
     fn fill(&self, simd: S, start: usize, length: usize, offsets: &mut [R; BLOCK]);
 }
 
-impl<S: Simd, R: Real> BlockOffset<S, R> for () {
-    const IS: bool = false;
-
-    #[inline(always)]
-    fn fill(&self, _: S, _: usize, _: usize, _: &mut [R; BLOCK]) {}
-}
-
 impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (RowShares<'_>, f64) {
-    const IS: bool = true;
-
     #[inline(always)]
     fn fill(&self, simd: S, start: usize, length: usize, offsets: &mut [R; BLOCK]) {
         let (mut numbers, scales) = ([0.0; BLOCK], [f64x8::splat(simd, self.1); 2]);
@@ -686,8 +741,6 @@ impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (RowShares<'_>,
 }
 
 impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (Row<'_>, Reference<S, R>, f64) {
-    const IS: bool = true;
-
     #[inline(always)]
     fn fill(&self, simd: S, start: usize, length: usize, offsets: &mut [R; BLOCK]) {
         let mut copy = [R::default(); BLOCK];
@@ -701,11 +754,233 @@ impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (Row<'_>, Refer
     }
 }
 
+/// What the entries of a row of results are made of, block by block, from numbers that are stored as `E`.
+pub(super) trait Entries<S: Simd, E: Element> {
+    /// Make ready for `length` classes from `start` on; where the numbers are that groups are loaded from, and how many of them may be
+    /// read.
+    fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize);
+
+    /// The entries of a group, from this vector of the block on.
+    fn of(&self, simd: S, vector: usize, group: &Group<S, E>) -> [Lanes<S, E>; TOGETHER];
+}
+
+/// Where the numbers of a row are, a block at a time: where they lie, or in a scratch if they do not lie side by side.
+pub(super) struct Stored<E>(Scratch<E>);
+
+impl<E: Element> Stored<E> {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self(Scratch::new())
+    }
+
+    /// `length` numbers from class `start` on; as many may be read.
+    #[inline(always)]
+    pub(super) fn lend<S: Simd>(&mut self, simd: S, row: Row, start: usize, length: usize) -> *const E {
+        assert!(start + length <= row.classes() && row.dtype() == E::DTYPE && length <= BLOCK);
+        if row.is_contiguous() {
+            prefetch_ahead(row.pointer::<E>(start).cast(), BLOCK * size_of::<E>());
+            row.pointer::<E>(start)
+        } else {
+            self.0.fill(simd, row, start, length, length.next_multiple_of(E::Real::LANES)).as_ptr()
+        }
+    }
+}
+
+/// A few vectors of numbers: where they lie, or apart if some of them do not.
+pub(super) struct Group<S: Simd, E: Element> {
+    place: *const E,
+    lies: bool,
+    pub(super) apart: [Lanes<S, E>; TOGETHER],
+}
+
+impl<S: Simd, E: Element> Group<S, E> {
+    /// The vectors from a place on, of which `left` values may be read; behind them masked classes.
+    ///
+    /// # Safety
+    /// So many values are readable as long as the group lives.
+    #[inline(always)]
+    unsafe fn new(simd: S, place: *const E, left: usize) -> Self {
+        let lies = left >= TOGETHER * E::Real::LANES;
+        // SAFETY: the caller's promise.
+        let apart = if lies { [E::Real::splat(simd, 0.0); TOGETHER] } else { unsafe { load_group(simd, place, left) } };
+        Self { place, lies, apart }
+    }
+
+    /// Vector number `k`.
+    #[inline(always)]
+    pub(super) fn load(&self, simd: S, k: usize) -> Lanes<S, E> {
+        assert!(k < TOGETHER);
+        // SAFETY: one of the vectors, all of which are readable by the promise made to `new`.
+        if self.lies { unsafe { E::load(simd, self.place.add(k * E::Real::LANES)) } } else { self.apart[k] }
+    }
+}
+
+/// Write the entries of a row, but for classes that have their own values: with their neighbours, not over them, since a store to a
+/// line that was just written past the cache waits for memory, and all later stores wait for it.
+#[inline(always)]
+pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
+    simd: S,
+    row: Row,
+    mut out: RowMut,
+    store: StorePolicy,
+    exceptions: &[Option<(usize, f64)>; 2],
+    entries: &mut T,
+) {
+    // A first short block brings the non-temporal stores to the boundary that they need, if there is one.
+    let peel = out.peel(store);
+    let direct = out.dtype() == E::DTYPE && out.is_contiguous();
+    let (lanes, group) = (E::Real::LANES, TOGETHER * E::Real::LANES);
+    let mut results = [E::Real::default(); BLOCK];
+    let mut start = 0;
+    while start < row.classes() {
+        let most = if start == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
+        let length = most.min(row.classes() - start);
+        let non_temporal = peel.is_some_and(|peel| start >= peel);
+        let (place, readable) = entries.begin(simd, row, start, length);
+        for first in (0..length).step_by(group) {
+            // SAFETY: as many values are readable, from a group on.
+            let numbers_here = unsafe { Group::new(simd, place.add(first), readable - first) };
+            let mut here = entries.of(simd, first / lanes, &numbers_here);
+            for (class, value) in exceptions.iter().flatten() {
+                let place = place_in_group::<E::Real>(*class, start + first);
+                if place < group {
+                    for (index, entry) in here.iter_mut().enumerate() {
+                        let (lane, value) = (place.wrapping_sub(index * lanes), E::Real::splat(simd, *value));
+                        *entry = E::Real::replace(simd, *entry, numbers::<S, E::Real>(simd), lane, value);
+                    }
+                }
+            }
+            // SAFETY: what is left of the row's own, or a group of a block of ours. Past the
+            // cache only from a boundary of lines on, as `peel` found it; blocks and groups are whole lines.
+            unsafe {
+                if !direct {
+                    store_group(simd, results[first..].as_mut_ptr(), group, here);
+                    continue;
+                }
+                let (place, rest) = (out.pointer::<E>(start).add(first), length - first);
+                if non_temporal && rest >= group {
+                    E::stream(simd, place, here);
+                } else {
+                    store_group(simd, place, rest, here);
+                }
+            }
+        }
+        if !direct {
+            out.write(simd, start, length, &results, non_temporal);
+        }
+        start += length;
+    }
+}
+
+/// The exponentials of a row times a factor: its softmax, or a gradient.
+struct Exponentials<S: Simd, E: Element> {
+    reference: Reference<S, E::Real>,
+    factor: Lanes<S, E>,
+    stored: Stored<E>,
+}
+
+impl<S: Simd, E: Element> Entries<S, E> for Exponentials<S, E> {
+    #[inline(always)]
+    fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize) {
+        (self.stored.lend(simd, row, start, length), length)
+    }
+
+    #[inline(always)]
+    fn of(&self, simd: S, _: usize, group: &Group<S, E>) -> [Lanes<S, E>; TOGETHER] {
+        let mut entries = [self.factor; TOGETHER];
+        with_vectors_at_a_time!(S, K => {
+            for k in (0..TOGETHER).step_by(K) {
+                let mut x = [self.factor; K];
+                for (index, x) in x.iter_mut().enumerate() {
+                    *x = group.load(simd, k + index);
+                }
+                let terms = self.reference.terms(simd, x);
+                for index in 0..K {
+                    entries[k + index] = terms.exp(index) * self.factor;
+                }
+            }
+        });
+        entries
+    }
+}
+
+/// Write the exponentials of a row times a factor.
+#[inline(never)]
+fn write_exponentials<S: Simd, E: Element>(simd: S, row: Row, out: RowMut, of: &Gradient<E::Real>) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let own = Lanes::<S, E>::simd_from(simd, of.logit);
+            let (reference, _) = Reference::next_to(simd, own, of.scale);
+            let mut exponentials = Exponentials::<S, E> {
+                reference: reference.raised(simd, E::Real::splat(simd, of.octaves)),
+                factor: E::Real::splat(simd, of.factor),
+                stored: Stored::new(),
+            };
+            write_entries(simd, row, out, of.store, &of.exceptions, &mut exponentials);
+        },
+    );
+}
+
+/// The gradients of a row.
+struct Differences<'a, S: Simd, R: Real, O, const CAPPED: bool> {
+    reference: Reference<S, R>,
+    factor: R::Lanes<S>,
+    less: &'a O,
+    logits: [R; BLOCK],
+    offsets: [R; BLOCK],
+    /// The cap, its unit, and the capped own logit.
+    cap: Option<(Cap<S>, f64, Twice<S>)>,
+    capped: Capped<R, BLOCK>,
+    above: [R; BLOCK],
+}
+
+impl<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CAPPED: bool> Entries<S, R>
+    for Differences<'_, S, R, O, CAPPED>
+{
+    #[inline(always)]
+    fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const R, usize) {
+        self.less.fill(simd, start, length, &mut self.offsets);
+        let Some((cap, unit, own)) = self.cap.as_ref().filter(|_| CAPPED) else {
+            return row.lend_part(simd, start, length, &mut self.logits);
+        };
+        let padded = length.next_multiple_of(TOGETHER * R::LANES);
+        let place = row.lend(simd, start, length, &mut self.logits);
+        // SAFETY: so many vectors are readable: of the row, or of the padded block.
+        let block = unsafe { side_by_side(place, padded / R::LANES) };
+        (cap_block(simd, (cap, *unit), &block, *own, &mut self.capped, &mut self.above).place(0), padded)
+    }
+
+    #[inline(always)]
+    fn of(&self, simd: S, first: usize, group: &Group<S, R>) -> [R::Lanes<S>; TOGETHER] {
+        let mut gradients = [self.factor; TOGETHER];
+        with_vectors_at_a_time!(S, K => {
+            for k in (0..TOGETHER).step_by(K) {
+                let mut x = [self.factor; K];
+                for (index, x) in x.iter_mut().enumerate() {
+                    *x = group.load(simd, k + index);
+                }
+                let terms = self.reference.terms(simd, x);
+                for index in 0..K {
+                    let (gradient, vector) = (&mut gradients[k + index], first + k + index);
+                    let here = vector * R::LANES..(vector + 1) * R::LANES;
+                    let offset = R::Lanes::<S>::from_slice(simd, &self.offsets[here]);
+                    *gradient = terms.exp(index) * self.factor - offset;
+                    if CAPPED {
+                        *gradient *= self.capped.slope(simd, vector);
+                    }
+                }
+            }
+        });
+        gradients
+    }
+}
+
 #[inline(always)]
 fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CAPPED: bool>(
     simd: S,
     row: Row,
-    mut out: RowMut,
+    out: RowMut,
     of: &Gradient<R>,
     less: &O,
 ) {
@@ -713,101 +988,27 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
         #[inline(always)]
         || {
             let own = R::Lanes::<S>::simd_from(simd, of.logit);
-            let cap = of.softcap.filter(|_| CAPPED).map(|softcap| (Cap::new::<R>(simd, softcap.height), softcap.unit));
-            let own_capped = cap.as_ref().map(|(cap, _)| cap::reference::<S, R>(cap, simd, own));
-            let (mut capped, mut above) = (Capped::<R, BLOCK>::default(), [R::default(); BLOCK]);
+            let cap = of.softcap.filter(|_| CAPPED).map(
+                #[inline(always)]
+                |softcap| {
+                    let cap = Cap::new::<R>(simd, softcap.height);
+                    let own = cap::reference::<S, R>(&cap, simd, own);
+                    (cap, softcap.unit, own)
+                },
+            );
             let own = if CAPPED { R::splat(simd, 0.0) } else { own };
             let (reference, _) = Reference::next_to(simd, own, of.scale);
-            let reference = reference.raised(simd, R::splat(simd, of.octaves));
-            let factor = R::splat(simd, of.factor);
-            let (mut logits, mut results) = ([R::default(); BLOCK], [R::default(); BLOCK]);
-            let mut offsets = [R::default(); BLOCK];
-            // A first short block brings the non-temporal stores to the boundary that they need, if there is one.
-            let peel = out.peel(of.store);
-            let direct = out.dtype() == R::DTYPE && out.is_contiguous();
-            let group = TOGETHER * R::LANES;
-            let mut start = 0;
-            while start < row.classes() {
-                let most = if start == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
-                let length = most.min(row.classes() - start);
-                let (mut place, mut readable) = row.lend_part(simd, start, length, &mut logits);
-                let non_temporal = peel.is_some_and(|peel| start >= peel);
-                less.fill(simd, start, length, &mut offsets);
-                if let (Some((cap, unit)), Some(own)) = (&cap, own_capped) {
-                    readable = length.next_multiple_of(group);
-                    let padded = row.lend(simd, start, length, &mut logits);
-                    // SAFETY: so many vectors are readable: of the row, or of the padded block.
-                    let block = unsafe { side_by_side(padded, readable / R::LANES) };
-                    place = cap_block(simd, (cap, *unit), &block, own, &mut capped, &mut above).place(0);
-                }
-                let results_place = if direct { out.pointer::<R>(start) } else { results.as_mut_ptr() };
-                for first in (0..length).step_by(group) {
-                    let places = of.exceptions.map(
-                        #[inline(always)]
-                        |exception| exception.map_or(group, |(class, _)| place_in_group::<R>(class, start + first)),
-                    );
-                    let left = readable - first;
-                    let is_plain = left >= group && places == [group; 2];
-                    // SAFETY: what was lent, from a group on.
-                    let place = unsafe { place.add(first) };
-                    let mut x = [factor; TOGETHER];
-                    if !is_plain {
-                        // SAFETY: as many values are readable.
-                        x = unsafe { load_group(simd, place, left) };
-                    }
-                    let mut gradients = [factor; TOGETHER];
-                    with_vectors_at_a_time!(S, K => {
-                        for k in (0..TOGETHER).step_by(K) {
-                            let mut some = [factor; K];
-                            for (index, some) in some.iter_mut().enumerate() {
-                                *some = if is_plain {
-                                    // SAFETY: a vector of a whole group.
-                                    unsafe { Element::load(simd, place.add((k + index) * R::LANES)) }
-                                } else {
-                                    x[k + index]
-                                };
-                            }
-                            let terms = reference.terms(simd, some);
-                            for index in 0..K {
-                                gradients[k + index] = terms.exp(index) * factor;
-                                let vector = first / R::LANES + k + index;
-                                if O::IS {
-                                    let here = vector * R::LANES..(vector + 1) * R::LANES;
-                                    gradients[k + index] -= R::Lanes::<S>::from_slice(simd, &offsets[here]);
-                                }
-                                if CAPPED {
-                                    gradients[k + index] *= capped.slope(simd, vector);
-                                }
-                            }
-                        }
-                    });
-                    if !is_plain {
-                        for (at, exception) in places.into_iter().zip(&of.exceptions) {
-                            let Some((_, value)) = exception else { continue };
-                            for (index, gradient) in gradients.iter_mut().enumerate() {
-                                let lane = at.wrapping_sub(index * R::LANES);
-                                *gradient =
-                                    R::replace(simd, *gradient, numbers::<S, R>(simd), lane, R::splat(simd, *value));
-                            }
-                        }
-                    }
-                    // SAFETY: what is left of the row's own, or a group of a block of ours. Past the cache only from a boundary
-                    // of lines on, as `peel` found it; blocks and groups are whole lines.
-                    unsafe {
-                        let place = results_place.add(first);
-                        let rest = if direct { length - first } else { group };
-                        if direct && non_temporal && rest >= group {
-                            R::stream(simd, place, gradients);
-                        } else {
-                            store_group(simd, place, rest, gradients);
-                        }
-                    }
-                }
-                if !direct {
-                    out.write(simd, start, length, &results, non_temporal);
-                }
-                start += length;
-            }
+            let mut differences = Differences::<S, R, O, CAPPED> {
+                reference: reference.raised(simd, R::splat(simd, of.octaves)),
+                factor: R::splat(simd, of.factor),
+                less,
+                logits: [R::default(); BLOCK],
+                offsets: [R::default(); BLOCK],
+                cap,
+                capped: Capped::default(),
+                above: [R::default(); BLOCK],
+            };
+            write_entries(simd, row, out, of.store, &of.exceptions, &mut differences);
         },
     );
 }

@@ -28,12 +28,16 @@
 //! | [`vertical`] | rows in lanes: as many rows as there are lanes, or a strip of such tiles |
 //! | [`horizontal`] | one row: the same lanes, all of them of that row |
 //! | [`shares`] | shares and teachers |
+//! | [`shape`] | entropies and ranks |
+//! | [`log_softmax`] | log-probabilities of all classes |
 //! | [`cap`] | the softcap |
 //! | [`stage`] | rows on their way to and from lanes |
 
 pub mod cap;
 pub mod finish;
 pub mod horizontal;
+pub mod log_softmax;
+pub mod shape;
 pub mod shares;
 pub mod stage;
 pub mod vertical;

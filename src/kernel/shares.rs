@@ -6,9 +6,9 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::cap::{Cap, Capped, reference, relative};
 use super::finish::{Coefficients, HALF, MOST_LANES, Own, PerLane, load, store};
-use super::vertical::{Beside, Block, Offset, Rows, STREAMS, Strip, StripMut, Tiles, lane_mask};
+use super::vertical::{Beside, Block, Offset, Rows, Strip, StripMut, Tiles, for_each_group, lane_mask};
 use crate::element::Element;
-use crate::math::{Real, Total, Twice, UNIT, two_sum};
+use crate::math::{Real, Scale, Total, Twice, UNIT, two_sum};
 
 /// Numbers that are given for each class of some rows, one row a lane.
 #[derive(Clone, Copy, Debug)]
@@ -149,58 +149,58 @@ impl Shares<'_> {
     }
 }
 
-/// The classes with the largest logits, one a lane.
+/// The largest logits, one a lane, and the first classes that have them.
 #[derive(Clone, Copy)]
 pub struct Leader<S: Simd, R: Real> {
-    top: R::Lanes<S>,
-    class: R::Lanes<S>,
+    pub(super) top: R::Lanes<S>,
+    /// As [`Real::classes`] has them.
+    pub(super) class: R::Lanes<S>,
 }
 
 impl<S: Simd, R: Real + Element<Real = R>> Leader<S, R> {
     /// Of no class.
     #[inline(always)]
-    pub(super) fn none(simd: S) -> Self {
-        Self { top: R::splat(simd, f64::NEG_INFINITY), class: R::splat(simd, 0.0) }
+    fn none(simd: S) -> Self {
+        Self { top: R::splat(simd, f64::NEG_INFINITY), class: R::class(simd, 0) }
     }
 
-    /// Look at some vectors of a block, of the classes from `class` on.
-    #[inline(always)]
-    pub(super) fn look_at(&mut self, simd: S, block: &Block<R>, vectors: Range<usize>, class: usize) {
-        let one = R::splat(simd, 1.0);
-        let mut number = R::splat(simd, class as f64);
-        for vector in vectors {
-            let [x] = block.load::<S, 1>(simd, vector);
-            let larger = x.simd_gt(self.top);
-            self.top = larger.select(x, self.top);
-            self.class = larger.select(number, self.class);
-            number += one;
-        }
-    }
-
-    /// The first of the classes with the largest logit in each lane.
-    #[inline(always)]
-    pub fn classes(&self) -> PerLane<usize> {
-        let mut numbers = [0.0; MOST_LANES];
-        R::widen(self.class, &mut numbers);
-        numbers.map(
+    /// These classes, with these logits.
+    #[inline(never)]
+    pub fn given(simd: S, logits: &PerLane<f64>, classes: &PerLane<usize>) -> Self {
+        simd.vectorize(
             #[inline(always)]
-            |number| number as usize,
+            || Self { top: R::narrow(simd, logits), class: R::classes(simd, classes) },
         )
     }
 
-    /// The first with the largest of all lanes, if these are those of one row.
+    /// Look at some classes of a block.
     #[inline(always)]
-    pub(super) fn of_all(&self) -> usize {
-        let (mut tops, classes) = ([0.0; MOST_LANES], self.classes());
-        R::widen(self.top, &mut tops);
-        let mut best = (f64::NEG_INFINITY, 0);
-        for lane in 0..R::LANES {
-            let (top, class) = (tops[lane], classes[lane] * R::LANES + lane);
-            if top > best.0 || top == best.0 && class < best.1 {
-                best = (top, class);
-            }
+    fn look_at(&mut self, simd: S, block: &Block<R>, classes: Range<usize>) {
+        // In variables of its own: otherwise the compiler makes stores in part of the selections.
+        let Self { mut top, class: mut leader } = *self;
+        for class in classes {
+            let [x] = block.load::<S, 1>(simd, class);
+            let larger = x.simd_gt(top);
+            top = larger.select(x, top);
+            leader = larger.select(R::class(simd, class), leader);
         }
-        best.1
+        *self = Self { top, class: leader };
+    }
+
+    /// The classes.
+    #[inline(always)]
+    pub fn classes(&self) -> PerLane<usize> {
+        let mut classes = [0; MOST_LANES];
+        R::class_numbers(self.class, &mut classes);
+        classes
+    }
+
+    /// The logits.
+    #[inline(always)]
+    pub fn logits(&self) -> PerLane<f64> {
+        let mut logits = [0.0; MOST_LANES];
+        R::widen(self.top, &mut logits);
+        logits
     }
 }
 
@@ -511,19 +511,6 @@ pub enum Aim<'a, S: Simd, R: Real> {
     Teacher(&'a Tiles<Rows<S, R>>, Strip<'a, R>),
 }
 
-/// Run `$body` for eight classes of all tiles of `$strip` after the other, with their `$tile`s' numbers.
-macro_rules! for_each_group {
-    ($strip:expr, $tiles:expr, |$tile:ident, $classes:ident| $body:expr) => {
-        for start in (0..$strip.block.classes()).step_by(STREAMS) {
-            let $classes = start..$strip.block.classes().min(start + STREAMS);
-            for $tile in $tiles {
-                let $classes = $classes.clone();
-                $body
-            }
-        }
-    };
-}
-
 impl<S: Simd> Tiles<Weighed<S>> {
     /// Whether the sums of the rows of a tile that count are finite: not where a masked class is, or where something given is NaN.
     #[inline(always)]
@@ -622,18 +609,20 @@ impl<S: Simd, R: Real + Element<Real = R>> CappedTiles<'_, S, R> {
 }
 
 impl<S: Simd, R: Real + Element<Real = R>> Tiles<Leader<S, R>> {
-    /// Find the leaders of `count` tiles.
+    /// Find the leaders of `count` tiles among their first `classes`.
+    ///
+    /// # Panics
+    /// If they have not so many.
     #[inline(never)]
-    pub fn find(&mut self, simd: S, strip: &Strip<R>, count: usize) {
+    pub fn find(&mut self, simd: S, strip: &Strip<R>, count: usize, classes: usize) {
         simd.vectorize(
             #[inline(always)]
             || {
                 for _ in 0..count {
                     self.push(Leader::none(simd));
                 }
-                for_each_group!(strip, 0..count, |tile, classes| {
-                    let first = classes.start;
-                    self.all_mut()[tile].look_at(simd, &strip.tile(tile), classes, first);
+                for_each_group!(classes, 0..count, |tile, classes| {
+                    self.all_mut()[tile].look_at(simd, &strip.tile(tile), classes);
                 });
             },
         );
@@ -641,13 +630,33 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Leader<S, R>> {
 }
 
 impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
+    /// Begin with tiles whose own classes are the leaders; `counts` says how many rows each has.
+    #[inline(never)]
+    pub fn begin_led(
+        &mut self,
+        simd: S,
+        leaders: &Tiles<Leader<S, R>>,
+        counts: impl Fn(usize) -> usize,
+        scale: Scale<R>,
+    ) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                for (tile, leader) in leaders.all().iter().enumerate() {
+                    let counts = lane_mask::<S, R>(simd, u32::MAX >> (32 - counts(tile)));
+                    self.push(Rows::relative_to(simd, leader.top, leader.class, counts, scale));
+                }
+            },
+        );
+    }
+
     /// Add the exponentials of all classes of some tiles.
     #[inline(never)]
     pub fn add(&mut self, simd: S, tiles: Range<usize>, strip: &Strip<R>) {
         simd.vectorize(
             #[inline(always)]
             || {
-                for_each_group!(strip, tiles.clone(), |tile, classes| {
+                for_each_group!(strip.classes(), tiles.clone(), |tile, classes| {
                     let count = classes.len();
                     self.all_mut()[tile].add::<_, true>(
                         simd,
@@ -669,7 +678,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
             #[inline(always)]
             || {
                 let count = self.all().len();
-                for_each_group!(strip, 0..count, |tile, classes| {
+                for_each_group!(strip.classes(), 0..count, |tile, classes| {
                     let (block, count) = (strip.tile(tile), classes.len());
                     self.all_mut()[tile].add::<_, true>(simd, &block, &mut (), classes.start, classes.start, count);
                     weighed.all_mut()[tile].add::<R, false>(simd, &block, shares, tile, classes);
@@ -698,7 +707,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                 for _ in tiles.clone() {
                     totals.push(Total::zero(simd));
                 }
-                for_each_group!(teacher, tiles.clone(), |tile, classes| {
+                for_each_group!(teacher.classes(), tiles.clone(), |tile, classes| {
                     let sum = totals.all()[tile - tiles.start];
                     let moved = moved_lanes::<S, R>(simd, &moved[tile]);
                     let mut beside = Divergence::<_, _, MASKED> { pupil: pupil.tile(tile), moved, sum };
@@ -735,7 +744,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
             #[inline(always)]
             || {
                 let strip = *logits.unwrap_or(&out.strip);
-                for_each_group!(strip, 0..coefficients.len(), |tile, classes| {
+                for_each_group!(strip.classes(), 0..coefficients.len(), |tile, classes| {
                     let (rows, of, block) = (&self.all()[tile], &coefficients[tile], strip.tile(tile));
                     let mut out = out.tile(tile);
                     let scales = scales.get(tile).unwrap_or(&[0.0; MOST_LANES]);

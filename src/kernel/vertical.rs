@@ -482,6 +482,12 @@ impl<'a, R: Real + Element<Real = R>> Strip<'a, R> {
         Self { block, apart }
     }
 
+    /// The number of classes.
+    #[inline(always)]
+    pub fn classes(&self) -> usize {
+        self.block.classes
+    }
+
     /// The same, if `T` is the same type.
     #[inline(always)]
     pub(super) fn of<T: Number>(self) -> Option<Strip<'a, T>> {
@@ -538,6 +544,20 @@ pub const MOST_TILES: usize = 32;
 
 /// Classes that are read of all tiles of a strip before the next: so many streams.
 pub(super) const STREAMS: usize = 8;
+
+/// Run `$body` for eight of so many classes of all tiles after the other, with their `$tile`s' numbers.
+macro_rules! for_each_group {
+    ($classes_of_all:expr, $tiles:expr, |$tile:ident, $classes:ident| $body:expr) => {
+        for start in (0..$classes_of_all).step_by($crate::kernel::vertical::STREAMS) {
+            let $classes = start..$classes_of_all.min(start + $crate::kernel::vertical::STREAMS);
+            for $tile in $tiles {
+                let $classes = $classes.clone();
+                $body
+            }
+        }
+    };
+}
+pub(super) use for_each_group;
 
 /// Something of each of some tiles.
 pub struct Tiles<T> {

@@ -1,9 +1,5 @@
 //! Which rows go by which of the kernels that need no maximum; those whose targets are classes and nothing else; and the rows
 //! that these kernels do not suit, one by one.
-//!
-//! Rows of few classes come on a stage, some tiles at a time, and each step is done for all of them before the next, so that
-//! no chain of operations is waited for. Where the rows lie lane by lane in memory (an inner class axis) the tiles are worked on
-//! in place, a strip of them at a time and eight classes of each: so memory is read in eight streams, page by page.
 
 use std::ops::Range;
 
@@ -13,16 +9,16 @@ use super::labels::Labels;
 use super::plan::{Plan, RowGradients, lanes_of, targets_of};
 use super::rows::{Rows, add_by_row, scales};
 use super::targets::Problem;
+use super::ways::{Way, is_strip, most_tiles, strip_mut_of, strip_of, tiles_of};
 use super::{Found, GradOutput};
 use crate::element::Element;
 use crate::kernel::finish::{self, Coefficients, MOST_LANES, Own, PerLane, Sums};
 use crate::kernel::horizontal;
 use crate::kernel::shares::Aim;
-use crate::kernel::stage::{MOST_STAGED, Stage, most_classes};
-use crate::kernel::vertical::{self, Block, Strip, StripMut, Tiles};
+use crate::kernel::stage::{Stage, most_classes};
+use crate::kernel::vertical::{self, Tiles};
 use crate::math::Real;
 use crate::row::product;
-use crate::row::tile::BATCH_BYTES;
 
 impl Rows<'_> {
     /// Work on rows from `first` on, as many as go by the same kernel, and say how many these were.
@@ -34,71 +30,28 @@ impl Rows<'_> {
         first: usize,
         sum: &mut PerLane<f64>,
     ) -> Found<usize> {
-        let (lanes, left) = (R::LANES, self.range.end - first);
-        let classes = self.logits.classes();
-        let run = self.logits.neighbours_from(first).filter(|_| !self.logits.is_contiguous());
-        // Rows that lie lane by lane are as many as the run has left.
-        let left = run.map_or(left, |run| run.min(left));
-        let tiles = run.map_or(0, |_| (left / lanes).min(plan.tiles(classes)));
-        let few = classes <= most_classes::<R>();
-        // The logits and targets alone decide by which kernel losses are computed; those in place have the same bits as on a stage.
-        let lie_so = tiles > 0
-            && self.logits.dtype() == R::DTYPE
-            && u32::try_from(classes).is_ok()
-            && self.logits.neighbours(first, tiles * lanes).is_some()
-            && plan.lies_alike(first, tiles * lanes);
-        let in_place = lie_so && self.gradient_is_strip::<R>(first, tiles * lanes);
-        let staged = few || tiles > 0 && (lie_so || classes <= MOST_STAGED);
-        let count = if in_place {
-            tiles * lanes
-        } else if staged {
-            // What fills no tile goes by the same kernel as it does where tiles are worked on in place.
-            let most = if few { left } else { tiles * lanes };
-            (Stage::<R>::tiles(classes) * lanes).min(most)
-        } else {
-            (BATCH_BYTES / classes.saturating_mul(self.logits.dtype().size())).clamp(1, lanes).min(left)
-        };
-        let rows = first..first + count;
+        let most = most_tiles(self.logits.classes(), plan.passes());
+        let (logits, gradient) = (self.logits, self.gradient.as_mut());
+        let lies_alike = |rows| plan.lies_alike(first, rows);
+        let fits = |rows| is_strip::<R>(gradient, first, rows);
+        let way = Way::of::<R>(logits, first, self.range.end - first, most, lies_alike, fits);
+        let rows = first..first + way.rows::<R>();
         // What overwrites the logits is written last.
         if self.gradient_last {
             self.hessians(simd, plan, rows.clone())?;
         }
-        if in_place {
-            self.strip(simd, plan, first, tiles, sum)?;
-        } else if staged {
-            match plan.plain() {
-                Some(labels) => self.staged(simd, plan, labels, rows.clone(), sum),
-                None => self.staged_options(simd, plan, rows.clone(), sum)?,
-            }
-        } else {
-            match plan.plain() {
-                Some(labels) => self.long(simd, plan, labels, rows.clone(), sum),
-                None => self.long_options(simd, plan, rows.clone(), sum)?,
-            }
+        match (way, plan.plain()) {
+            (Way::Strip(_), Some(labels)) => self.strip(simd, plan, labels, rows.clone(), sum),
+            (Way::Strip(_), None) => self.strip_options(simd, plan, rows.clone(), sum)?,
+            (Way::Staged(_), Some(labels)) => self.staged(simd, plan, labels, rows.clone(), sum),
+            (Way::Staged(_), None) => self.staged_options(simd, plan, rows.clone(), sum)?,
+            (Way::OneByOne(_), Some(labels)) => self.long(simd, plan, labels, rows.clone(), sum),
+            (Way::OneByOne(_), None) => self.long_options(simd, plan, rows.clone(), sum)?,
         }
         if !self.gradient_last {
-            self.hessians(simd, plan, rows)?;
+            self.hessians(simd, plan, rows.clone())?;
         }
-        Ok(count)
-    }
-
-    /// Work on `count` tiles of rows that lie lane by lane in memory.
-    #[inline(always)]
-    fn strip<S: Simd, R: Real + Element<Real = R>>(
-        &mut self,
-        simd: S,
-        plan: &Plan<R>,
-        first: usize,
-        count: usize,
-        sum: &mut PerLane<f64>,
-    ) -> Found<()> {
-        match plan.plain() {
-            Some(labels) => {
-                self.class_strip(simd, plan, labels, first, count, sum);
-                Ok(())
-            }
-            None => self.strip_options(simd, plan, first, count, sum),
-        }
+        Ok(rows.len())
     }
 
     /// Write the diagonals of the Hessians of some rows, if they are wanted.
@@ -135,15 +88,6 @@ impl Rows<'_> {
         found
     }
 
-    /// Whether the gradients of so many rows can be written beside each other, as they are computed.
-    #[inline(always)]
-    pub(super) fn gradient_is_strip<R: Real + Element<Real = R>>(&mut self, first: usize, rows: usize) -> bool {
-        self.gradient.as_mut().is_none_or(
-            #[inline(always)]
-            |out| out.dtype() == R::DTYPE && out.neighbours(first, rows).is_some(),
-        )
-    }
-
     /// Work on rows of few classes.
     #[inline(always)]
     fn staged<S: Simd, R: Real + Element<Real = R>>(
@@ -163,7 +107,7 @@ impl Rows<'_> {
             return;
         }
         let mut tiles = Tiles::<vertical::Rows<S, R>>::none();
-        let of_tile = |tile: usize| rows.start + tile * lanes..rows.end.min(rows.start + (tile + 1) * lanes);
+        let of_tile = tiles_of::<R>(rows.clone());
         let count = rows.len().div_ceil(lanes);
         for tile in 0..count {
             stage.bring_in(simd, tile, self.logits, of_tile(tile), &mut wings);
@@ -219,22 +163,18 @@ impl Rows<'_> {
         }
     }
 
-    /// Work on `count` tiles of rows that lie lane by lane in memory.
+    /// Work on tiles of rows that lie lane by lane in memory.
     #[inline(always)]
-    fn class_strip<S: Simd, R: Real + Element<Real = R>>(
+    fn strip<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
         plan: &Plan<R>,
         labels: &Labels,
-        first: usize,
-        count: usize,
+        rows: Range<usize>,
         sum: &mut PerLane<f64>,
     ) {
-        let (lanes, classes) = (R::LANES, self.logits.classes());
-        let of_tile = |tile: usize| first + tile * lanes..first + (tile + 1) * lanes;
-        let (base, step) = self.logits.neighbours(first, count * lanes).expect("asked before");
-        // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`.
-        let strip = unsafe { Strip::new(Block::new(base.cast::<R>(), step, classes), lanes) };
+        let (logits, of_tile, count) = (self.logits, tiles_of::<R>(rows.clone()), rows.len() / R::LANES);
+        let strip = strip_of::<R>(logits, &rows);
         let mut tiles = Tiles::<vertical::Rows<S, R>>::none();
         for tile in 0..count {
             tiles.begin(simd, &strip.tile(tile), &targets_of(self.problem, labels, of_tile(tile)), plan.scale);
@@ -253,9 +193,7 @@ impl Rows<'_> {
             }
         }
         let Some(out) = &mut self.gradient else { return };
-        let (place, step) = out.neighbours(first, count * lanes).expect("asked before");
-        // SAFETY: the neighbours of each class are elements of rows that this thread has for itself.
-        let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<R>(), step, classes), lanes)) };
+        let mut out = strip_mut_of::<R>(out, &rows);
         tiles.write_less(simd, coefficients.all(), &[], Some(&strip), &Aim::Own, &mut out);
         for (tile, of) in coefficients.all().iter().enumerate() {
             out.tile(tile).write_own(&targets_of(self.problem, labels, of_tile(tile)), of);
@@ -280,7 +218,7 @@ impl Rows<'_> {
         for (lane, row) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(row);
             let logit = <R as Real>::from_f64(row.get(own.class[lane]));
-            let of_row = horizontal::sum::<S, R>(simd, row, own.class[lane], logit, plan.scale);
+            let of_row = horizontal::sum::<S, R>(simd, row, Some(own.class[lane]), logit, plan.scale);
             found.set(lane, &of_row);
         }
         let Some(of) = self.finish_rows(simd, plan, rows.clone(), &own, &found, sum) else { return };

@@ -1,22 +1,19 @@
 //! What an evaluation reports of a model's logits: loss, hits among the top k, entropy, in one pass over memory.
 
-use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fearless_simd::Simd;
 
-use super::statistics::read;
+use super::distribution::{Reading, Use};
 use super::targets::{Problem, Targets};
-use super::{Check, Chunks};
+use super::{Check, Chunks, rows};
 use crate::array::Array;
-use crate::dtype::with_element;
-use crate::element::Element;
 use crate::error::Result;
+use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::math::precise_sum;
 use crate::parallel::map_chunks;
-use crate::row::batch::{self, LogSumExps, MOST_LANES, Spreads};
-use crate::row::tile::{Batch, Transposed, batches};
-use crate::row::{product, weigh_infinities};
+use crate::row::{Statistics, product};
 use crate::simd::{self, Kernel};
 
 /// Sums over the rows that are not ignored.
@@ -44,94 +41,86 @@ pub fn tally(logits: &Array, problem: &Problem, top_k: &[usize], check: Check) -
     // Counts may be added in any order; the sums come back in that of the chunks.
     let hits: Vec<AtomicU64> = top_k.iter().map(|_| AtomicU64::new(0)).collect();
     let hits = &hits[..];
-    let sums = with_element!(logits.dtype(), E => {
-        map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
-            let element = PhantomData;
-            level.run(Rows::<E> { range: chunks.rows_of(chunk), logits, problem, top_k, hits, element })
-        })
+    // Of what a weight of the row's class is all there is besides, what is known of the row tells the loss.
+    let is_known = problem.label_smoothing == 0.0 && problem.z_loss == 0.0;
+    let weight_sum = problem.share_weight_sum();
+    let sums = map_chunks(chunks.count(), chunks.bytes(logits.classes(), logits.dtype().size()), check, |chunk| {
+        let range = chunks.rows_of(chunk);
+        let found = vec![0; top_k.len()];
+        let [mut loss, entropy] = level.run(Rows { range: range.clone(), logits, problem, top_k, found, all: hits });
+        if !is_known {
+            let of_losses = rows::Rows::of_losses(range, logits, problem, weight_sum);
+            loss = level.run(of_losses).expect("a class is no bad target");
+        }
+        [loss, entropy]
     })?;
     let [loss, entropy] = [0, 1].map(|part| precise_sum(sums.iter().map(|sums| sums[part])));
     Ok(Tally { loss, entropy, hits: hits.iter().map(|hits| hits.load(Ordering::Relaxed)).collect() })
 }
 
-/// The work on a chunk of rows: the sums of their losses and entropies.
-struct Rows<'a, E> {
-    range: std::ops::Range<usize>,
+/// The work on a chunk of rows: the sums of their losses, but for what all classes have of them, and of their entropies.
+struct Rows<'a> {
+    range: Range<usize>,
     logits: &'a Array<'a>,
     problem: &'a Problem<'a>,
     top_k: &'a [usize],
-    hits: &'a [AtomicU64],
-    element: PhantomData<E>,
+    found: Vec<u64>,
+    all: &'a [AtomicU64],
 }
 
-impl<E: Element> Kernel for Rows<'_, E> {
+impl Kernel for Rows<'_> {
     type Output = [f64; 2];
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> [f64; 2] {
-        let mut sums = [0.0, 0.0];
-        let mut hits = vec![0; self.top_k.len()];
-        let transform = self.problem.transform;
-        let mut room = Transposed::uninit();
-        for batch in batches::<E>(self.logits, self.range.clone()) {
-            let (first, rows) = (batch.first, batch.rows);
-            let classes = self.logits.classes();
-            let mut targets = batch::Targets::none(rows, self.problem.dense(first, classes, None));
-            self.problem.set(first, classes, &mut targets);
-            let mut ranked = [None; MOST_LANES];
-            for lane in 0..rows {
-                if targets.counts[lane] != 0.0 {
-                    let class = targets.points.class[lane];
-                    ranked[lane] = Some(class);
-                    targets.points.logit[lane] = self.logits.row(first + lane).get(class);
-                }
-            }
-            let tile = batch.tile::<S, E>(simd, transform, &mut room);
-            let found = read::<S, E>(simd, &batch, tile, &ranked, transform);
-            let (log_sum_exps, spreads) = self.spreads(simd, &batch, &targets, &found.log_sum_exps);
-            let mut losses = batch::losses(simd, &log_sum_exps, &targets, &spreads, transform);
-            weigh_infinities(simd, self.logits, first, &targets, transform, &mut losses);
-            let entropies = found.entropies(simd, rows);
-            for lane in (0..rows).filter(|&lane| targets.counts[lane] != 0.0) {
-                sums[0] += product(self.problem.sample_weight(first + lane), losses.loss[lane]);
-                sums[1] += entropies[lane];
-                // A row with a NaN, or of masked classes alone, hits nothing.
-                if found.log_sum_exps.get(lane).total() > 0.0 {
-                    for (hits, &k) in hits.iter_mut().zip(self.top_k) {
-                        *hits += u64::from(found.above[lane] < k as f64);
-                    }
-                }
-            }
+        let (range, logits, transform) = (self.range.clone(), self.logits, self.problem.transform);
+        let mut summing = Summing { of: self, sums: [0.0; 2] };
+        Reading { range, logits, transform, normalized: None }.run(simd, &mut summing);
+        for (all, hits) in summing.of.all.iter().zip(&summing.of.found) {
+            all.fetch_add(*hits, Ordering::Relaxed);
         }
-        for (all, hits) in self.hits.iter().zip(hits) {
-            all.fetch_add(hits, Ordering::Relaxed);
-        }
-        sums
+        summing.sums
     }
 }
 
-impl<E: Element> Rows<'_, E> {
-    /// What the targets of a batch have to be summed, and the log-sum-exps that this is relative to: a second pass only if there is
-    /// something.
+/// The work on a chunk of rows, and the sums so far.
+struct Summing<'a> {
+    of: Rows<'a>,
+    sums: [f64; 2],
+}
+
+impl Use for Summing<'_> {
+    const LEADERS: bool = true;
+    const SHAPES: bool = true;
+
     #[inline(always)]
-    fn spreads<S: Simd>(
-        &self,
-        simd: S,
-        batch: &Batch,
-        targets: &batch::Targets,
-        found: &LogSumExps,
-    ) -> (LogSumExps, Spreads) {
-        if targets.uniform == 0.0 && targets.dense.is_none() {
-            return (*found, Spreads::default());
-        }
-        let transform = self.problem.transform;
-        let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-        for lane in 0..batch.rows {
-            if let Some(target) = targets.get(lane) {
-                let row = self.logits.row(batch.first + lane);
-                target.pass::<S, E::Real>(simd, row, transform, lane, &mut found, &mut spreads);
+    fn ranked(&self, rows: Range<usize>) -> PerLane<Option<usize>> {
+        self.of.problem.classes_of(rows)
+    }
+
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, simd: S, rows: Range<usize>, known: &Statistics) {
+        let Rows { logits, problem, top_k, found, .. } = &mut self.of;
+        let classes = problem.classes_of(rows.clone());
+        let mut of_targets = [0.0; MOST_LANES];
+        for (lane, class) in classes.iter().enumerate() {
+            if let Some(class) = class {
+                of_targets[lane] = logits.row(rows.start + lane).get(*class);
             }
         }
-        (found, spreads)
+        let missed = known.missed(simd, &of_targets, rows.len(), problem.transform);
+        let entropies = known.entropies(simd, rows.len());
+        for (lane, row) in rows.enumerate() {
+            let Some(class) = classes[lane] else { continue };
+            let weight = problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
+            self.sums[0] += product(problem.sample_weight(row), product(weight, missed[lane]));
+            self.sums[1] += entropies[lane];
+            // A row with a NaN, or of masked classes alone, hits nothing.
+            if known.log_sum_exps.get(lane).total() > 0.0 {
+                for (hits, &k) in found.iter_mut().zip(*top_k) {
+                    *hits += u64::from(known.above[lane] < k as f64);
+                }
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ pub mod bandwidth;
 pub mod binary;
 mod class_targets;
 pub mod cross_entropy;
+mod distribution;
 pub mod evaluation;
 pub mod labels;
 mod options;
@@ -12,14 +13,15 @@ mod rows;
 pub mod softmax;
 pub mod statistics;
 pub mod targets;
+mod ways;
 
 use fearless_simd::Simd;
 
 use crate::array::{Array, ArrayMut};
 use crate::dtype::Dtype;
 use crate::error::Error;
+use crate::kernel::stage::most_classes;
 use crate::math::{Real, precise_sum};
-use crate::row::tile::most_classes;
 use crate::rows::StorePolicy;
 
 /// Asked from time to time whether to go on; see [`crate::parallel::map_chunks`].

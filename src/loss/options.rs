@@ -12,6 +12,7 @@ use fearless_simd::Simd;
 use super::Found;
 use super::plan::{Goal, Plan, RowGradients, Teacher, lanes_of};
 use super::rows::{Rows, add_by_row, scales};
+use super::ways::{strip_mut_of, strip_of, tiles_of};
 use crate::array::Array;
 use crate::dtype::Dtype;
 use crate::element::Element;
@@ -320,28 +321,22 @@ impl Rows<'_> {
         }
     }
 
-    /// Work on `count` tiles of rows that lie lane by lane in memory.
+    /// Work on tiles of rows that lie lane by lane in memory.
     #[inline(always)]
     pub(super) fn strip_options<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
         plan: &Plan<R>,
-        first: usize,
-        count: usize,
+        rows: Range<usize>,
         sum: &mut PerLane<f64>,
     ) -> Found<()> {
-        let (lanes, classes) = (R::LANES, self.logits.classes());
-        let of_tile = tiles_of::<R>(first..first + count * lanes);
-        let (base, step) = self.logits.neighbours(first, count * lanes).expect("asked before");
-        // SAFETY: the neighbours of each class are elements of the array, readable by the promise made to `Array::new`.
-        let strip = unsafe { Strip::new(Block::new(base.cast::<R>(), step, classes), lanes) };
-        let likeness = plan.likeness(first, count * lanes).expect("asked before");
+        let (logits, of_tile) = (self.logits, tiles_of::<R>(rows.clone()));
+        let strip = strip_of::<R>(logits, &rows);
+        let likeness = plan.likeness(rows.start, rows.len()).expect("asked before");
         let mut known = Known::nothing();
-        self.options(simd, plan, first..first + count * lanes, &strip, None, &likeness, &mut known, sum)?;
+        self.options(simd, plan, rows.clone(), &strip, None, &likeness, &mut known, sum)?;
         let Some(out) = &mut self.gradient else { return Ok(()) };
-        let (place, step) = out.neighbours(first, count * lanes).expect("asked before");
-        // SAFETY: the neighbours of each class are elements of rows that this thread has for itself.
-        let mut out = unsafe { StripMut::new(Strip::new(Block::new(place.cast::<R>(), step, classes), lanes)) };
+        let mut out = strip_mut_of::<R>(out, &rows);
         known.write(simd, plan, &of_tile, &likeness, Some(&strip), None, &mut out);
         for (tile, of) in known.coefficients.all().iter().enumerate() {
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
@@ -523,7 +518,7 @@ impl Rows<'_> {
         for (lane, number) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(number);
             if plan.leads {
-                own.class[lane] = horizontal::leader::<S, R>(simd, row);
+                own.class[lane] = horizontal::leader::<S, R>(simd, row).0;
             }
             let class = own.class[lane];
             let logit = row.get(class);
@@ -541,7 +536,7 @@ impl Rows<'_> {
             (weighed.mass[lane], weighed.sum[lane]) = (weight.mass, weight.sum);
             if let Goal::Teacher(teachers) = plan.goal {
                 let teacher = teachers.row(number);
-                let class = horizontal::leader::<S, R>(simd, teacher);
+                let class = horizontal::leader::<S, R>(simd, teacher).0;
                 let teacher_logit = teacher.get(class);
                 let moved = two_sum(row.get(class), -teacher_logit);
                 (apart[lane], teacher_classes[lane]) = (row.get(class) - logit, class);
@@ -703,17 +698,11 @@ struct Slopes {
     targets: PerLane<f64>,
 }
 
-/// The rows of each tile.
-#[inline(always)]
-fn tiles_of<R: Real>(rows: Range<usize>) -> impl Fn(usize) -> Range<usize> {
-    move |tile| rows.start + tile * R::LANES..rows.end.min(rows.start + (tile + 1) * R::LANES)
-}
-
 /// Make the own classes of some tiles those with the largest logits.
 #[inline(always)]
-fn lead<S: Simd, R: Real + Element<Real = R>>(simd: S, strip: &Strip<R>, own: &mut Tiles<Own>) {
+pub(super) fn lead<S: Simd, R: Real + Element<Real = R>>(simd: S, strip: &Strip<R>, own: &mut Tiles<Own>) {
     let mut leaders = Tiles::<Leader<S, R>>::none();
-    leaders.find(simd, strip, own.all().len());
+    leaders.find(simd, strip, own.all().len(), strip.classes());
     for (own, leader) in own.all_mut().iter_mut().zip(leaders.all()) {
         own.class = leader.classes();
     }
@@ -744,7 +733,7 @@ fn bits_of(lanes: &PerLane<f64>) -> u32 {
 /// Bring in all rows of an array of any dtype that computes in `R`, and as many more, anything, as tiles of `lanes` have; whether there
 /// was memory for it.
 #[inline(never)]
-fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
+pub(super) fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     stage: &mut Stage<R>,
     array: &Array,

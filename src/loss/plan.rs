@@ -12,7 +12,7 @@ use crate::kernel::cap::{Cap, Capped, Softcap};
 use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
 use crate::kernel::horizontal::RowShares;
 use crate::kernel::shares::{self, CappedTiles, Given, Shares};
-use crate::kernel::vertical::{self, Strip};
+use crate::kernel::vertical::Strip;
 use crate::math::{Real, Scale};
 
 /// What is asked for of all rows of a problem.
@@ -103,7 +103,7 @@ impl<'a, R: Real> Plan<'a, R> {
     }
 
     /// How many passes over arrays of the logits' size are made before gradients.
-    fn passes(&self) -> usize {
+    pub(super) fn passes(&self) -> usize {
         let arrays = match self.goal {
             Goal::Own | Goal::Shares(None) => 1,
             Goal::Shares(Some(_)) | Goal::Teacher(_) => 2,
@@ -113,20 +113,7 @@ impl<'a, R: Real> Plan<'a, R> {
 }
 
 /// Classes are counted in lanes, which is exact up to here in f32.
-const COUNTABLE_CLASSES: usize = 1 << 24;
-
-/// What is read twice of a strip should stay in the second cache.
-const STRIP_BYTES: usize = 1 << 19;
-
-impl<R: Real> Plan<'_, R> {
-    /// How many tiles of so many classes are worked on together.
-    pub(super) fn tiles(&self, classes: usize) -> usize {
-        if self.passes() == 1 {
-            return vertical::MOST_TILES;
-        }
-        (STRIP_BYTES / (classes * 64 * self.passes() / 2)).clamp(4, vertical::MOST_TILES)
-    }
-}
+pub(super) const COUNTABLE_CLASSES: usize = 1 << 24;
 
 impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
     /// The shares of tiles, if there are such.

@@ -7,13 +7,14 @@ use fearless_simd::Simd;
 
 use super::plan::Plan;
 use super::targets::Problem;
+use super::ways::BATCH_BYTES;
 use super::{Found, GradOutput};
 use crate::array::{Array, RowsMut};
 use crate::element::Element;
+use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::math::Real;
-use crate::row::batch::{self, LogSumExps, Losses, MOST_LANES, PerLane, Slopes, Spreads, Targets, sum_of_lanes};
-use crate::row::tile::BATCH_BYTES;
-use crate::row::{find_point, gradient, product, weigh_infinities};
+use crate::row::batch::{self, Losses, Slopes, Spreads, Targets, sum_of_lanes};
+use crate::row::{LogSumExps, find_point, gradient, product, weigh_infinities};
 use crate::rows::StorePolicy;
 use crate::simd::{self, Kernel};
 
@@ -72,6 +73,30 @@ pub(super) struct Rows<'a> {
     pub(super) gradient_last: bool,
     /// How the gradient and the Hessian are stored.
     pub(super) store: [StorePolicy; 2],
+}
+
+impl<'a> Rows<'a> {
+    /// The work on some rows whose losses are summed alone; `weight_sum` as there.
+    pub(super) fn of_losses(
+        range: Range<usize>,
+        logits: &'a Array<'a>,
+        problem: &'a Problem<'a>,
+        weight_sum: Option<f64>,
+    ) -> Self {
+        Self {
+            range,
+            logits,
+            problem,
+            divisor: 1.0,
+            weight_sum,
+            losses: None,
+            gradient: None,
+            hessian: None,
+            grad_output: None,
+            gradient_last: false,
+            store: [StorePolicy::Cached; 2],
+        }
+    }
 }
 
 impl Kernel for Rows<'_> {

@@ -1,17 +1,16 @@
 //! What can be told of every row in one pass: log-sum-exp, leader, entropy, and where the target stands.
 
-use std::marker::PhantomData;
+use std::ops::Range;
 
 use fearless_simd::Simd;
 
+use super::distribution::{Reading, Use};
+use super::softmax::log_sum_exps_of;
 use super::{Check, Chunks, labels::Labels};
 use crate::array::{Array, ArrayMut, Parts, RowsMut};
-use crate::dtype::with_element;
-use crate::element::Element;
 use crate::error::Result;
+use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::parallel::map_chunks;
-use crate::row::batch::{MOST_LANES, PerLane};
-use crate::row::tile::{Batch, Tile, Transposed, batches};
 use crate::row::{Statistics, Transform};
 use crate::simd::{self, Kernel};
 
@@ -67,86 +66,74 @@ pub fn row_statistics(
         out.parts(chunks.ranges())
     });
     let level = simd::level();
-    with_element!(logits.dtype(), E => {
-        map_chunks(chunks.count(), chunks.bytes(logits.classes(), size_of::<E>()), check, |chunk| {
-            let columns = columns.each().map(|parts: &Parts| parts.take(chunk));
-            let element = PhantomData;
-            level.run(Rows::<E> { range: chunks.rows_of(chunk), logits, labels, transform, columns, element });
-        })
-        .map(|_| ())
+    map_chunks(chunks.count(), chunks.bytes(logits.classes(), logits.dtype().size()), check, |chunk| {
+        let columns = columns.each().map(|parts: &Parts| parts.take(chunk));
+        level.run(Rows { range: chunks.rows_of(chunk), logits, labels, transform, columns });
     })
+    .map(|_| ())
 }
 
-struct Rows<'a, E> {
-    range: std::ops::Range<usize>,
+struct Rows<'a> {
+    range: Range<usize>,
     logits: &'a Array<'a>,
     labels: Option<&'a Labels>,
     transform: Transform,
     columns: Columns<RowsMut<'a>>,
-    element: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for Rows<'_, E> {
+impl Kernel for Rows<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Columns { mut log_sum_exp, mut argmax, mut max_probability, mut entropy, mut target } = self.columns;
-        let mut room = Transposed::uninit();
-        for batch in batches::<E>(self.logits, self.range.clone()) {
-            let (first, rows) = (batch.first, batch.rows);
-            let (mut classes, mut logits) = ([None; MOST_LANES], [0.0; MOST_LANES]);
-            for lane in 0..rows {
-                classes[lane] = self.labels.and_then(|labels| labels.class(first + lane));
-                if let Some(class) = classes[lane] {
-                    logits[lane] = self.logits.row(first + lane).get(class);
-                }
-            }
-            let tile = batch.tile::<S, E>(simd, self.transform, &mut room);
-            let found = read::<S, E>(simd, &batch, tile, &classes, self.transform);
-            let [mut values, mut missed, probabilities] = found.columns(simd, &logits, rows, self.transform);
-            batch.find_infinite(&found.log_sum_exps, &mut values);
-            let entropies = found.entropies(simd, rows);
-            let (mut leaders, mut ranks) = ([0.0; MOST_LANES], [-1.0; MOST_LANES]);
-            for lane in 0..rows {
-                leaders[lane] = found.leader[lane] as f64;
-                let counts = classes[lane].is_some();
-                missed[lane] = if counts { 0.0 - missed[lane] } else { 0.0 };
-                if counts && found.log_sum_exps.get(lane).total() > 0.0 {
-                    ranks[lane] = found.above[lane];
-                }
-            }
-            log_sum_exp.set(first, &values[..rows]);
-            argmax.set(first, &leaders[..rows]);
-            max_probability.set(first, &probabilities[..rows]);
-            entropy.set(first, &entropies[..rows]);
-            if let Some((log_probability, rank)) = &mut target {
-                log_probability.set(first, &missed[..rows]);
-                rank.set(first, &ranks[..rows]);
-            }
-        }
+    fn run<S: Simd>(mut self, simd: S) {
+        let (range, logits, transform) = (self.range.clone(), self.logits, self.transform);
+        Reading { range, logits, transform, normalized: None }.run(simd, &mut self);
     }
 }
 
-/// The statistics of a batch of rows, those of `tile` if they are across lanes, and the rank of a class in each.
-#[inline(always)]
-pub(super) fn read<S: Simd, E: Element>(
-    simd: S,
-    batch: &Batch,
-    tile: Option<Tile>,
-    ranked: &PerLane<Option<usize>>,
-    transform: Transform,
-) -> Statistics {
-    let Some(tile) = tile else {
-        let mut found = Statistics::default();
-        for lane in 0..batch.rows {
-            found.read::<S, E>(simd, lane, batch.array.row(batch.first + lane), ranked[lane], transform);
+impl Use for Rows<'_> {
+    const LEADERS: bool = true;
+    const SHAPES: bool = true;
+
+    #[inline(always)]
+    fn ranked(&self, rows: Range<usize>) -> PerLane<Option<usize>> {
+        let mut classes = [None; MOST_LANES];
+        if let Some(labels) = self.labels {
+            for (class, row) in classes.iter_mut().zip(rows) {
+                *class = labels.class(row);
+            }
         }
-        return found;
-    };
-    let mut found = Statistics::of_tile::<S, E>(simd, tile, ranked, transform);
-    for lane in 0..batch.rows {
-        found.find_nan(lane, batch.array.row(batch.first + lane));
+        classes
     }
-    found
+
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, simd: S, rows: Range<usize>, known: &Statistics) {
+        let (first, count, classes) = (rows.start, rows.len(), self.ranked(rows.clone()));
+        let Columns { log_sum_exp, argmax, max_probability, entropy, target } = &mut self.columns;
+        log_sum_exp.set(first, &log_sum_exps_of(simd, self.logits, rows.clone(), known, self.transform)[..count]);
+        let mut leaders = [0.0; MOST_LANES];
+        for (leader, class) in leaders.iter_mut().zip(&known.leader) {
+            *leader = *class as f64;
+        }
+        argmax.set(first, &leaders[..count]);
+        max_probability.set(first, &known.largest_probabilities(simd, count, self.transform)[..count]);
+        entropy.set(first, &known.entropies(simd, count)[..count]);
+        let Some((log_probability, rank)) = target else { return };
+        let (mut logits, mut ranks) = ([0.0; MOST_LANES], [-1.0; MOST_LANES]);
+        for (lane, class) in classes.iter().enumerate() {
+            if let Some(class) = class {
+                logits[lane] = self.logits.row(first + lane).get(*class);
+            }
+        }
+        let mut missed = known.missed(simd, &logits, count, self.transform);
+        for (lane, class) in classes.iter().enumerate() {
+            missed[lane] = if class.is_some() { 0.0 - missed[lane] } else { 0.0 };
+            // A row with a NaN, or of masked classes alone, ranks nothing.
+            if class.is_some() && known.log_sum_exps.get(lane).total() > 0.0 {
+                ranks[lane] = known.above[lane];
+            }
+        }
+        log_probability.set(first, &missed[..count]);
+        rank.set(first, &ranks[..count]);
+    }
 }

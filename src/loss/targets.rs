@@ -8,9 +8,10 @@ use super::labels::Labels;
 use super::{BadTarget, Check, Chunks, Found};
 use crate::array::Array;
 use crate::error::Result;
+use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::math::{Real, precise_sum};
 use crate::parallel::map_chunks;
-use crate::row::batch::{self, MOST_LANES};
+use crate::row::batch;
 use crate::row::{Dense, Source, Teacher, Transform, are_probabilities, is_probability};
 use crate::rows::BLOCK;
 use crate::simd::{self, Kernel};
@@ -75,6 +76,17 @@ impl<'p> Problem<'p> {
     #[inline(always)]
     pub(super) fn sample_weight(&self, index: usize) -> f64 {
         self.sample_weight.as_ref().map_or(1.0, |weight| weight[index])
+    }
+
+    /// The classes of some rows, no more than there are lanes: `None` for those that do not count, or have none.
+    #[inline(always)]
+    pub(super) fn classes_of(&self, rows: Range<usize>) -> PerLane<Option<usize>> {
+        let mut classes = [None; MOST_LANES];
+        let Targets::Classes(labels) = &self.targets else { return classes };
+        for (class, row) in classes.iter_mut().zip(rows) {
+            *class = labels.class(row).filter(|_| self.sample_weight(row) != 0.0);
+        }
+        classes
     }
 
     /// Whether a row counts: one that is ignored, or whose sample weight is 0, is never read into a result.

@@ -103,6 +103,19 @@ impl Real for f64 {
     }
 
     #[inline(always)]
+    fn class<S: Simd>(simd: S, class: usize) -> f64x8<S> {
+        u64x8::splat(simd, class as u64).bitcast()
+    }
+
+    #[inline(always)]
+    fn class_numbers<S: Simd>(classes: f64x8<S>, numbers: &mut [usize; 16]) {
+        let classes: u64x8<S> = classes.bitcast();
+        for (number, class) in numbers.iter_mut().zip(classes.as_slice()) {
+            *number = *class as usize;
+        }
+    }
+
+    #[inline(always)]
     fn replace<S: Simd>(simd: S, lanes: f64x8<S>, own: f64x8<S>, class: usize, value: f64x8<S>) -> f64x8<S> {
         let own: u64x8<S> = own.bitcast();
         own.simd_eq(u64x8::splat(simd, class as u64)).select(value, lanes)
@@ -298,6 +311,11 @@ impl Real for f64 {
     #[inline(always)]
     fn next_smaller(self) -> Self {
         self.next_down()
+    }
+
+    #[inline(always)]
+    fn next_larger(self) -> Self {
+        self.next_up()
     }
 
     #[inline(always)]

@@ -51,6 +51,10 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn power<S: Simd>(simd: S, rounded: Self::Lanes<S>, steps: u32) -> Self::Lanes<S>;
     /// Numbers of classes as they are compared.
     fn classes<S: Simd>(simd: S, classes: &[usize; 16]) -> Self::Lanes<S>;
+    /// The number of a class in all lanes, as [`Self::classes`] has them.
+    fn class<S: Simd>(simd: S, class: usize) -> Self::Lanes<S>;
+    /// [`Self::classes`], the other way.
+    fn class_numbers<S: Simd>(classes: Self::Lanes<S>, numbers: &mut [usize; 16]);
     /// Another value in the lanes whose own class this is.
     fn replace<S: Simd>(
         simd: S,
@@ -115,6 +119,9 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// The next smaller number.
     #[must_use]
     fn next_smaller(self) -> Self;
+    /// The next larger number.
+    #[must_use]
+    fn next_larger(self) -> Self;
     /// As f64, exactly.
     fn to_f64(self) -> f64;
 

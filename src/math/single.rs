@@ -77,6 +77,19 @@ impl Real for f32 {
     }
 
     #[inline(always)]
+    fn class<S: Simd>(simd: S, class: usize) -> f32x16<S> {
+        u32x16::splat(simd, class as u32).bitcast()
+    }
+
+    #[inline(always)]
+    fn class_numbers<S: Simd>(classes: f32x16<S>, numbers: &mut [usize; 16]) {
+        let classes: u32x16<S> = classes.bitcast();
+        for (number, class) in numbers.iter_mut().zip(classes.as_slice()) {
+            *number = *class as usize;
+        }
+    }
+
+    #[inline(always)]
     fn replace<S: Simd>(simd: S, lanes: f32x16<S>, own: f32x16<S>, class: usize, value: f32x16<S>) -> f32x16<S> {
         let own: u32x16<S> = own.bitcast();
         own.simd_eq(u32x16::splat(simd, class as u32)).select(value, lanes)
@@ -238,6 +251,11 @@ impl Real for f32 {
     #[inline(always)]
     fn next_smaller(self) -> Self {
         self.next_down()
+    }
+
+    #[inline(always)]
+    fn next_larger(self) -> Self {
+        self.next_up()
     }
 
     #[inline(always)]

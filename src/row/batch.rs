@@ -6,12 +6,11 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::target::{RowLoss, Target};
+use super::log_sum_exp::LogSumExps;
 use super::transform::Capped;
-use super::{Dense, LogSumExp, Transform};
-pub(super) use crate::kernel::finish::{HALF, load, store};
-pub use crate::kernel::finish::{MOST_LANES, PerLane};
-use crate::math::{Boost, Real, UNIT, log_one_plus, two_sum};
+use super::{Dense, Transform};
+use crate::kernel::finish::{HALF, MOST_LANES, PerLane, difference_and, load, quotient, store};
+use crate::math::{Boost, Real, UNIT};
 
 /// The sum of all lanes, in a fixed order.
 pub fn sum_of_lanes(lanes: &PerLane<f64>) -> f64 {
@@ -22,100 +21,6 @@ pub fn sum_of_lanes(lanes: &PerLane<f64>) -> f64 {
         }
     }
     sums[0]
-}
-
-/// The log-sum-exps of some rows, in the parts of [`LogSumExp`].
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub struct LogSumExps {
-    /// Logits, close to the largest of each row.
-    pub reference: PerLane<f64>,
-    /// The terms of the references: 1, 0 in a row without mass, NaN in a row with a logit of +∞.
-    pub own: PerLane<f64>,
-    /// The sums of all other terms.
-    pub others: PerLane<f64>,
-}
-
-impl Default for LogSumExps {
-    /// Rows of a single class.
-    #[inline(always)]
-    fn default() -> Self {
-        Self { reference: [0.0; MOST_LANES], own: [1.0; MOST_LANES], others: [0.0; MOST_LANES] }
-    }
-}
-
-impl LogSumExps {
-    /// Row number `lane`.
-    #[inline(always)]
-    pub fn get(&self, lane: usize) -> LogSumExp {
-        LogSumExp { reference: self.reference[lane], others: self.others[lane], masked: self.own[lane] == 0.0 }
-    }
-
-    /// Set row number `lane`.
-    #[inline(always)]
-    pub fn set(&mut self, lane: usize, found: LogSumExp) {
-        (self.reference[lane], self.own[lane], self.others[lane]) = (found.reference, found.own(), found.others);
-    }
-
-    /// [`LogSumExp::is_led`] of row number `lane`.
-    #[inline(always)]
-    pub(super) fn is_led(&self, lane: usize) -> bool {
-        self.get(lane).is_led()
-    }
-
-    /// `ln total` of each row, so accurate that it need not be close to zero where others are few.
-    #[inline(always)]
-    pub(super) fn log_total<S: Simd>(&self, simd: S, half: usize) -> f64x8<S> {
-        log_total(simd, load(simd, &self.own, half), load(simd, &self.others, half))
-    }
-}
-
-/// `ln(own + others)` for an own term of 1, 0 or NaN.
-#[inline(always)]
-pub(super) fn log_total<S: Simd>(simd: S, own: f64x8<S>, others: f64x8<S>) -> f64x8<S> {
-    let lanes = |value: f64| f64x8::splat(simd, value);
-    // Beside no own term there are no others, but for a NaN.
-    let nothing = own.simd_eq(lanes(0.0)).select(lanes(f64::NEG_INFINITY) + others, own);
-    own.simd_eq(lanes(1.0)).select(log_one_plus(simd, others), nothing)
-}
-
-/// `z(a) − z(b) + log` for capped logits `a` and `b`, each a sum of two, rounded once.
-#[inline(always)]
-pub(super) fn difference_and<S: Simd>(
-    simd: S,
-    [a, a_low]: [f64x8<S>; 2],
-    [b, b_low]: [f64x8<S>; 2],
-    log: f64x8<S>,
-    transform: Transform,
-) -> f64x8<S> {
-    let [high, low] = quotient(simd, a, b, a_low - b_low, transform.temperature());
-    let [sum, lost] = two_sum(high, log);
-    sum.is_finite().select(sum + (lost + low), sum)
-}
-
-/// `(a − b + low) / divisor` as a sum of two, the second 0 if the first is not finite, for a `low` that is far smaller
-/// than `a` or `b`.
-#[inline(always)]
-fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divisor: f64) -> [f64x8<S>; 2] {
-    let zero = f64x8::splat(simd, 0.0);
-    // Halves, if the difference of finite numbers overflows.
-    let size = (a - b).abs();
-    let overflows = size.simd_eq(f64x8::splat(simd, f64::INFINITY)) & a.is_finite() & b.is_finite();
-    // A quotient takes as long as ten other operations.
-    let by_one = divisor == 1.0 && !overflows.any_true();
-    let divisor = f64x8::splat(simd, divisor);
-    let share = overflows.select(f64x8::splat(simd, 0.5), f64x8::splat(simd, 1.0));
-    let (a, b, divisor) = (a * share, b * share, divisor * share);
-    let [high, lost] = two_sum(a, -b);
-    let [sum, rest] = two_sum(high, lost + low);
-    let finite = high.is_finite();
-    let (high, low) = (finite.select(sum, high), finite.select(rest, zero));
-    if by_one {
-        return [high, low];
-    }
-    let quotient = high / divisor;
-    let rest = (low - quotient.mul_sub_precise(divisor, high)) / divisor;
-    [quotient, quotient.is_finite().select(rest, zero)]
 }
 
 /// What some rows should be.
@@ -175,14 +80,6 @@ impl<'a> Targets<'a> {
             z_loss: 0.0,
         }
     }
-
-    /// The target of row number `lane`; `None` if the row is ignored.
-    #[inline(always)]
-    pub fn get(&self, lane: usize) -> Option<Target<'a>> {
-        let dense = self.dense.map(|dense| dense.skip(lane));
-        let point = self.names_classes.then(|| (self.points.class[lane], self.points.weight[lane]));
-        (self.counts[lane] != 0.0).then_some(Target { uniform: self.uniform, dense, point, z_loss: self.z_loss })
-    }
 }
 
 /// What passes summed for the uniform or the dense parts of targets.
@@ -226,14 +123,6 @@ pub struct Losses<'a> {
     pub(super) spread: &'a PerLane<f64>,
 }
 
-impl Losses<'_> {
-    /// What the derivatives of row number `lane` need.
-    #[inline(always)]
-    pub fn get(&self, lane: usize, targets: &Targets) -> RowLoss {
-        RowLoss { log_sum_exp: self.log_sum_exps.get(lane), mass: targets.points.weight[lane] + self.spread[lane] }
-    }
-}
-
 /// Logits, capped if there is a cap, as sums of two, and the slopes of the cap.
 struct Values<'a> {
     logits: &'a PerLane<f64>,
@@ -265,35 +154,25 @@ impl<'a> Values<'a> {
     }
 }
 
-/// The log-sum-exps, the losses of targets that are 0 everywhere but for lse: −∞ for a row of only −∞.
-#[inline(always)]
-pub fn values<S: Simd>(simd: S, found: &LogSumExps, rows: usize, transform: Transform) -> PerLane<f64> {
-    let [values] = missed(simd, found, [&[0.0; MOST_LANES]], rows, transform);
-    values
-}
-
-/// `lse − z` for some logits of each row: minus the log-probabilities.
+/// `lse − z` for a logit of each row: minus the log-probability. `logs` are `lse − z(reference)`.
 #[inline(never)]
-pub fn missed<S: Simd, const N: usize>(
+pub fn missed<S: Simd>(
     simd: S,
-    found: &LogSumExps,
-    logits: [&PerLane<f64>; N],
+    [references, logs]: [&PerLane<f64>; 2],
+    logits: &PerLane<f64>,
     rows: usize,
     transform: Transform,
-) -> [PerLane<f64>; N] {
+) -> PerLane<f64> {
     simd.vectorize(
         #[inline(always)]
         || {
-            let references = Values::new::<S, false>(simd, &found.reference, transform);
-            let logs = log_totals(simd, found, rows);
-            let mut missed = [[0.0; MOST_LANES]; N];
-            for (missed, logits) in missed.iter_mut().zip(logits) {
-                let logits = Values::new::<S, false>(simd, logits, transform);
-                for half in (0..rows).step_by(HALF) {
-                    let (reference, logits) = (references.load(simd, half), logits.load(simd, half));
-                    let above = difference_and(simd, reference, logits, load(simd, &logs, half), transform);
-                    store(above, missed, half);
-                }
+            let references = Values::new::<S, false>(simd, references, transform);
+            let logits = Values::new::<S, false>(simd, logits, transform);
+            let mut missed = [0.0; MOST_LANES];
+            for half in (0..rows).step_by(HALF) {
+                let (reference, logits) = (references.load(simd, half), logits.load(simd, half));
+                let log = load(simd, logs, half);
+                store(difference_and(simd, reference, logits, log, transform.temperature()), &mut missed, half);
             }
             missed
         },
@@ -347,21 +226,6 @@ fn probability<S: Simd>(
     [exp / total, leads.select(others, total - exp) / total]
 }
 
-/// `ln total` of each row.
-#[inline(never)]
-pub fn log_totals<S: Simd>(simd: S, found: &LogSumExps, rows: usize) -> PerLane<f64> {
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            let mut logs = [0.0; MOST_LANES];
-            for half in (0..rows).step_by(HALF) {
-                store(found.log_total(simd, half), &mut logs, half);
-            }
-            logs
-        },
-    )
-}
-
 /// The losses from what passes found.
 ///
 /// Where the point leads, its loss is `log1p(others)`: relative accuracy however confident the row. Elsewhere it is
@@ -382,6 +246,7 @@ pub fn losses<'a, S: Simd>(
             let lanes = |value: f64| f64x8::splat(simd, value);
             let references = Values::new::<S, false>(simd, &found.reference, transform);
             let logits = Values::new::<S, false>(simd, &targets.points.logit, transform);
+            let divisor = transform.temperature();
             let teacher = targets.dense.as_ref().and_then(Dense::log_totals);
             let mut losses =
                 Losses { loss: [0.0; MOST_LANES], log_sum_exps: found, spread: &spreads.mass, pull: [0.0; MOST_LANES] };
@@ -390,7 +255,7 @@ pub fn losses<'a, S: Simd>(
                 let log_total = found.log_total(simd, half);
                 let mut loss = zero;
                 if targets.names_classes {
-                    let missed = difference_and(simd, reference, logits.load(simd, half), log_total, transform);
+                    let missed = difference_and(simd, reference, logits.load(simd, half), log_total, divisor);
                     loss = product_of(load(simd, &targets.points.weight, half), missed);
                 }
                 let (mass, sum) = (load(simd, &spreads.mass, half), load(simd, &spreads.sum, half));
@@ -404,7 +269,7 @@ pub fn losses<'a, S: Simd>(
                     loss += mass * log_total - distance(sum);
                 }
                 if targets.z_loss != 0.0 {
-                    let lse = difference_and(simd, reference, [zero; 2], log_total, transform);
+                    let lse = difference_and(simd, reference, [zero; 2], log_total, divisor);
                     loss += lanes(targets.z_loss) * lse * lse;
                     store(lanes(2.0 * targets.z_loss) * lse, &mut losses.pull, half);
                 }

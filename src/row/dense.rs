@@ -5,12 +5,12 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::batch::{LogSumExps, PerLane, log_totals};
-use super::companion::{Nothing, Weights};
-use super::log_sum_exp::any_pass;
+use super::companion::Weights;
+use super::log_sum_exp::{LogSumExps, log_sum_exp, log_totals};
 use super::transform::{Scale, Value, with_uncapped_mode};
 use super::{Transform, per_mass};
 use crate::array::Array;
+use crate::kernel::finish::PerLane;
 use crate::math::{Boost, Real, Total, Twice, with_vectors_at_a_time};
 use crate::rows::BLOCK;
 
@@ -65,9 +65,9 @@ impl<'a> Teacher<'a> {
         for (lane, row) in rows.clone().enumerate() {
             let row = array.row(row);
             let of_row = if double {
-                any_pass::<S, f64, _>(simd, row, transform, Nothing).0
+                log_sum_exp::<S, f64>(simd, row, transform)
             } else {
-                any_pass::<S, f32, _>(simd, row, transform, Nothing).0
+                log_sum_exp::<S, f32>(simd, row, transform)
             };
             found.set(lane, of_row);
         }

@@ -2,13 +2,13 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
+use super::Transform;
 use super::companion::{Companion, Nothing, Raise, Term};
-use super::transform::{CAPPED, Capped, Factors, PLAIN, SCALED, Scale, Value, with_mode};
-use super::{Transform, batch};
+use super::transform::{CAPPED, Capped, Factors, Scale, Value, with_mode};
 use crate::element::Element;
-use crate::math::{Boost, Real, Total, argument_of_sums, exp, regrow, shrinkage, with_vectors_at_a_time};
-use crate::rows::{BLOCK, Row, Scratch};
-use crate::simd::prefetch_ahead;
+use crate::kernel::finish::{HALF, MOST_LANES, PerLane, load, store};
+use crate::math::{Boost, Real, Total, argument_of_sums, exp, log_one_plus, regrow, shrinkage, with_vectors_at_a_time};
+use crate::rows::{BLOCK, Row};
 
 /// `log Σ exp z` in parts: it is `z(reference) + ln(own + others)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,36 +57,91 @@ impl LogSumExp {
             #[inline(always)]
             || {
                 let lanes = |value: f64| f64x8::splat(simd, value);
-                batch::log_total(simd, lanes(own), lanes(others)).as_slice()[0]
+                log_total(simd, lanes(own), lanes(others)).as_slice()[0]
             },
         )
     }
 }
 
-/// `log Σ exp z` over the classes of a row.
-#[inline(always)]
-pub fn log_sum_exp<S: Simd, E: Element>(simd: S, row: Row, transform: Transform) -> LogSumExp {
-    pass::<S, E, _>(simd, row, transform, Nothing).0
+/// The log-sum-exps of some rows, in the parts of [`LogSumExp`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct LogSumExps {
+    /// Logits, close to the largest of each row.
+    pub reference: PerLane<f64>,
+    /// The terms of the references: 1, 0 in a row without mass, NaN in a row with a logit of +∞.
+    pub own: PerLane<f64>,
+    /// The sums of all other terms.
+    pub others: PerLane<f64>,
 }
 
-/// [`log_sum_exp`], and what a companion saw on the way: in place where logits are not capped.
-#[inline(always)]
-pub(super) fn pass<S: Simd, E: Element, C: Companion<S, E::Real>>(
-    simd: S,
-    row: Row,
-    transform: Transform,
-    companion: C,
-) -> (LogSumExp, C) {
-    match transform.mode() {
-        PLAIN => pass_in_place::<S, E, C, PLAIN>(simd, row, transform, companion),
-        SCALED => pass_in_place::<S, E, C, SCALED>(simd, row, transform, companion),
-        _ => pass_by_blocks::<S, E::Real, C, CAPPED>(simd, row, transform, companion),
+impl Default for LogSumExps {
+    /// Rows of a single class.
+    #[inline(always)]
+    fn default() -> Self {
+        Self { reference: [0.0; MOST_LANES], own: [1.0; MOST_LANES], others: [0.0; MOST_LANES] }
     }
 }
 
-/// [`pass`] by blocks, for companions that are worth no kernel for each storage type.
+impl LogSumExps {
+    /// Row number `lane`.
+    #[inline(always)]
+    pub fn get(&self, lane: usize) -> LogSumExp {
+        LogSumExp { reference: self.reference[lane], others: self.others[lane], masked: self.own[lane] == 0.0 }
+    }
+
+    /// Set row number `lane`.
+    #[inline(always)]
+    pub fn set(&mut self, lane: usize, found: LogSumExp) {
+        (self.reference[lane], self.own[lane], self.others[lane]) = (found.reference, found.own(), found.others);
+    }
+
+    /// [`LogSumExp::is_led`] of row number `lane`.
+    #[inline(always)]
+    pub(super) fn is_led(&self, lane: usize) -> bool {
+        self.get(lane).is_led()
+    }
+
+    /// `ln total` of each row, so accurate that it need not be close to zero where others are few.
+    #[inline(always)]
+    pub(super) fn log_total<S: Simd>(&self, simd: S, half: usize) -> f64x8<S> {
+        log_total(simd, load(simd, &self.own, half), load(simd, &self.others, half))
+    }
+}
+
+/// `ln(own + others)` for an own term of 1, 0 or NaN.
 #[inline(always)]
-pub(super) fn any_pass<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>>(
+pub(super) fn log_total<S: Simd>(simd: S, own: f64x8<S>, others: f64x8<S>) -> f64x8<S> {
+    let lanes = |value: f64| f64x8::splat(simd, value);
+    // Beside no own term there are no others, but for a NaN.
+    let nothing = own.simd_eq(lanes(0.0)).select(lanes(f64::NEG_INFINITY) + others, own);
+    own.simd_eq(lanes(1.0)).select(log_one_plus(simd, others), nothing)
+}
+
+/// `ln total` of each row.
+#[inline(never)]
+pub(super) fn log_totals<S: Simd>(simd: S, found: &LogSumExps, rows: usize) -> PerLane<f64> {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut logs = [0.0; MOST_LANES];
+            for half in (0..rows).step_by(HALF) {
+                store(found.log_total(simd, half), &mut logs, half);
+            }
+            logs
+        },
+    )
+}
+
+/// `log Σ exp z` over the classes of a row.
+#[inline(always)]
+pub fn log_sum_exp<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, transform: Transform) -> LogSumExp {
+    pass::<S, R, _>(simd, row, transform, Nothing).0
+}
+
+/// [`log_sum_exp`], and what a companion saw on the way.
+#[inline(always)]
+pub(super) fn pass<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>>(
     simd: S,
     row: Row,
     transform: Transform,
@@ -117,38 +172,6 @@ impl<S: Simd, R: Real> Sums<S, R> {
     }
 }
 
-/// The pass over the caller's memory: a function of its own, so that it is compiled once and not into every driver.
-#[inline(never)]
-fn pass_in_place<S: Simd, E: Element, C: Companion<S, E::Real>, const MODE: u8>(
-    simd: S,
-    row: Row,
-    transform: Transform,
-    mut companion: C,
-) -> (LogSumExp, C) {
-    assert_eq!(row.dtype(), E::DTYPE);
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            let mut sums = Sums::new(simd);
-            let scale = Scale::new(simd, transform);
-            let mut scratch = Scratch::<E>::new();
-            for start in (0..row.classes()).step_by(BLOCK) {
-                let length = (row.classes() - start).min(BLOCK);
-                prefetch_ahead(row.pointer::<E>(start).cast(), BLOCK * size_of::<E>());
-                let block = Block { transform, scale, start, length };
-                let logits = if length == BLOCK && row.is_contiguous() {
-                    InPlace(row.pointer::<E>(start))
-                } else {
-                    InPlace(scratch.fill(simd, row, start, length, block.vectors() * E::Real::LANES).as_ptr())
-                };
-                companion.begin(simd, start, length);
-                block.add_all::<_, C, MODE>(simd, &logits, &mut sums, &mut companion);
-            }
-            (sums.finish(), companion)
-        },
-    )
-}
-
 /// The pass over blocks that were read, and capped, before.
 #[inline(never)]
 fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, const MODE: u8>(
@@ -174,59 +197,37 @@ fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, cons
                 } else {
                     row.lend(simd, start, length, &mut copy.0)
                 };
-                let logits = Lent { logits: InPlace(logits), capped: &capped };
+                let logits = Lent { place: logits, capped: &capped };
                 companion.begin(simd, start, length);
-                block.add_all::<_, C, MODE>(simd, &logits, &mut sums, &mut companion);
+                let raised = block.raise(simd, &logits, &mut sums, &mut companion);
+                block.add::<C, MODE>(simd, &logits, raised, &mut sums, &mut companion);
             }
             (sums.finish(), companion)
         },
     )
 }
 
-/// Where the vectors of a block are.
-trait Logits<S: Simd, R: Real> {
-    /// A vector of the logits as they came.
-    fn load(&self, simd: S, vector: usize) -> R::Lanes<S>;
-
-    /// The same, capped if they are.
-    fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, R>;
-}
-
-/// In memory, the caller's or a copy: its maker saw to it that the vectors of the block are readable, the last padded with
-/// masked classes.
-struct InPlace<E>(*const E);
-
-impl<S: Simd, E: Element> Logits<S, E::Real> for InPlace<E> {
-    #[inline(always)]
-    fn load(&self, simd: S, vector: usize) -> <E::Real as Real>::Lanes<S> {
-        // SAFETY: `vector` stays below the block's vectors, which are readable by the maker's promise.
-        unsafe { E::load(simd, self.0.add(vector * E::Real::LANES)) }
-    }
-
-    #[inline(always)]
-    fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, E::Real> {
-        Value::plain(self.load(simd, vector))
-    }
-}
-
-/// In memory or in a copy, and capped where they are.
-struct Lent<'a, R> {
-    logits: InPlace<R>,
-    capped: &'a Capped<R, BLOCK>,
-}
-
 /// On a boundary of cache lines.
 #[repr(align(64))]
 struct Aligned<T>(T);
 
-impl<S: Simd, R: Real + Element<Real = R>> Logits<S, R> for Lent<'_, R> {
+/// The logits of a block where they were lent, padded with masked classes, and capped where they are.
+struct Lent<'a, R> {
+    place: *const R,
+    capped: &'a Capped<R, BLOCK>,
+}
+
+impl<R: Real + Element<Real = R>> Lent<'_, R> {
+    /// A vector of the logits as they came.
     #[inline(always)]
-    fn load(&self, simd: S, vector: usize) -> R::Lanes<S> {
-        self.logits.load(simd, vector)
+    fn load<S: Simd>(&self, simd: S, vector: usize) -> R::Lanes<S> {
+        // SAFETY: `vector` stays below the block's vectors, all of which were lent.
+        unsafe { Element::load(simd, self.place.add(vector * R::LANES)) }
     }
 
+    /// The same, capped if they are.
     #[inline(always)]
-    fn value<const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, R> {
+    fn value<S: Simd, const MODE: u8>(&self, simd: S, vector: usize) -> Value<S, R> {
         if MODE == CAPPED { Value::capped(simd, self.capped, vector) } else { Value::plain(self.load(simd, vector)) }
     }
 }
@@ -239,7 +240,7 @@ struct Block<S: Simd, R: Real> {
     length: usize,
 }
 
-impl<S: Simd, R: Real> Block<S, R> {
+impl<S: Simd, R: Real + Element<Real = R>> Block<S, R> {
     /// The vectors of the block, padded to a multiple of four.
     #[inline(always)]
     fn vectors(&self) -> usize {
@@ -248,13 +249,7 @@ impl<S: Simd, R: Real> Block<S, R> {
 
     /// Raise the reference, if the block needs that; whether it did.
     #[inline(always)]
-    fn raise<L: Logits<S, R>, C: Companion<S, R>>(
-        &self,
-        simd: S,
-        logits: &L,
-        sums: &mut Sums<S, R>,
-        companion: &mut C,
-    ) -> bool {
+    fn raise<C: Companion<S, R>>(&self, simd: S, logits: &Lent<R>, sums: &mut Sums<S, R>, companion: &mut C) -> bool {
         let splat = |value| R::Lanes::<S>::simd_from(simd, value);
         let load = |vector| logits.load(simd, vector);
         let mut largest = [load(0), load(1), load(2), load(3)];
@@ -267,21 +262,21 @@ impl<S: Simd, R: Real> Block<S, R> {
         companion.largest(simd, largest, self.start);
         // The slack of one, in units of x: a cap only brings logits closer. The first logit that is not masked is a
         // reference at once.
-        let (reference, slack) = (sums.reference.to_f64(), self.transform.temperature());
-        let limit = R::from_f64(reference + slack);
-        let limit = if limit.to_f64() - reference > slack { limit.next_smaller() } else { limit };
+        let (reference, slack) = (Real::to_f64(sums.reference), self.transform.temperature());
+        let limit = <R as Real>::from_f64(reference + slack);
+        let limit = if Real::to_f64(limit) - reference > slack { limit.next_smaller() } else { limit };
         if !largest.simd_gt(splat(limit)).any_true() {
             return false;
         }
         let raised = R::largest(largest);
         // Before the first there is nothing to rescale.
-        if sums.reference.to_f64() > f64::NEG_INFINITY {
-            let [high, low] = self.transform.difference(simd, sums.reference.to_f64(), raised.to_f64());
+        if reference > f64::NEG_INFINITY {
+            let [high, low] = self.transform.difference(simd, reference, Real::to_f64(raised));
             let moved = high + low;
             let factor = exp(simd, moved * (1.0 - shrinkage::<S, R>()));
             sums.sum.add_scalar(R::BOOST);
             companion.raise(|| {
-                let [from, to] = [sums.reference, raised].map(|x| self.transform.capped(simd, x.to_f64()));
+                let [from, to] = [sums.reference, raised].map(|x| self.transform.capped(simd, Real::to_f64(x)));
                 Raise { from, to, moved, factor, sum: sums.sum.value() }
             });
             R::scale(&mut sums.sum, factor);
@@ -290,58 +285,33 @@ impl<S: Simd, R: Real> Block<S, R> {
         true
     }
 
-    /// Raise the reference if need be, and add the exponentials: in most blocks every element counts alike.
+    /// Add the exponentials. If the reference was just `raised`, its own term, and that of every logit equal to it, is counted
+    /// apart.
     #[inline(always)]
-    fn add_all<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8>(
+    fn add<C: Companion<S, R>, const MODE: u8>(
         &self,
         simd: S,
-        logits: &L,
+        logits: &Lent<R>,
+        raised: bool,
         sums: &mut Sums<S, R>,
         companion: &mut C,
     ) {
-        if self.raise(simd, logits, sums, companion) {
-            self.add::<L, C, MODE, true, false>(simd, logits, sums, companion);
-        } else if self.length == BLOCK {
-            self.add::<L, C, MODE, false, true>(simd, logits, sums, companion);
-        } else {
-            self.add::<L, C, MODE, false, false>(simd, logits, sums, companion);
-        }
-    }
-
-    /// Add the exponentials. If the reference was just `RAISED`, its own term, and that of every logit equal to it, is
-    /// counted apart. A `WHOLE` block has as many vectors as the compiler knows.
-    #[inline(always)]
-    fn add<L: Logits<S, R>, C: Companion<S, R>, const MODE: u8, const RAISED: bool, const WHOLE: bool>(
-        &self,
-        simd: S,
-        logits: &L,
-        sums: &mut Sums<S, R>,
-        companion: &mut C,
-    ) {
-        with_vectors_at_a_time!(S, K => {
-            self.add_groups::<L, C, MODE, RAISED, WHOLE, K>(simd, logits, sums, companion);
-        });
+        with_vectors_at_a_time!(S, K => self.add_vectors::<C, MODE, K>(simd, logits, raised, sums, companion));
     }
 
     /// [`Self::add`], `K` vectors at a time; the order of the sums is the same for each `K`.
     #[inline(always)]
-    fn add_groups<
-        L: Logits<S, R>,
-        C: Companion<S, R>,
-        const MODE: u8,
-        const RAISED: bool,
-        const WHOLE: bool,
-        const K: usize,
-    >(
+    fn add_vectors<C: Companion<S, R>, const MODE: u8, const K: usize>(
         &self,
         simd: S,
-        logits: &L,
+        logits: &Lent<R>,
+        raised: bool,
         sums: &mut Sums<S, R>,
         companion: &mut C,
     ) {
-        let found = sums.reference.to_f64();
+        let found = Real::to_f64(sums.reference);
         // Of masked classes alone the lowest number, so that it can be subtracted.
-        let subtracted = found.max(R::LOWEST.to_f64());
+        let subtracted = found.max(Real::to_f64(R::LOWEST));
         let reference = R::splat(simd, subtracted);
         // A cap takes its time.
         let reference = if MODE == CAPPED {
@@ -353,10 +323,11 @@ impl<S: Simd, R: Real> Block<S, R> {
             Value::plain(reference)
         };
         let zero = R::splat(simd, 0.0);
-        let own = R::splat(simd, found);
+        // Nothing is equal to NaN.
+        let own = R::splat(simd, if raised { found } else { f64::NAN });
         let (mut sum, mut equal) = ([zero; 4], 0);
         companion.begin_sums(simd);
-        let vectors = if WHOLE { BLOCK / R::LANES } else { self.vectors() };
+        let vectors = self.vectors();
         for start in (0..vectors).step_by(K) {
             let mut x = [zero; K];
             let mut values = [Value::plain(zero); K];
@@ -364,23 +335,19 @@ impl<S: Simd, R: Real> Block<S, R> {
             let mut is_own = [zero.simd_eq(own); K];
             for k in 0..K {
                 x[k] = logits.load(simd, start + k);
-                values[k] = logits.value::<MODE>(simd, start + k);
+                values[k] = logits.value::<S, MODE>(simd, start + k);
             }
-            if RAISED {
-                // Counted together: one by one the compiler makes vectors of the counts.
-                let mut bits = 0;
-                for k in 0..K {
-                    is_own[k] = x[k].simd_eq(own);
-                    bits |= is_own[k].to_bitmask() << (k * R::LANES);
-                }
-                equal += bits.count_ones();
+            // Counted together: one by one the compiler makes vectors of the counts.
+            let mut bits = 0;
+            for k in 0..K {
+                is_own[k] = x[k].simd_eq(own);
+                bits |= is_own[k].to_bitmask() << (k * R::LANES);
             }
+            equal += bits.count_ones();
             let Factors { exp, mut power, z } =
                 self.scale.factors::<MODE, K>(values, reference, Boost::Full, argument_of_sums::<S>());
             for k in 0..K {
-                if RAISED {
-                    power[k] = is_own[k].select(zero, power[k]);
-                }
+                power[k] = is_own[k].select(zero, power[k]);
                 let chain = (start + k) % 4;
                 sum[chain] = exp[k].mul_add(power[k], sum[chain]);
                 let term = Term { x: x[k], exp: exp[k] * power[k], z: z[k] };
@@ -388,15 +355,15 @@ impl<S: Simd, R: Real> Block<S, R> {
             }
         }
         R::add_to(&mut sums.sum, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-        if RAISED {
+        if raised {
             sums.sum.add_scalar((f64::from(equal) - 1.0) * R::BOOST);
         }
         companion.values(
             simd,
             0..vectors,
-            if WHOLE { BLOCK } else { self.length },
+            self.length,
             #[inline(always)]
-            |vector| logits.value::<MODE>(simd, vector),
+            |vector| logits.value::<S, MODE>(simd, vector),
             reference,
         );
         companion.end_sums();

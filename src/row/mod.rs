@@ -1,5 +1,5 @@
-//! The kernels that look for the maximum: on one row with its classes across lanes, for the losses that those of [`crate::kernel`]
-//! do not suit, and for the log-sum-exp, the softmax and the statistics, which in [`tile`] are on as many rows as there are lanes.
+//! The careful path: kernels that look for the maximum, on one row with its classes across lanes, for rows and options that those of
+//! [`crate::kernel`] do not suit. They are compiled once for each type that is computed in; other dtypes are converted block by block.
 //!
 //! # One pass for the loss
 //!
@@ -11,8 +11,7 @@
 //!
 //! The reference is the logit of a class, whose own term is 1: it is left out of the sum and added at the end in f64.
 //! That keeps what a confident row has beside its leader (`log1p` of the others' share, however small, for the loss;
-//! minus that share for the gradient) free of cancellation, whatever the target. It costs another copy of the loop,
-//! for the blocks in which the reference rises; one more knows how long a whole block is.
+//! minus that share for the gradient) free of cancellation, whatever the target.
 //!
 //! What the target needs beside the log-sum-exp, a companion sums on the way (`companion.rs`); what becomes of the
 //! logits first is a `Transform`.
@@ -39,11 +38,10 @@ mod statistics;
 mod target;
 #[cfg(test)]
 mod tests;
-pub mod tile;
 mod transform;
 
 pub use dense::{Dense, Source, Teacher, are_probabilities, is_probability};
-pub use log_sum_exp::{LogSumExp, log_sum_exp};
+pub use log_sum_exp::{LogSumExp, LogSumExps, log_sum_exp};
 pub use map::{Exponential, log_probabilities, probabilities};
 pub use statistics::Statistics;
 pub use target::{RowLoss, Target, find_point, gradient, per_mass, product, rounded, weigh_infinities};

@@ -17,15 +17,15 @@
 
 use fearless_simd::Simd;
 
-use super::batch::{self, LogSumExps, Losses, MOST_LANES, Points, Slopes, Spreads, Targets};
+use super::batch::{self, Losses, Points, Slopes, Spreads, Targets};
 use super::companion::{Nothing, Uniform, Weighted};
 use super::dense::RowWeights;
-use super::log_sum_exp::{any_pass, pass};
+use super::log_sum_exp::{LogSumExps, pass};
 use super::map::{self, Exponential, Offset};
 use super::{Dense, LogSumExp, Transform};
 use crate::array::Array;
-use crate::dtype::with_element;
 use crate::element::Element;
+use crate::kernel::finish::MOST_LANES;
 use crate::math::Real;
 use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
 
@@ -49,6 +49,24 @@ pub struct RowLoss {
     pub log_sum_exp: LogSumExp,
     /// The weight of all classes.
     pub(super) mass: f64,
+}
+
+impl<'a> Targets<'a> {
+    /// The target of row number `lane`; `None` if the row is ignored.
+    #[inline(always)]
+    pub fn get(&self, lane: usize) -> Option<Target<'a>> {
+        let dense = self.dense.map(|dense| dense.skip(lane));
+        let point = self.names_classes.then(|| (self.points.class[lane], self.points.weight[lane]));
+        (self.counts[lane] != 0.0).then_some(Target { uniform: self.uniform, dense, point, z_loss: self.z_loss })
+    }
+}
+
+impl Losses<'_> {
+    /// What the derivatives of row number `lane` need.
+    #[inline(always)]
+    pub fn get(&self, lane: usize, targets: &Targets) -> RowLoss {
+        RowLoss { log_sum_exp: self.log_sum_exps.get(lane), mass: targets.points.weight[lane] + self.spread[lane] }
+    }
 }
 
 impl Target<'_> {
@@ -102,18 +120,18 @@ impl Target<'_> {
             let mut block = [0.0; BLOCK];
             let weights = RowWeights { dense, sum: 0.0 };
             let weighted = Weighted::new(simd, weights, &mut block);
-            let (found, weighted) = any_pass::<S, R, _>(simd, row, transform, weighted);
+            let (found, weighted) = pass::<S, R, _>(simd, row, transform, weighted);
             spreads.mass[lane] = weighted.mass.value();
             spreads.sum[lane] = weighted.sum.value();
             spreads.teacher[lane] = weighted.weights.sum;
             found
         } else if self.uniform != 0.0 {
-            let (found, uniform) = any_pass::<S, R, _>(simd, row, transform, Uniform::new(simd));
+            let (found, uniform) = pass::<S, R, _>(simd, row, transform, Uniform::new(simd));
             spreads.mass[lane] = self.uniform * row.classes() as f64;
             spreads.sum[lane] = self.uniform * uniform.sum.value();
             found
         } else {
-            with_element!(row.dtype(), E => pass::<S, E, _>(simd, row, transform, Nothing).0)
+            pass::<S, R, _>(simd, row, transform, Nothing).0
         };
         found.set(lane, log_sum_exp);
     }

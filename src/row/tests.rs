@@ -248,7 +248,7 @@ impl<E: Element> Kernel for Ranks<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> (f64, f64, usize) {
         let mut found = Statistics::default();
-        found.read::<S, E>(simd, 0, self.0, Some(self.1), Transform::divided_by(0.9));
+        found.read::<S, E::Real>(simd, 0, self.0, Some(self.1), Transform::divided_by(0.9));
         (found.above[0], found.entropies(simd, 1)[0], found.leader[0])
     }
 }

@@ -1,0 +1,139 @@
+//! Log-probabilities of all classes, `(x − top) / T − log`, where `log = lse − top / T` is never negative and small where the
+//! leader is confident.
+
+use fearless_simd::{Simd, f64x8, prelude::*};
+
+use super::finish::{HALF, MOST_LANES, PerLane, load};
+use super::horizontal::{Entries, Group, Stored, TOGETHER, write_entries};
+use super::vertical::{Strip, StripMut, for_each_group, lane_mask};
+use crate::dtype::with_element;
+use crate::element::{Element, Lanes};
+use crate::math::{Real, Twice, two_sum};
+use crate::rows::{Row, RowMut, StorePolicy};
+
+/// What log-probabilities of some rows need, one a lane.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Levels {
+    /// The largest logits.
+    pub top: PerLane<f64>,
+    /// `lse − top / T`.
+    pub log: PerLane<f64>,
+    /// A bit for each row that needs the careful path.
+    pub careful: u32,
+}
+
+/// Log-probabilities of rows across lanes, or of one row.
+struct LogProbabilities<S: Simd> {
+    top: Twice<S>,
+    log: Twice<S>,
+    /// 1 / T as a sum of two.
+    inverse: Twice<S>,
+}
+
+impl<S: Simd> LogProbabilities<S> {
+    /// Those of lanes with these largest logits; of eight lanes the second halves are not looked at.
+    #[inline(always)]
+    fn new(simd: S, [top, log]: [&PerLane<f64>; 2], divisor: f64) -> Self {
+        let [top, log] = [top, log].map(
+            #[inline(always)]
+            |lanes| [load(simd, lanes, 0), load(simd, lanes, HALF)],
+        );
+        let inverse = 1.0 / divisor;
+        let inverse = [inverse, (-inverse).mul_add(divisor, 1.0) / divisor];
+        Self { top, log, inverse: [f64x8::splat(simd, inverse[0]), f64x8::splat(simd, inverse[1])] }
+    }
+
+    #[inline(always)]
+    fn of<R: Real>(&self, simd: S, x: R::Lanes<S>) -> R::Lanes<S> {
+        let (mut x, [inverse, rest]) = (R::twice(x), self.inverse);
+        if R::LANES == f32::LANES {
+            // f64 holds the difference.
+            for half in 0..2 {
+                x[half] = (x[half] - self.top[half]).mul_sub(inverse, self.log[half]);
+            }
+            return R::once(x);
+        }
+        // The difference, its product with 1 / T and the sum, each with what its rounding lost; it does not overflow, since the
+        // largest logit is no large number.
+        let [difference, lost] = two_sum(x[0], -self.top[0]);
+        let product = difference * inverse;
+        let low = lost.mul_add(inverse, difference.mul_add(rest, difference.mul_sub_precise(inverse, product)));
+        let [sum, lost] = two_sum(product, -self.log[0]);
+        // What an infinity lost is NaN.
+        R::once([sum.is_finite().select(sum + (lost + low), sum), f64x8::splat(simd, 0.0)])
+    }
+}
+
+/// Write the log-probabilities of tiles of logits that lie elsewhere or where these go; logits where a row needs the careful path.
+#[inline(never)]
+pub fn write_tiles<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    levels: &[Levels],
+    divisor: f64,
+    logits: Option<&Strip<R>>,
+    out: &mut StripMut<R>,
+) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let strip = *logits.unwrap_or(&out.strip);
+            for_each_group!(strip.classes(), 0..levels.len(), |tile, classes| {
+                let (block, mut out, levels) = (strip.tile(tile), out.tile(tile), &levels[tile]);
+                let of = LogProbabilities::new(simd, [&levels.top, &levels.log], divisor);
+                let spared = lane_mask::<S, R>(simd, levels.careful);
+                for class in classes {
+                    let [x] = block.load::<S, 1>(simd, class);
+                    out.store(simd, class, spared.select(x, of.of::<R>(simd, x)));
+                }
+            });
+        },
+    );
+}
+
+/// Write the log-probabilities of a row with this largest logit, whose `lse − top / T` is `log`.
+#[inline(always)]
+pub fn write<S: Simd>(simd: S, row: Row, out: RowMut, [top, log]: [f64; 2], divisor: f64, store: StorePolicy) {
+    with_element!(row.dtype(), E => write_stored::<S, E>(simd, row, out, [top, log], divisor, store));
+}
+
+#[inline(never)]
+fn write_stored<S: Simd, E: Element>(
+    simd: S,
+    row: Row,
+    out: RowMut,
+    [top, log]: [f64; 2],
+    divisor: f64,
+    store: StorePolicy,
+) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let of = LogProbabilities::new(simd, [&[top; MOST_LANES], &[log; MOST_LANES]], divisor);
+            let mut entries = OfRow { of, stored: Stored::<E>::new() };
+            write_entries(simd, row, out, store, &[None; 2], &mut entries);
+        },
+    );
+}
+
+/// Log-probabilities of one row.
+struct OfRow<S: Simd, E> {
+    of: LogProbabilities<S>,
+    stored: Stored<E>,
+}
+
+impl<S: Simd, E: Element> Entries<S, E> for OfRow<S, E> {
+    #[inline(always)]
+    fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize) {
+        (self.stored.lend(simd, row, start, length), length)
+    }
+
+    #[inline(always)]
+    fn of(&self, simd: S, _: usize, group: &Group<S, E>) -> [Lanes<S, E>; TOGETHER] {
+        let mut entries = group.apart;
+        for (k, entry) in entries.iter_mut().enumerate() {
+            *entry = self.of.of::<E::Real>(simd, group.load(simd, k));
+        }
+        entries
+    }
+}
