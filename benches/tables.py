@@ -111,19 +111,33 @@ def _memory(results: Sequence[Result]) -> list[Table]:
 
 
 def _classes(results: Sequence[Result]) -> list[Table]:
-    """Return a table for each job: a line for each number of classes, nanoseconds per element."""
+    """Return a table for each kind and job: a line for each number of classes, nanoseconds per element."""
     found = []
-    for job, of_job in grouped(results, lambda result: result["job"]).items():
-        names = _unique(result["contender"] for result in of_job)
+    kinds = grouped(results, lambda result: (result.get("kind"), result["job"]))
+    for (kind, job), of_kind in kinds.items():
+        names = _unique(result["contender"] for result in of_kind)
         lines = [["classes", *names, "the roof"]]
-        for classes, line in sorted(grouped(of_job, lambda result: result["classes"]).items()):
+        for classes, line in sorted(grouped(of_kind, lambda result: result["classes"]).items()):
             elements = line[0]["rows"] * line[0]["classes"]
             times = {result["contender"]: 1e9 * result["median"] / elements for result in line}
             cells = (significant(times[name]) if name in times else "" for name in names)
             lines.append([f"{classes:,}", *cells, significant(1e9 * line[0]["roof"] / elements)])
-        elements = of_job[0]["rows"] * of_job[0]["classes"]
-        found.append((f"{job} by number of classes, ns an element of {elements:,}, float32", lines))
+        elements = of_kind[0]["rows"] * of_kind[0]["classes"]
+        what = job if kind is None else f"{kind}, {job}"
+        found.append((f"{what} by number of classes, ns an element of {elements:,}, float32", lines))
     return found
+
+
+def _sixteen(results: Sequence[Result]) -> list[Table]:
+    """Return one table: a line for each shape and job, a column for each dtype."""
+    dtypes = _unique(result["dtype"] for result in results)
+    lines = [["", *(f"{dtype}, ns an element" for dtype in dtypes)]]
+    for (rows, classes, job), line in grouped(
+        results, lambda result: (result["rows"], result["classes"], result["job"])
+    ).items():
+        times = {result["dtype"]: 1e9 * result["median"] / (rows * classes) for result in line}
+        lines.append([f"{job}, {shape(line[0])}", *(significant(times[dtype]) for dtype in dtypes)])
+    return [("16-bit logits in the cache of one thread", lines)]
 
 
 def _beside(results: Sequence[Result]) -> list[Table]:
@@ -146,12 +160,15 @@ def _beside(results: Sequence[Result]) -> list[Table]:
 
 _TABLES: dict[str, Callable[[Sequence[Result]], list[Table]]] = {
     "peers": peers,
+    "classes": _classes,
+    "axis1": _classes,
+    "targets": _classes,
     "options": _options,
     "binary": peers,
     "smallest": _smallest,
     "growth": _growth,
     "threads": _threads,
     "memory": _memory,
-    "classes": _classes,
+    "sixteen": _sixteen,
     "beside": _beside,
 }

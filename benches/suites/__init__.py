@@ -6,17 +6,20 @@ which is the first of the suites; the formulas that answers are compared with ar
 
 from xent_rs.cli.benchmark import peers
 
-from . import beside, binary, classes, growth, memory, options, smallest, threads
+from . import axis1, beside, binary, classes, growth, memory, options, sixteen, smallest, targets, threads
 
 #: What `python -m benches --suite` offers.
 SUITES = {
     "peers": peers.run,
+    "classes": classes.run,
+    "axis1": axis1.run,
+    "targets": targets.run,
     "options": options.run,
     "binary": binary.run,
     "smallest": smallest.run,
     "growth": growth.run,
     "threads": threads.run,
     "memory": memory.run,
-    "classes": classes.run,
+    "sixteen": sixteen.run,
     "beside": beside.run,
 }

@@ -1,4 +1,4 @@
-"""Binary cross-entropy, element by element: this package, PyTorch and scikit-learn."""
+"""Binary cross-entropy, element by element: this package, NumPy, scikit-learn, PyTorch and JAX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from xent_rs import binary_cross_entropy, binary_cross_entropy_with_grad, get_num_threads
 from xent_rs.cli.benchmark.cases import GRADIENT, JOBS, LOSS, Array, Case, copies, reads
-from xent_rs.cli.benchmark.contenders import compiled, torch_array, torch_tensors
+from xent_rs.cli.benchmark.contenders import jax_call, torch_call
 from xent_rs.cli.benchmark.measuring import Entry, Results, Settings, Skips, progress, steps, take, within
 
 from tests import bounds, oracle
@@ -137,27 +137,20 @@ def _scikit_learn_gradient(case: Material) -> Callable[[], Any]:
     return call
 
 
-def _torch_loss(compiles: bool, case: Material) -> Callable[[], Any]:
-    torch, logits, targets = torch_tensors(case.logits, case.yes_as_numbers)
-    function = torch.nn.functional.binary_cross_entropy_with_logits
-    if compiles:
-        function = compiled(torch, function)
-    return lambda: function(logits, targets).item()
+def _torch(job: str, compiled: bool, case: Material) -> Callable[[], Any]:
+    return torch_call(_torch_formula, job, case.logits, case.yes_as_numbers, compiled)
 
 
-def _torch_gradient(compiles: bool, case: Material) -> Callable[[], Any]:
-    torch, logits, targets = torch_tensors(case.logits, case.yes_as_numbers)
-    logits.requires_grad_()
-    function = torch.nn.functional.binary_cross_entropy_with_logits
-    if compiles:
-        function = compiled(torch, function)
+def _torch_formula(functional: Any, x: Any, t: Any) -> Any:
+    return functional.binary_cross_entropy_with_logits(x, t)
 
-    def call() -> Any:
-        loss = function(logits, targets)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        return loss.item(), torch_array(torch, gradient)
 
-    return call
+def _jax(job: str, case: Material) -> Callable[[], Any]:
+    return jax_call(_jax_formula, job, case.logits, case.yes_as_numbers)
+
+
+def _jax_formula(jax: Any, x: Any, t: Any) -> Any:
+    return jax.numpy.mean(jax.nn.softplus(x) - x * t)
 
 
 # name, job, package, what makes the call, whether its accuracy is promised
@@ -166,11 +159,13 @@ _TASKS: tuple[tuple[str, str, str, Callable[[Material], Any], bool], ...] = (
     ("xent_rs, bool targets", LOSS, "xent_rs", partial(_ours, "yes"), True),
     ("NumPy", LOSS, "numpy", _numpy, False),
     ("scikit-learn", LOSS, "scikit-learn", _scikit_learn_loss, False),
-    ("PyTorch", LOSS, "torch", partial(_torch_loss, False), False),
-    ("PyTorch, compiled", LOSS, "torch", partial(_torch_loss, True), False),
+    ("PyTorch", LOSS, "torch", partial(_torch, LOSS, False), False),
+    ("PyTorch, compiled", LOSS, "torch", partial(_torch, LOSS, True), False),
+    ("JAX", LOSS, "jax", partial(_jax, LOSS), False),
     ("xent_rs, out=", GRADIENT, "xent_rs", partial(_ours_with_gradient, "yes_as_numbers"), True),
     ("xent_rs, bool targets, out=", GRADIENT, "xent_rs", partial(_ours_with_gradient, "yes"), True),
     ("scikit-learn, out=", GRADIENT, "scikit-learn", _scikit_learn_gradient, False),
-    ("PyTorch, new array", GRADIENT, "torch", partial(_torch_gradient, False), False),
-    ("PyTorch, compiled", GRADIENT, "torch", partial(_torch_gradient, True), False),
+    ("PyTorch, new array", GRADIENT, "torch", partial(_torch, GRADIENT, False), False),
+    ("PyTorch, compiled", GRADIENT, "torch", partial(_torch, GRADIENT, True), False),
+    ("JAX, new array", GRADIENT, "jax", partial(_jax, GRADIENT), False),
 )

@@ -37,7 +37,7 @@ _QUICK_SHAPES = ((64, 32_000), (2048, 10))
 PLAIN = "plain"
 
 # One more array of the size of the logits is read; or one more written, three instead of a copy's two.
-_ONE_MORE_READ = {LOSS: {"read": 2.0}, GRADIENT: {"copy": 1.0, "read": 1.0}}
+ONE_MORE_READ = {LOSS: {"read": 2.0}, GRADIENT: {"copy": 1.0, "read": 1.0}}
 _ONE_MORE_WRITTEN = {"copy": 1.5}
 
 
@@ -112,7 +112,7 @@ def _option(
             return partial(cross_entropy, *given, **arguments(case)), check
         return partial(cross_entropy_with_grad, *given, **arguments(case), out=case.out), check
 
-    roofs = _ONE_MORE_READ if soft else ROOFS
+    roofs = ONE_MORE_READ if soft else ROOFS
     return [_Task(name, job, partial(prepare, job), roofs[job]) for job in roofs]
 
 
@@ -127,10 +127,10 @@ def _check_option(
     if "sample_weight" in arguments:
         counts *= arguments["sample_weight"]
         of_some["sample_weight"] = arguments["sample_weight"][case.some]
-    return _compare(what, case, _cross_entropy(case, targets, of_some), losses, float(counts.sum()), answer)
+    return compare(what, case, promise(case, targets, of_some), losses, float(counts.sum()), answer)
 
 
-def _cross_entropy(case: Material, targets: Array, arguments: dict[str, Any]) -> Any:
+def promise(case: Material, targets: Array, arguments: dict[str, Any]) -> Any:
     """Return the bounds of the rows that are compared, which know the answers."""
     of_softmax = {name: arguments[name] for name in ("temperature", "softcap") if name in arguments}
     others = {name: value for name, value in arguments.items() if name not in of_softmax}
@@ -138,16 +138,22 @@ def _cross_entropy(case: Material, targets: Array, arguments: dict[str, Any]) ->
     return bounds.CrossEntropyBounds(oracle.CrossEntropy(softmax, targets[case.some], **others), case.dtype)
 
 
-def _compare(
-    what: str, case: Material, promise: Any, losses: Array, divisor: float, answer: Any
+def compare(
+    what: str,
+    case: Material,
+    promise: Any,
+    losses: Array,
+    divisor: float,
+    answer: Any,
+    rounding: float = 2.0**-23,
 ) -> dict[str, float]:
     """Compare the losses and the derivatives of some rows with float64, and the mean with all losses.
 
-    Errors are shares of what is promised.
+    Errors are shares of what is promised; `rounding` is what the mean may be off, relative to the losses.
     """
     mean, *derivatives = answer if isinstance(answer, tuple) else (answer,)
     exact = float(losses.sum(dtype=np.float64)) / divisor
-    bound = 2.0**-23 * float(np.abs(losses).sum(dtype=np.float64)) / divisor
+    bound = rounding * float(np.abs(losses).sum(dtype=np.float64)) / divisor
     found = {
         "loss": share(losses[case.some], promise.oracle.losses, promise.losses),
         "mean": abs(mean - exact) / bound,
@@ -174,9 +180,13 @@ def _kl_gradient(case: Material) -> Prepared:
 
 def _check_kl(case: Material, answer: Any) -> dict[str, float]:
     losses = kl_divergence(case.logits, case.teacher, reduction="none")
+    return compare(f"KL divergence, {case.name}", case, kl_promise(case), losses, case.rows, answer)
+
+
+def kl_promise(case: Material) -> Any:
+    """Return the bounds of the rows that are compared, as `promise` does."""
     model, teacher = (oracle.Softmax(logits[case.some]) for logits in (case.logits, case.teacher))
-    promise = bounds.KlDivergenceBounds(oracle.KlDivergence(model, teacher), case.dtype)
-    return _compare(f"KL divergence, {case.name}", case, promise, losses, case.rows, answer)
+    return bounds.KlDivergenceBounds(oracle.KlDivergence(model, teacher), case.dtype)
 
 
 def _hessian(case: Material) -> Prepared:
@@ -185,8 +195,8 @@ def _hessian(case: Material) -> Prepared:
 
     def check(answer: Any) -> dict[str, float]:
         losses = cross_entropy(case.logits, case.targets, reduction="none")
-        promise = _cross_entropy(case, case.targets, {})
-        return _compare(f"Hessian, {case.name}", case, promise, losses, case.rows, answer)
+        expected = promise(case, case.targets, {})
+        return compare(f"Hessian, {case.name}", case, expected, losses, case.rows, answer)
 
     return call, check
 
@@ -197,8 +207,8 @@ def _in_place(case: Material) -> Prepared:
 
     def check(answer: Any) -> dict[str, float]:
         losses = cross_entropy(case.logits, case.targets, reduction="none")
-        promise = _cross_entropy(case, case.targets, {})
-        return _compare(f"in place, {case.name}", case, promise, losses, case.rows, answer)
+        expected = promise(case, case.targets, {})
+        return compare(f"in place, {case.name}", case, expected, losses, case.rows, answer)
 
     return partial(cross_entropy_with_grad, logits, case.targets, out=logits), check
 
@@ -269,8 +279,8 @@ TASKS = (
     *_option("softcap", lambda case: {"softcap": 30.0}),
     *_option("probabilities", soft=True),
     *_option("probabilities, smoothing", lambda case: {"label_smoothing": 0.1}, soft=True),
-    _Task("KL divergence", LOSS, _kl_loss, _ONE_MORE_READ[LOSS]),
-    _Task("KL divergence", GRADIENT, _kl_gradient, _ONE_MORE_READ[GRADIENT]),
+    _Task("KL divergence", LOSS, _kl_loss, ONE_MORE_READ[LOSS]),
+    _Task("KL divergence", GRADIENT, _kl_gradient, ONE_MORE_READ[GRADIENT]),
     _Task("logsumexp", LOSS, _logsumexp, ROOFS[LOSS]),
     _Task("selective_log_softmax", LOSS, _selective, ROOFS[LOSS]),
     _Task("row_statistics", LOSS, _row_statistics, ROOFS[LOSS]),

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -210,71 +211,78 @@ def torch_array(torch: Any, tensor: Any) -> Array:
     return np.asarray(tensor.numpy())
 
 
-def compiled(torch: Any, function: Callable[[Any, Any], Any]) -> Any:
-    """Compile for one shape: the default would make the code of the second shape general, and slower."""
-    torch._dynamo.config.recompile_limit = 1000
-    return torch.compile(lambda x, y: function(x, y), dynamic=False)
+def torch_call(
+    formula: Callable[[Any, Any, Any], Any], job: str, logits: Array, other: Array, compiled: bool = False
+) -> Callable[[], Any]:
+    """Return the call that does a job in PyTorch.
 
+    Parameters
+    ----------
+    formula : callable
+        Takes `torch.nn.functional` and two tensors, of the logits and of what they are compared with; returns
+        the mean loss.
+    job : str
+        One of `JOBS`.
+    logits, other : ndarray
+        Whose memory the tensors are on.
+    compiled : bool
+        Whether `torch.compile` has its turn first.
+    """
+    torch, x, y = torch_tensors(logits, other)
 
-def _torch_loss(case: Case) -> Callable[[], Any]:
-    torch, logits, targets = torch_tensors(case.logits, case.targets)
-    return lambda: torch.nn.functional.cross_entropy(logits, targets).item()
+    def loss_of(x: Any, y: Any) -> Any:
+        return formula(torch.nn.functional, x, y)
 
-
-def _torch_gradient(case: Case) -> Callable[[], Any]:
-    torch, logits, targets = torch_tensors(case.logits, case.targets)
-    logits.requires_grad_()
+    if compiled:
+        # For one shape: the default would make the code of the second shape general, and slower.
+        torch._dynamo.config.recompile_limit = 1000
+        loss_of = torch.compile(loss_of, dynamic=False)
+    if job == LOSS:
+        return lambda: loss_of(x, y).item()
+    x.requires_grad_()
 
     def call() -> Any:
-        loss = torch.nn.functional.cross_entropy(logits, targets)
-        (gradient,) = torch.autograd.grad(loss, logits)
+        loss = loss_of(x, y)
+        (gradient,) = torch.autograd.grad(loss, x)
         return loss.item(), torch_array(torch, gradient)
 
     return call
 
 
-def _compiled_loss(case: Case) -> Callable[[], Any]:
-    torch, logits, targets = torch_tensors(case.logits, case.targets)
-    loss = compiled(torch, torch.nn.functional.cross_entropy)
-    return lambda: loss(logits, targets).item()
-
-
-def _compiled_gradient(case: Case) -> Callable[[], Any]:
-    torch, logits, targets = torch_tensors(case.logits, case.targets)
-    logits.requires_grad_()
-    loss_of = compiled(torch, torch.nn.functional.cross_entropy)
-
-    def call() -> Any:
-        loss = loss_of(logits, targets)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        return loss.item(), torch_array(torch, gradient)
-
-    return call
-
-
-def _jax_case(case: Case) -> tuple[Any, Any, Any, Callable[[Any, Any], Any]]:
+def jax_call(
+    formula: Callable[[Any, Any, Any], Any], job: str, logits: Array, other: Array
+) -> Callable[[], Any]:
+    """Return the call that does a job in JAX; `formula` takes `jax` and two arrays, and returns the mean loss."""
     import jax
 
     config: Any = jax.config  # not typed
     config.update("jax_enable_x64", True)
-
-    def loss(logits: Any, targets: Any) -> Any:
-        picked = jax.numpy.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-        return jax.numpy.mean(jax.nn.logsumexp(logits, axis=1) - picked)
-
-    return jax, jax.numpy.asarray(case.logits), jax.numpy.asarray(case.targets), loss
-
-
-def _jax_loss(case: Case) -> Callable[[], Any]:
-    jax, logits, targets, loss = _jax_case(case)
-    compiled = jax.jit(loss)
-    return lambda: compiled(logits, targets).item()
+    x, y = jax.numpy.asarray(logits), jax.numpy.asarray(other)
+    loss_of = partial(formula, jax)
+    if job == LOSS:
+        compiled = jax.jit(loss_of)
+        return lambda: compiled(x, y).item()
+    with_gradient = jax.jit(jax.value_and_grad(loss_of))
+    return lambda: jax.block_until_ready(with_gradient(x, y))
 
 
-def _jax_gradient(case: Case) -> Callable[[], Any]:
-    jax, logits, targets, loss = _jax_case(case)
-    compiled = jax.jit(jax.value_and_grad(loss))
-    return lambda: jax.block_until_ready(compiled(logits, targets))
+def torch_cross_entropy(functional: Any, logits: Any, targets: Any) -> Any:
+    """Return the mean loss of classes or of probabilities, classes on axis 1."""
+    return functional.cross_entropy(logits, targets)
+
+
+def jax_cross_entropy(jax: Any, logits: Any, targets: Any) -> Any:
+    """Return the mean loss of classes, which are on axis 1."""
+    picked = jax.numpy.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    return jax.numpy.mean(jax.nn.logsumexp(logits, axis=1) - picked)
+
+
+def _torch(job: str, compiled: bool, case: Case) -> Callable[[], Any]:
+    return torch_call(torch_cross_entropy, job, case.logits, case.targets, compiled)
+
+
+def _jax(job: str, case: Case) -> Callable[[], Any]:
+    return jax_call(jax_cross_entropy, job, case.logits, case.targets)
 
 
 CONTENDERS = (
@@ -282,15 +290,15 @@ CONTENDERS = (
     Contender("NumPy", LOSS, _numpy_loss, _wide, "numpy"),
     Contender("SciPy", LOSS, _scipy_loss, _wide, "scipy"),
     Contender("scikit-learn", LOSS, _scikit_learn_loss, _wide, "scikit-learn"),
-    Contender("PyTorch", LOSS, _torch_loss, _own, "torch"),
-    Contender("PyTorch, compiled", LOSS, _compiled_loss, _own, "torch"),
-    Contender("JAX", LOSS, _jax_loss, _own, "jax"),
+    Contender("PyTorch", LOSS, partial(_torch, LOSS, False), _own, "torch"),
+    Contender("PyTorch, compiled", LOSS, partial(_torch, LOSS, True), _own, "torch"),
+    Contender("JAX", LOSS, partial(_jax, LOSS), _own, "jax"),
     Contender("xent_rs, out=", GRADIENT, _xent_rs_out, promised, "xent_rs"),
     Contender("xent_rs, new array", GRADIENT, _xent_rs_fresh, promised, "xent_rs"),
     Contender("NumPy, out=", GRADIENT, _numpy_out, _wide, "numpy"),
     Contender("NumPy, new array", GRADIENT, _numpy_fresh, _wide, "numpy"),
     Contender("scikit-learn, out=", GRADIENT, _scikit_learn_out, _wide, "scikit-learn"),
-    Contender("PyTorch, new array", GRADIENT, _torch_gradient, _own, "torch"),
-    Contender("PyTorch, compiled", GRADIENT, _compiled_gradient, _own, "torch"),
-    Contender("JAX, new array", GRADIENT, _jax_gradient, _own, "jax"),
+    Contender("PyTorch, new array", GRADIENT, partial(_torch, GRADIENT, False), _own, "torch"),
+    Contender("PyTorch, compiled", GRADIENT, partial(_torch, GRADIENT, True), _own, "torch"),
+    Contender("JAX, new array", GRADIENT, partial(_jax, GRADIENT), _own, "jax"),
 )
