@@ -2,7 +2,7 @@
 
   peers     what `xent-rs bench` does, whose options these are: NumPy, SciPy, scikit-learn, PyTorch and JAX
   classes   time against the number of classes, which are along the last axis or the first
-  axis1     classes on axis 1 of images: class targets, soft targets and KL divergence, against PyTorch and JAX
+  axis1     classes on axis 1 of images: class targets, soft targets, KL divergence against PyTorch and JAX
   targets   soft targets, KL divergence and softcap against PyTorch and JAX
   options   each option and each function against the plain loss and its gradient
   binary    binary cross-entropy
@@ -13,8 +13,8 @@
   sixteen   16-bit logits against float32 ones, in the cache of one thread
   beside    how long a call takes while others use the CPUs
 
-All but peers have shapes of their own, and all but peers and sixteen float32 logits. Each answer is compared with float64 before it is
-timed: a wrong one of this package ends the command.
+All but peers have shapes of their own, and all but peers and sixteen float32 logits. Each answer is compared
+with float64 before it is timed: a wrong one of this package ends the command.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ _COLORS = {
     "xent_rs": OURS,
     "xent_rs, axis=0": "#e39a5b",
     "NumPy": "#4a6fa5",
+    "scikit-learn": "#c2a83e",
     "PyTorch": "#9a6a9e",
     "PyTorch, compiled": "#5a9367",
     "JAX": "#9aa7b4",

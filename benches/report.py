@@ -1,8 +1,12 @@
 """Show the recorded benchmark: in README the comparison with peers, in docs/performance.md everything.
 
     python -m benches.report --record    run all suites, keep the answer in benches/results/, show it
-    python -m benches.report             show the newest record
-    python -m benches.report --check     fail unless both pages show the newest record
+    python -m benches.report             show the newest records
+    python -m benches.report --check     fail unless both pages show the newest records
+
+There is a record for each CPU and SIMD level; ``XENT_RS_SIMD=avx2`` before the first command makes that of
+AVX2. README has the comparison with peers on the CPU of the newest record, at its best level, and from all
+records where a peer is faster; docs/performance.md has everything else of the former, and the goals of all.
 
 No figure of these pages comes from elsewhere. Needs xent_rs, and to draw the pictures matplotlib.
 """
@@ -10,6 +14,7 @@ No figure of these pages comes from elsewhere. Needs xent_rs, and to draw the pi
 import argparse
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -40,50 +45,75 @@ PICTURES = {"benchmark.png": "peers", "benchmark_classes.png": "classes", "bench
 
 Report = dict[str, Any]
 Results = list[dict[str, Any]]
+Records = list[tuple[str, Report]]
 
 
 def record(root: Path, arguments: Sequence[str]) -> None:
-    """Run the benchmark and keep its answer in benches/results/CPU/DATE.json."""
+    """Run the benchmark and keep its answer in benches/results/CPU/DATE-LEVEL.json."""
     command = ["python", "-m", "benches", *arguments]
     finished = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     report = json.loads(finished.stdout)
     now = datetime.now(timezone.utc)
-    report = {"date": f"{now:%Y-%m-%d}", "command": " ".join(command), **report}
+    settings = [f"{name}={os.environ[name]}" for name in ("XENT_RS_SIMD",) if name in os.environ]
+    report = {"date": f"{now:%Y-%m-%d}", "command": " ".join([*settings, *command]), **report}
+    level = report["environment"]["simd_level"]
     cpu = re.sub(r"[^a-z0-9]+", "-", report["environment"]["cpu"].lower()).strip("-")
-    path = root / "benches" / "results" / cpu / f"{now:%Y-%m-%dT%H%M}.json"
+    path = root / "benches" / "results" / cpu / f"{now:%Y-%m-%dT%H%M}-{level}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def newest(root: Path) -> tuple[str, Report]:
-    """Return the newest record and its path."""
+def records(root: Path) -> Records:
+    """Return the newest record of each CPU and SIMD level, with their paths.
+
+    The CPU of the newest of all is the first, and of its records that of the best level.
+    """
     paths = sorted(
         (root / "benches" / "results").glob("*/*.json"), key=lambda path: (path.stem, path.parent.name)
     )
     if not paths:
         sys.exit("there is no record in benches/results/; make one with --record")
-    return paths[-1].relative_to(root).as_posix(), json.loads(paths[-1].read_text(encoding="utf-8"))
+    found: dict[str, dict[str, tuple[str, Report]]] = {}
+    best_first = []
+    for path in paths:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        environment = report["environment"]
+        of_cpu = found.pop(environment["cpu"], {})  # in the order of the newest records
+        of_cpu[environment["simd_level"]] = (path.relative_to(root).as_posix(), report)
+        found[environment["cpu"]] = of_cpu
+    for of_cpu in reversed(found.values()):
+        _, report = next(iter(of_cpu.values()))
+        best_first += [of_cpu[level] for level in report["environment"]["simd_levels"] if level in of_cpu]
+    return best_first
 
 
-def of_readme(root: Path, path: str, report: Report) -> str:
+def of_readme(root: Path, found: Records) -> str:
     """Return what stands between the markers of README."""
+    path, report = found[0]
     peers = in_use(report)
     dtypes = [dtype for dtype in README_DTYPES if any(result["dtype"] == dtype for result in peers)]
     blocks = [
         provenance(path, report),
         *(block for dtype in dtypes for block in comparison(peers, dtype)),
         accuracy(peers),
+        *faster_peers(found),
         *(f"<!-- docs/{name}: sha256 {digest(root, name)} -->" for name in list(pictures(report))[:1]),
     ]
     return "\n\n".join(blocks)
 
 
-def of_page(root: Path, path: str, report: Report) -> str:
+def of_page(root: Path, found: Records) -> str:
     """Return what stands between the markers of docs/performance.md."""
+    path, report = found[0]
     suites = tables.suites(report)
     peers = in_use(report)
     others = unique(result["dtype"] for result in peers if result["dtype"] not in README_DTYPES)
-    blocks = [provenance(f"../{path}", report), "## Goals", markdown(goals.table(suites), column="---")]
+    blocks = [provenance(f"../{path}", report), "## Goals"]
+    for path_of_record, of_record in found:
+        if of_record is not report:
+            blocks.append(provenance(f"../{path_of_record}", of_record))
+        lines = goals.table(tables.suites(of_record), of_record["environment"]["simd_level"])
+        blocks += [f"**On {machine(of_record)}**", markdown(lines, column="---")]
     if others:
         blocks += [
             "## Against peers",
@@ -106,13 +136,17 @@ def of_page(root: Path, path: str, report: Report) -> str:
 
 
 HEADINGS = {
+    "peers": "Against peers",
+    "classes": "Number of classes",
+    "axis1": "Classes on axis 1",
+    "targets": "Soft targets, KL divergence and softcap",
     "options": "Options and other functions",
     "binary": "Binary cross-entropy",
     "smallest": "The smallest call",
     "growth": "Growth",
     "threads": "Threads",
     "memory": "Memory",
-    "classes": "Number of classes",
+    "sixteen": "16-bit logits in cache",
     "beside": "Beside others",
 }
 
@@ -123,17 +157,42 @@ def provenance(path: str, report: Report) -> str:
     versions = environment["versions"].items()
     peers = ", ".join(f"{package} {version}" for package, version in versions if package != "xent_rs")
     return (
-        f"{environment['cpu']}, {environment['simd_level']}, {environment['num_threads']} threads, "
+        f"{machine(report)}, {environment['num_threads']} threads, "
         f"{report['date']}; xent_rs {environment['version']}, Python {environment['python']}, {peers}. "
         f"Medians of {environment['repeats']} interleaved runs, in milliseconds; in brackets, how many times "
         f"as long as the first line. [All the numbers]({path}) come from\n\n```sh\n{report['command']}\n```"
     )
 
 
-def in_use(report: Report) -> Results:
-    """Return the comparison with peers, without this package at another level than the one in use."""
+def machine(report: Report) -> str:
+    """Return the CPU of a record and the SIMD level in use."""
+    return f"{report['environment']['cpu']}, {report['environment']['simd_level']}"
+
+
+def in_use(report: Report, suite: str = "peers") -> Results:
+    """Return the results of a suite, without this package at another level than the one in use."""
     level = report["environment"]["simd_level"]
-    return [result for result in tables.suites(report)["peers"] if result.get("level", level) == level]
+    return [result for result in tables.suites(report)[suite] if result.get("level", level) == level]
+
+
+def faster_peers(found: Records) -> list[str]:
+    """Return a list of all cases of all records in which the median of a peer is below ours."""
+    blocks = ["**Where a peer is faster**, and how many times, in any suite of any record:"]
+    for _, report in found:
+        cases: dict[str, list[str]] = {}
+        for suite in tables.suites(report):
+            for peer, ours in tables.against(in_use(report, suite)):
+                if peer["median"] < ours["median"]:
+                    kind = f"{peer['kind']}, " if "kind" in peer else ""
+                    what = f"{HEADINGS[suite]}: {kind}{peer['job']}, {peer['dtype']}, {peer['contender']}"
+                    times = f"{shape(peer)} ({ours['median'] / peer['median']:.2f})"
+                    cases.setdefault(what, []).append(times)
+        lines = [f"- {what}: {', '.join(times)}" for what, times in cases.items()]
+        blocks += [
+            f"On {machine(report)}{':' if lines else ', none.'}",
+            *(["\n".join(lines)] if lines else []),
+        ]
+    return blocks
 
 
 def comparison(results: Results, dtype: str) -> list[str]:
@@ -263,20 +322,21 @@ PAGES = {"README.md": of_readme, "docs/performance.md": of_page}
 
 def show(root: Path, check: bool) -> None:
     """Write the pages; or, to check, end unless they are as they would be written."""
-    path, report = newest(root)
+    found = records(root)
+    paths = ", ".join(path for path, _ in found)
     if not check:
-        draw(root, report)
+        draw(root, found[0][1])
     for name, section in PAGES.items():
         page = root / name
         before, rest = page.read_text(encoding="utf-8").split(BEGIN)
         shown, after = rest.split(END)
-        expected = f"\n{section(root, path, report)}\n"
+        expected = f"\n{section(root, found)}\n"
         if not check:
             page.write_text(f"{before}{BEGIN}{expected}{END}{after}", encoding="utf-8")
         elif shown != expected:
-            sys.exit(f"{name} does not show {path}; run python -m benches.report")
+            sys.exit(f"{name} does not show {paths}; run python -m benches.report")
         else:
-            print(f"{name} shows {path}")
+            print(f"{name} shows {paths}")
 
 
 def main() -> None:

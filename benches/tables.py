@@ -28,6 +28,26 @@ def suites(report: dict[str, Any]) -> dict[str, list[Result]]:
     return grouped(report["results"], lambda result: result["suite"])
 
 
+def against(results: Iterable[Result]) -> list[tuple[Result, Result]]:
+    """Return the results of peers in a suite, each with this package's of the same case.
+
+    That of a new array each call is compared with the same if it was measured, and all else with the first
+    of this package's ways.
+    """
+    found = []
+    timed = (result for result in results if "median" in result)
+    for of_case in grouped(timed, lambda result: (*case(result), result["job"], result.get("kind"))).values():
+        ours = {
+            result["contender"]: result for result in of_case if result["contender"].startswith("xent_rs")
+        }
+        for result in of_case:
+            if ours and result["contender"] not in ours:
+                first = next(iter(ours.values()))
+                fresh = result["contender"].endswith(", new array")
+                found.append((result, ours.get("xent_rs, new array", first) if fresh else first))
+    return found
+
+
 def memory(size: float) -> str:
     """Write a number of bytes: ``12 KiB``, ``3.4 MiB``."""
     return f"{size / 2**10:,.0f} KiB" if size < 2**20 else f"{size / 2**20:,.1f} MiB"

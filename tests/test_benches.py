@@ -5,16 +5,17 @@ import json
 import struct
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import xent_rs
 from xent_rs.cli import bench
-from xent_rs.cli.benchmark.cases import GRADIENT, LOSS
+from xent_rs.cli.benchmark.cases import GRADIENT, JOBS, LOSS
 from xent_rs.cli.benchmark.contenders import CONTENDERS
 from xent_rs.cli.benchmark.measuring import Settings
 
 from benches import tables
 from benches.__main__ import main
-from benches.suites import SUITES, beside, binary, growth, memory, options, threads
+from benches.suites import SUITES, axis1, beside, binary, growth, kinds, memory, options, threads
 
 NUMPY_ONLY = [contender for contender in CONTENDERS if contender.package in ("xent_rs", "numpy")]
 
@@ -34,9 +35,11 @@ def run(capsys, *arguments):
 @pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "peers"])
 def test_a_suite(capsys, tmp_path, suite):
     pytest.importorskip("matplotlib")
+    from benches import plot
+
     file = tmp_path / "bench.png"
     arguments = ["--quick", "--repeats", "1", "--suite", suite]
-    drawn = [] if suite in ("smallest", "memory", "beside") else ["--plot", file]
+    drawn = ["--plot", file] if suite in plot.PICTURES else []
     status, output, errors = run(capsys, *arguments, "--json", *drawn)
     assert (status, errors) == (0, "")
     report = json.loads(output)
@@ -167,6 +170,44 @@ def test_beside_others_needs_two_threads():
     xent_rs.set_num_threads(1)
     results, skips = beside.run(Settings(NUMPY_ONLY, repeats=1, quick=True))
     assert (results, skips) == ([], [{"contender": "beside", "reason": "there is but one thread"}])
+
+
+@pytest.mark.parametrize("images", [None, (2, 3, 5)], ids=["rows", "images"])
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_each_kind_is_checked(kind, job, images):
+    """An answer of this package that is off in the fifth digit is refused, of a peer in the third."""
+    problem = kinds.Problem(options.Material.random(30, 7, "float32"), kind, images)
+    assert problem.logits.shape == ((30, 7) if images is None else (2, 7, 3, 5))
+    answer = kinds._ours(problem, job)()
+    for package, digits in (("xent_rs", 1e-5), ("torch", 1e-3)):
+        problem.check(package, answer)
+        with pytest.raises(ArithmeticError, match=f"^{package}, {kind}, 30 x 7 float32: the mean is off by"):
+            problem.check(package, scaled(answer, 1 + digits))
+        if job == GRADIENT:
+            with pytest.raises(ArithmeticError, match="the gradient is off by"):
+                problem.check(package, (answer[0], answer[1] * np.float32(1 + digits)))
+
+
+@pytest.mark.parametrize("package", ["torch", "jax"])
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_peers_mean_the_same_by_each_kind(kind, package):
+    pytest.importorskip(package)
+    problem = kinds.Problem(options.Material.random(30, 7, "float32"), kind, (2, 3, 5))
+    for name, job, of_package, make in kinds._WAYS:
+        if of_package == package and "compiled" not in name:
+            problem.check(package, make(problem, job)())
+
+
+def test_images_are_squares_of_about_as_many_elements(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(kinds, "run", lambda suite, found, *rest: shapes.extend(found))
+    axis1.run(Settings(NUMPY_ONLY, repeats=1))
+    assert [classes for _, classes, _ in shapes] == [2, 3, 5, 21, 150, 1000, 10_000]
+    for rows, classes, (number, height, width) in shapes:
+        assert rows == number * height * width
+        assert height == width
+        assert 0.9 < rows * classes / 2**24 < 1.1
 
 
 def test_a_wrong_binary_loss_is_not_timed():

@@ -49,7 +49,8 @@ def test_a_record_is_shown_and_checked(checkout, capsys):
         assert f"\n## {heading}\n" in page
     for absent in ("Growth", "Memory"):
         assert f"\n## {absent}\n" not in page
-    assert "| loss, float32, C >= 32000 | >= 0.95 R | " in page
+    assert "| binary loss, 4 Mi elements | >= 0.8 R | " in page
+    assert "\n**Where a peer is faster**" in readme
     # The picture of README belongs to the record, too.
     with (checkout / "docs" / "benchmark.png").open("ab") as picture:
         picture.write(b"?")
@@ -61,7 +62,7 @@ def test_labels_of_the_first_picture_do_not_collide():
     pytest.importorskip("matplotlib")
     from xent_rs.cli.benchmark import plot
 
-    _, record = report.newest(ROOT)
+    _, record = report.records(ROOT)[0]
     results = [
         result
         for result in report.in_use(record)
@@ -88,9 +89,8 @@ def test_a_typed_figure_is_found(checkout):
     pytest.importorskip("matplotlib")
     record = checkout / "benches" / "results" / "cpu" / "2026-01-01T0000.json"
     record.parent.mkdir(parents=True)
-    path, newest = report.newest(ROOT)
+    _, newest = report.records(ROOT)[0]
     record.write_text(json.dumps(newest), encoding="utf-8")
-    assert path.startswith("benches/results/")
     report.show(checkout, check=False)
     page = checkout / "docs" / "performance.md"
     text = page.read_text(encoding="utf-8")
@@ -98,6 +98,63 @@ def test_a_typed_figure_is_found(checkout):
     assert "| met |" in text
     with pytest.raises(SystemExit, match=r"^docs/performance.md does not show"):
         report.show(checkout, check=True)
+
+
+def kept(root, name, level, results, cpu="A CPU"):
+    """Keep a record of some results."""
+    path = root / "benches" / "results" / cpu / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    environment = {"cpu": cpu, "simd_level": level, "simd_levels": ["avx512", "avx2", "portable"]}
+    path.write_text(json.dumps({"environment": environment, "results": results}), encoding="utf-8")
+
+
+def test_the_newest_record_of_each_cpu_and_level(tmp_path):
+    for name, level, cpu in (
+        ("2026-01-01T0000", "avx512", "A"),
+        ("2026-01-02T0000-avx2", "avx2", "A"),
+        ("2026-01-03T0000-avx512", "avx512", "A"),
+        ("2026-01-04T0000-avx2", "avx2", "B"),
+        ("2026-01-05T0000-avx2", "avx2", "A"),
+    ):
+        kept(tmp_path, name, level, [], cpu)
+    assert [path for path, _ in report.records(tmp_path)] == [
+        "benches/results/A/2026-01-03T0000-avx512.json",
+        "benches/results/A/2026-01-05T0000-avx2.json",
+        "benches/results/B/2026-01-04T0000-avx2.json",
+    ]
+
+
+def test_faster_peers_are_listed(tmp_path):
+    both = {"suite": "axis1", "kind": "soft targets"}
+    ours = {"suite": "peers", "job": "loss + gradient"}
+    kept(
+        tmp_path,
+        "2",
+        "avx512",
+        [
+            peer("xent_rs", 2.0, suite="peers", level="avx512"),
+            peer("xent_rs, avx2", 5.0, suite="peers", level="avx2"),
+            peer("PyTorch", 3.0, suite="peers"),
+            # A new array is compared with a new array.
+            peer("xent_rs, out=", 2.0, **ours),
+            peer("xent_rs, new array", 4.0, **ours),
+            peer("JAX, new array", 3.0, **ours),
+            peer("PyTorch, compiled", 3.0, **ours),
+            peer("xent_rs", 2.0, classes=2, **both),
+            peer("JAX", 1.0, classes=2, **both),
+            peer("xent_rs", 3.0, classes=3, **both),
+            peer("JAX", 2.0, classes=3, **both),
+            {key: value for key, value in peer("NumPy", 1.0, suite="memory").items() if key != "median"},
+        ],
+    )
+    kept(tmp_path, "1", "avx2", [peer("xent_rs", 2.0, suite="peers"), peer("NumPy", 2.0, suite="peers")])
+    assert report.faster_peers(report.records(tmp_path)) == [
+        "**Where a peer is faster**, and how many times, in any suite of any record:",
+        "On A CPU, avx512:",
+        "- Against peers: loss + gradient, float32, JAX, new array: 2048 x 32000 (1.33)\n"
+        "- Classes on axis 1: soft targets, loss, float32, JAX: 2048 x 2 (2.00), 2048 x 3 (1.50)",
+        "On A CPU, avx2, none.",
+    ]
 
 
 # goals
@@ -117,8 +174,8 @@ def peer(contender, median, *, job="loss", rows=2048, classes=32_000, roof=1.0, 
     }
 
 
-def lines(suites):
-    return {line[0]: line[2:] for line in goals.table(suites)[1:]}
+def lines(suites, level="avx512"):
+    return {line[0]: line[2:] for line in goals.table(suites, level)[1:]}
 
 
 def test_goals_are_computed_from_the_record():
@@ -150,6 +207,23 @@ def test_goals_are_computed_from_the_record():
                 peer("xent_rs, axis=0", 4.0, rows=4000, classes=4096),
                 peer("xent_rs, axis=0", 8.0, rows=4000, classes=4100),
                 peer("NumPy", 9.0, rows=4000, classes=4100),
+                peer("xent_rs", 2.0, classes=100),
+                peer("NumPy", 9.0, classes=100),
+                peer("JAX", 2.5, classes=100),
+                peer("xent_rs, out=", 2.0, job=both, classes=1000),
+                peer("JAX, new array", 6.0, job=both, classes=1000),
+            ],
+            "axis1": [
+                peer("xent_rs", 1.0, kind="class targets", classes=2),
+                peer("PyTorch", 3.0, kind="class targets", classes=2),
+                peer("JAX", 0.5, kind="class targets", classes=2),
+                peer("xent_rs", 2.0, kind="KL divergence", classes=2),
+                peer("PyTorch", 1.0, kind="KL divergence", classes=2),
+            ],
+            "sixteen": [
+                peer("xent_rs", 1.0, rows=16),
+                {**peer("xent_rs", 1.1, rows=16), "dtype": "float16"},
+                {**peer("xent_rs", 1.2, rows=16), "dtype": "bfloat16"},
             ],
             "beside": [
                 {**peer("xent_rs", 1.0), "company": "a product", "threads": 2, "p95": 2.4},
@@ -165,18 +239,29 @@ def test_goals_are_computed_from_the_record():
         },
     )
     assert found == {
-        "loss, float32, C >= 32000": ["0.952 (2048 x 32000), 1 (512 x 128256)", "met"],
-        "the same on one thread, R of one": ["0.9", "met"],
+        "loss, 2 to 100 classes, against each peer; the three least": [
+            "1.25 (100 classes, JAX), 4.5 (100 classes, NumPy)",
+            "missed by 17 %",
+        ],
+        "loss, more than 100 classes, against each peer; the three least": ["1.12", "missed by 44 %"],
+        "loss + gradient, more than 100 classes, against each peer; the three least": ["3", "met"],
+        "loss, classes on axis 1, class targets, against PyTorch; the three least": ["3", "met"],
+        "loss, classes on axis 1, soft targets and KL divergence, against PyTorch; the three least": [
+            "0.5",
+            "missed by 50 %",
+        ],
+        "loss, float32, 2048 x 32000": ["0.952", "met"],
+        "loss + gradient, `out=`, float32, 2048 x 32000": ["0.5", "missed by 44 %"],
+        "loss, C >= 32000, on one thread, R of one": ["0.9", "met"],
         "the same on one thread, R of all": ["0.5", "missed by 38 %"],
-        "loss + gradient, `out=`, float32, C >= 32000": ["0.5", "missed by 44 %"],
         "loss + gradient, a new array each call": ["1.25", "met"],
-        "loss, C >= 32000, against NumPy": ["11.4", "met"],
-        "loss, C >= 32000, against PyTorch, compiled": ["1.2", "missed by 29 %"],
-        # NumPy in the faster of its ways.
-        "loss + gradient, C >= 32000, against NumPy": ["8", "missed by 11 %"],
+        "bfloat16 and float16 in cache; the three worst": [
+            "1.2 (bfloat16, loss, 16 x 32000), 1.1 (float16, loss, 16 x 32000)",
+            "missed by 4.3 %",
+        ],
         "binary loss, 4 Mi elements": ["0.8 (float32 targets), 0.625 (bool targets)", "missed by 22 %"],
-        "every option but the softcap, beyond its bytes; the three worst": ["1.5", "missed by 20 %"],
-        "softcap; the three worst": ["1.9", "met"],
+        "softcap, loss, beyond its bytes": ["1.9", "met"],
+        "loss, every other option, beyond its bytes; the three worst": ["1.5", "missed by 20 %"],
         "smallest call, loss": ["0.5", "met"],
         "memory of the loss, above 16 bytes a row": ["2", "missed by 100 %"],
         "loss, time per element, 10^6 to 10^9": ["1.2", "missed by 4.3 %"],
@@ -189,8 +274,16 @@ def test_goals_are_computed_from_the_record():
     }
 
 
+def test_a_goal_may_depend_on_the_level():
+    suites = {"peers": [peer("xent_rs", 1.2)]}
+    case = "loss, float32, 2048 x 32000"
+    assert lines(suites, "avx512") == {case: ["0.833", "missed by 12 %"]}
+    assert lines(suites, "avx2") == {case: ["0.833", "met"]}
+    assert lines(suites, "portable") == {}
+
+
 def test_a_record_of_nothing_meets_nothing():
-    assert goals.table({}) == [["case", "goal", "measured", ""]]
+    assert goals.table({}, "avx2") == [["case", "goal", "measured", ""]]
 
 
 # guard

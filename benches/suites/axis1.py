@@ -1,4 +1,4 @@
-"""Images: classes on axis 1 of logits of shape (N, C, H, W), for each pixel a class, or a target of each class."""
+"""Images: classes on axis 1 of logits of shape (N, C, H, W), for each pixel a class or shares of all."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ def torch_call(
 def jax_call(
     formula: Callable[[Any, Any, Any], Any], job: str, logits: Array, other: Array
 ) -> Callable[[], Any]:
-    """Return the call that does a job in JAX; `formula` takes `jax` and two arrays, and returns the mean loss."""
+    """Return the call that does a job in JAX, as `torch_call` does; `formula` takes `jax` and two arrays."""
     import jax
 
     config: Any = jax.config  # not typed
@@ -263,7 +263,8 @@ def jax_call(
         compiled = jax.jit(loss_of)
         return lambda: compiled(x, y).item()
     with_gradient = jax.jit(jax.value_and_grad(loss_of))
-    return lambda: jax.block_until_ready(with_gradient(x, y))
+    wait: Any = jax.block_until_ready  # not typed
+    return lambda: wait(with_gradient(x, y))
 
 
 def torch_cross_entropy(functional: Any, logits: Any, targets: Any) -> Any:
