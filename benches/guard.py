@@ -4,9 +4,10 @@
 
 One thread works on logits that fit into the L2 cache, so that neither the memory nor other threads matter.
 All calls take turns, and of each the shortest time counts: noise only makes times longer. The turns go on
-until all ratios hold, or for `PATIENCE` seconds. Limits are 1.3 to 1.5 times what was measured with AVX-512
-or AVX2, whichever was more: room for other CPUs, but not for a kernel that is no longer vectorised, nor for
-an option of the plain loss that takes another pass of exponentials.
+until all ratios hold, or for `PATIENCE` seconds. So it is done at the SIMD level in use and at each below it.
+Limits are 1.3 to 1.5 times what was measured with AVX-512 or AVX2, whichever was more: room for other CPUs,
+but not for a kernel that is no longer vectorised, nor for an option of the plain loss that takes another pass
+of exponentials.
 """
 
 import itertools
@@ -25,16 +26,18 @@ from xent_rs.cli.benchmark.cases import GRADIENT, LOSS, Case
 from xent_rs.cli.benchmark.contenders import CONTENDERS, at_level
 from xent_rs.cli.benchmark.reference import numpy_loss, numpy_loss_and_gradient
 
-from .suites import classes, options
+from .suites import binary, classes, kinds, options
+from .suites.kinds import CLASSES, KL, SOFT, SOFTCAP
 
 # 256 KiB of float32.
 SHAPE = (16, 4096)
 FEW_CLASSES = (4096, 10)
+PORTABLE = "portable"
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 TURNS, PATIENCE, SAMPLE_SECONDS = 25, 30.0, 4e-4
 
-# How many times as long as by the portable kernels it may take at any other level.
+# How many times as long as by the portable kernels it may take at another level.
 OF_PORTABLE = 0.5
 
 # ... as the plain loss (gradient) of float32 it may take with this dtype, ...
@@ -79,12 +82,44 @@ OF_PLAIN_FEW_CLASSES = {
     "log_softmax": (None, 1.6),
 }
 
-# ... and as long as NumPy's exponential of as many float32 numbers: NumPy's own kernels are vectorised.
+# ... and as long as NumPy's exponential of as many float32 numbers, which is vectorised: the loss and the
+# gradient of each kind and number of classes, which are last, ...
 OF_EXP = {
-    (SHAPE, LOSS): 0.9,
-    (SHAPE, GRADIENT): 1.5,
-    (FEW_CLASSES, LOSS): 7.0,
-    (FEW_CLASSES, GRADIENT): 13.5,
+    (CLASSES, 2): (20.0, 35.0),
+    (CLASSES, 10): (4.0, 7.2),
+    (CLASSES, 100): (1.3, 2.5),
+    (CLASSES, 1000): (1.0, 1.9),
+    (CLASSES, 4096): (0.75, 1.4),
+    (SOFT, 2): (37.0, 54.0),
+    (SOFT, 100): (2.8, 5.4),
+    (SOFT, 1000): (2.5, 5.2),
+    (KL, 2): (41.0, 55.0),
+    (KL, 100): (4.5, 6.6),
+    (KL, 1000): (4.5, 6.4),
+    (SOFTCAP, 2): (44.0, 71.0),
+    (SOFTCAP, 100): (4.6, 9.1),
+    (SOFTCAP, 1000): (5.3, 10.0),
+}
+
+# ... or on axis 1 of an image, ...
+OF_EXP_IMAGES = {
+    (CLASSES, 2): (14.0, 23.0),
+    (CLASSES, 21): (2.0, 3.7),
+    (CLASSES, 1000): (0.9, 1.8),
+    (SOFT, 2): (25.0, 38.0),
+    (SOFT, 21): (4.0, 7.2),
+    (SOFT, 1000): (1.9, 4.8),
+    (KL, 2): (31.0, 42.0),
+    (KL, 21): (6.1, 8.6),
+    (KL, 1000): (3.4, 5.0),
+}
+
+# ... and of binary targets.
+OF_EXP_BINARY = {
+    "xent_rs": 2.2,
+    "xent_rs, bool targets": 2.4,
+    "xent_rs, out=": 3.2,
+    "xent_rs, bool targets, out=": 3.3,
 }
 
 # Classes along the first axis: shapes (classes, rows) and how many times as long per element as with another
@@ -142,25 +177,20 @@ def seconds(call: Call, number: int) -> float:
 
 
 def level_and_dtype_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
-    """Yield the loss and the gradient of each dtype, at the level in use and at all others."""
-    ours = {each.job: each for each in CONTENDERS if each.name in ("xent_rs", "xent_rs, out=")}
-    *levels, portable = _xent_rs.simd_levels()
+    """Yield the loss and the gradient of each dtype, at the level in use and by the portable kernels."""
+    ours = [each for each in CONTENDERS if each.name in ("xent_rs", "xent_rs, out=")]
     for dtype in DTYPES:
         case = Case.random(*SHAPE, dtype)
-        for job, contender in ours.items():
-            plain = f"{job}, {dtype}"
-            of_portable = f"{plain}, {portable}"
+        for contender in ours:
+            plain = f"{contender.job}, {dtype}"
+            of_portable = f"{plain}, {PORTABLE}"
+            ratios = [Ratio(plain, of_portable, OF_PORTABLE)]
+            if dtype in OF_FLOAT32:
+                ratios.append(Ratio(plain, f"{contender.job}, float32", OF_FLOAT32[dtype]))
             calls = {
                 plain: checked(contender, case),
-                of_portable: checked(at_level(contender, portable), case),
+                of_portable: checked(at_level(contender, PORTABLE), case),
             }
-            ratios = [Ratio(plain, of_portable, OF_PORTABLE)]
-            for level in levels:
-                if level != _xent_rs.simd_level():
-                    calls[f"{plain}, {level}"] = checked(at_level(contender, level), case)
-                    ratios.append(Ratio(f"{plain}, {level}", of_portable, OF_PORTABLE))
-            if dtype in OF_FLOAT32:
-                ratios.append(Ratio(plain, f"{job}, float32", OF_FLOAT32[dtype]))
             yield calls, ratios
 
 
@@ -185,25 +215,44 @@ def option_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
                 yield {name: call}, [Ratio(name, plain, limit)] if limit is not None else []
 
 
-def calibration_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
-    """Yield long and short rows against an exponential, and the smallest call against NumPy."""
-    ours = {each.job: each for each in CONTENDERS if each.name in ("xent_rs", "xent_rs, out=")}
-    for shape in (SHAPE, FEW_CLASSES):
-        case = Case.random(*shape, "float32")
-        exp = f"np.exp of {case.name}"
-        yield {exp: lambda case=case: np.exp(case.logits, out=case.out)}, []
-        for job, contender in ours.items():
-            name = f"{job}, {case.name}"
-            yield {name: checked(contender, case)}, [Ratio(name, exp, OF_EXP[shape, job])]
+def exponential_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
+    """Yield few and many classes, last and on axis 1, and binary targets, against an exponential."""
+    logits = Case.random(*SHAPE, "float32")
+    exp = f"np.exp of {logits.name}"
+    yield {exp: lambda: np.exp(logits.logits, out=logits.out)}, []
+    elements = math.prod(SHAPE)
+    for place, table in (("last", OF_EXP), ("on axis 1", OF_EXP_IMAGES)):
+        for (kind, number), limits in table.items():
+            rows = elements // number
+            case = options.Material.random(rows, number, "float32")
+            problem = kinds.Problem(case, kind, (1, 1, rows) if table is OF_EXP_IMAGES else None)
+            for job, limit in zip((LOSS, GRADIENT), limits, strict=True):
+                name = f"{job}, {kind}, {number} classes {place}"
+                call = kinds.ours(problem, job)
+                problem.check("xent_rs", call())
+                yield {name: call}, [Ratio(name, exp, limit)]
+    yes_or_no = binary.Material.random(*SHAPE, "float32")
+    for contender, job, package, make, exact in binary.TASKS:
+        if package == "xent_rs":
+            call, check = binary.prepare(yes_or_no, contender, make, exact)
+            check(call())
+            name = f"{job}, binary, {contender}"
+            yield {name: call}, [Ratio(name, exp, OF_EXP_BINARY[contender])]
+
+
+def smallest_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
+    """Yield the smallest call against NumPy."""
     small = Case.random(4, 10, "float32")
     formulas = {LOSS: numpy_loss, GRADIENT: numpy_loss_and_gradient}
-    for job, formula in formulas.items():
-        name, other = f"{job}, {small.name}", f"NumPy's {job}, {small.name}"
-        calls = {
-            name: checked(ours[job], small),
-            other: lambda formula=formula: formula(small.logits, small.targets),
-        }
-        yield calls, [Ratio(name, other, OF_NUMPY[job])]
+    for contender in CONTENDERS:
+        if contender.name in ("xent_rs", "xent_rs, out="):
+            job, formula = contender.job, formulas[contender.job]
+            name, other = f"{job}, {small.name}", f"NumPy's {job}, {small.name}"
+            calls = {
+                name: checked(contender, small),
+                other: lambda formula=formula: formula(small.logits, small.targets),
+            }
+            yield calls, [Ratio(name, other, OF_NUMPY[job])]
 
 
 def first_axis_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
@@ -233,16 +282,32 @@ def joined(*groups: Iterator[tuple[dict[str, Call], list[Ratio]]]) -> tuple[dict
 
 def main() -> int:
     """Measure and print; return the exit status."""
-    if len(_xent_rs.simd_levels()) == 1:
-        print("this CPU has only the portable kernels, of which nothing is promised")
+    levels = _xent_rs.simd_levels()
+    in_use = _xent_rs.simd_level()
+    vectorised = levels[levels.index(in_use) : levels.index(PORTABLE)]
+    if not vectorised:
+        print("only the portable kernels are in use, of which nothing is promised")
         return 0
     xent_rs.set_num_threads(1)
-    checks = joined(level_and_dtype_checks(), option_checks(), first_axis_checks(), calibration_checks())
-    texts, failures = measure(*checks, PATIENCE)
-    print("\n".join(texts))
-    for failure in failures:
-        print(f"too slow: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    status = 0
+    try:
+        for level in vectorised:
+            _xent_rs.set_simd_level(level)
+            checks = joined(
+                level_and_dtype_checks(),
+                option_checks(),
+                first_axis_checks(),
+                exponential_checks(),
+                smallest_checks(),
+            )
+            texts, failures = measure(*checks, PATIENCE)
+            print("\n".join(f"{level}: {text}" for text in texts))
+            for failure in failures:
+                print(f"too slow: {level}: {failure}", file=sys.stderr)
+                status = 1
+    finally:
+        _xent_rs.set_simd_level(in_use)
+    return status
 
 
 if __name__ == "__main__":

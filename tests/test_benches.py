@@ -179,7 +179,7 @@ def test_each_kind_is_checked(kind, job, images):
     """An answer of this package that is off in the fifth digit is refused, of a peer in the third."""
     problem = kinds.Problem(options.Material.random(30, 7, "float32"), kind, images)
     assert problem.logits.shape == ((30, 7) if images is None else (2, 7, 3, 5))
-    answer = kinds._ours(problem, job)()
+    answer = kinds.ours(problem, job)()
     for package, digits in (("xent_rs", 1e-5), ("torch", 1e-3)):
         problem.check(package, answer)
         with pytest.raises(ArithmeticError, match=f"^{package}, {kind}, 30 x 7 float32: the mean is off by"):
@@ -212,7 +212,7 @@ def test_images_are_squares_of_about_as_many_elements(monkeypatch):
 
 def test_a_wrong_binary_loss_is_not_timed():
     case = binary.Material.random(5, 6, "float32")
-    call, check = binary._prepare(case, "xent_rs", lambda case: lambda: 0.7, True)
+    call, check = binary.prepare(case, "xent_rs", lambda case: lambda: 0.7, True)
     with pytest.raises(ArithmeticError, match=r"^xent_rs, 5 x 6 float32: the loss is off by"):
         check(call())
 

@@ -338,16 +338,26 @@ def test_the_guard_waits_for_the_end_of_a_disturbance(clock):
     assert 1.0 < clock.now < 2.0
 
 
+@pytest.mark.skipif(len(guard._xent_rs.simd_levels()) == 1, reason="only the portable kernels")
 def test_the_guard_fails_without_vectors(monkeypatch, capsys):
-    if len(guard._xent_rs.simd_levels()) == 1:
-        pytest.skip("only the portable kernels")
+    """At each level that has its turn: here all of them are the portable kernels by another name."""
     monkeypatch.setattr(guard, "PATIENCE", 0.1)
-    monkeypatch.setattr(guard, "TURNS", 5)
+    monkeypatch.setattr(guard, "TURNS", 3)
     guard._xent_rs.set_simd_level("portable")
+    levels = guard._xent_rs.simd_levels()
+    monkeypatch.setattr(guard._xent_rs, "simd_level", lambda: levels[0])
+    monkeypatch.setattr(guard._xent_rs, "set_simd_level", lambda level: None)
     assert guard.main() == 1
     errors = capsys.readouterr().err
-    for dtype in guard.DTYPES:
-        assert f"too slow: loss, {dtype}: " in errors
+    for level in levels[:-1]:
+        for dtype in guard.DTYPES:
+            assert f"too slow: {level}: loss, {dtype}: " in errors
+
+
+def test_the_guard_promises_nothing_of_the_portable_kernels(capsys):
+    guard._xent_rs.set_simd_level("portable")
+    assert guard.main() == 0
+    assert capsys.readouterr().out.startswith("only the portable kernels are in use")
 
 
 def measured(checks, about):
@@ -392,3 +402,21 @@ def test_the_guard_fails_when_some_number_of_classes_along_the_first_axis_takes_
     monkeypatch.setattr(guard.classes, "FIRST_AXIS", [slower(each) for each in guard.classes.FIRST_AXIS])
     failures = {failure.partition(":")[0] for failure in measured(guard.first_axis_checks(), "axis=0")}
     assert failures >= {f"{job}, 4100 x 16, axis=0" for job in ("loss", "loss + gradient")}
+
+
+def test_the_guard_fails_when_a_kind_on_axis_1_takes_longer(monkeypatch):
+    """As long as many passes: its limits leave room for another CPU."""
+    ours = guard.kinds.ours
+
+    def slower(problem, job):
+        call = ours(problem, job)
+        slow = problem.images is not None and problem.fields["kind"] == guard.KL
+        return (lambda: [call() for _ in range(5)].pop()) if slow else call
+
+    monkeypatch.setattr(guard.kinds, "ours", slower)
+    failures = {failure.partition(":")[0] for failure in measured(guard.exponential_checks(), "on axis 1")}
+    assert failures >= {
+        f"{job}, KL divergence, {number} classes on axis 1"
+        for job in ("loss", "loss + gradient")
+        for number in (2, 21, 1000)
+    }

@@ -63,18 +63,18 @@ def run(settings: Settings) -> tuple[Results, Skips]:
     rows, classes = _QUICK_SHAPE if settings.quick else _SHAPE
     case = Material.random(rows, classes, "float32")
     packages = {contender.package for contender in settings.contenders}
-    tasks = [task for task in _TASKS if task[2] in packages]
+    tasks = [task for task in TASKS if task[2] in packages]
     entries = []
     for name, job, package, make, exact in tasks:
         roof = {LOSS: "read", GRADIENT: "copy"}[job] + (", bool" if "bool" in name else "")
         fields = {"suite": "binary", **case.fields, "job": job, "contender": name}
-        entries.append(Entry(fields, partial(_prepare, case, name, make, exact), {roof: 1.0}, package))
+        entries.append(Entry(fields, partial(prepare, case, name, make, exact), {roof: 1.0}, package))
     with progress(steps(len(entries), 2 * len(JOBS), settings.repeats)) as bar:
         bar.set_postfix_str(f"binary, {rows} x {classes}")
         return take(entries, case.roofs(), settings.repeats, bar.update)
 
 
-def _prepare(case: Material, name: str, make: Callable[[Material], Any], exact: bool) -> Prepared:
+def prepare(case: Material, name: str, make: Callable[[Material], Any], exact: bool) -> Prepared:
     """Return a call and its check: against this package's promise, or, for peers, 16 and 64 eps."""
 
     def check(answer: Any) -> dict[str, float]:
@@ -154,7 +154,7 @@ def _jax_formula(jax: Any, x: Any, t: Any) -> Any:
 
 
 # name, job, package, what makes the call, whether its accuracy is promised
-_TASKS: tuple[tuple[str, str, str, Callable[[Material], Any], bool], ...] = (
+TASKS: tuple[tuple[str, str, str, Callable[[Material], Any], bool], ...] = (
     ("xent_rs", LOSS, "xent_rs", partial(_ours, "yes_as_numbers"), True),
     ("xent_rs, bool targets", LOSS, "xent_rs", partial(_ours, "yes"), True),
     ("NumPy", LOSS, "numpy", _numpy, False),

@@ -161,7 +161,7 @@ class _Tolerated:
         return np.asarray((64 + np.sqrt(self._classes)) * self._eps * scale * largest)
 
 
-def _ours(problem: Problem, job: str) -> Callable[[], Any]:
+def ours(problem: Problem, job: str) -> Callable[[], Any]:
     kind = problem.kind
     out = {} if job == LOSS else {"out": problem.out}
     function = kind.functions[JOBS.index(job)]
@@ -178,11 +178,11 @@ def _jax(problem: Problem, job: str) -> Callable[[], Any]:
 
 # name, job, package, what makes the call
 _WAYS: tuple[tuple[str, str, str, Callable[[Problem, str], Any]], ...] = (
-    ("xent_rs", LOSS, "xent_rs", _ours),
+    ("xent_rs", LOSS, "xent_rs", ours),
     ("PyTorch", LOSS, "torch", partial(_torch, False)),
     ("PyTorch, compiled", LOSS, "torch", partial(_torch, True)),
     ("JAX", LOSS, "jax", _jax),
-    ("xent_rs, out=", GRADIENT, "xent_rs", _ours),
+    ("xent_rs, out=", GRADIENT, "xent_rs", ours),
     ("PyTorch, new array", GRADIENT, "torch", partial(_torch, False)),
     ("PyTorch, compiled", GRADIENT, "torch", partial(_torch, True)),
     ("JAX, new array", GRADIENT, "jax", _jax),
