@@ -54,8 +54,9 @@ def record(root: Path, arguments: Sequence[str]) -> None:
     finished = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     report = json.loads(finished.stdout)
     now = datetime.now(timezone.utc)
-    settings = [f"{name}={os.environ[name]}" for name in ("XENT_RS_SIMD",) if name in os.environ]
-    report = {"date": f"{now:%Y-%m-%d}", "command": " ".join([*settings, *command]), **report}
+    chosen = os.environ.get("XENT_RS_SIMD")
+    setting = [f"XENT_RS_SIMD={chosen}"] if chosen else []
+    report = {"date": f"{now:%Y-%m-%d}", "command": " ".join([*setting, *command]), **report}
     level = report["environment"]["simd_level"]
     cpu = re.sub(r"[^a-z0-9]+", "-", report["environment"]["cpu"].lower()).strip("-")
     path = root / "benches" / "results" / cpu / f"{now:%Y-%m-%dT%H%M}-{level}.json"

@@ -26,13 +26,16 @@ def checkout(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_a_record_is_shown_and_checked(checkout, capsys):
+def test_a_record_is_shown_and_checked(checkout, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     # On one thread: where CPUs are few, those of peers spin and take them from each other.
     arguments = ["--json", "--quick", "--repeats", "1", "--threads", "1", "--levels"]
     arguments += ["--dtype", "float32", "float64"]
     arguments += ["--shape", "8x32000", "32x10", "--suite", "peers", "smallest", "binary", "threads"]
+    monkeypatch.setenv("XENT_RS_SIMD", "portable")
     report.record(checkout, arguments)
+    (path,) = (checkout / "benches" / "results").glob("*/*.json")
+    assert path.name.endswith("-portable.json")
     with pytest.raises(SystemExit, match=r"^README.md does not show benches/results/"):
         report.show(checkout, check=True)
     report.show(checkout, check=False)
@@ -41,7 +44,7 @@ def test_a_record_is_shown_and_checked(checkout, capsys):
     readme, page = (
         (checkout / name).read_text(encoding="utf-8") for name in ("README.md", "docs/performance.md")
     )
-    assert "python -m benches --json --quick" in readme
+    assert "\nXENT_RS_SIMD=portable python -m benches --json --quick" in readme
     assert "**Loss + gradient, float32 logits**" in readme
     assert "**Loss, float64 logits**" not in readme
     assert "**Loss, float64 logits**" in page

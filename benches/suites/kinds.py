@@ -177,7 +177,9 @@ def _jax(problem: Problem, job: str) -> Callable[[], Any]:
 
 
 # name, job, package, what makes the call
-_WAYS: tuple[tuple[str, str, str, Callable[[Problem, str], Any]], ...] = (
+Way = tuple[str, str, str, Callable[[Problem, str], Any]]
+
+_WAYS: tuple[Way, ...] = (
     ("xent_rs", LOSS, "xent_rs", ours),
     ("PyTorch", LOSS, "torch", partial(_torch, False)),
     ("PyTorch, compiled", LOSS, "torch", partial(_torch, True)),
@@ -189,7 +191,7 @@ _WAYS: tuple[tuple[str, str, str, Callable[[Problem, str], Any]], ...] = (
 )
 
 
-def entry(suite: str, problem: Problem, way: tuple[str, str, str, Callable[[Problem, str], Any]]) -> Entry:
+def entry(suite: str, problem: Problem, way: Way) -> Entry:
     """Return what `take` needs to know of a way to do a job."""
     name, job, package, make = way
     return Entry(
