@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _xent_rs
-from ._arguments import integer
+from ._arguments import class_weight, integer
 from ._environment import in_default_environment
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
@@ -165,19 +165,13 @@ class Evaluator:
         given = _converted(options)
         _EVALUATOR.check(given)
         given = {**_EVALUATOR.defaults, **given}
-        top_k, weight, softcap = given["top_k"], given["weight"], given["softcap"]
+        top_k, softcap = given["top_k"], given["softcap"]
         if not isinstance(top_k, Iterable):
             raise TypeError(f"top_k is {top_k!r}; expected several positive integers")
         self._top_k = tuple(sorted({integer(k, "top_k contains") for k in top_k}))
         if self._top_k and self._top_k[0] < 1:
             raise ValueError(f"top_k contains {self._top_k[0]}; expected positive integers")
-        # The weights are checked where they are used: by a batch without rows.
-        shape = (1,) if weight is None else weight.shape
-        if len(shape) != 1 or shape[0] == 0:
-            raise ValueError(f"weight has shape {shape}; expected (C,), one number a class")
-        nothing = np.zeros((0, shape[0]), np.float32), np.zeros(0, np.int64)
-        _xent_rs.evaluate(*nothing, (), _EVALUATOR, {"weight": weight})
-        self._weight = None if weight is None else in_default_environment(np.array)(weight, np.float64)
+        self._weight = class_weight(given["weight"])
         self._ignore_index = operator.index(given["ignore_index"])
         self._label_smoothing = float(given["label_smoothing"])
         self._z_loss = float(given["z_loss"])

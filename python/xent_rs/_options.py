@@ -60,6 +60,14 @@ PositiveWeight: TypeAlias = Annotated[
     C numbers are one for each of C labels in the last axis.
     """,
 ]
+PositiveFactor: TypeAlias = Annotated[
+    "Real",
+    1.0,
+    """float, optional
+    A factor of the loss where the label is yes, against rare positives (``scale_pos_weight`` of the
+    libraries). It is for one prediction a row.
+    """,
+]
 
 # Targets. That of PyTorch stands for no target.
 _IGNORED = -100
@@ -277,6 +285,16 @@ class BinaryCrossEntropyOptions(TypedDict, total=False):
     pos_weight: PositiveWeight
     ignore_index: IgnoredElement
     label_smoothing: LabelSmoothingOfTwo
+
+
+class ObjectiveOptions(TypedDict, total=False):
+    """What changes an objective of gradient boosting."""
+
+    weight: ClassWeight
+    pos_weight: PositiveFactor
+    ignore_index: IgnoreIndex
+    label_smoothing: LabelSmoothing
+    temperature: Temperature
 
 
 class KlDivergenceOptions(TypedDict, total=False):
