@@ -41,9 +41,7 @@ _NOT_TAKEN = {
     **dict.fromkeys(("z_loss", "softcap"), "there is no Hessian with it"),
     "sample_weight": "weights of rows come with the data",
     "axis": "the classes are along the last axis",
-    **dict.fromkeys(
-        ("reduction", "denominator"), "boosting wants the derivatives of rows, divided by nothing"
-    ),
+    **dict.fromkeys(("reduction", "denominator"), "boosting wants the sum over the rows"),
     **dict.fromkeys(("out", "hess_out"), "the results are new arrays"),
 }
 # Options that only predictions of one kind have, and what there is for the other.
@@ -232,10 +230,8 @@ class LightGBMObjective(_Objective):
         if self._binary and len(shape) != 1:
             raise ValueError(f"predictions have shape {shape}; expected (n,) with binary=True")
         if not self._binary and (len(shape) != 2 or shape[1] < 2):
-            raise ValueError(
-                f"predictions have shape {shape}; expected (n, C), as the parameter num_class has "
-                "them, or binary=True"
-            )
+            expected = "(n, C) with the parameter num_class, or binary=True"
+            raise ValueError(f"predictions have shape {shape}; expected {expected}")
 
 
 @_XGBOOST.describe
@@ -445,7 +441,7 @@ def prior(
         raise ValueError(f"weight has shape {weights.shape}; expected {labels.shape}, one a row")
     total = weights.sum(dtype=np.float64)
     if not total > 0:
-        raise ValueError(f"the weights of {len(labels)} rows add up to {total}; expected a positive number")
+        raise ValueError(f"the weights of {len(labels)} rows add up to {total:g}; expected a positive number")
 
     if num_class == 1:
         _check_answers(labels)
@@ -484,7 +480,7 @@ def _check_probabilities(labels: NDArray[Any]) -> None:
     if wrong.any():
         first = wrong.argmax()
         raise ValueError(
-            f"labels[{first}] adds up to {totals[first]:g}; expected 1, the sum of the probabilities of classes"
+            f"labels[{first}] adds up to {totals[first]:g}; expected 1, as probabilities of classes"
         )
 
 
