@@ -16,7 +16,7 @@ MARGINS = {"multi": (ROWS, CLASSES), "binary": (ROWS,)}
 
 @pytest.fixture(scope="module")
 def xgb():
-    return pytest.importorskip("xgboost", reason="XGBoost is not installed: pip install xgboost")
+    return pytest.importorskip("xgboost", "3.2", reason="there is no XGBoost 3.2: pip install xgboost")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,13 @@ def test_lightgbm_starts_from_the_prior(lgb, problem, kind):
     np.testing.assert_allclose(ours.predict(problem.x, raw_score=True) + start, expected, **ROUNDED)
 
 
+# Of how it uses scikit-learn (4.6), and of how the test uses it (4.7), which 4.6 knows no other way.
+of_lightgbm_itself = pytest.mark.filterwarnings(
+    "ignore:X does not have valid feature names", "ignore:The argument 'eval_set' is deprecated"
+)
+
+
+@of_lightgbm_itself
 def test_lgbm_classifier(lgb, problem, kind):
     from sklearn.base import clone
 
@@ -288,7 +295,7 @@ def test_lightgbm_loss_is_its_own_metric(lgb, problem, kind):
     assert own[-1] < own[0]
 
 
-@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+@of_lightgbm_itself
 def test_lgbm_classifier_stops_early_by_the_loss(lgb, problem, kind):
     objective = lightgbm_objective(binary=kind == "binary", label_smoothing=0.1)
     model = lgb.LGBMClassifier(
@@ -304,6 +311,27 @@ def test_lgbm_classifier_stops_early_by_the_loss(lgb, problem, kind):
     logits = model.predict(problem.validation[0], raw_score=True)
     loss = xent_rs.cross_entropy if kind == "multi" else xent_rs.binary_cross_entropy
     assert min(losses) == pytest.approx(loss(logits, problem.validation[1], label_smoothing=0.1), rel=1e-6)
+
+
+def test_cross_validation(xgb, lgb):
+    """Both libraries copy what they get for each fold."""
+    problem = Problem("multi", weighted=False)
+    folds = [(np.arange(300), np.arange(300, 600)), (np.arange(300, 600), np.arange(300))]
+    objective = xgboost_objective()
+    own = {**XGB, **XGB_OWN["multi"], "base_score": 0.5}
+    options = {"folds": folds, "as_pandas": False}
+    ours = xgb.cv(
+        own, xgb.DMatrix(problem.x, problem.y), ROUNDS, obj=objective, custom_metric=objective.loss, **options
+    )
+    expected = xgb.cv(own, xgb.DMatrix(problem.x, problem.y), ROUNDS, **options)
+    np.testing.assert_allclose(ours["test-loss-mean"], expected["test-mlogloss-mean"], rtol=1e-5)
+
+    objective = lightgbm_objective()
+    own = {**LGB, **LGB_OWN["multi"], "boost_from_average": False}
+    expected = lgb.cv(own, lgb.Dataset(problem.x, problem.y), ROUNDS, folds=folds)
+    parameters = {**own, "objective": objective}
+    ours = lgb.cv(parameters, lgb.Dataset(problem.x, problem.y), ROUNDS, folds=folds, feval=objective.loss)
+    np.testing.assert_allclose(ours["valid loss-mean"], expected["valid multi_logloss-mean"], rtol=1e-6)
 
 
 # --- Options ---
