@@ -1,7 +1,9 @@
 """The scripts of examples/ print the numbers that they are there for, and draw their picture."""
 
+import importlib.util
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +75,81 @@ def test_train_binary_classifier(tmp_path):
     assert 0.5 <= majority < 0.55
     assert "train:" not in finished.stderr, "a progress bar without a terminal"
     check_picture(tmp_path / "losses.png")
+
+
+TRACKERS = ("wandb", "tensorboard", "mlflow")
+
+
+def track(folder, *arguments):
+    """Run the example; return its table: step, training loss, validation loss, validation accuracy."""
+    pytest.importorskip("sklearn")
+    finished = run("track_training", folder, *arguments)
+    assert "train:" not in finished.stderr, "a progress bar without a terminal"
+    check_picture(folder / "track_training.png")
+    lines = finished.stdout.splitlines()
+    return np.array([numbers(line) for line in lines if re.match(r" *\d+ +\d", line)]), finished.stdout
+
+
+def test_track_training_without_a_tracker(tmp_path):
+    table, printed = track(tmp_path, "--tracker", "none")
+    assert table[0, :3].tolist() == [0, 2.3026, 2.3026]
+    assert (np.diff(table[:, 1:3], axis=0) < 0).all()
+    assert table[-1, 1] < table[-1, 2] < 0.4
+    assert table[-1, 3] > 0.9
+    assert "Tracker: none\n" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["track_training.png"]
+
+
+def read_tensorboard(folder):
+    """Return {step: validation loss}, as logged."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder), {"tensors": 0}).Reload()
+    return {
+        event.step: make_ndarray(event.tensor_proto).item() for event in events.Tensors("validation/loss")
+    }
+
+
+def read_mlflow(folder):
+    connection = sqlite3.connect(folder / "mlflow.db")
+    rows = dict(connection.execute("SELECT step, value FROM metrics WHERE key = 'validation/loss'"))
+    connection.close()
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what TensorBoard imports
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_track_training_logs_what_it_prints(tracker, tmp_path):
+    there = [name for name in TRACKERS if importlib.util.find_spec(name)]
+    if tracker not in there:
+        pytest.skip(f"{tracker} is not installed")
+    if tracker == "mlflow" and not importlib.util.find_spec("sqlalchemy"):
+        pytest.skip("this MLflow has no database: pip install mlflow")
+    # The first that is installed is the default.
+    arguments = [] if tracker == there[0] else ["--tracker", tracker]
+    table, printed = track(tmp_path, *arguments)
+    folder = tmp_path / "runs"
+    assert f"Tracker: {tracker}, in {folder}\n" in printed
+    if tracker == "wandb":
+        (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        content = log.read_bytes()
+        for name in (b"training/loss", b"validation/loss", b"validation/top_5"):
+            assert content.count(name) >= 31
+        return
+    logged = {"tensorboard": read_tensorboard, "mlflow": read_mlflow}[tracker](folder)
+    assert sorted(logged) == list(range(0, 301, 10))
+    for step, _, loss, _ in table:
+        assert logged[step] == pytest.approx(loss, abs=5.1e-5)
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path):
+    pytest.importorskip("sklearn")
+    missing = [name for name in TRACKERS if not importlib.util.find_spec(name)]
+    if not missing:
+        pytest.skip("all trackers are installed")
+    finished = run("track_training", tmp_path, "--tracker", missing[0], expect=1)
+    assert finished.stderr == f"no {missing[0]} here: pip install {missing[0]}\n"
 
 
 def test_textbook_numbers(tmp_path):
