@@ -40,6 +40,10 @@ Modules
 probability                         -- formulas of a textbook, of probabilities instead of logits
 io                                  -- arrays in .npy, .npz and .safetensors files, larger than memory
 
+Frameworks, each a module to import by itself
+---------------------------------------------
+xent_rs.boosting                    -- objectives for XGBoost and LightGBM
+
 Settings
 --------
 set_num_threads                     -- set the number of threads

@@ -300,7 +300,7 @@ def cross_entropy_with_grad_hess(
 
     Boosting needs ``reduction='sum'``. With the default, 'mean', the Hessians of all rows together sum to
     less than 1, which is XGBoost's ``min_child_weight``: it then splits nothing, so that nothing is trained,
-    and it says nothing.
+    and it says nothing. `xent_rs.boosting` has objectives for XGBoost and LightGBM, which see to that.
 
     Parameters
     ----------

@@ -81,7 +81,10 @@ class _Objective(ABC):
         if "weight" in self._options:
             self._options["weight"] = class_weight(self._options["weight"])
         if "pos_weight" in self._options:
-            self._options["pos_weight"] = _number(self._options["pos_weight"], "pos_weight")
+            pos_weight = _numbers(self._options["pos_weight"], "pos_weight")
+            if pos_weight.ndim:
+                raise ValueError(f"pos_weight has shape {pos_weight.shape}; expected one number")
+            self._options["pos_weight"] = float(pos_weight)
         self._ignore_index = options.get("ignore_index", self._keywords.defaults["ignore_index"])
 
     @in_default_environment
@@ -143,7 +146,7 @@ class _Objective(ABC):
         binary = logits.ndim == 1
         self._check_options(binary)
 
-        labels = _xent_rs.as_array(given, "labels")
+        labels = _numbers(given, "labels")
         if labels.shape not in (logits.shape, logits.shape[:1]):
             raise ValueError(f"labels have shape {labels.shape}; expected {logits.shape[:1]}, one a row")
         if binary:
@@ -197,7 +200,7 @@ class XGBoostObjective(_Objective):
         np.maximum(hess, 1e-16, out=hess)
 
     def _check_predictions(self, shape: tuple[int, ...]) -> None:
-        if len(shape) not in (1, 2):
+        if len(shape) != 1 and not _has_classes(shape):
             raise ValueError(f"predictions have shape {shape}; expected (n, C), or (n,) for yes or no")
 
 
@@ -229,7 +232,7 @@ class LightGBMObjective(_Objective):
     def _check_predictions(self, shape: tuple[int, ...]) -> None:
         if self._binary and len(shape) != 1:
             raise ValueError(f"predictions have shape {shape}; expected (n,) with binary=True")
-        if not self._binary and (len(shape) != 2 or shape[1] < 2):
+        if not self._binary and not _has_classes(shape):
             expected = "(n, C) with the parameter num_class, or binary=True"
             raise ValueError(f"predictions have shape {shape}; expected {expected}")
 
@@ -433,10 +436,10 @@ def prior(
     num_class = integer(num_class, "num_class is")
     if num_class < 1:
         raise ValueError(f"num_class is {num_class}; expected at least 1")
-    labels = _xent_rs.as_array(labels, "labels")
+    labels = _numbers(labels, "labels")
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {labels.shape}; expected (n,)")
-    weights = np.ones(labels.shape) if weight is None else _xent_rs.as_array(weight, "weight")
+    weights = np.ones(labels.shape) if weight is None else _numbers(weight, "weight")
     if weights.shape != labels.shape:
         raise ValueError(f"weight has shape {weights.shape}; expected {labels.shape}, one a row")
     total = weights.sum(dtype=np.float64)
@@ -453,6 +456,10 @@ def prior(
         first = outside.argmax()
         raise IndexError(f"labels[{first}] is {classes[first]}; expected 0 to {num_class - 1}")
     return _log(np.bincount(classes, weights, num_class) / total)
+
+
+def _has_classes(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and shape[1] > 1
 
 
 def _log(share: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -491,9 +498,8 @@ def _refuse(labels: NDArray[Any], wrong: NDArray[np.bool_], expected: str) -> No
         raise ValueError(f"labels[{first}] is {labels[first]:g}; expected {expected}")
 
 
-def _number(value: Any, name: str) -> float:
-    """Return a factor as a number that does not change with the caller's."""
-    factor = _xent_rs.as_array(value, name)
-    if factor.ndim:
-        raise ValueError(f"{name} has shape {factor.shape}; expected one number")
-    return float(factor)
+def _numbers(given: ArrayLike, name: str) -> NDArray[Any]:
+    array = _xent_rs.as_array(given, name)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"dtype of {name} is {array.dtype}; expected real numbers")
+    return array

@@ -591,6 +591,21 @@ def answer(*arguments, **options):
             "predictions have shape (3, 4, 1); expected (n, C), or (n,) for yes or no",
         ),
         (
+            answer(GOOD, np.zeros((3, 1))),
+            ValueError,
+            "predictions have shape (3, 1); expected (n, C), or (n,) for yes or no",
+        ),
+        (
+            answer(["a", "b", "c"], MULTI),
+            TypeError,
+            "dtype of labels is <U1; expected real numbers",
+        ),
+        (
+            lambda: xgboost_objective(pos_weight="a"),
+            TypeError,
+            "dtype of pos_weight is <U1; expected real numbers",
+        ),
+        (
             answer(GOOD, MULTI, [1, 2]),
             ValueError,
             "sample_weight has shape (2,); expected (3,), one a row",
