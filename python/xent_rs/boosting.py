@@ -285,7 +285,7 @@ def xgboost_objective(**options: Unpack[ObjectiveOptions]) -> XGBoostObjective:
     Labels of shape (n, C) are probabilities of the classes, as from a teacher. XGBoost then takes no
     ``num_class``, and predicts logits.
 
-    XGBoost adds its own start value to objectives of its own only. See `prior`.
+    XGBoost finds start values for its own objectives only. See `prior`.
 
     References
     ----------
@@ -410,8 +410,9 @@ def prior(
     Notes
     -----
     LightGBM and XGBoost start so with their own objectives (XGBoost less the mean, which changes no
-    probability), and from 0 with those of others, so that the first trees have to find what the shares of the
-    classes are. The results then differ, most of all where classes are rare.
+    probability). With those of others they start from one number for all classes, so that the first trees
+    have to find what the shares of the classes are. The results then differ, most of all where classes are
+    rare.
 
     References
     ----------
