@@ -14,8 +14,8 @@ import xent_rs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-# What the examples of a page need besides the package.
-NEEDS = {"boosting.md": ("lightgbm", "sklearn", "xgboost")}
+# What the examples of a page need besides the package, and the least version.
+NEEDS = {"boosting.md": {"lightgbm": "4.7", "sklearn": "1.4", "xgboost": "3.2"}}
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(xent_rs.__path__, "xent_rs.")
@@ -98,8 +98,8 @@ def test_functions_say_where_they_come_from_and_what_they_are_called_elsewhere(n
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_on_pages(page, tmp_path, monkeypatch):
     """The Python blocks of a page, from top to bottom, in one namespace."""
-    for package in NEEDS.get(page.name, ()):
-        pytest.importorskip(package, reason=f"the examples of {page.name} need {package}")
+    for package, version in NEEDS.get(page.name, {}).items():
+        pytest.importorskip(package, version, reason=f"the examples of {page.name} need {package} {version}")
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     names = {"__name__": "page"}

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +111,8 @@ def read_tensorboard(folder):
 
 
 def read_mlflow(folder):
+    import sqlite3
+
     connection = sqlite3.connect(folder / "mlflow.db")
     rows = dict(connection.execute("SELECT step, value FROM metrics WHERE key = 'validation/loss'"))
     connection.close()
