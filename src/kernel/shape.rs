@@ -40,8 +40,7 @@ pub struct Shapes {
 }
 
 impl<S: Simd, R: Real> Shape<S, R> {
-    /// Nothing yet, of rows with these largest logits; of classes that are ranked their logits, and the numbers of the vectors in
-    /// which they are.
+    /// Nothing yet, of rows with these largest logits.
     #[inline(always)]
     fn none(simd: S, top: R::Lanes<S>, ranked: &PerLane<f64>, places: &PerLane<f64>) -> Self {
         let (mut larger, zero) = ([R::default(); MOST_LANES], R::splat(simd, 0.0));
@@ -58,7 +57,8 @@ impl<S: Simd, R: Real> Shape<S, R> {
         }
     }
 
-    /// [`Self::none`] of rows with these leaders.
+    /// Nothing yet, of rows with these leaders; of classes that are ranked their logits, and the numbers of the vectors in which they
+    /// are.
     #[inline(never)]
     pub fn of_leader(simd: S, leader: &Leader<S, R>, ranked: &PerLane<f64>, places: &PerLane<f64>) -> Self {
         simd.vectorize(

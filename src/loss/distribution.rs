@@ -317,7 +317,7 @@ impl Reading<'_> {
                     let (class, logit) = horizontal::leader::<S, R>(simd, row);
                     (Some(class), logit)
                 }
-                None => (None, self.nearly_largest::<S, R>(simd, row)),
+                None => (None, nearly_largest::<S, R>(simd, row)),
             };
             if let Some(class) = class.filter(|_| U::SHAPES) {
                 let (of_row, of_shape) = shape::sum(simd, row, (class, logit), ranked[lane], scale);
@@ -353,18 +353,6 @@ impl Reading<'_> {
         for lane in lanes_of(losses.careful) {
             self.normalize_careful::<S, R>(simd, rows.start + lane);
         }
-    }
-
-    /// A logit of a row that the others are not far above: in f32 the largest of some, unless these are masked; in f64, where no digit
-    /// may be lost, of all.
-    #[inline(always)]
-    fn nearly_largest<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, row: Row) -> R {
-        let some = if R::LANES < f32::LANES { row.classes() } else { row.classes().min(BLOCK) };
-        let (_, top) = horizontal::top::<S, R>(simd, row, some);
-        if Real::to_f64(top) > f64::NEG_INFINITY || some == row.classes() {
-            return top;
-        }
-        horizontal::top(simd, row, row.classes()).1
     }
 
     /// Work on rows, no more than there are lanes, by the kernels that look for the maximum as they go.
@@ -414,6 +402,18 @@ impl Reading<'_> {
             probabilities::<S, R>(simd, row, out, softmax, normalized.store);
         }
     }
+}
+
+/// A logit of a row that the others are not far above: in f32 the largest of some, unless these are masked; in f64, where no digit
+/// may be lost, of all.
+#[inline(always)]
+fn nearly_largest<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row) -> R {
+    let some = if R::LANES < f32::LANES { row.classes() } else { row.classes().min(BLOCK) };
+    let (_, top) = horizontal::top::<S, R>(simd, row, some);
+    if Real::to_f64(top) > f64::NEG_INFINITY || some == row.classes() {
+        return top;
+    }
+    horizontal::top(simd, row, row.classes()).1
 }
 
 impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
