@@ -1,0 +1,180 @@
+"""The same losses in PyTorch's own operations, which know every device, transform and derivative.
+
+Without options of this package they are PyTorch's own functions. They take the arguments of the operators,
+after whether there are such options.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def cross_entropy(
+    own_options: bool,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    denominator: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    temperature: float,
+    reduction: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return `torch.nn.functional.cross_entropy`, or that with options."""
+    logits, targets = logits.to(dtype), _class_indices(targets)
+    weight = None if weight is None else weight.to(dtype)
+    if not own_options:
+        return functional.cross_entropy(
+            logits,
+            targets,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    _check_reduction(reduction, denominator)
+    if not (z_loss >= 0 and temperature > 0 and (softcap is None or softcap > 0)):
+        raise ValueError(
+            f"z_loss is {z_loss}, softcap {softcap}, temperature {temperature}; "
+            "expected z_loss at least 0, the others positive"
+        )
+    classes = min(1, logits.dim() - 1)
+    probabilities = targets.is_floating_point()
+    weights, counts, z = _rows_that_count(sample_weight, classes, logits)
+    if not probabilities:
+        counts = counts & (targets != ignore_index)
+        targets = torch.where(counts, targets, ignore_index)
+    if softcap is not None:
+        # A class that is masked stays masked.
+        z = torch.where(z == -math.inf, z, softcap * torch.tanh(z / softcap))
+    if temperature != 1:
+        z = z / temperature
+    losses = functional.cross_entropy(
+        z, targets, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+    )
+    if z_loss != 0:
+        losses = losses + z_loss * z.logsumexp(classes) ** 2
+    losses = (weights * losses).masked_fill(~counts, 0)
+    if weight is not None and not probabilities:
+        weights = weights * weight[torch.where(counts, targets, 0)]
+    return _reduced(losses, weights.masked_fill(~counts, 0), reduction, denominator)
+
+
+def binary_cross_entropy(
+    own_options: bool,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    denominator: Tensor | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    reduction: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return `torch.nn.functional.binary_cross_entropy_with_logits`, or that with options."""
+    if not own_options:
+        return functional.binary_cross_entropy_with_logits(
+            logits, targets.to(dtype), weight, pos_weight=pos_weight, reduction=reduction
+        )
+    _check_reduction(reduction, denominator)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 to 1")
+    counts = torch.ones_like(targets, dtype=torch.bool) if ignore_index is None else targets != ignore_index
+    targets = targets.to(dtype) * (1 - label_smoothing) + label_smoothing / 2
+    losses = functional.binary_cross_entropy_with_logits(
+        logits.to(dtype).masked_fill(~counts, 0),
+        targets.masked_fill(~counts, 0),
+        weight,
+        pos_weight=pos_weight,
+        reduction="none",
+    )
+    return _reduced(losses.masked_fill(~counts, 0), counts.to(dtype), reduction, denominator)
+
+
+def kl_divergence(
+    own_options: bool,
+    logits: Tensor,
+    target_logits: Tensor,
+    sample_weight: Tensor | None,
+    denominator: Tensor | None,
+    temperature: float,
+    reduction: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the divergence of the softmax of `logits` from that of `target_logits`."""
+    _check_reduction(reduction, denominator)
+    if target_logits.shape != logits.shape:
+        raise ValueError(
+            f"target_logits have shape {tuple(target_logits.shape)}; expected {tuple(logits.shape)}"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a positive number")
+    logits, target_logits = logits.to(dtype), target_logits.to(dtype)
+    classes = min(1, logits.dim() - 1)
+    weights, _, logits, target_logits = _rows_that_count(sample_weight, classes, logits, target_logits)
+    model = functional.log_softmax(logits / temperature, classes)
+    teacher = functional.log_softmax(target_logits / temperature, classes)
+    # A class that the teacher masks costs nothing.
+    difference = (teacher - model).masked_fill(teacher == -math.inf, 0)
+    losses = weights * (teacher.exp() * difference).sum(classes)
+    return _reduced(losses, weights, reduction, denominator)
+
+
+FORMULAS = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "kl_divergence": kl_divergence,
+}
+
+
+def _class_indices(targets: Tensor) -> Tensor:
+    """Return targets with integers as PyTorch takes them, which are those of 64 bits."""
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype is torch.bool:
+        return targets
+    return targets.long()
+
+
+def _check_reduction(reduction: str, denominator: Tensor | None) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
+    if denominator is not None and reduction != "mean":
+        raise ValueError(
+            f"denominator is given with reduction {reduction!r}; expected reduction 'mean', whose divisor it "
+            "replaces"
+        )
+
+
+def _rows_that_count(sample_weight: Tensor | None, classes: int, *logits: Tensor) -> tuple[Tensor, ...]:
+    """Return the weight of each row, whether it is not 0, and the logits, 0 where it is."""
+    rows = logits[0].select(classes, 0)
+    if sample_weight is None:
+        return torch.ones_like(rows), torch.ones_like(rows, dtype=torch.bool), *logits
+    if sample_weight.shape != rows.shape:
+        raise ValueError(
+            f"sample_weight has shape {tuple(sample_weight.shape)}; expected {tuple(rows.shape)}, "
+            "one number a row"
+        )
+    counts = sample_weight != 0
+    left_out = ~counts.unsqueeze(classes)
+    return sample_weight.to(rows.dtype), counts, *(x.masked_fill(left_out, 0) for x in logits)
+
+
+def _reduced(losses: Tensor, weights: Tensor, reduction: str, denominator: Tensor | None) -> Tensor:
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    if reduction == "sum":
+        return total
+    divisor = weights.sum() if denominator is None else denominator.to(losses.dtype)
+    # The mean of nothing is NaN, and its gradient 0.
+    nothing = divisor == 0
+    return torch.where(nothing, math.nan, total / torch.where(nothing, 1, divisor))

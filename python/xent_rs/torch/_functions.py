@@ -1,0 +1,382 @@
+"""The losses as functions of tensors, with their derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._options import Reduction
+from ._formulas import FORMULAS
+from ._operators import OPERATORS
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """Softmax cross-entropy of logits with classes or probabilities: `torch.nn.functional.cross_entropy`.
+
+    Of a row with the class y it is, without options, ``log Σ exp x - x[y]``; `xent_rs.cross_entropy` has the
+    formula with all of them.
+
+    Parameters
+    ----------
+    input : Tensor of shape (C), (N, C) or (N, C, d1, ...)
+        Logits, the classes along dimension 1; of float16, bfloat16, float32 or float64, in any memory layout.
+    target : Tensor
+        Integers: the class of each row, in the shape of `input` without the classes. Floats of the shape of
+        `input`: probabilities.
+    weight : Tensor of shape (C), optional
+        A weight for each class.
+    size_average, reduce : bool, optional
+        Deprecated by PyTorch; they replace `reduction`.
+    ignore_index : int, optional
+        Rows with this class have loss 0 and do not count.
+    reduction : {'mean', 'sum', 'none'}, optional
+        The mean is over rows, weighted by ``weight[target]``; that of probabilities divides by their number.
+    label_smoothing : float, optional
+        The share of the target that is spread evenly over all classes.
+    z_loss : float, optional
+        Factor of the squared log-sum-exp, which is added to the loss of each row.
+    softcap : float, optional
+        Replaces the logits x by ``softcap * tanh(x / softcap)``.
+    temperature : float, optional
+        Divides the logits, after the softcap.
+    sample_weight : Tensor, optional
+        A weight for each row. A row of weight 0 is left out, whatever its logits hold.
+    denominator : float or Tensor of one number, optional
+        Replaces the divisor of the mean: a number of tokens under gradient accumulation, say.
+
+    Returns
+    -------
+    Tensor
+        A number, or for 'none' one for each row; of the dtype of `input`, and float32 for 16-bit logits under
+        `torch.autocast`.
+
+    Raises
+    ------
+    RuntimeError, ValueError, TypeError
+        As PyTorch's function, for arguments that do not go together; ValueError for an option out of its
+        range.
+    IndexError
+        For a target that is neither a class nor `ignore_index`.
+
+    See Also
+    --------
+    CrossEntropyLoss : The same as a module.
+    xent_rs.cross_entropy : The same for arrays.
+
+    Examples
+    --------
+    >>> import torch, xent_rs.torch
+    >>> logits = torch.tensor([[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]], requires_grad=True)
+    >>> loss = xent_rs.torch.cross_entropy(logits, torch.tensor([0, 2]))
+    >>> loss.backward()
+    >>> print(f"{loss:.4f}", logits.grad[1])
+    0.7578 tensor([ 0.1667,  0.1667, -0.3333])
+    """
+    return loss_of(
+        "cross_entropy",
+        z_loss != 0 or softcap is not None or temperature != 1 or not (sample_weight is denominator is None),
+        input,
+        (target, weight, sample_weight, number(denominator)),
+        (
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            softcap,
+            temperature,
+            _reduction(size_average, reduce, reduction),
+        ),
+    )
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """Binary cross-entropy of logits: `torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    Of an element with logit x and target t it is, without options, ``(1 - t)·x + log(1 + exp(-x))``;
+    `xent_rs.binary_cross_entropy` has the formula with all of them.
+
+    Parameters
+    ----------
+    input : Tensor
+        Logits, of any shape; of float16, bfloat16, float32 or float64, in any memory layout.
+    target : Tensor
+        The shape of `input`: 0 is no, 1 is yes, and between them are probabilities.
+    weight, pos_weight : Tensor, optional
+        A weight for each element, and a factor where the target is yes; they broadcast to `input`.
+    size_average, reduce : bool, optional
+        Deprecated by PyTorch; they replace `reduction`.
+    reduction : {'mean', 'sum', 'none'}, optional
+        The mean is over elements, whatever their weights.
+    ignore_index : int, optional
+        Elements with this target have loss 0 and do not count.
+    label_smoothing : float, optional
+        The share of the target that is spread evenly over yes and no.
+    denominator : float or Tensor of one number, optional
+        Replaces the divisor of the mean.
+
+    Returns
+    -------
+    Tensor
+        A number, or for 'none' one for each element; of the dtype of `input`, and float32 for 16-bit logits
+        under `torch.autocast`.
+
+    Raises
+    ------
+    RuntimeError, ValueError, TypeError
+        As PyTorch's function, for arguments that do not go together; ValueError for an option out of its
+        range.
+
+    See Also
+    --------
+    BCEWithLogitsLoss : The same as a module.
+    xent_rs.binary_cross_entropy : The same for arrays.
+
+    Examples
+    --------
+    >>> import torch, xent_rs.torch
+    >>> logits = torch.tensor([2.0, -1.0, 0.0], requires_grad=True)
+    >>> loss = xent_rs.torch.binary_cross_entropy_with_logits(logits, torch.tensor([1.0, 0.0, 1.0]))
+    >>> loss.backward()
+    >>> print(f"{loss:.4f}", logits.grad)
+    0.3778 tensor([-0.0397,  0.0896, -0.1667])
+    """
+    return loss_of(
+        "binary_cross_entropy",
+        ignore_index is not None or label_smoothing != 0 or denominator is not None,
+        input,
+        (target, weight, pos_weight, number(denominator)),
+        (ignore_index, label_smoothing, _reduction(size_average, reduce, reduction)),
+    )
+
+
+def kl_divergence(
+    logits: Tensor,
+    target_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    axis: int = -1,
+    reduction: Reduction = "mean",
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """Kullback-Leibler divergence KL(teacher || model) of the softmax of two tensors of logits.
+
+    With ``lp`` and ``lt`` the log-softmax of `logits` and `target_logits`, each divided by `temperature`, a
+    row's loss is ``Σ exp(lt)·(lt - lp)``. Of rows in one dimension it is ``torch.nn.functional.kl_div(lp, lt,
+    log_target=True, reduction="batchmean")``. There is no factor ``temperature**2``.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Those of the model, of any shape; of float16, bfloat16, float32 or float64, in any memory layout.
+    target_logits : Tensor
+        Those of the teacher, in the shape of `logits`.
+    temperature : float, optional
+        Divides both.
+    axis : int, optional
+        The dimension of the classes; the last by default.
+    reduction : {'mean', 'sum', 'none'}, optional
+        The mean is over rows, weighted by `sample_weight`.
+    sample_weight : Tensor, optional
+        A weight for each row: the shape of `logits` without `axis`. A row of weight 0 is left out, whatever
+        its logits hold.
+    denominator : float or Tensor of one number, optional
+        Replaces the divisor of the mean.
+
+    Returns
+    -------
+    Tensor
+        A number, or for 'none' one for each row; of the dtype of `logits`, and float32 for 16-bit logits
+        under `torch.autocast`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dtype that is not a float, shapes that do not match, or an option out of its range.
+    IndexError
+        For an axis out of range.
+
+    See Also
+    --------
+    xent_rs.kl_divergence : The same for arrays.
+
+    Examples
+    --------
+    >>> import torch, xent_rs.torch
+    >>> model = torch.tensor([[0.5, 0.25, 0.25]]).log().requires_grad_()
+    >>> teacher = torch.tensor([[0.25, 0.25, 0.5]]).log()
+    >>> loss = xent_rs.torch.kl_divergence(model, teacher)
+    >>> loss.backward()
+    >>> print(f"{loss:.4f}", model.grad)
+    0.1733 tensor([[ 0.2500,  0.0000, -0.2500]])
+    """
+    check_tensors(logits=logits, target_logits=target_logits)
+    if logits.dim() > 1:  # classes go to dimension 1, where the operators expect them
+        logits, target_logits = logits.movedim(axis, 1), target_logits.movedim(axis, 1)
+    return loss_of(
+        "kl_divergence",
+        True,
+        logits,
+        (target_logits, sample_weight, number(denominator)),
+        (temperature, reduction),
+    )
+
+
+def loss_of(
+    name: str,
+    own_options: bool,
+    logits: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[Any, ...],
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return a loss by the kernels, or by PyTorch where they do not reach.
+
+    Parameters
+    ----------
+    name : str
+        Which of `OPERATORS`.
+    own_options : bool
+        Whether there are options that PyTorch does not have.
+    logits, tensors, numbers
+        What the operator takes.
+    dtype : torch.dtype, optional
+        That of the loss; PyTorch's by default.
+    """
+    targets = tensors[0]
+    check_tensors(input=logits, target=targets)
+    if dtype is None:
+        dtype = logits.dtype
+        if targets.is_floating_point():
+            dtype = torch.promote_types(dtype, targets.dtype)
+    if _within_reach(logits, tensors):
+        if dtype.itemsize == 2 and torch.is_autocast_enabled("cpu"):
+            dtype = torch.float32
+        try:
+            return _by_kernels(name, own_options, logits, tensors, (*numbers, dtype))
+        except (TypeError, ValueError):
+            # PyTorch knows best what its own arguments may be, and says it in its own words.
+            if own_options:
+                raise
+    return FORMULAS[name](own_options, logits, *tensors, *numbers, dtype)
+
+
+def _by_kernels(
+    name: str,
+    own_options: bool,
+    logits: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[Any, ...],
+) -> Tensor:
+    loss: Tensor
+    if logits.requires_grad and torch.is_grad_enabled():
+        # A mean or a sum is mostly the end of a graph, with the derivative 1: its gradient is computed along
+        # with it, and the logits are read once. A compiled graph could not look at the derivative.
+        at_once = "none" not in numbers and not torch.compiler.is_compiling()
+        loss = _Loss.apply(name, own_options, at_once, numbers, logits, *tensors)
+    else:
+        loss = OPERATORS[name].loss(logits, *tensors, *numbers)
+    return loss
+
+
+class _Loss(torch.autograd.Function):
+    """A loss whose gradient is computed when it is wanted, or along with the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        name: str,
+        own_options: bool,
+        at_once: bool,
+        numbers: tuple[Any, ...],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        ctx.name, ctx.own_options, ctx.numbers = name, own_options, numbers
+        gradient = None
+        if at_once:
+            loss, gradient = OPERATORS[name].with_grad(None, *tensors, *numbers)
+        else:
+            loss = OPERATORS[name].loss(*tensors, *numbers)
+        ctx.save_for_backward(gradient, *tensors)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, logits, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The gradient is to be differentiated in turn.
+            loss = FORMULAS[ctx.name](ctx.own_options, logits, *tensors, *ctx.numbers)
+            (gradient,) = torch.autograd.grad(loss, logits, grad_output, create_graph=True)
+        elif gradient is None or grad_output.item() != 1:
+            _, gradient = OPERATORS[ctx.name].with_grad(grad_output, logits, *tensors, *ctx.numbers)
+        return (None, None, None, None, gradient, *(None for _ in tensors))
+
+
+def _within_reach(logits: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the kernels can take these tensors, and no derivative is wanted but the logits'."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return (
+        logits.dtype in _DTYPES
+        and all(
+            type(tensor) in _PLAIN
+            and tensor.device.type == "cpu"
+            and tensor.layout is torch.strided
+            and not tensor.is_nested
+            for tensor in (logits, *given)
+        )
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def check_tensors(**tensors: Any) -> None:
+    """Raise TypeError for what is not a tensor."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor")
+
+
+def number(value: float | Tensor | None) -> Tensor | None:
+    """Return a number as a tensor: a compiled graph then holds for every value."""
+    return value if value is None or isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    if size_average is None and reduce is None:
+        return reduction
+    legacy: str = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    return legacy

@@ -1,0 +1,131 @@
+"""The kernels as operators of PyTorch, ``torch.ops.xent_rs.*``, which compilers and exporters know.
+
+Of each loss there are two: the loss, and the loss with its gradient. They take what the functions of
+`xent_rs` take, without defaults: tensors, then numbers, then the dtype of the loss. Classes are along
+dimension 1, or 0 of one row, as in PyTorch. They have no derivatives: `_functions` gives them theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import xent_rs
+
+from .._bfloat16 import bfloat16
+
+
+class Operator(NamedTuple):
+    """A loss, ``loss(*tensors, *numbers, dtype)``, and ``with_grad(grad_output, *tensors, ...)``."""
+
+    loss: Any
+    with_grad: Any
+
+
+def array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor in CPU memory as an array that shares its memory."""
+    tensor = tensor.detach()
+    if tensor.dtype is torch.bfloat16:  # NumPy has no such dtype: by way of integers of the same size
+        return tensor.view(torch.int16).numpy().view(bfloat16())  # type: ignore[no-any-return, unused-ignore]
+    return tensor.numpy()  # type: ignore[no-any-return, unused-ignore]
+
+
+def _tensor(result: np.ndarray[Any, Any]) -> Tensor:
+    """Return an array as a tensor that shares its memory."""
+    if result.dtype.kind == "f":
+        return torch.from_numpy(result)
+    return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
+
+
+def _loss_tensor(loss: float | np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(loss, dtype=dtype) if isinstance(loss, float) else _tensor(loss).to(dtype)
+
+
+_LIBRARY = torch.library.Library("xent_rs", "DEF")
+
+
+def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = False) -> Operator:
+    """Register the function `name` of `xent_rs` and its gradient; the strings declare their arguments."""
+    declared = f"{tensors}, {numbers}, ScalarType dtype"
+    _, _, *options = (argument.split()[1] for argument in f"{tensors}, {numbers}".split(", "))
+    function, function_with_grad = getattr(xent_rs, name), getattr(xent_rs, f"{name}_with_grad")
+
+    def class_axis(logits: Tensor) -> int:
+        return min(1, logits.dim() - 1)
+
+    def keywords(logits: Tensor, values: tuple[Any, ...]) -> dict[str, Any]:
+        arrays = (array(value) if isinstance(value, Tensor) else value for value in values)
+        given = dict(zip(options, arrays, strict=True))
+        return given if elementwise else {**given, "axis": class_axis(logits)}
+
+    def loss(logits: Tensor, targets: Tensor, *values: Any) -> Tensor:
+        *values, dtype = values
+        found = function(array(logits), array(targets), **keywords(logits, values))
+        return _loss_tensor(found, dtype)
+
+    def loss_with_grad(
+        grad_output: Tensor | None, logits: Tensor, targets: Tensor, *values: Any
+    ) -> tuple[Tensor, Tensor]:
+        *values, dtype = values
+        found, grad = function_with_grad(
+            array(logits),
+            array(targets),
+            grad_output=None if grad_output is None else array(grad_output),
+            # One row that stands for many: PyTorch says how the gradient lies in memory, as below.
+            out=array(torch.empty_like(logits)) if 0 in logits.stride() else None,
+            **keywords(logits, values),
+        )
+        return _loss_tensor(found, dtype), _tensor(grad)
+
+    # For compilers: the results' shapes, dtypes and strides.
+
+    def loss_of_no_data(logits: Tensor, targets: Tensor, *values: Any) -> Tensor:
+        *values, dtype = values
+        shape = list(logits.shape)
+        if not elementwise:
+            del shape[class_axis(logits)]
+        return logits.new_empty(shape if "none" in values else (), dtype=dtype)
+
+    def loss_with_grad_of_no_data(
+        grad_output: Tensor | None, logits: Tensor, targets: Tensor, *values: Any
+    ) -> tuple[Tensor, Tensor]:
+        return loss_of_no_data(logits, targets, *values), torch.empty_like(logits)
+
+    def register(name: str, arguments: str, results: str, kernel: Any, of_no_data: Any) -> Any:
+        tags = (torch.Tag.pt2_compliant_tag,)
+        _LIBRARY.define(f"{name}({arguments}) -> {results}", tags=tags)
+        _LIBRARY.impl(name, kernel, "CPU")
+        torch.library.register_fake(f"xent_rs::{name}", of_no_data, lib=_LIBRARY)
+        return getattr(torch.ops.xent_rs, name).default
+
+    with_grad = f"Tensor? grad_output, {declared}"
+    return Operator(
+        register(name, declared, "Tensor", loss, loss_of_no_data),
+        register(
+            f"{name}_with_grad", with_grad, "(Tensor, Tensor)", loss_with_grad, loss_with_grad_of_no_data
+        ),
+    )
+
+
+OPERATORS = {
+    "cross_entropy": _operator(
+        "cross_entropy",
+        "Tensor logits, Tensor targets, Tensor? weight, Tensor? sample_weight, Tensor? denominator",
+        "int ignore_index, float label_smoothing, float z_loss, float? softcap, float temperature, "
+        "str reduction",
+    ),
+    "binary_cross_entropy": _operator(
+        "binary_cross_entropy",
+        "Tensor logits, Tensor targets, Tensor? weight, Tensor? pos_weight, Tensor? denominator",
+        "int? ignore_index, float label_smoothing, str reduction",
+        elementwise=True,
+    ),
+    "kl_divergence": _operator(
+        "kl_divergence",
+        "Tensor logits, Tensor target_logits, Tensor? sample_weight, Tensor? denominator",
+        "float temperature, str reduction",
+    ),
+}
