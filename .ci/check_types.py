@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# The command line is no interface for imports.
-PRIVATE = "xent_rs.cli"
+# The command line is no interface for imports; what is for a framework has its types from there.
+PRIVATE = ("xent_rs.cli", "xent_rs.torch")
 
 
 def main(python: str) -> None:

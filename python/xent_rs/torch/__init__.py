@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError(f"xent_rs.torch needs PyTorch ({error}): pip install xent_rs[torch]") from None
 
-_OLDEST = (2, 4)
+_OLDEST = (2, 7)
 if tuple(int(number) for number in torch.__version__.split(".")[:2]) < _OLDEST:
     raise ImportError(
         f"xent_rs.torch needs PyTorch {_OLDEST[0]}.{_OLDEST[1]} or newer, and this is {torch.__version__}: "

@@ -7,10 +7,13 @@ after whether there are such options.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from ._operators import class_axis
 
 
 def cross_entropy(
@@ -46,7 +49,7 @@ def cross_entropy(
             f"z_loss is {z_loss}, softcap {softcap}, temperature {temperature}; "
             "expected z_loss at least 0, the others positive"
         )
-    classes = min(1, logits.dim() - 1)
+    classes = class_axis(logits)
     probabilities = targets.is_floating_point()
     weights, counts, z = _rows_that_count(sample_weight, classes, logits)
     if not probabilities:
@@ -83,7 +86,7 @@ def binary_cross_entropy(
     """Return `torch.nn.functional.binary_cross_entropy_with_logits`, or that with options."""
     if not own_options:
         return functional.binary_cross_entropy_with_logits(
-            logits, targets.to(dtype), weight, pos_weight=pos_weight, reduction=reduction
+            logits.to(dtype), targets.to(dtype), weight, pos_weight=pos_weight, reduction=reduction
         )
     _check_reduction(reduction, denominator)
     if not 0 <= label_smoothing <= 1:
@@ -119,7 +122,7 @@ def kl_divergence(
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected a positive number")
     logits, target_logits = logits.to(dtype), target_logits.to(dtype)
-    classes = min(1, logits.dim() - 1)
+    classes = class_axis(logits)
     weights, _, logits, target_logits = _rows_that_count(sample_weight, classes, logits, target_logits)
     model = functional.log_softmax(logits / temperature, classes)
     teacher = functional.log_softmax(target_logits / temperature, classes)
@@ -129,7 +132,7 @@ def kl_divergence(
     return _reduced(losses, weights, reduction, denominator)
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "kl_divergence": kl_divergence,

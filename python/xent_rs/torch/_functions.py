@@ -12,6 +12,8 @@ from ._formulas import FORMULAS
 from ._operators import OPERATORS
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Other subclasses of tensors mean something that the kernels do not know.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def cross_entropy(
@@ -21,7 +23,7 @@ def cross_entropy(
     size_average: bool | None = None,
     ignore_index: int = -100,
     reduce: bool | None = None,
-    reduction: Reduction = "mean",
+    reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
     z_loss: float = 0.0,
@@ -95,7 +97,8 @@ def cross_entropy(
         "cross_entropy",
         z_loss != 0 or softcap is not None or temperature != 1 or not (sample_weight is denominator is None),
         input,
-        (target, weight, sample_weight, number(denominator)),
+        target,
+        (weight, sample_weight, number(denominator)),
         (
             ignore_index,
             label_smoothing,
@@ -113,7 +116,7 @@ def binary_cross_entropy_with_logits(
     weight: Tensor | None = None,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: Reduction = "mean",
+    reduction: str = "mean",
     pos_weight: Tensor | None = None,
     *,
     ignore_index: int | None = None,
@@ -174,7 +177,8 @@ def binary_cross_entropy_with_logits(
         "binary_cross_entropy",
         ignore_index is not None or label_smoothing != 0 or denominator is not None,
         input,
-        (target, weight, pos_weight, number(denominator)),
+        target,
+        (weight, pos_weight, number(denominator)),
         (ignore_index, label_smoothing, _reduction(size_average, reduce, reduction)),
     )
 
@@ -247,7 +251,8 @@ def kl_divergence(
         "kl_divergence",
         True,
         logits,
-        (target_logits, sample_weight, number(denominator)),
+        target_logits,
+        (sample_weight, number(denominator)),
         (temperature, reduction),
     )
 
@@ -256,6 +261,7 @@ def loss_of(
     name: str,
     own_options: bool,
     logits: Tensor,
+    targets: Tensor,
     tensors: tuple[Tensor | None, ...],
     numbers: tuple[Any, ...],
     dtype: torch.dtype | None = None,
@@ -268,27 +274,26 @@ def loss_of(
         Which of `OPERATORS`.
     own_options : bool
         Whether there are options that PyTorch does not have.
-    logits, tensors, numbers
+    logits, targets, tensors, numbers
         What the operator takes.
     dtype : torch.dtype, optional
         That of the loss; PyTorch's by default.
     """
-    targets = tensors[0]
     check_tensors(input=logits, target=targets)
     if dtype is None:
         dtype = logits.dtype
         if targets.is_floating_point():
             dtype = torch.promote_types(dtype, targets.dtype)
-    if _within_reach(logits, tensors):
+    if _within_reach(logits, (targets, *tensors)):
         if dtype.itemsize == 2 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
         try:
-            return _by_kernels(name, own_options, logits, tensors, (*numbers, dtype))
+            return _by_kernels(name, own_options, logits, (targets, *tensors), (*numbers, dtype))
         except (TypeError, ValueError):
             # PyTorch knows best what its own arguments may be, and says it in its own words.
             if own_options:
                 raise
-    return FORMULAS[name](own_options, logits, *tensors, *numbers, dtype)
+    return FORMULAS[name](own_options, logits, targets, *tensors, *numbers, dtype)
 
 
 def _by_kernels(
@@ -322,6 +327,7 @@ class _Loss(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         ctx.name, ctx.own_options, ctx.numbers = name, own_options, numbers
+        loss: Tensor
         gradient = None
         if at_once:
             loss, gradient = OPERATORS[name].with_grad(None, *tensors, *numbers)
@@ -355,12 +361,11 @@ def _within_reach(logits: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
             for tensor in (logits, *given)
         )
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+        # An exported program is to run, and to be trained, where this package is not.
+        and not torch.compiler.is_exporting()
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
     )
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def check_tensors(**tensors: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._options import Reduction
 from ._functions import binary_cross_entropy_with_logits, cross_entropy
 
 
@@ -35,7 +34,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         size_average: bool | None = None,
         ignore_index: int = -100,
         reduce: bool | None = None,
-        reduction: Reduction = "mean",
+        reduction: str = "mean",
         label_smoothing: float = 0.0,
         *,
         z_loss: float = 0.0,
@@ -94,7 +93,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         weight: Tensor | None = None,
         size_average: bool | None = None,
         reduce: bool | None = None,
-        reduction: Reduction = "mean",
+        reduction: str = "mean",
         pos_weight: Tensor | None = None,
         *,
         ignore_index: int | None = None,

@@ -27,10 +27,12 @@ class Operator(NamedTuple):
 
 def array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return a tensor in CPU memory as an array that shares its memory."""
-    tensor = tensor.detach()
+    shared: np.ndarray[Any, Any]
     if tensor.dtype is torch.bfloat16:  # NumPy has no such dtype: by way of integers of the same size
-        return tensor.view(torch.int16).numpy().view(bfloat16())  # type: ignore[no-any-return, unused-ignore]
-    return tensor.numpy()  # type: ignore[no-any-return, unused-ignore]
+        shared = tensor.detach().view(torch.int16).numpy().view(bfloat16())
+    else:
+        shared = tensor.detach().numpy()
+    return shared
 
 
 def _tensor(result: np.ndarray[Any, Any]) -> Tensor:
@@ -44,6 +46,12 @@ def _loss_tensor(loss: float | np.ndarray[Any, Any], dtype: torch.dtype) -> Tens
     return torch.tensor(loss, dtype=dtype) if isinstance(loss, float) else _tensor(loss).to(dtype)
 
 
+def class_axis(logits: Tensor) -> int:
+    """Return the dimension of the classes, that of PyTorch's losses."""
+    axis: int = min(1, logits.dim() - 1)
+    return axis
+
+
 _LIBRARY = torch.library.Library("xent_rs", "DEF")
 
 
@@ -53,41 +61,35 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
     _, _, *options = (argument.split()[1] for argument in f"{tensors}, {numbers}".split(", "))
     function, function_with_grad = getattr(xent_rs, name), getattr(xent_rs, f"{name}_with_grad")
 
-    def class_axis(logits: Tensor) -> int:
-        return min(1, logits.dim() - 1)
-
     def keywords(logits: Tensor, values: tuple[Any, ...]) -> dict[str, Any]:
         arrays = (array(value) if isinstance(value, Tensor) else value for value in values)
         given = dict(zip(options, arrays, strict=True))
         return given if elementwise else {**given, "axis": class_axis(logits)}
 
     def loss(logits: Tensor, targets: Tensor, *values: Any) -> Tensor:
-        *values, dtype = values
-        found = function(array(logits), array(targets), **keywords(logits, values))
-        return _loss_tensor(found, dtype)
+        found = function(array(logits), array(targets), **keywords(logits, values[:-1]))
+        return _loss_tensor(found, values[-1])
 
     def loss_with_grad(
         grad_output: Tensor | None, logits: Tensor, targets: Tensor, *values: Any
     ) -> tuple[Tensor, Tensor]:
-        *values, dtype = values
         found, grad = function_with_grad(
             array(logits),
             array(targets),
             grad_output=None if grad_output is None else array(grad_output),
             # One row that stands for many: PyTorch says how the gradient lies in memory, as below.
             out=array(torch.empty_like(logits)) if 0 in logits.stride() else None,
-            **keywords(logits, values),
+            **keywords(logits, values[:-1]),
         )
-        return _loss_tensor(found, dtype), _tensor(grad)
+        return _loss_tensor(found, values[-1]), _tensor(grad)
 
     # For compilers: the results' shapes, dtypes and strides.
 
     def loss_of_no_data(logits: Tensor, targets: Tensor, *values: Any) -> Tensor:
-        *values, dtype = values
         shape = list(logits.shape)
         if not elementwise:
             del shape[class_axis(logits)]
-        return logits.new_empty(shape if "none" in values else (), dtype=dtype)
+        return logits.new_empty(shape if "none" in values else (), dtype=values[-1])
 
     def loss_with_grad_of_no_data(
         grad_output: Tensor | None, logits: Tensor, targets: Tensor, *values: Any

@@ -66,7 +66,8 @@ def causal_lm_loss(
         "cross_entropy",
         num_items_in_batch is not None,
         logits.movedim(-1, 1),
-        (following, None, None, number(num_items_in_batch)),
+        following,
+        (None, None, number(num_items_in_batch)),
         (_IGNORED, 0.0, 0.0, None, 1.0, "mean"),
         dtype=torch.promote_types(logits.dtype, torch.float32),
     )
