@@ -115,10 +115,6 @@ def kl_divergence(
 ) -> Tensor:
     """Return the divergence of the softmax of `logits` from that of `target_logits`."""
     _check_reduction(reduction, denominator)
-    if target_logits.shape != logits.shape:
-        raise ValueError(
-            f"target_logits have shape {tuple(target_logits.shape)}; expected {tuple(logits.shape)}"
-        )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected a positive number")
     logits, target_logits = logits.to(dtype), target_logits.to(dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._options import Reduction
 from ._formulas import FORMULAS
-from ._operators import OPERATORS
+from ._operators import OPERATORS, class_axis
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Other subclasses of tensors mean something that the kernels do not know.
@@ -93,6 +93,11 @@ def cross_entropy(
     >>> print(f"{loss:.4f}", logits.grad[1])
     0.7578 tensor([ 0.1667,  0.1667, -0.3333])
     """
+    if ignore_index >= 0 and isinstance(target, Tensor) and target.is_floating_point():
+        raise RuntimeError(
+            f"ignore_index is not supported for floating point target; ignore_index is {ignore_index}, "
+            "expected a negative number"
+        )
     return loss_of(
         "cross_entropy",
         z_loss != 0 or softcap is not None or temperature != 1 or not (sample_weight is denominator is None),
@@ -245,13 +250,17 @@ def kl_divergence(
     0.1733 tensor([[ 0.2500,  0.0000, -0.2500]])
     """
     check_tensors(logits=logits, target_logits=target_logits)
-    if logits.dim() > 1:  # classes go to dimension 1, where the operators expect them
-        logits, target_logits = logits.movedim(axis, 1), target_logits.movedim(axis, 1)
+    if target_logits.shape != logits.shape:
+        raise ValueError(
+            f"target_logits have shape {tuple(target_logits.shape)}; expected {tuple(logits.shape)}, "
+            "that of logits"
+        )
+    place = class_axis(logits)
     return loss_of(
         "kl_divergence",
         True,
-        logits,
-        target_logits,
+        logits.movedim(axis, place),
+        target_logits.movedim(axis, place),
         (sample_weight, number(denominator)),
         (temperature, reduction),
     )
@@ -284,7 +293,9 @@ def loss_of(
         dtype = logits.dtype
         if targets.is_floating_point():
             dtype = torch.promote_types(dtype, targets.dtype)
-    if _within_reach(logits, (targets, *tensors)):
+    # A number that is a tensor may have a derivative: a temperature that is learned.
+    learned = any(isinstance(number, Tensor) for number in numbers)
+    if not learned and _within_reach(logits, (targets, *tensors)):
         if dtype.itemsize == 2 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
         try:

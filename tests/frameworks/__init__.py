@@ -1,0 +1,1 @@
+"""Modules for frameworks: each file is skipped where its framework is missing."""
