@@ -372,8 +372,9 @@ def _within_reach(logits: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
             for tensor in (logits, *given)
         )
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
-        # An exported program is to run, and to be trained, where this package is not.
-        and not torch.compiler.is_exporting()
+        # An exported program is to run, and to be trained, where this package is not. (`is_exporting` is true
+        # under `torch.compile` too in some versions.)
+        and not torch.compiler._is_exporting_flag
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
     )
