@@ -14,8 +14,6 @@ import xent_rs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-# What the examples of a page need besides the package, and the least version.
-NEEDS = {"boosting.md": {"lightgbm": "4.7", "sklearn": "1.4", "xgboost": "3.2"}}
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(xent_rs.__path__, "xent_rs.")
@@ -25,9 +23,20 @@ PUBLIC = sorted({*xent_rs.__all__} - {"__version__"}) + [
     f"probability.{name}" for name in xent_rs.probability.__all__
 ]
 FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(operator.attrgetter(name)(xent_rs))]
+#: What the examples of a page or of a module need besides what the tests have, and the least version.
+NEEDS = {
+    "boosting.md": {"lightgbm": "4.7", "sklearn": "1.4", "xgboost": "3.2"},
+    "torch.md": {"torch": "2.7", "transformers": "4", "accelerate": "1"},
+    "xent_rs.torch": {"torch": "2.7"},
+}
 # Nobody else has a function for what these do.
 OWN = {"get_num_threads", "release_memory", "set_num_threads", "show_config"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def skip_without_needs(name):
+    for package, version in NEEDS.get(name, {}).items():
+        pytest.importorskip(package, version, reason=f"the examples of {name} need {package} {version}")
 
 
 def run_examples(test):
@@ -39,6 +48,7 @@ def run_examples(test):
 
 @pytest.mark.parametrize("name", ["xent_rs", *MODULES])
 def test_examples_in_docstrings(name, tmp_path, monkeypatch):
+    skip_without_needs(".".join(name.split(".")[:2]))
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     for test in doctest.DocTestFinder().find(module):
@@ -98,8 +108,7 @@ def test_functions_say_where_they_come_from_and_what_they_are_called_elsewhere(n
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_on_pages(page, tmp_path, monkeypatch):
     """The Python blocks of a page, from top to bottom, in one namespace."""
-    for package, version in NEEDS.get(page.name, {}).items():
-        pytest.importorskip(package, version, reason=f"the examples of {page.name} need {package} {version}")
+    skip_without_needs(page.name)
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     names = {"__name__": "page"}

@@ -393,10 +393,11 @@ def test_a_graph_that_is_kept_gives_the_same_gradient_again(between):
         loss.backward()
 
 
-def test_logits_that_change_before_the_backward_pass_are_noticed():
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_logits_that_change_before_the_backward_pass_are_noticed(reduction):
     logits, target = problem()
     hidden = logits * 1
-    loss = xt.cross_entropy(hidden, target, reduction="none").sum()
+    loss = xt.cross_entropy(hidden, target, reduction=reduction).sum()
     with torch.no_grad():
         hidden.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
