@@ -173,7 +173,7 @@ def _reduced(losses: Tensor, weights: Tensor, reduction: str, denominator: Tenso
     total = losses.sum()
     if reduction == "sum":
         return total
-    divisor = weights.sum() if denominator is None else denominator.to(losses.dtype)
+    divisor = weights.sum() if denominator is None else denominator.to(losses)
     # The mean of nothing is NaN, and its gradient 0.
     nothing = divisor == 0
     return torch.where(nothing, math.nan, total / torch.where(nothing, 1, divisor))

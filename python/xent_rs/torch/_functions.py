@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -93,14 +94,19 @@ def cross_entropy(
     >>> print(f"{loss:.4f}", logits.grad[1])
     0.7578 tensor([ 0.1667,  0.1667, -0.3333])
     """
-    if ignore_index >= 0 and isinstance(target, Tensor) and target.is_floating_point():
+    check_tensors({"weight": weight, "sample_weight": sample_weight}, input=input, target=target)
+    if ignore_index >= 0 and target.is_floating_point():
         raise RuntimeError(
             f"ignore_index is not supported for floating point target; ignore_index is {ignore_index}, "
             "expected a negative number"
         )
     return loss_of(
         "cross_entropy",
-        z_loss != 0 or softcap is not None or temperature != 1 or not (sample_weight is denominator is None),
+        z_loss != 0
+        or softcap is not None
+        or temperature != 1
+        or sample_weight is not None
+        or denominator is not None,
         input,
         target,
         (weight, sample_weight, number(denominator)),
@@ -178,6 +184,7 @@ def binary_cross_entropy_with_logits(
     >>> print(f"{loss:.4f}", logits.grad)
     0.3778 tensor([-0.0397,  0.0896, -0.1667])
     """
+    check_tensors({"weight": weight, "pos_weight": pos_weight}, input=input, target=target)
     return loss_of(
         "binary_cross_entropy",
         ignore_index is not None or label_smoothing != 0 or denominator is not None,
@@ -249,7 +256,7 @@ def kl_divergence(
     >>> print(f"{loss:.4f}", model.grad)
     0.1733 tensor([[ 0.2500,  0.0000, -0.2500]])
     """
-    check_tensors(logits=logits, target_logits=target_logits)
+    check_tensors({"sample_weight": sample_weight}, logits=logits, target_logits=target_logits)
     if target_logits.shape != logits.shape:
         raise ValueError(
             f"target_logits have shape {tuple(target_logits.shape)}; expected {tuple(logits.shape)}, "
@@ -288,7 +295,6 @@ def loss_of(
     dtype : torch.dtype, optional
         That of the loss; PyTorch's by default.
     """
-    check_tensors(input=logits, target=targets)
     if dtype is None:
         dtype = logits.dtype
         if targets.is_floating_point():
@@ -318,7 +324,8 @@ def _by_kernels(
     if logits.requires_grad and torch.is_grad_enabled():
         # A mean or a sum is mostly the end of a graph, with the derivative 1: its gradient is computed along
         # with it, and the logits are read once. A compiled graph could not look at the derivative.
-        at_once = "none" not in numbers and not torch.compiler.is_compiling()
+        *_, reduction, _ = numbers
+        at_once = reduction != "none" and not torch.compiler.is_compiling()
         loss = _Loss.apply(name, own_options, at_once, numbers, logits, *tensors)
     else:
         loss = OPERATORS[name].loss(logits, *tensors, *numbers)
@@ -350,11 +357,13 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradient, logits, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # The gradient is to be differentiated in turn.
-            loss = FORMULAS[ctx.name](ctx.own_options, logits, *tensors, *ctx.numbers)
-            (gradient,) = torch.autograd.grad(loss, logits, grad_output, create_graph=True)
-        elif gradient is None or grad_output.item() != 1:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (torch.is_grad_enabled() or _stands_for_several(grad_output)):
+            # The gradient is to be differentiated in turn, or asked for of many derivatives at once.
+            with torch.enable_grad():
+                loss = FORMULAS[ctx.name](ctx.own_options, logits, *tensors, *ctx.numbers)
+            (gradient,) = torch.autograd.grad(loss, logits, grad_output, create_graph=torch.is_grad_enabled())
+        elif compiling or gradient is None or grad_output.item() != 1:
             _, gradient = OPERATORS[ctx.name].with_grad(grad_output, logits, *tensors, *ctx.numbers)
         return (None, None, None, None, gradient, *(None for _ in tensors))
 
@@ -380,9 +389,18 @@ def _within_reach(logits: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-def check_tensors(**tensors: Any) -> None:
-    """Raise TypeError for what is not a tensor."""
-    for name, value in tensors.items():
+def _stands_for_several(grad_output: Tensor) -> bool:
+    """Whether this is one derivative of several: under `torch.func.vmap`, or with ``is_grads_batched``."""
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(grad_output)
+    )
+
+
+def check_tensors(optional: Mapping[str, Any] | None = None, /, **required: Any) -> None:
+    """Raise TypeError for what is not a tensor; what is optional may be None."""
+    given = {name: value for name, value in (optional or {}).items() if value is not None}
+    for name, value in {**required, **given}.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor")
 

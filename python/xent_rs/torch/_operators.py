@@ -1,8 +1,9 @@
 """The kernels as operators of PyTorch, ``torch.ops.xent_rs.*``, which compilers and exporters know.
 
 Of each loss there are two: the loss, and the loss with its gradient. They take what the functions of
-`xent_rs` take, without defaults: tensors, then numbers, then the dtype of the loss. Classes are along
-dimension 1, or 0 of one row, as in PyTorch. They have no derivatives: `_functions` gives them theirs.
+`xent_rs` take, without defaults: tensors, then numbers, the last of which are the reduction and the dtype of
+the loss. Classes are along dimension 1, or 0 of one row, as in PyTorch. They have no derivatives:
+`_functions` gives them theirs.
 """
 
 from __future__ import annotations
@@ -86,10 +87,11 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
     # For compilers: the results' shapes, dtypes and strides.
 
     def loss_of_no_data(logits: Tensor, targets: Tensor, *values: Any) -> Tensor:
+        *_, reduction, dtype = values
         shape = list(logits.shape)
         if not elementwise:
             del shape[class_axis(logits)]
-        return logits.new_empty(shape if "none" in values else (), dtype=values[-1])
+        return logits.new_empty(shape if reduction == "none" else (), dtype=dtype)
 
     def loss_with_grad_of_no_data(
         grad_output: Tensor | None, logits: Tensor, targets: Tensor, *values: Any
