@@ -568,6 +568,7 @@ def tensors_of(case, dtype=torch.float64):
         weights = torch.rand(rows)
         weights = torch.where(weights < 0.3, 0, weights) if case["sample_weight"] == "some 0" else 0 * weights
         options["sample_weight"] = weights
+        logits.movedim(min(1, logits.dim() - 1), -1)[weights == 0] = math.nan
     options["reduction"] = case["reduction"].split()[0]
     if options["reduction"] == "denominator":
         options["reduction"] = "mean"
@@ -606,6 +607,35 @@ def test_pytorch_computes_the_same_with_options(case, calls):
     found = value_and_gradient(xt.cross_entropy, logits, target, **options)
     assert not calls
     assert_close(found, expected, **CLOSE[torch.float64], equal_nan=True)
+
+
+def test_a_masked_class_stays_masked_under_a_softcap(calls):
+    logits = torch.tensor([[1.0, -math.inf, 2.0], [0.0, 1.0, -math.inf]], dtype=torch.float64)
+    options = {"target": torch.tensor([0, 1]), "softcap": 3.0}
+    expected = value_and_gradient(xt.cross_entropy, logits, **options)
+    assert expected[1][0, 1] == expected[1][1, 2] == 0
+    calls.clear()
+    learned = torch.ones(2, requires_grad=True)
+    assert_close(value_and_gradient(xt.cross_entropy, logits, **options, sample_weight=learned), expected)
+    assert not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64], ids=str)
+def test_weights_of_another_dtype(dtype):
+    logits, target = problem(dtype=torch.float32)
+    weight = torch.tensor([1, 2, 0, 3, 4])
+    gradients = []
+    for weights in (weight.to(dtype), weight.float()):
+        (first,) = torch.autograd.grad(xt.cross_entropy(logits, target, weights), logits, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), logits)
+        gradients.append((first.detach(), second))
+    assert_close(*gradients)
+    weights = torch.rand(5)
+    yes = logits.detach().sigmoid()
+    expected = value_and_gradient(xt.binary_cross_entropy_with_logits, logits, yes, weights)
+    assert_close(
+        value_and_gradient(xt.binary_cross_entropy_with_logits, logits, yes, weights.double()), expected
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -733,6 +763,18 @@ def test_nothing_that_counts(reduction, which):
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         # PyTorch has NaN here, which ends a training.
         assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_rows_of_other_losses(reduction):
+    logits = torch.zeros(0, 3, requires_grad=True)
+    for function in (xt.binary_cross_entropy_with_logits, xt.kl_divergence):
+        for targets in (torch.zeros(0, 3), torch.zeros(0, 3, requires_grad=True)):
+            loss = function(logits, targets, reduction=reduction)
+            binary = function is xt.binary_cross_entropy_with_logits
+            assert loss.shape == (() if reduction != "none" else (0, 3) if binary else (0,))
+            assert loss.isnan() if reduction == "mean" else loss.sum() == 0
+            assert torch.autograd.grad(loss.sum(), logits)[0].shape == (0, 3)
 
 
 def test_one_row_without_a_batch():
