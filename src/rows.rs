@@ -1,8 +1,8 @@
 //! A row of an array: its elements where they lie, or a block of them converted to the type that is computed in.
 //!
-//! A row is walked in blocks of [`BLOCK`] elements. A full block that lies in memory as it is computed with is read in
-//! place; any other (the tail, a strided or byte-swapped row, another dtype) is copied to a block on the stack first and
-//! padded with masked classes. So there is one loop and no masked load.
+//! A row is walked in blocks of [`BLOCK`] elements. One that lies in memory as it is computed with is read in place; any other (a
+//! strided or byte-swapped row, another dtype) is copied to a block on the stack first and padded with masked classes, as is a short
+//! one, for whoever takes only whole vectors.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -152,7 +152,7 @@ impl Row<'_> {
             return place;
         }
         if self.dtype == R::DTYPE && self.is_contiguous() {
-            pad(simd, self.pointer::<R>(start), length, block);
+            pad(simd, *self, start, length, block);
         } else {
             self.read(simd, start, length, block);
         }
@@ -433,19 +433,22 @@ pub(crate) fn same_mut<A: 'static, B: 'static>(block: &mut A) -> &mut B {
     (block as &mut dyn Any).downcast_mut().expect("the type that is computed in")
 }
 
-/// Copy numbers to a block, and masked classes behind them up to the next multiple of four vectors.
+/// Copy classes of a row of `R`s that lie side by side to a block, and masked classes behind them up to the next multiple of four
+/// vectors.
 ///
 /// # Panics
-/// If there are more than a block has room for.
+/// If there are no such classes, or if the block has no room for them.
 #[inline(never)]
-fn pad<S: Simd, R: Real + Element<Real = R>>(simd: S, place: *const R, length: usize, block: &mut [R; BLOCK]) {
+fn pad<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, start: usize, length: usize, block: &mut [R; BLOCK]) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let padded = length.next_multiple_of(4 * R::LANES);
+            assert!(start + length <= row.classes() && row.dtype() == R::DTYPE && row.is_contiguous());
+            let (place, padded) = (row.pointer::<R>(start), length.next_multiple_of(4 * R::LANES));
             for (index, part) in block[..padded].chunks_exact_mut(R::LANES).enumerate() {
                 let left = length.saturating_sub(index * R::LANES).min(R::LANES);
-                // SAFETY: as many numbers are the row's, as `lend` asserted; a place past the last is not read.
+                // SAFETY: as many numbers are the row's, side by side, readable by the promise made to `Row::new`; a place past the last is
+                // not read.
                 let values = unsafe {
                     let place = place.wrapping_add(index * R::LANES);
                     if left == R::LANES { R::load(simd, place) } else { R::load_part(simd, place, left) }

@@ -116,3 +116,56 @@ def test_a_leader_two_above_the_reference_keeps_relative_accuracy():
     expected = -np.log1p(np.exp(-2.0))
     found = xent_rs.log_softmax(logits)[300]
     assert abs(found - expected) <= 3 * np.spacing(abs(expected))
+
+
+def leading(dtype, classes, leader, others, step):
+    """A row whose first logit leads, and others a step apart."""
+    logits = np.full((1, classes), -60, dtype)
+    logits[0, ::step] = others
+    logits[0, 0] = leader
+    return logits
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        leading(np.float32, 257, 0.004008057, -16.771397, 16),
+        leading(np.float32, 256, 0.0091586765, -16.635975, 16),
+        leading(np.float64, 257, 0.00670884332442062, -36.873353513131185, 8),
+        leading(np.float64, 264, 0.0114085536, -36.73103, 8),
+        leading(np.float64, 320, 0.001, -35.70497350200792, 1),
+    ],
+    ids=lambda logits: f"{logits.dtype} {logits.shape[1]}",
+)
+def test_a_leader_does_not_absorb_the_others(level, logits):
+    """Each of these is less than half an ulp of it: added to it one after the other they would be lost."""
+    logits = np.concatenate([logits, np.roll(logits, 31, axis=1)])
+    softmax = Softmax(logits)
+    got = xent_rs.softmax(logits)
+    bound = probability_bound(softmax, logits.dtype)
+    assert_within("softmax", got, softmax.probabilities, bound, logits.dtype, "a leader")
+    targets = np.array([1, logits.shape[1] - 1])
+    got = -xent_rs.cross_entropy(logits, targets, reduction="none")
+    expected = softmax.log_probabilities[[0, 1], targets]
+    bound = log_probability_bound(softmax, logits.dtype)[[0, 1], targets]
+    assert_within("cross_entropy", got, expected, bound, logits.dtype, "a leader")
+
+
+@pytest.mark.parametrize("mask", [-np.inf, -1e9, -1e4])
+@pytest.mark.parametrize("masked", [16, 256])
+def test_first_classes_may_be_masked(level, mask, masked):
+    """The logit that exponentials are relative to is one of the first, if these are of use."""
+    for shape, axis in (((3, 300), 1), ((2, 300, 40), 1), ((3, 1000), 1), ((40, 20), 1)):
+        logits = np.linspace(-3, 3, np.prod(shape), dtype=np.float32).reshape(shape)
+        logits[(slice(None), slice(0, min(masked, shape[axis] - 1)))] = mask
+        rows = [
+            np.moveaxis(array, axis, -1).reshape(-1, shape[axis])
+            for array in (logits, xent_rs.softmax(logits, axis=axis))
+        ]
+        softmax = Softmax(rows[0])
+        bound = probability_bound(softmax, logits.dtype)
+        assert_within("softmax", rows[1], softmax.probabilities, bound, logits.dtype, f"{shape}")
+        expected = np.logaddexp.reduce(rows[0].astype(np.float64), axis=-1)
+        got = xent_rs.logsumexp(logits, axis=axis).ravel()
+        bound = 2**-24 * (np.log(shape[axis]) + 2) + np.spacing(np.abs(expected).astype(np.float32)) / 2
+        assert_within("logsumexp", got, expected, bound, logits.dtype, f"{shape}")

@@ -101,11 +101,11 @@ impl Losses {
     /// What the softmax of rows needs, that of their own classes like all others.
     #[inline(always)]
     pub fn softmax(&self) -> Coefficients {
-        let [own, mut factor] = self.softmax_factors();
-        for (factor, share) in factor.iter_mut().zip(&own) {
+        let [shares, mut factor] = self.softmax_factors();
+        for (factor, share) in factor.iter_mut().zip(&shares) {
             *factor *= share;
         }
-        Coefficients { factor, own, careful: self.careful }
+        Coefficients { factor, own: [0.0; MOST_LANES], careful: self.careful }
     }
 
     /// What boosted exponentials are multiplied by to be probabilities: by the one, then by the other.
@@ -125,7 +125,7 @@ impl Losses {
 pub struct Coefficients {
     /// What exponentials are multiplied by.
     pub factor: PerLane<f64>,
-    /// The gradient of the own class.
+    /// The gradient of the own class, if it has one of its own.
     pub own: PerLane<f64>,
     /// A bit for each row that counts and needs the careful path.
     pub careful: u32,

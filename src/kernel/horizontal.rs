@@ -95,7 +95,9 @@ pub fn sum<S: Simd, R: Real + Element<Real = R>>(
                 (others, largest) = sum_from::<S, R>(simd, row, own.unwrap_or(usize::MAX), &reference);
             }
             if own.is_none() {
-                let exp = Number::to_f64(reference.terms(simd, [logits]).exp(0).as_slice()[0]);
+                // As it was added.
+                let exp = reference.terms(simd, [logits]).add_to(simd, 0, R::splat(simd, 0.0));
+                let exp = Number::to_f64(exp.as_slice()[0]);
                 // NaN stays what it is.
                 others = if others < exp { 0.0 } else { others - exp };
             }
@@ -140,7 +142,7 @@ fn sum_stored<S: Simd, E: Element>(
             for start in (0..row.classes()).step_by(BLOCK) {
                 let length = BLOCK.min(row.classes() - start);
                 let place = stored.lend(simd, row, start, length);
-                let mut sums = [zero; TOGETHER];
+                let (mut sums, mut sum) = ([zero; TOGETHER], zero);
                 for first in (0..length).step_by(group) {
                     let own = place_in_group::<E::Real>(own, start + first);
                     let left = length - first;
@@ -170,9 +172,13 @@ fn sum_stored<S: Simd, E: Element>(
                             );
                         }
                     }
+                    // Into a sum of few terms: a large one, once it is there, is rounded with each that comes after it.
+                    if first / group % 2 == 1 || first + group >= length {
+                        let two = E::Real::CHAINS == 2;
+                        sum += if two { sums[0] + sums[1] } else { (sums[0] + sums[1]) + (sums[2] + sums[3]) };
+                        sums = [zero; TOGETHER];
+                    }
                 }
-                let two = E::Real::CHAINS == 2;
-                let sum = if two { sums[0] + sums[1] } else { (sums[0] + sums[1]) + (sums[2] + sums[3]) };
                 E::Real::add_to(&mut total, sum);
             }
             largest.store_slice(&mut largest_of_lanes[..E::Real::LANES]);
@@ -755,7 +761,10 @@ impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (Row<'_>, Refer
 }
 
 /// What the entries of a row of results are made of, block by block, from numbers that are stored as `E`.
-pub(super) trait Entries<S: Simd, E: Element> {
+///
+/// # Safety
+/// As many numbers as [`Self::begin`] says are readable from where it says until it is called again, and at least `length`.
+pub(super) unsafe trait Entries<S: Simd, E: Element> {
     /// Make ready for `length` classes from `start` on; where the numbers are that groups are loaded from, and how many of them may be
     /// read.
     fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize);
@@ -826,6 +835,7 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
     exceptions: &[Option<(usize, f64)>; 2],
     entries: &mut T,
 ) {
+    assert_eq!(row.classes(), out.classes());
     // A first short block brings the non-temporal stores to the boundary that they need, if there is one.
     let peel = out.peel(store);
     let direct = out.dtype() == E::DTYPE && out.is_contiguous();
@@ -838,7 +848,7 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
         let non_temporal = peel.is_some_and(|peel| start >= peel);
         let (place, readable) = entries.begin(simd, row, start, length);
         for first in (0..length).step_by(group) {
-            // SAFETY: as many values are readable, from a group on.
+            // SAFETY: what `begin` said, by the promise of `Entries`, from a group on.
             let numbers_here = unsafe { Group::new(simd, place.add(first), readable - first) };
             let mut here = entries.of(simd, first / lanes, &numbers_here);
             for (class, value) in exceptions.iter().flatten() {
@@ -879,7 +889,8 @@ struct Exponentials<S: Simd, E: Element> {
     stored: Stored<E>,
 }
 
-impl<S: Simd, E: Element> Entries<S, E> for Exponentials<S, E> {
+// SAFETY: so many numbers were lent.
+unsafe impl<S: Simd, E: Element> Entries<S, E> for Exponentials<S, E> {
     #[inline(always)]
     fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize) {
         (self.stored.lend(simd, row, start, length), length)
@@ -935,7 +946,8 @@ struct Differences<'a, S: Simd, R: Real, O, const CAPPED: bool> {
     above: [R; BLOCK],
 }
 
-impl<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CAPPED: bool> Entries<S, R>
+// SAFETY: so many numbers were lent, or are those of the capped block.
+unsafe impl<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CAPPED: bool> Entries<S, R>
     for Differences<'_, S, R, O, CAPPED>
 {
     #[inline(always)]

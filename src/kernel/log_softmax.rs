@@ -34,13 +34,11 @@ struct LogProbabilities<S: Simd> {
 impl<S: Simd> LogProbabilities<S> {
     /// Those of lanes with these largest logits; of eight lanes the second halves are not looked at.
     #[inline(always)]
-    fn new(simd: S, [top, log]: [&PerLane<f64>; 2], divisor: f64) -> Self {
+    fn new(simd: S, [top, log]: [&PerLane<f64>; 2], inverse: [f64; 2]) -> Self {
         let [top, log] = [top, log].map(
             #[inline(always)]
             |lanes| [load(simd, lanes, 0), load(simd, lanes, HALF)],
         );
-        let inverse = 1.0 / divisor;
-        let inverse = [inverse, (-inverse).mul_add(divisor, 1.0) / divisor];
         Self { top, log, inverse: [f64x8::splat(simd, inverse[0]), f64x8::splat(simd, inverse[1])] }
     }
 
@@ -65,6 +63,12 @@ impl<S: Simd> LogProbabilities<S> {
     }
 }
 
+/// `1 / divisor` as a sum of two.
+fn inverse_of(divisor: f64) -> [f64; 2] {
+    let inverse = 1.0 / divisor;
+    [inverse, (-inverse).mul_add(divisor, 1.0) / divisor]
+}
+
 /// Write the log-probabilities of tiles of logits that lie elsewhere or where these go; logits where a row needs the careful path.
 #[inline(never)]
 pub fn write_tiles<S: Simd, R: Real + Element<Real = R>>(
@@ -77,10 +81,10 @@ pub fn write_tiles<S: Simd, R: Real + Element<Real = R>>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let strip = *logits.unwrap_or(&out.strip);
+            let (strip, inverse) = (*logits.unwrap_or(&out.strip), inverse_of(divisor));
             for_each_group!(strip.classes(), 0..levels.len(), |tile, classes| {
                 let (block, mut out, levels) = (strip.tile(tile), out.tile(tile), &levels[tile]);
-                let of = LogProbabilities::new(simd, [&levels.top, &levels.log], divisor);
+                let of = LogProbabilities::new(simd, [&levels.top, &levels.log], inverse);
                 let spared = lane_mask::<S, R>(simd, levels.careful);
                 for class in classes {
                     let [x] = block.load::<S, 1>(simd, class);
@@ -109,7 +113,8 @@ fn write_stored<S: Simd, E: Element>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let of = LogProbabilities::new(simd, [&[top; MOST_LANES], &[log; MOST_LANES]], divisor);
+            let levels = [&[top; MOST_LANES], &[log; MOST_LANES]];
+            let of = LogProbabilities::new(simd, levels, inverse_of(divisor));
             let mut entries = OfRow { of, stored: Stored::<E>::new() };
             write_entries(simd, row, out, store, &[None; 2], &mut entries);
         },
@@ -122,7 +127,8 @@ struct OfRow<S: Simd, E> {
     stored: Stored<E>,
 }
 
-impl<S: Simd, E: Element> Entries<S, E> for OfRow<S, E> {
+// SAFETY: so many numbers were lent.
+unsafe impl<S: Simd, E: Element> Entries<S, E> for OfRow<S, E> {
     #[inline(always)]
     fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize) {
         (self.stored.lend(simd, row, start, length), length)

@@ -6,7 +6,8 @@
 //! Each row has an **own** class. With R the sum of the other exponentials over the own one, `lse = z(own) + log(1 + R)`: accurate
 //! for confident rows by itself, since nothing is a difference of larger numbers. For class targets the own class is the target: the
 //! loss is `log(1 + R)`, and the gradient `e/own / (1 + R)`, and `−R / (1 + R)` for the target. Where there is no target class, under
-//! a cap, and for options of float64, it is the class with the largest logit, which takes a look at the row before.
+//! a cap, and for options of float64, it is the class with the largest logit, which takes a look at the row before. A log-sum-exp or
+//! softmax of float32 is relative to one of the first classes, or to none of its own: nothing of theirs is a small difference.
 //!
 //! # Shares of all classes
 //!

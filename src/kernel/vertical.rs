@@ -330,6 +330,18 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         )
     }
 
+    /// Whether the logits of all rows that count are within reach of the references.
+    #[inline(never)]
+    pub fn suits(&self, simd: S) -> bool {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let suits = Reference::<S, R>::within_reach(simd, self.largest) & self.suits;
+                bits::<S, _>(self.counts) & !bits::<S, _>(suits) == 0
+            },
+        )
+    }
+
     /// [`Self::raise`], of lanes that are those of one row.
     #[inline(always)]
     pub(super) fn raise_together(&mut self, simd: S) -> bool {
@@ -580,6 +592,12 @@ impl<T: Copy> Tiles<T> {
     pub fn push(&mut self, of_tile: T) {
         self.room[self.count].write(of_tile);
         self.count += 1;
+    }
+
+    /// Forget all.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.count = 0;
     }
 
     /// All of them.

@@ -10,11 +10,11 @@ use std::ops::Range;
 use fearless_simd::Simd;
 
 use super::options::bring_in_all;
-use super::plan::{COUNTABLE_CLASSES, lanes_of};
+use super::plan::lanes_of;
 use super::ways::{BATCH_BYTES, Way, is_strip, most_tiles, strip_mut_of, strip_of, tiles_of};
 use crate::array::{Array, RowsMut};
 use crate::element::Element;
-use crate::kernel::finish::{self, Coefficients, Losses, MOST_LANES, PerLane, Sums};
+use crate::kernel::finish::{self, Coefficients, Losses, MOST_LANES, PerLane, Sum, Sums};
 use crate::kernel::horizontal::{self, Gradient, Less};
 use crate::kernel::log_softmax::{self, Levels};
 use crate::kernel::shape::{self, Shape, Shapes};
@@ -72,6 +72,9 @@ struct Known<S: Simd, R: Real> {
     levels: Tiles<Levels>,
 }
 
+/// Vectors are counted in lanes for ranks, which is exact up to here in f32.
+const COUNTABLE_CLASSES: usize = 1 << 24;
+
 /// So many classes are looked at for one that the others are not far above.
 const ENOUGH: usize = 16;
 
@@ -100,8 +103,8 @@ impl Reading<'_> {
     #[inline(always)]
     fn batches<S: Simd, R: Real + Element<Real = R>, U: Use>(&mut self, simd: S, user: &mut U) {
         let (classes, temperature) = (self.logits.classes(), self.transform.temperature());
-        let suits =
-            self.transform.softcap().is_none() && Scale::<R>::suits(temperature) && classes <= COUNTABLE_CLASSES;
+        let countable = classes <= if U::SHAPES { COUNTABLE_CLASSES } else { u32::MAX as usize };
+        let suits = self.transform.softcap().is_none() && Scale::<R>::suits(temperature) && countable;
         let scale = suits.then(|| Scale::<R>::new::<S>(temperature));
         let Range { start: mut first, end } = self.range;
         while first < end {
@@ -213,35 +216,38 @@ impl Reading<'_> {
             let Some(own) = user.own(of_tile(tile)) else { break };
             leaders.push(Leader::given(simd, &strip.tile(tile).pick(&own), &own));
         }
-        if leaders.all().is_empty() {
-            let leads = self.leads::<U>() || R::LANES < f32::LANES;
-            let classes = if leads { strip.classes() } else { strip.classes().min(ENOUGH) };
-            leaders.find(simd, strip, count, classes);
-        }
-        known.rows.begin_led(simd, &leaders, |tile| of_tile(tile).len(), scale);
+        let given = !leaders.all().is_empty();
+        let leads = self.leads::<U>() || R::LANES < f32::LANES;
+        let mut classes = if leads || given { strip.classes() } else { strip.classes().min(ENOUGH) };
         let mut shapes = Tiles::<Shape<S, R>>::none();
-        if U::SHAPES {
-            for (tile, leader) in leaders.all().iter().enumerate() {
-                let (mut classes, mut places) = ([0; MOST_LANES], [0.0; MOST_LANES]);
-                let ranked = user.ranked(of_tile(tile));
-                for (lane, class) in ranked.iter().enumerate() {
-                    classes[lane] = class.unwrap_or(0);
-                    places[lane] = classes[lane] as f64;
-                }
-                let mut logits = strip.tile(tile).pick(&classes);
-                for (logit, class) in logits.iter_mut().zip(ranked) {
-                    *logit = if class.is_some() { *logit } else { f64::INFINITY };
-                }
-                shapes.push(Shape::of_leader(simd, leader, &logits, &places));
+        loop {
+            if !given {
+                leaders.clear();
+                leaders.find(simd, strip, count, classes);
             }
-            known.rows.add_shapes(simd, strip, &mut shapes);
-        } else {
+            known.rows.clear();
+            known.rows.begin_led(simd, &leaders, |tile| of_tile(tile).len(), scale);
+            if U::SHAPES {
+                for (tile, leader) in leaders.all().iter().enumerate() {
+                    shapes.push(shape_of(simd, leader, &user.ranked(of_tile(tile)), |classes| {
+                        strip.tile(tile).pick(classes)
+                    }));
+                }
+                known.rows.add_shapes(simd, strip, &mut shapes);
+                break;
+            }
             known.rows.add(simd, 0..count, strip);
             for tile in 0..count {
                 if known.rows.all_mut()[tile].raise(simd) {
                     known.rows.add(simd, tile..tile + 1, strip);
                 }
             }
+            // Where the first classes are masked, the largest logit may be too far above.
+            let suits = |rows: &vertical::Rows<S, R>| rows.suits(simd);
+            if classes == strip.classes() || known.rows.all().iter().all(suits) {
+                break;
+            }
+            classes = strip.classes();
         }
         for tile in 0..count {
             let leader = &leaders.all()[tile];
@@ -312,21 +318,23 @@ impl Reading<'_> {
         for (lane, number) in rows.clone().enumerate() {
             let row = self.logits.row(number);
             let (class, logit) = match &own {
-                Some(own) => (Some(own[lane]), <R as Real>::from_f64(row.get(own[lane]))),
-                None if leads => {
-                    let (class, logit) = horizontal::leader::<S, R>(simd, row);
-                    (Some(class), logit)
+                Some(own) => (own[lane], <R as Real>::from_f64(row.get(own[lane]))),
+                None if leads => horizontal::leader::<S, R>(simd, row),
+                None => {
+                    let (of_row, logit) = nearly_led(simd, row, scale);
+                    found.set(lane, &of_row);
+                    top[lane] = Real::to_f64(logit);
+                    continue;
                 }
-                None => (None, nearly_largest::<S, R>(simd, row)),
             };
-            if let Some(class) = class.filter(|_| U::SHAPES) {
+            (leader[lane], top[lane]) = (class, Real::to_f64(logit));
+            if U::SHAPES {
                 let (of_row, of_shape) = shape::sum(simd, row, (class, logit), ranked[lane], scale);
                 found.set(lane, &of_row);
                 [shapes.weighed[lane], shapes.above[lane]] = of_shape;
             } else {
-                found.set(lane, &horizontal::sum(simd, row, class, logit, scale));
+                found.set(lane, &horizontal::sum(simd, row, Some(class), logit, scale));
             }
-            (leader[lane], top[lane]) = (class.unwrap_or(0), Real::to_f64(logit));
         }
         let shapes = U::SHAPES.then_some(&shapes);
         let losses = self.hand_over(simd, scale, rows.clone(), &leader, &top, &found, shapes, user);
@@ -404,16 +412,39 @@ impl Reading<'_> {
     }
 }
 
-/// A logit of a row that the others are not far above: in f32 the largest of some, unless these are masked; in f64, where no digit
-/// may be lost, of all.
+/// What is summed of the shapes of rows with these leaders, and how the classes that are ranked in them are found: `pick` is for their
+/// logits.
 #[inline(always)]
-fn nearly_largest<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row) -> R {
-    let some = if R::LANES < f32::LANES { row.classes() } else { row.classes().min(BLOCK) };
-    let (_, top) = horizontal::top::<S, R>(simd, row, some);
-    if Real::to_f64(top) > f64::NEG_INFINITY || some == row.classes() {
-        return top;
+fn shape_of<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    leader: &Leader<S, R>,
+    ranked: &PerLane<Option<usize>>,
+    pick: impl FnOnce(&PerLane<usize>) -> PerLane<f64>,
+) -> Shape<S, R> {
+    let (mut classes, mut places) = ([0; MOST_LANES], [0.0; MOST_LANES]);
+    for (lane, class) in ranked.iter().enumerate() {
+        classes[lane] = class.unwrap_or(0);
+        places[lane] = classes[lane] as f64;
     }
-    horizontal::top(simd, row, row.classes()).1
+    let mut logits = pick(&classes);
+    for (logit, class) in logits.iter_mut().zip(ranked) {
+        *logit = if class.is_some() { *logit } else { f64::INFINITY };
+    }
+    Shape::of_leader(simd, leader, &logits, &places)
+}
+
+/// The exponentials of a row relative to one that is not far below the largest: in f32 that of the first classes, unless the others are
+/// out of its reach; in f64 the largest. And the logit.
+#[inline(always)]
+fn nearly_led<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, scale: Scale<R>) -> (Sum, R) {
+    let some = if R::LANES < f32::LANES { row.classes() } else { row.classes().min(BLOCK) };
+    let (_, mut top) = horizontal::top::<S, R>(simd, row, some);
+    let mut sum = horizontal::sum(simd, row, None, top, scale);
+    if !sum.suits && some < row.classes() {
+        (_, top) = horizontal::top(simd, row, row.classes());
+        sum = horizontal::sum(simd, row, None, top, scale);
+    }
+    (sum, top)
 }
 
 impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {

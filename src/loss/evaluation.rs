@@ -29,7 +29,7 @@ pub struct Tally {
 
 /// Sum up what an evaluation reports of logits whose targets are classes.
 ///
-/// Of equal logits the one at the lower index ranks higher; a row with a NaN, or of only −∞, hits nothing.
+/// Of equal logits the one at the lower index ranks higher; a row with a NaN or +∞, or of only −∞, hits nothing.
 ///
 /// # Errors
 /// What `check` returned.
@@ -115,7 +115,7 @@ impl Use for Summing<'_> {
             let weight = problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
             self.sums[0] += product(problem.sample_weight(row), product(weight, missed[lane]));
             self.sums[1] += entropies[lane];
-            // A row with a NaN, or of masked classes alone, hits nothing.
+            // A row with a NaN or +∞, or of masked classes alone, hits nothing.
             if known.log_sum_exps.get(lane).total() > 0.0 {
                 for (hits, &k) in found.iter_mut().zip(*top_k) {
                     *hits += u64::from(known.above[lane] < k as f64);

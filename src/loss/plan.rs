@@ -73,7 +73,6 @@ impl<'a, R: Real> Plan<'a, R> {
         };
         let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0 && softcap.is_none();
         let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES || softcap.is_some());
-        let countable = !leads || classes <= COUNTABLE_CLASSES;
         let (mut scale, mut capped) = (Scale::new::<S>(temperature), None);
         if let Some(height) = softcap {
             let (of_products, unit) = Scale::of_products::<S>(temperature);
@@ -93,7 +92,7 @@ impl<'a, R: Real> Plan<'a, R> {
             leads,
             goal,
         };
-        (suits && countable).then_some(plan)
+        suits.then_some(plan)
     }
 
     /// The classes, if there is nothing else.
@@ -111,9 +110,6 @@ impl<'a, R: Real> Plan<'a, R> {
         if self.leads { 2 * arrays } else { 1 }
     }
 }
-
-/// Classes are counted in lanes, which is exact up to here in f32.
-pub(super) const COUNTABLE_CLASSES: usize = 1 << 24;
 
 impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
     /// The shares of tiles, if there are such.

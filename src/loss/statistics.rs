@@ -128,7 +128,7 @@ impl Use for Rows<'_> {
         let mut missed = known.missed(simd, &logits, count, self.transform);
         for (lane, class) in classes.iter().enumerate() {
             missed[lane] = if class.is_some() { 0.0 - missed[lane] } else { 0.0 };
-            // A row with a NaN, or of masked classes alone, ranks nothing.
+            // A row with a NaN or +∞, or of masked classes alone, ranks nothing.
             if class.is_some() && known.log_sum_exps.get(lane).total() > 0.0 {
                 ranks[lane] = known.above[lane];
             }

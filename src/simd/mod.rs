@@ -16,8 +16,8 @@
 //! * Lines are asked for 8 KiB ahead, also by kernels that copy their blocks first.
 //! * Several vectors at a time, the same step of each, keep the scheduler from filling with operations that wait for each
 //!   other ([`crate::math::vectors_at_a_time`]).
-//! * Tails are copied into a padded block in L1 a vector at a time, as they are read again: bytes copied otherwise are not
-//!   yet there when they are read. Masked loads serve the parts of vectors where a level has them.
+//! * Tails are loaded in part, by masked loads where a level has them; what is copied to be read as whole vectors is copied a
+//!   vector at a time, as it is read again: bytes copied otherwise are not yet there when they are read.
 //! * 16-bit loads are one conversion per vector (`operations.rs`).
 //!
 //! The AVX-512 level is that of Ice Lake, Zen 4 and later; older AVX-512 machines run AVX2. Every level sees the
