@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
+use super::Found;
 use super::labels::Labels;
 use super::plan::{Plan, RowGradients, lanes_of, targets_of};
 use super::rows::{Rows, add_by_row, scales};
 use super::targets::Problem;
 use super::ways::{Way, is_strip, most_tiles, strip_mut_of, strip_of, tiles_of};
-use super::{Found, GradOutput};
 use crate::element::Element;
-use crate::kernel::finish::{self, Coefficients, MOST_LANES, Own, PerLane, Sums};
+use crate::kernel::finish::{self, Coefficients, Losses, MOST_LANES, Own, PerLane, Sums};
 use crate::kernel::horizontal;
 use crate::kernel::shares::Aim;
 use crate::kernel::stage::{Stage, most_classes};
@@ -236,17 +236,21 @@ impl Rows<'_> {
         found: &Sums,
         sum: &mut PerLane<f64>,
     ) -> Option<Coefficients> {
-        let grad_output = self.grad_output.map(|grad_output| (grad_output, self.divisor));
-        let (mut loss, careful, coefficients) =
-            weigh::<S, R>(simd, self.problem, plan, grad_output, rows.clone(), own, found);
-        for lane in lanes_of(careful) {
+        let mut losses = finish::losses::<S, R>(simd, found, plan.scale.shortfall());
+        let (mut loss, mut weights) = ([0.0; MOST_LANES], [1.0; MOST_LANES]);
+        weigh(simd, self.problem, rows.clone(), own, &mut losses, &mut weights, &mut loss);
+        for lane in lanes_of(losses.careful) {
             loss[lane] = self.careful_row(simd, rows.start + lane, false);
         }
         if let Some(out) = &mut self.losses {
             out.set(rows.start, &loss[..rows.len()]);
         }
         add_by_row(sum, rows.start - self.range.start, &loss[..rows.len()]);
-        coefficients
+        let mut scales = scales(simd, self.problem, self.grad_output?, self.divisor, rows);
+        for (scale, weight) in scales.iter_mut().zip(&weights) {
+            *scale *= weight / plan.temperature;
+        }
+        Some(finish::coefficients::<S, R>(simd, &losses, &scales))
     }
 
     /// Write the gradients of the careful ones of some rows.
@@ -270,23 +274,21 @@ impl Rows<'_> {
     }
 }
 
-/// The losses of some rows, weighted, a bit for each that needs the careful path, and what the gradients need, if these are
-/// asked for: by what they are multiplied and divided.
+/// Weigh the losses of some rows: by the `weights` of their classes, and by those of the rows. Where they are: returned, they would be
+/// copied, which takes time with few classes.
 #[inline(never)]
-fn weigh<S: Simd, R: Real>(
+fn weigh<S: Simd>(
     simd: S,
     problem: &Problem,
-    plan: &Plan<R>,
-    grad_output: Option<(&GradOutput, f64)>,
     rows: Range<usize>,
     own: &Own,
-    found: &Sums,
-) -> (PerLane<f64>, u32, Option<Coefficients>) {
+    losses: &mut Losses,
+    weights: &mut PerLane<f64>,
+    loss: &mut PerLane<f64>,
+) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let mut losses = finish::losses::<S, R>(simd, found, plan.scale.shortfall());
-            let mut weights = [1.0; MOST_LANES];
             if let Some(weight) = &problem.weight {
                 for ((of_row, class), lane) in weights.iter_mut().zip(&own.class).zip(0..) {
                     *of_row = weight[*class];
@@ -294,17 +296,6 @@ fn weigh<S: Simd, R: Real>(
                     losses.careful |= u32::from(own.counts[lane] != 0.0 && !of_row.is_finite()) << lane;
                 }
             }
-            let coefficients = grad_output.map(
-                #[inline(always)]
-                |(grad_output, divisor)| {
-                    let mut scales = scales(simd, problem, grad_output, divisor, rows.clone());
-                    for (scale, weight) in scales.iter_mut().zip(&weights) {
-                        *scale *= weight / plan.temperature;
-                    }
-                    finish::coefficients::<S, R>(simd, &losses, &scales)
-                },
-            );
-            let mut loss = [0.0; MOST_LANES];
             for lane in 0..MOST_LANES {
                 let weighted = weights[lane] * losses.loss[lane];
                 loss[lane] = if own.counts[lane] == 0.0 { 0.0 } else { weighted };
@@ -314,7 +305,6 @@ fn weigh<S: Simd, R: Real>(
                     loss[lane] = product(problem.sample_weight(row), loss[lane]);
                 }
             }
-            (loss, losses.careful, coefficients)
         },
-    )
+    );
 }

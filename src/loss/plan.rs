@@ -302,6 +302,13 @@ impl<'a> RowGradients<'a> {
 
 /// The lanes of bits.
 #[inline(always)]
-pub(super) fn lanes_of(bits: u32) -> impl Iterator<Item = usize> {
-    (0..MOST_LANES).filter(move |lane| bits >> lane & 1 != 0)
+pub(super) fn lanes_of(mut bits: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(
+        #[inline(always)]
+        move || {
+            let lane = bits.trailing_zeros();
+            bits &= bits.wrapping_sub(1);
+            (lane < u32::BITS).then_some(lane as usize)
+        },
+    )
 }
