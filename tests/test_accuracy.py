@@ -168,6 +168,19 @@ def test_within_the_promised_bound(level, dtype, lengths, function):
         check(function, logits, softmax, names=names)
 
 
+@pytest.mark.parametrize("function", [*FUNCTIONS.values(), statistics], ids=[*FUNCTIONS, "statistics"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+def test_logits_that_are_log_probabilities(level, dtype, function):
+    """Their log-sum-exp is next to 0: no large result has room for the errors of what it is made of."""
+    random = np.random.default_rng(0)
+    for classes in (2, 3, 5, 10, 11, 12, 17, 100, 192, 257):
+        for scale in (0.01, 0.1, 1.0, 4.0):
+            logits = random.standard_normal((20_000 // classes, classes)) * scale
+            logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            logits = logits.astype(dtype)
+            check(function, logits, Softmax(logits))
+
+
 @functions
 @dtypes
 def test_classes_along_the_first_axis(level, dtype, function):

@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use crate::math::{Boost, Real, power_of_rest, two_sum};
+use crate::math::{Boost, Real, power_of_rest, quick_sum, two_sum};
 
 /// The most lanes that a type has.
 pub const MOST_LANES: usize = 16;
@@ -40,8 +40,9 @@ pub struct Sum {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Sums {
-    /// The exponentials of the classes that are not a row's own, boosted.
+    /// The exponentials of the classes that are not a row's own, boosted, and what their rounding lost.
     pub others: PerLane<f64>,
+    pub(super) others_lost: PerLane<f64>,
     /// By how many whole octaves the reference was raised.
     pub octaves: PerLane<f64>,
     /// By how many steps of an octave, at most half of one, it was above the own logit before.
@@ -57,7 +58,7 @@ impl Sums {
     #[inline(always)]
     pub fn none() -> Self {
         let nothing = [0.0; MOST_LANES];
-        Self { others: nothing, octaves: nothing, rest: nothing, counts: 0, suits: 0 }
+        Self { others: nothing, others_lost: nothing, octaves: nothing, rest: nothing, counts: 0, suits: 0 }
     }
 
     /// Set those of a row that counts.
@@ -73,12 +74,15 @@ impl Sums {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Losses {
-    /// `log(1 + ratio)`.
+    /// `log(1 + ratio)`, and what its rounding lost.
     pub loss: PerLane<f64>,
-    /// The other exponentials over the own one.
+    pub(crate) lost: PerLane<f64>,
+    /// The other exponentials over the own one, and, in f64, what their rounding lost.
     ratio: PerLane<f64>,
-    /// One over the own exponential and over [`Real::BOOST`].
+    ratio_lost: PerLane<f64>,
+    /// One over the own exponential and over [`Real::BOOST`], likewise.
     inverse: PerLane<f64>,
+    inverse_lost: PerLane<f64>,
     /// A bit for each row that counts.
     counts: u32,
     /// A bit for each row that counts and needs the careful path.
@@ -99,13 +103,42 @@ impl Losses {
     }
 
     /// What the softmax of rows needs, that of their own classes like all others.
+    #[inline(never)]
+    pub fn softmax<S: Simd, R: Real>(&self, simd: S) -> Coefficients {
+        let mut of = Coefficients { factor: [0.0; MOST_LANES], own: [0.0; MOST_LANES], careful: self.careful };
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                for half in (0..R::LANES).step_by(HALF) {
+                    let [_, factor, _] = self.share::<S, R>(simd, half, f64x8::splat(simd, 1.0));
+                    store(factor, &mut of.factor, half);
+                }
+            },
+        );
+        of
+    }
+
+    /// `scale` times the shares of the own classes, that over their boosted exponentials, and `scale` times what others have: in f64
+    /// each of the last two rounded once or twice.
     #[inline(always)]
-    pub fn softmax(&self) -> Coefficients {
-        let [shares, mut factor] = self.softmax_factors();
-        for (factor, share) in factor.iter_mut().zip(&shares) {
-            *factor *= share;
+    fn share<S: Simd, R: Real>(&self, simd: S, half: usize, scale: f64x8<S>) -> [f64x8<S>; 3] {
+        let (one, ratio) = (f64x8::splat(simd, 1.0), load(simd, &self.ratio, half));
+        let inverse = load(simd, &self.inverse, half);
+        if R::LANES == f32::LANES {
+            let share = scale / (ratio + one);
+            return [share, share * inverse, share * ratio];
         }
-        Coefficients { factor, own: [0.0; MOST_LANES], careful: self.careful }
+        let [sum, lost] = two_sum(ratio, one);
+        let (lost, share) = (lost + load(simd, &self.ratio_lost, half), one / sum);
+        // What the quotient lacks.
+        let rest = -(share.mul_sub_precise(sum, one) + share * lost) * share;
+        let factor = share * inverse;
+        let of_factor =
+            share.mul_sub_precise(inverse, factor) + (share * load(simd, &self.inverse_lost, half) + rest * inverse);
+        let missing = share * ratio;
+        let of_missing =
+            share.mul_sub_precise(ratio, missing) + (share * load(simd, &self.ratio_lost, half) + rest * ratio);
+        [scale * share, scale.mul_add(factor, scale * of_factor), scale.mul_add(missing, scale * of_missing)]
     }
 
     /// What boosted exponentials are multiplied by to be probabilities: by the one, then by the other.
@@ -156,15 +189,40 @@ pub fn losses<S: Simd, R: Real>(simd: S, sums: &Sums, shortfall: f64) -> Losses 
         #[inline(always)]
         || {
             let nothing = [0.0; MOST_LANES];
-            let mut found = Losses { loss: nothing, ratio: nothing, inverse: nothing, counts: sums.counts, careful: 0 };
+            let mut found = Losses {
+                loss: nothing,
+                lost: nothing,
+                ratio: nothing,
+                ratio_lost: nothing,
+                inverse: nothing,
+                inverse_lost: nothing,
+                counts: sums.counts,
+                careful: 0,
+            };
             let lanes = |value: f64| f64x8::splat(simd, value);
             let mut finite = 0;
             for half in (0..R::LANES).step_by(HALF) {
-                let inverse = power_of_rest(simd, load(simd, &sums.octaves, half), load(simd, &sums.rest, half));
-                let inverse = inverse * lanes(1.0 / R::BOOST);
-                let ratio = load(simd, &sums.others, half) * inverse;
-                let loss = R::log_one_plus(simd, ratio);
+                let [t, power] = power_of_rest(simd, load(simd, &sums.octaves, half), load(simd, &sums.rest, half));
+                let (power, others) = (power * lanes(1.0 / R::BOOST), load(simd, &sums.others, half));
+                let mut inverse = t.mul_add(power, power);
+                let mut ratio = others * inverse;
+                let mut of_rest = lanes(0.0);
+                if R::LANES < f32::LANES {
+                    // f64 has no digits to spare: in twice the precision. The products with the power are exact.
+                    let (scaled, inverse_lost);
+                    [inverse, inverse_lost] = quick_sum(power, t * power);
+                    scaled = others * power;
+                    [ratio, of_rest] = two_sum(scaled, scaled * t);
+                    of_rest += load(simd, &sums.others_lost, half) * inverse;
+                    store(inverse_lost, &mut found.inverse_lost, half);
+                    store(of_rest, &mut found.ratio_lost, half);
+                }
+                let [mut loss, mut lost] = R::log_one_plus(simd, ratio);
+                if R::LANES < f32::LANES {
+                    [loss, lost] = quick_sum(loss, lost + of_rest / (ratio + lanes(1.0)));
+                }
                 store(loss.mul_add(lanes(shortfall), loss), &mut found.loss, half);
+                store(lost, &mut found.lost, half);
                 store(ratio, &mut found.ratio, half);
                 store(inverse, &mut found.inverse, half);
                 // NaN is not less than anything.
@@ -185,12 +243,12 @@ pub fn coefficients<S: Simd, R: Real>(simd: S, losses: &Losses, scales: &PerLane
             let mut of = Coefficients { factor: [0.0; MOST_LANES], own: [0.0; MOST_LANES], careful: 0 };
             let mut finite = 0;
             for half in (0..R::LANES).step_by(HALF) {
-                let ratio = load(simd, &losses.ratio, half);
-                let share = load(simd, scales, half) / (ratio + f64x8::splat(simd, 1.0));
-                store(share * load(simd, &losses.inverse, half), &mut of.factor, half);
+                let scale = load(simd, scales, half);
+                let [share, factor, missing] = losses.share::<S, R>(simd, half, scale);
+                store(factor, &mut of.factor, half);
                 // An infinite share of a ratio of 0 is no number.
                 finite |= bits::<S, _>(share.is_finite()) << half;
-                store(f64x8::splat(simd, 0.0) - share * ratio, &mut of.own, half);
+                store(f64x8::splat(simd, 0.0) - missing, &mut of.own, half);
             }
             let nothing = R::narrow(simd, scales).simd_eq(R::splat(simd, 0.0));
             let fine = bits::<S, _>(is_normal::<S, R>(simd, &of.factor) | nothing) & finite;
@@ -207,18 +265,18 @@ fn is_normal<S: Simd, R: Real>(simd: S, factors: &PerLane<f64>) -> <R::Lanes<S> 
     size.simd_ge(R::splat(simd, R::SMALLEST_NORMAL)) & size.simd_lt(R::splat(simd, f64::INFINITY))
 }
 
-/// `(a − b) / divisor + log` for `a` and `b` that are each a sum of two, rounded once.
+/// `(a − b) / divisor + log` for numbers that are each a sum of two, rounded once.
 #[inline(always)]
 pub fn difference_and<S: Simd>(
     simd: S,
     [a, a_low]: [f64x8<S>; 2],
     [b, b_low]: [f64x8<S>; 2],
-    log: f64x8<S>,
+    [log, log_low]: [f64x8<S>; 2],
     divisor: f64,
 ) -> f64x8<S> {
     let [high, low] = quotient(simd, a, b, a_low - b_low, divisor);
     let [sum, lost] = two_sum(high, log);
-    sum.is_finite().select(sum + (lost + low), sum)
+    sum.is_finite().select(sum + (lost + (low + log_low)), sum)
 }
 
 /// `(a − b + low) / divisor` as a sum of two, the second 0 if the first is not finite, for a `low` that is far smaller
@@ -351,7 +409,13 @@ pub fn coefficients_asked<S: Simd, R: Real>(
                 let (scale, above) = (load(simd, scales, half), load(simd, &asked.above, half));
                 let all = (point + mass) + pull;
                 let factor = scale * all * share;
-                store(factor * load(simd, &losses.inverse, half), &mut of.factor, half);
+                let boosted = if R::LANES == f32::LANES {
+                    factor * load(simd, &losses.inverse, half)
+                } else {
+                    let [_, boosted, _] = losses.share::<S, R>(simd, half, scale * all);
+                    boosted
+                };
+                store(boosted, &mut of.factor, half);
                 // Neither part is a difference where it is small.
                 let spread = share.simd_gt(lanes(0.5)).select((mass - here) - mass * missing, mass * share - here);
                 let of_point = load(simd, &asked.apart, half).simd_eq(zero).select(-(point * missing), point * share);

@@ -182,7 +182,7 @@ fn sum_stored<S: Simd, E: Element>(
                 E::Real::add_to(&mut total, sum);
             }
             largest.store_slice(&mut largest_of_lanes[..E::Real::LANES]);
-            total.value()
+            E::Real::sum_of_lanes(&total)
         },
     )
 }

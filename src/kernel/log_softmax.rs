@@ -17,8 +17,8 @@ use crate::rows::{Row, RowMut, StorePolicy};
 pub struct Levels {
     /// The largest logits.
     pub top: PerLane<f64>,
-    /// `lse − top / T`.
-    pub log: PerLane<f64>,
+    /// `lse − top / T`, a sum of two.
+    pub log: [PerLane<f64>; 2],
     /// A bit for each row that needs the careful path.
     pub careful: u32,
 }
@@ -27,6 +27,8 @@ pub struct Levels {
 struct LogProbabilities<S: Simd> {
     top: Twice<S>,
     log: Twice<S>,
+    /// What is to be added to the logarithms of eight lanes; that of sixteen, f64 has in any case.
+    log_low: f64x8<S>,
     /// 1 / T as a sum of two.
     inverse: Twice<S>,
 }
@@ -34,12 +36,13 @@ struct LogProbabilities<S: Simd> {
 impl<S: Simd> LogProbabilities<S> {
     /// Those of lanes with these largest logits; of eight lanes the second halves are not looked at.
     #[inline(always)]
-    fn new(simd: S, [top, log]: [&PerLane<f64>; 2], inverse: [f64; 2]) -> Self {
-        let [top, log] = [top, log].map(
+    fn new(simd: S, top: &PerLane<f64>, log: &[PerLane<f64>; 2], inverse: [f64; 2]) -> Self {
+        let log_low = load(simd, &log[1], 0);
+        let [top, log] = [top, &log[0]].map(
             #[inline(always)]
             |lanes| [load(simd, lanes, 0), load(simd, lanes, HALF)],
         );
-        Self { top, log, inverse: [f64x8::splat(simd, inverse[0]), f64x8::splat(simd, inverse[1])] }
+        Self { top, log, log_low, inverse: [f64x8::splat(simd, inverse[0]), f64x8::splat(simd, inverse[1])] }
     }
 
     #[inline(always)]
@@ -59,7 +62,7 @@ impl<S: Simd> LogProbabilities<S> {
         let low = lost.mul_add(inverse, difference.mul_add(rest, difference.mul_sub_precise(inverse, product)));
         let [sum, lost] = two_sum(product, -self.log[0]);
         // What an infinity lost is NaN.
-        R::once([sum.is_finite().select(sum + (lost + low), sum), f64x8::splat(simd, 0.0)])
+        R::once([sum.is_finite().select(sum + (lost + (low - self.log_low)), sum), f64x8::splat(simd, 0.0)])
     }
 }
 
@@ -84,7 +87,7 @@ pub fn write_tiles<S: Simd, R: Real + Element<Real = R>>(
             let (strip, inverse) = (*logits.unwrap_or(&out.strip), inverse_of(divisor));
             for_each_group!(strip.classes(), 0..levels.len(), |tile, classes| {
                 let (block, mut out, levels) = (strip.tile(tile), out.tile(tile), &levels[tile]);
-                let of = LogProbabilities::new(simd, [&levels.top, &levels.log], inverse);
+                let of = LogProbabilities::new(simd, &levels.top, &levels.log, inverse);
                 let spared = lane_mask::<S, R>(simd, levels.careful);
                 for class in classes {
                     let [x] = block.load::<S, 1>(simd, class);
@@ -95,10 +98,10 @@ pub fn write_tiles<S: Simd, R: Real + Element<Real = R>>(
     );
 }
 
-/// Write the log-probabilities of a row with this largest logit, whose `lse − top / T` is `log`.
+/// Write the log-probabilities of a row with this largest logit, whose `lse − top / T` is `log`, a sum of two.
 #[inline(always)]
-pub fn write<S: Simd>(simd: S, row: Row, out: RowMut, [top, log]: [f64; 2], divisor: f64, store: StorePolicy) {
-    with_element!(row.dtype(), E => write_stored::<S, E>(simd, row, out, [top, log], divisor, store));
+pub fn write<S: Simd>(simd: S, row: Row, out: RowMut, top: f64, log: [f64; 2], divisor: f64, store: StorePolicy) {
+    with_element!(row.dtype(), E => write_stored::<S, E>(simd, row, out, top, log, divisor, store));
 }
 
 #[inline(never)]
@@ -106,15 +109,19 @@ fn write_stored<S: Simd, E: Element>(
     simd: S,
     row: Row,
     out: RowMut,
-    [top, log]: [f64; 2],
+    top: f64,
+    log: [f64; 2],
     divisor: f64,
     store: StorePolicy,
 ) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let levels = [&[top; MOST_LANES], &[log; MOST_LANES]];
-            let of = LogProbabilities::new(simd, levels, inverse_of(divisor));
+            let log = log.map(
+                #[inline(always)]
+                |part| [part; MOST_LANES],
+            );
+            let of = LogProbabilities::new(simd, &[top; MOST_LANES], &log, inverse_of(divisor));
             let mut entries = OfRow { of, stored: Stored::<E>::new() };
             write_entries(simd, row, out, store, &[None; 2], &mut entries);
         },

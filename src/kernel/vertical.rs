@@ -354,7 +354,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
     pub(super) fn together(&self, simd: S) -> Sum {
         let suits = bits::<S, _>(Reference::<S, R>::within_reach(simd, self.largest) & self.suits);
         Sum {
-            others: self.total.value(),
+            others: R::sum_of_lanes(&self.total),
             octaves: Number::to_f64(self.octaves.as_slice()[0]),
             rest: Number::to_f64(self.rest.as_slice()[0]),
             suits: suits == u32::MAX >> (32 - R::LANES),
@@ -371,6 +371,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
                 R::widen(self.octaves, &mut found.octaves);
                 R::widen(self.rest, &mut found.rest);
                 R::lane_totals(&self.total, &mut found.others);
+                R::lost_of_lanes(&self.total, &mut found.others_lost);
                 found.counts = bits::<S, _>(self.counts);
                 found.suits = bits::<S, _>(Reference::<S, R>::within_reach(simd, self.largest) & self.suits);
                 found

@@ -257,9 +257,9 @@ impl Reading<'_> {
             let losses = self.hand_over(simd, scale, of_tile(tile), &class, &top, &found, shapes.as_ref(), user);
             match &self.normalized {
                 Some(normalized) if normalized.log => {
-                    known.levels.push(Levels { top, log: losses.loss, careful: losses.careful });
+                    known.levels.push(Levels { top, log: [losses.loss, losses.lost], careful: losses.careful });
                 }
-                Some(_) => known.coefficients.push(losses.softmax()),
+                Some(_) => known.coefficients.push(losses.softmax::<S, R>(simd)),
                 None => (),
             }
         }
@@ -284,13 +284,13 @@ impl Reading<'_> {
         let mut known = Statistics::default();
         known.log_sum_exps.reference = *top;
         known.log_sum_exps.others = *losses.ratio();
-        known.logs = losses.loss;
+        known.logs = [losses.loss, losses.lost];
         if let Some(shapes) = shapes {
             (known.leader, known.top, known.above) = (*leader, *top, shapes.above);
             for (lane, weighted) in known.weighted.iter_mut().enumerate() {
                 *weighted = shapes.weighed[lane] * losses.inverse()[lane] / self.transform.temperature();
                 // What is summed is exp(z·(1 − ε)): its logarithm is off by ε times the mean of the distances.
-                known.logs[lane] += shortfall * *weighted / (1.0 + losses.ratio()[lane]);
+                known.logs[0][lane] += shortfall * *weighted / (1.0 + losses.ratio()[lane]);
             }
         }
         let ranked = if U::SHAPES { user.ranked(rows.clone()) } else { [None; MOST_LANES] };
@@ -339,12 +339,12 @@ impl Reading<'_> {
         let shapes = U::SHAPES.then_some(&shapes);
         let losses = self.hand_over(simd, scale, rows.clone(), &leader, &top, &found, shapes, user);
         let Some(normalized) = &mut self.normalized else { return };
-        let (softmax, divisor) = (losses.softmax(), self.transform.temperature());
+        let (softmax, divisor) = (losses.softmax::<S, R>(simd), self.transform.temperature());
         for (lane, number) in rows.clone().enumerate().filter(|(lane, _)| losses.careful >> lane & 1 == 0) {
             let (row, out) = (self.logits.row(number), normalized.out.row(number));
             if normalized.log {
-                let level = [top[lane], losses.loss[lane]];
-                log_softmax::write(simd, row, out, level, divisor, normalized.store);
+                let log = [losses.loss[lane], losses.lost[lane]];
+                log_softmax::write(simd, row, out, top[lane], log, divisor, normalized.store);
                 continue;
             }
             let of = Gradient {
@@ -404,7 +404,7 @@ impl Reading<'_> {
         let found = log_sum_exp::<S, R>(simd, row, transform);
         let reference = found.reference;
         if normalized.log {
-            log_probabilities::<S, R>(simd, row, out, reference, found.log_total(simd), transform, normalized.store);
+            log_probabilities::<S, R>(simd, row, out, reference, found.log_total(simd)[0], transform, normalized.store);
         } else {
             let softmax = Exponential { reference, factor: per_mass(1.0, found.total()), transform };
             probabilities::<S, R>(simd, row, out, softmax, normalized.store);

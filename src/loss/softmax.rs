@@ -168,15 +168,18 @@ impl Use for Selected<'_> {
         let numbers = rows.start * chosen..rows.end * chosen;
         for first in numbers.clone().step_by(MOST_LANES) {
             let count = MOST_LANES.min(numbers.end - first);
-            let (mut references, mut logs, mut logits) = ([0.0; MOST_LANES], [0.0; MOST_LANES], [0.0; MOST_LANES]);
+            let (mut references, mut logits) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
+            let mut logs = [[0.0; MOST_LANES]; 2];
             for (lane, number) in (first..first + count).enumerate() {
                 let row = number / chosen;
                 let class = self.index.class(number).expect("no index is ignored");
                 logits[lane] = self.logits.row(row).get(class);
                 references[lane] = known.log_sum_exps.reference[row - rows.start];
-                logs[lane] = known.logs[row - rows.start];
+                for (log, of_row) in logs.iter_mut().zip(&known.logs) {
+                    log[lane] = of_row[row - rows.start];
+                }
             }
-            let mut missed = batch::missed(simd, [&references, &logs], &logits, count, self.transform);
+            let mut missed = batch::missed(simd, &references, &logs, &logits, count, self.transform);
             for missed in &mut missed {
                 *missed = 0.0 - *missed;
             }

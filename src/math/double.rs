@@ -4,7 +4,7 @@ use fearless_simd::{Simd, f64x4, f64x8, prelude::*, u64x8};
 
 use super::exponential::EIGHTHS;
 use super::logarithm::{LOG_1P_OF_QUOTIENT, log_one_plus};
-use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_wide, polynomial, two_sum};
+use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_wide, polynomial, precise_sum, two_sum};
 use crate::simd::{Table64, look_up_u64};
 
 /// The bits of `2^(j/8)`, less those of j, as in f32.
@@ -151,7 +151,7 @@ impl Real for f64 {
     }
 
     #[inline(always)]
-    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
+    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> Twice<S> {
         log_one_plus(simd, y)
     }
 
@@ -296,6 +296,18 @@ impl Real for f64 {
     #[inline(always)]
     fn lane_totals<S: Simd>(total: &Total<S>, lanes: &mut [f64]) {
         lanes[..8].copy_from_slice((total.parts[0] + total.parts[1]).as_slice());
+    }
+
+    #[inline(always)]
+    fn lost_of_lanes<S: Simd>(total: &Total<S>, lanes: &mut [f64]) {
+        let [_, lost] = two_sum(total.parts[0], total.parts[1]);
+        lanes[..8].copy_from_slice(lost.as_slice());
+    }
+
+    #[inline(always)]
+    fn sum_of_lanes<S: Simd>(total: &Total<S>) -> f64 {
+        let [sums, lost] = total.parts;
+        precise_sum(sums.as_slice().iter().chain(lost.as_slice()).copied())
     }
 
     #[inline(always)]

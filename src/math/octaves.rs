@@ -211,15 +211,15 @@ impl<S: Simd, R: Real> Reference<S, R> {
     }
 }
 
-/// `2^(octaves + rest/N)` in f64, for up to 1000 octaves.
+/// `2^(octaves + rest/N)` in f64, for up to 1000 octaves, as `(1 + t)·2^octaves`: t, and the power.
 #[inline(always)]
-pub fn power_of_rest<S: Simd>(simd: S, octaves: f64x8<S>, rest: f64x8<S>) -> f64x8<S> {
+pub fn power_of_rest<S: Simd>(simd: S, octaves: f64x8<S>, rest: f64x8<S>) -> [f64x8<S>; 2] {
     let p = polynomial::<S, f64>(simd, f64::octaves::<S>().p, rest);
     // The number that is an integer in the lowest bits of its sum with 2^52, and from there in the exponent's place.
     let sum = octaves + f64x8::splat(simd, 4_503_599_627_370_496.0 + f64::from(f64::EXPONENT_BIAS));
     let bits: u64x8<S> = sum.bitcast();
     let power: f64x8<S> = (bits << 52).bitcast();
-    p.mul_add(rest, f64x8::splat(simd, 1.0)) * power
+    [p * rest, power]
 }
 
 /// `x·L + addend`, rounded once; with what L lacks, if that is added.

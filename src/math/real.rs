@@ -63,8 +63,8 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
         class: usize,
         value: Self::Lanes<S>,
     ) -> Self::Lanes<S>;
-    /// `log(1 + y)` for y from 0 to 2¹⁰⁰⁰, as accurate as losses of this type need it.
-    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S>;
+    /// `log(1 + y)` for y from 0 to 2¹⁰⁰⁰, as accurate as losses of this type need it, as a sum of two.
+    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> Twice<S>;
     /// The larger ones of positive numbers.
     fn larger<S: Simd>(a: Self::Lanes<S>, b: Self::Lanes<S>) -> Self::Lanes<S>;
 
@@ -112,6 +112,10 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn scale<S: Simd>(total: &mut Total<S>, factor: f64);
     /// The sum of each lane.
     fn lane_totals<S: Simd>(total: &Total<S>, lanes: &mut [f64]);
+    /// What their rounding lost, if f64 has no room for them.
+    fn lost_of_lanes<S: Simd>(total: &Total<S>, lanes: &mut [f64]);
+    /// The sum of all lanes, rounded once.
+    fn sum_of_lanes<S: Simd>(total: &Total<S>) -> f64;
     /// The largest lane; what NaN lanes do to it is unspecified.
     fn largest<S: Simd>(lanes: Self::Lanes<S>) -> Self;
     /// Rounded from f64.

@@ -115,8 +115,8 @@ impl Real for f32 {
     }
 
     #[inline(always)]
-    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
-        log_one_plus_for_f32(simd, y)
+    fn log_one_plus<S: Simd>(simd: S, y: f64x8<S>) -> Twice<S> {
+        [log_one_plus_for_f32(simd, y), f64x8::splat(simd, 0.0)]
     }
 
     #[inline(always)]
@@ -236,6 +236,14 @@ impl Real for f32 {
         let [low, high] = total.parts;
         lanes[..8].copy_from_slice(low.as_slice());
         lanes[8..16].copy_from_slice(high.as_slice());
+    }
+
+    #[inline(always)]
+    fn lost_of_lanes<S: Simd>(_: &Total<S>, _: &mut [f64]) {}
+
+    #[inline(always)]
+    fn sum_of_lanes<S: Simd>(total: &Total<S>) -> f64 {
+        total.value()
     }
 
     #[inline(always)]

@@ -154,11 +154,12 @@ impl<'a> Values<'a> {
     }
 }
 
-/// `lse − z` for a logit of each row: minus the log-probability. `logs` are `lse − z(reference)`.
+/// `lse − z` for a logit of each row: minus the log-probability. `logs` are `lse − z(reference)`, sums of two.
 #[inline(never)]
 pub fn missed<S: Simd>(
     simd: S,
-    [references, logs]: [&PerLane<f64>; 2],
+    references: &PerLane<f64>,
+    logs: &[PerLane<f64>; 2],
     logits: &PerLane<f64>,
     rows: usize,
     transform: Transform,
@@ -171,7 +172,7 @@ pub fn missed<S: Simd>(
             let mut missed = [0.0; MOST_LANES];
             for half in (0..rows).step_by(HALF) {
                 let (reference, logits) = (references.load(simd, half), logits.load(simd, half));
-                let log = load(simd, logs, half);
+                let log = [load(simd, &logs[0], half), load(simd, &logs[1], half)];
                 store(difference_and(simd, reference, logits, log, transform.temperature()), &mut missed, half);
             }
             missed
@@ -262,11 +263,11 @@ pub fn losses<'a, S: Simd>(
                 let distance = |sum: f64x8<S>| sum / lanes(transform.temperature()) * lanes(UNIT);
                 if let Some(teacher) = teacher {
                     let distance = distance(sum - load(simd, &spreads.teacher, half));
-                    let divergence = mass * (log_total - load(simd, teacher, half)) - distance;
+                    let divergence = mass * (log_total[0] - load(simd, teacher, half)) - distance;
                     // What rounding leaves of no divergence.
                     loss += divergence.simd_lt(zero).select(zero, divergence);
                 } else if targets.dense.is_some() || targets.uniform != 0.0 {
-                    loss += mass * log_total - distance(sum);
+                    loss += mass * log_total[0] - distance(sum);
                 }
                 if targets.z_loss != 0.0 {
                     let lse = difference_and(simd, reference, [zero; 2], log_total, divisor);

@@ -7,7 +7,9 @@ use super::companion::{Companion, Nothing, Raise, Term};
 use super::transform::{CAPPED, Capped, Factors, Scale, Value, with_mode};
 use crate::element::Element;
 use crate::kernel::finish::{HALF, MOST_LANES, PerLane, load, store};
-use crate::math::{Boost, Real, Total, argument_of_sums, exp, log_one_plus, regrow, shrinkage, with_vectors_at_a_time};
+use crate::math::{
+    Boost, Real, Total, Twice, argument_of_sums, exp, log_one_plus, regrow, shrinkage, with_vectors_at_a_time,
+};
 use crate::rows::{BLOCK, Row};
 
 /// `log Σ exp z` in parts: it is `z(reference) + ln(own + others)`.
@@ -49,15 +51,16 @@ impl LogSumExp {
         self.others < 0.5 && !self.masked
     }
 
-    /// Its logarithm, in which others that are far fewer keep their digits.
+    /// Its logarithm, in which others that are far fewer keep their digits, as a sum of two.
     #[inline]
-    pub fn log_total<S: Simd>(self, simd: S) -> f64 {
+    pub fn log_total<S: Simd>(self, simd: S) -> [f64; 2] {
         let [own, others] = [self.own(), self.others];
         simd.vectorize(
             #[inline(always)]
             || {
                 let lanes = |value: f64| f64x8::splat(simd, value);
-                log_total(simd, lanes(own), lanes(others)).as_slice()[0]
+                let [log, lost] = log_total(simd, lanes(own), lanes(others));
+                [log.as_slice()[0], lost.as_slice()[0]]
             },
         )
     }
@@ -102,20 +105,21 @@ impl LogSumExps {
         self.get(lane).is_led()
     }
 
-    /// `ln total` of each row, so accurate that it need not be close to zero where others are few.
+    /// `ln total` of each row as a sum of two, so accurate that it need not be close to zero where others are few.
     #[inline(always)]
-    pub(super) fn log_total<S: Simd>(&self, simd: S, half: usize) -> f64x8<S> {
+    pub(super) fn log_total<S: Simd>(&self, simd: S, half: usize) -> Twice<S> {
         log_total(simd, load(simd, &self.own, half), load(simd, &self.others, half))
     }
 }
 
-/// `ln(own + others)` for an own term of 1, 0 or NaN.
+/// `ln(own + others)` as a sum of two, for an own term of 1, 0 or NaN.
 #[inline(always)]
-pub(super) fn log_total<S: Simd>(simd: S, own: f64x8<S>, others: f64x8<S>) -> f64x8<S> {
+fn log_total<S: Simd>(simd: S, own: f64x8<S>, others: f64x8<S>) -> Twice<S> {
     let lanes = |value: f64| f64x8::splat(simd, value);
     // Beside no own term there are no others, but for a NaN.
     let nothing = own.simd_eq(lanes(0.0)).select(lanes(f64::NEG_INFINITY) + others, own);
-    own.simd_eq(lanes(1.0)).select(log_one_plus(simd, others), nothing)
+    let ([log, lost], one) = (log_one_plus(simd, others), own.simd_eq(lanes(1.0)));
+    [one.select(log, nothing), one.select(lost, lanes(0.0))]
 }
 
 /// `ln total` of each row.
@@ -126,7 +130,7 @@ pub(super) fn log_totals<S: Simd>(simd: S, found: &LogSumExps, rows: usize) -> P
         || {
             let mut logs = [0.0; MOST_LANES];
             for half in (0..rows).step_by(HALF) {
-                store(found.log_total(simd, half), &mut logs, half);
+                store(found.log_total(simd, half)[0], &mut logs, half);
             }
             logs
         },

@@ -17,8 +17,8 @@ use crate::rows::{BLOCK, Row};
 pub struct Statistics {
     /// The log-sum-exps.
     pub log_sum_exps: LogSumExps,
-    /// `lse − z(reference)`.
-    pub logs: PerLane<f64>,
+    /// `lse − z(reference)`, a sum of two.
+    pub logs: [PerLane<f64>; 2],
     /// The lowest index of the largest logit; 0 for a row of only −∞, and, if there is a NaN, that of the first one.
     pub leader: PerLane<usize>,
     /// The largest logit.
@@ -35,7 +35,7 @@ impl Default for Statistics {
     fn default() -> Self {
         Self {
             log_sum_exps: LogSumExps::default(),
-            logs: [0.0; MOST_LANES],
+            logs: [[0.0; MOST_LANES]; 2],
             leader: [0; MOST_LANES],
             top: [0.0; MOST_LANES],
             above: [0.0; MOST_LANES],
@@ -56,7 +56,7 @@ impl Statistics {
     ) {
         let found = log_sum_exp::<S, R>(simd, row, transform);
         self.log_sum_exps.set(lane, found);
-        self.logs[lane] = found.log_total(simd);
+        [self.logs[0][lane], self.logs[1][lane]] = found.log_total(simd);
     }
 
     /// Read a row as number `lane`, and rank the class `ranked` in it.
@@ -73,7 +73,7 @@ impl Statistics {
         let (top, start) = shape.top;
         let (_, leader) = row.equal_to(simd, start, (row.classes() - start).min(BLOCK), top);
         self.log_sum_exps.set(lane, found);
-        self.logs[lane] = found.log_total(simd);
+        [self.logs[0][lane], self.logs[1][lane]] = found.log_total(simd);
         self.leader[lane] = leader.unwrap_or(0);
         self.top[lane] = Real::to_f64(top);
         self.weighted[lane] = shape.weighted.value() / R::BOOST;
@@ -96,7 +96,7 @@ impl Statistics {
                     let found = &self.log_sum_exps;
                     let total = load(simd, &found.own, half) + load(simd, &found.others, half);
                     let distance = load(simd, &self.weighted, half) / total;
-                    store(load(simd, &self.logs, half) - distance, &mut entropies, half);
+                    store(load(simd, &self.logs[0], half) - distance, &mut entropies, half);
                 }
                 entropies
             },
@@ -106,7 +106,7 @@ impl Statistics {
     /// `lse − z` for a logit of each row; for 0 the log-sum-exps, −∞ of a row of only −∞.
     #[inline(always)]
     pub fn missed<S: Simd>(&self, simd: S, logits: &PerLane<f64>, rows: usize, transform: Transform) -> PerLane<f64> {
-        missed(simd, [&self.log_sum_exps.reference, &self.logs], logits, rows, transform)
+        missed(simd, &self.log_sum_exps.reference, &self.logs, logits, rows, transform)
     }
 
     /// The probabilities of the largest logits: not `exp(z − lse)`, since of thousands of likely classes lse is 8 or more, and

@@ -146,7 +146,7 @@ impl Target<'_> {
     /// The loss of a row from its formula, class by class.
     #[cold]
     fn loss_by_class<S: Simd>(&self, simd: S, row: Row, found: LogSumExp, transform: Transform) -> f64 {
-        let log_total = found.log_total(simd);
+        let [log_total, _] = found.log_total(simd);
         let missed = |logit: f64| transform.difference(simd, found.reference, logit)[0] + log_total;
         let losses = (0..row.classes()).map(|class| product(self.weight(simd, class), missed(row.get(class))));
         losses.sum::<f64>() + self.z_loss * missed(0.0).powi(2)
