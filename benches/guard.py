@@ -122,6 +122,10 @@ OF_EXP_BINARY = {
     "xent_rs, bool targets, out=": 3.3,
 }
 
+# These limits are for one CPU. NumPy's exponential is another program than ours, and scalar steps take another
+# share of a row's time where vectors are wider: on other CPUs the ratios may be so much larger.
+ON_ANOTHER_CPU = 1.5
+
 # Classes along the first axis: shapes (classes, rows) and how many times as long per element as with another
 # shape the loss and the gradient may take. Where rows are cut so that whole vectors of them do not fit, these
 # take two to six times as long.
@@ -230,14 +234,14 @@ def exponential_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
                 name = f"{job}, {kind}, {number} classes {place}"
                 call = kinds.ours(problem, job)
                 problem.check("xent_rs", call())
-                yield {name: call}, [Ratio(name, exp, limit)]
+                yield {name: call}, [Ratio(name, exp, ON_ANOTHER_CPU * limit)]
     yes_or_no = binary.Material.random(*SHAPE, "float32")
     for contender, job, package, make, exact in binary.TASKS:
         if package == "xent_rs":
             call, check = binary.prepare(yes_or_no, contender, make, exact)
             check(call())
             name = f"{job}, binary, {contender}"
-            yield {name: call}, [Ratio(name, exp, OF_EXP_BINARY[contender])]
+            yield {name: call}, [Ratio(name, exp, ON_ANOTHER_CPU * OF_EXP_BINARY[contender])]
 
 
 def smallest_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
