@@ -122,8 +122,8 @@ OF_EXP_BINARY = {
     "xent_rs, bool targets, out=": 3.3,
 }
 
-# These limits are for one CPU. NumPy's exponential is another program than ours, and scalar steps take another
-# share of a row's time where vectors are wider: on other CPUs the ratios may be so much larger.
+# These limits are for one CPU. NumPy's exponential is another program than ours, and scalar steps take more
+# of a row's time where vectors are wider: on other CPUs the ratios may be so much larger.
 ON_ANOTHER_CPU = 1.5
 
 # Classes along the first axis: shapes (classes, rows) and how many times as long per element as with another
