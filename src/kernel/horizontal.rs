@@ -822,6 +822,25 @@ impl<S: Simd, E: Element> Group<S, E> {
         // SAFETY: one of the vectors, all of which are readable by the promise made to `new`.
         if self.lies { unsafe { E::load(simd, self.place.add(k * E::Real::LANES)) } } else { self.apart[k] }
     }
+
+    /// The exponentials of all vectors, times a factor.
+    #[inline(always)]
+    fn exps(&self, simd: S, reference: &Reference<S, E::Real>, factor: Lanes<S, E>) -> [Lanes<S, E>; TOGETHER] {
+        let mut exps = [factor; TOGETHER];
+        with_vectors_at_a_time!(S, K => {
+            for k in (0..TOGETHER).step_by(K) {
+                let mut x = [factor; K];
+                for (index, x) in x.iter_mut().enumerate() {
+                    *x = self.load(simd, k + index);
+                }
+                let terms = reference.terms(simd, x);
+                for index in 0..K {
+                    exps[k + index] = terms.exp(index) * factor;
+                }
+            }
+        });
+        exps
+    }
 }
 
 /// Write the entries of a row, but for classes that have their own values: with their neighbours, not over them, since a store to a
@@ -860,8 +879,8 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
                     }
                 }
             }
-            // SAFETY: what is left of the row's own, or a group of a block of ours. Past the
-            // cache only from a boundary of lines on, as `peel` found it; blocks and groups are whole lines.
+            // SAFETY: what is left of the output's row, which has as many classes, as was asserted, or a group of a block of ours.
+            // Past the cache only from a boundary of lines on, as `peel` found it; blocks and groups are whole lines.
             unsafe {
                 if !direct {
                     store_group(simd, results[first..].as_mut_ptr(), group, here);
@@ -898,20 +917,7 @@ unsafe impl<S: Simd, E: Element> Entries<S, E> for Exponentials<S, E> {
 
     #[inline(always)]
     fn of(&self, simd: S, _: usize, group: &Group<S, E>) -> [Lanes<S, E>; TOGETHER] {
-        let mut entries = [self.factor; TOGETHER];
-        with_vectors_at_a_time!(S, K => {
-            for k in (0..TOGETHER).step_by(K) {
-                let mut x = [self.factor; K];
-                for (index, x) in x.iter_mut().enumerate() {
-                    *x = group.load(simd, k + index);
-                }
-                let terms = self.reference.terms(simd, x);
-                for index in 0..K {
-                    entries[k + index] = terms.exp(index) * self.factor;
-                }
-            }
-        });
-        entries
+        group.exps(simd, &self.reference, self.factor)
     }
 }
 
@@ -965,25 +971,13 @@ unsafe impl<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CA
 
     #[inline(always)]
     fn of(&self, simd: S, first: usize, group: &Group<S, R>) -> [R::Lanes<S>; TOGETHER] {
-        let mut gradients = [self.factor; TOGETHER];
-        with_vectors_at_a_time!(S, K => {
-            for k in (0..TOGETHER).step_by(K) {
-                let mut x = [self.factor; K];
-                for (index, x) in x.iter_mut().enumerate() {
-                    *x = group.load(simd, k + index);
-                }
-                let terms = self.reference.terms(simd, x);
-                for index in 0..K {
-                    let (gradient, vector) = (&mut gradients[k + index], first + k + index);
-                    let here = vector * R::LANES..(vector + 1) * R::LANES;
-                    let offset = R::Lanes::<S>::from_slice(simd, &self.offsets[here]);
-                    *gradient = terms.exp(index) * self.factor - offset;
-                    if CAPPED {
-                        *gradient *= self.capped.slope(simd, vector);
-                    }
-                }
+        let mut gradients = group.exps(simd, &self.reference, self.factor);
+        for (gradient, vector) in gradients.iter_mut().zip(first..) {
+            *gradient -= R::Lanes::<S>::from_slice(simd, &self.offsets[vector * R::LANES..(vector + 1) * R::LANES]);
+            if CAPPED {
+                *gradient *= self.capped.slope(simd, vector);
             }
-        });
+        }
         gradients
     }
 }

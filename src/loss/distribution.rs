@@ -1,9 +1,8 @@
 //! The softmax of rows, its logarithm, and what is known of them: the driver of all that is no loss.
 //!
-//! Exponentials are relative to the largest logit, which takes a look at the rows first, or to one of the first where that will do;
-//! what is found is that of
-//! [`Statistics`], in the same three ways as losses ([`super::ways`]), or, for rows that those kernels do not suit, by the ones
-//! that look for the maximum as they go.
+//! Exponentials are relative to the largest logit, which takes a look at the rows first, or to one of the first where that will do.
+//! What is found is that of [`Statistics`], in the same three ways as losses ([`super::ways`]), or, for rows that those kernels do
+//! not suit, by the ones that look for the maximum as they go.
 
 use std::ops::Range;
 
