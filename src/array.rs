@@ -289,6 +289,20 @@ impl<'a> Array<'a> {
         }
     }
 
+    /// Where the `count` rows from `first` on lie, if all rows lie one behind the other, as `E`s.
+    #[inline(always)]
+    pub(crate) fn in_a_row<E: Number>(&self, first: usize, count: usize) -> Option<*mut E> {
+        let [(_, step)] = self.rows.axes[..] else { return None };
+        let lie_so = self.dtype == E::DTYPE
+            && self.is_contiguous()
+            && step == (self.classes * size_of::<E>()) as isize
+            && first + count <= self.row_count;
+        lie_so.then(
+            #[inline(always)]
+            || self.base.wrapping_offset(first as isize * step).cast(),
+        )
+    }
+
     /// Call `f` for each run of equal steps among the `count` elements from number `first` on, the classes innermost.
     #[inline(always)]
     fn for_each_run(&self, first: usize, count: usize, mut f: impl FnMut(Run)) {
@@ -633,6 +647,16 @@ impl RowsMut<'_> {
         self.assert_has(first, places.len());
         assert_eq!(self.array.dtype, E::DTYPE);
         self.array.places(first, places);
+    }
+
+    /// [`Array::in_a_row`] of some of the rows.
+    ///
+    /// # Panics
+    /// If they are none of these.
+    #[inline(always)]
+    pub(crate) fn in_a_row<E: Number>(&mut self, first: usize, count: usize) -> Option<*mut E> {
+        self.assert_has(first, count);
+        self.array.in_a_row(first, count)
     }
 
     /// Whether the `count` elements from number `first` on, the classes innermost, lie side by side.

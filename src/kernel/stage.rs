@@ -5,7 +5,7 @@ use std::any::Any;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use fearless_simd::Simd;
+use fearless_simd::{Simd, SimdBase as _};
 
 use super::finish::{MOST_LANES, PerLane};
 use super::vertical::{Block, Strip, StripMut};
@@ -153,6 +153,20 @@ impl<R: Real + Element<Real = R>> Stage<R> {
                     }
                     return;
                 }
+                if classes == 2
+                    && count == R::LANES
+                    && let Some(place) = array.in_a_row::<E>(first, count)
+                {
+                    let place = place.cast_const();
+                    // SAFETY: as many rows of two elements lie there one behind the other, readable by the promise made to
+                    // `Array::new`; two vectors of this tile's.
+                    unsafe {
+                        let (first, second) = E::load(simd, place).deinterleave(E::load(simd, place.add(R::LANES)));
+                        Element::store(simd, stage, first);
+                        Element::store(simd, stage.add(R::LANES), second);
+                    }
+                    return;
+                }
                 if classes < 4 || !array.is_contiguous() {
                     for lane in 0..R::LANES {
                         let row = array.row(first + lane.min(count - 1));
@@ -231,6 +245,23 @@ impl<R: Real + Element<Real = R>> Stage<R> {
                                 O::store_part(simd, place, count, values);
                             }
                         }
+                    }
+                    return;
+                }
+                if classes == 2
+                    && count == R::LANES
+                    && let Some(place) = out.in_a_row::<O>(first, count)
+                {
+                    // SAFETY: two vectors of this tile's, written by the caller's promise; as many rows of two elements lie there
+                    // one behind the other, and are this thread's, as `in_a_row` asserted.
+                    unsafe {
+                        let [first, second] = [0, R::LANES].map(
+                            #[inline(always)]
+                            |value| Element::load(simd, stage.add(value)),
+                        );
+                        let (first, second) = R::Lanes::<S>::interleave(first, second);
+                        O::store(simd, place, first);
+                        O::store(simd, place.add(R::LANES), second);
                     }
                     return;
                 }

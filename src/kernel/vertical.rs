@@ -184,13 +184,24 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
     /// If it does not have their classes.
     #[inline(always)]
     fn new(simd: S, block: &Block<R>, own: &Own, scale: Scale<R>) -> Self {
-        let mut logits = [R::default(); MOST_LANES];
-        for lane in 0..R::LANES {
-            logits[lane] = block.get(own.class[lane], lane);
+        let classes = R::classes(simd, &own.class);
+        let mut logits;
+        if block.classes <= 4 {
+            // A question for each class is faster than a look at each lane.
+            [logits] = block.load::<S, 1>(simd, 0);
+            for class in 1..block.classes {
+                let [x] = block.load::<S, 1>(simd, class);
+                logits = R::replace(simd, logits, classes, class, x);
+            }
+        } else {
+            let mut of_lanes = [R::default(); MOST_LANES];
+            for lane in 0..R::LANES {
+                of_lanes[lane] = block.get(own.class[lane], lane);
+            }
+            logits = R::Lanes::<S>::from_slice(simd, &of_lanes[..R::LANES]);
         }
-        let logits = R::Lanes::<S>::from_slice(simd, &logits[..R::LANES]);
         let counts = R::narrow(simd, &own.counts).simd_gt(R::splat(simd, 0.0));
-        Self::relative_to(simd, logits, R::classes(simd, &own.class), counts, scale)
+        Self::relative_to(simd, logits, classes, counts, scale)
     }
 
     /// Nothing yet, relative to these logits, those of the own classes.

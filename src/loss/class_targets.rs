@@ -115,7 +115,12 @@ impl Rows<'_> {
         // SAFETY: they were all brought in.
         let mut strip = unsafe { stage.strip(classes) };
         for tile in 0..count {
-            tiles.begin(simd, &strip.tile(tile).read(), &targets_of(self.problem, labels, of_tile(tile)), plan.scale);
+            tiles.begin(
+                simd,
+                &strip.tile(tile).read(),
+                &targets_of(simd, self.problem, labels, of_tile(tile)),
+                plan.scale,
+            );
         }
         // What comes next, where rows lie one behind the other.
         let bytes = if self.logits.is_contiguous() { lanes * self.logits.dtype().size() } else { 0 };
@@ -140,7 +145,7 @@ impl Rows<'_> {
         }
         for (tile, of_rows) in tiles.all().iter().enumerate() {
             let rows = of_tile(tile);
-            let own = targets_of(self.problem, labels, rows.clone());
+            let own = targets_of(simd, self.problem, labels, rows.clone());
             let found = of_rows.found(simd);
             let Some(of) = self.finish_rows(simd, plan, rows.clone(), &own, &found, sum) else { continue };
             // SAFETY: as above.
@@ -177,7 +182,7 @@ impl Rows<'_> {
         let strip = strip_of::<R>(logits, &rows);
         let mut tiles = Tiles::<vertical::Rows<S, R>>::none();
         for tile in 0..count {
-            tiles.begin(simd, &strip.tile(tile), &targets_of(self.problem, labels, of_tile(tile)), plan.scale);
+            tiles.begin(simd, &strip.tile(tile), &targets_of(simd, self.problem, labels, of_tile(tile)), plan.scale);
         }
         tiles.add(simd, 0..count, &strip);
         for tile in 0..count {
@@ -187,7 +192,7 @@ impl Rows<'_> {
         }
         let mut coefficients = Tiles::<Coefficients>::none();
         for (tile, of_rows) in tiles.all().iter().enumerate() {
-            let own = targets_of(self.problem, labels, of_tile(tile));
+            let own = targets_of(simd, self.problem, labels, of_tile(tile));
             if let Some(of) = self.finish_rows(simd, plan, of_tile(tile), &own, &of_rows.found(simd), sum) {
                 coefficients.push(of);
             }
@@ -196,7 +201,7 @@ impl Rows<'_> {
         let mut out = strip_mut_of::<R>(out, &rows);
         tiles.write_less(simd, coefficients.all(), &[], Some(&strip), &Aim::Own, &mut out);
         for (tile, of) in coefficients.all().iter().enumerate() {
-            out.tile(tile).write_own(&targets_of(self.problem, labels, of_tile(tile)), of);
+            out.tile(tile).write_own(&targets_of(simd, self.problem, labels, of_tile(tile)), of);
         }
         for (tile, of) in coefficients.all().iter().enumerate() {
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
@@ -213,7 +218,7 @@ impl Rows<'_> {
         rows: Range<usize>,
         sum: &mut PerLane<f64>,
     ) {
-        let own = targets_of(self.problem, labels, rows.clone());
+        let own = targets_of(simd, self.problem, labels, rows.clone());
         let mut found = Sums::none();
         for (lane, row) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(row);

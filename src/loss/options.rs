@@ -362,7 +362,7 @@ impl Rows<'_> {
         let count = rows.len().div_ceil(R::LANES);
         let of_tile = tiles_of::<R>(rows.clone());
         for tile in 0..count {
-            known.own.push(plan.counted(self.problem, of_tile(tile)));
+            known.own.push(plan.counted(simd, self.problem, of_tile(tile)));
         }
         if plan.leads {
             lead::<S, R>(simd, strip, &mut known.own);
@@ -393,6 +393,7 @@ impl Rows<'_> {
                     if let Some(shares) = &shares {
                         let found = weighed.all()[tile].found::<R>(simd, plan.total);
                         plan.weigh(
+                            simd,
                             self.problem,
                             of_tile(tile),
                             own,
@@ -445,7 +446,7 @@ impl Rows<'_> {
         let mut strip = unsafe { stage.strip(classes) };
         let of_tile = tiles_of::<R>(rows.clone());
         for tile in 0..rows.len().div_ceil(R::LANES) {
-            known.own.push(plan.counted(self.problem, of_tile(tile)));
+            known.own.push(plan.counted(simd, self.problem, of_tile(tile)));
         }
         lead::<S, R>(simd, &strip.read(), &mut known.own);
         for (tile, own) in known.own.all().iter().enumerate() {
@@ -511,7 +512,7 @@ impl Rows<'_> {
         rows: Range<usize>,
         sum: &mut PerLane<f64>,
     ) -> Found<()> {
-        let mut own = plan.counted(self.problem, rows.clone());
+        let mut own = plan.counted(simd, self.problem, rows.clone());
         let (mut found, mut of_teachers) = (Sums::none(), Sums::none());
         let mut weighed = shares::Found { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES], bad: 0 };
         let (mut apart, mut teacher_classes) = ([0.0; MOST_LANES], [0; MOST_LANES]);
@@ -567,7 +568,7 @@ impl Rows<'_> {
                     }
                     picked
                 };
-                plan.weigh(self.problem, rows.clone(), &own, &weighed, here, &mut asked);
+                plan.weigh(simd, self.problem, rows.clone(), &own, &weighed, here, &mut asked);
                 None
             }
             Goal::Teacher(_) => Some(plan.of_teacher(simd, &of_teachers, &weighed.sum, &apart, &mut asked)),

@@ -139,9 +139,9 @@ impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
 
     /// The rows of a tile that count, with their targets if they have such.
     #[inline(always)]
-    pub(super) fn counted(&self, problem: &Problem, rows: Range<usize>) -> Own {
+    pub(super) fn counted<S: Simd>(&self, simd: S, problem: &Problem, rows: Range<usize>) -> Own {
         match self.labels {
-            Some(labels) => targets_of(problem, labels, rows),
+            Some(labels) => targets_of(simd, problem, labels, rows),
             None => all(problem, rows),
         }
     }
@@ -187,7 +187,7 @@ impl<R: Real> Plan<'_, R> {
             }
         }
         let Some(labels) = self.labels else { return asked };
-        let targets = targets_of(problem, labels, rows);
+        let targets = targets_of(simd, problem, labels, rows);
         for (lane, class) in targets.class.iter().enumerate() {
             let weight = problem.weight.as_ref().map_or(1.0, |weight| weight[*class]);
             asked.point[lane] = weight * (1.0 - problem.label_smoothing);
@@ -217,8 +217,9 @@ impl<R: Real> Plan<'_, R> {
 
     /// The shares of some rows; `pick` is for those of classes.
     #[inline(always)]
-    pub(super) fn weigh(
+    pub(super) fn weigh<S: Simd>(
         &self,
+        simd: S,
         problem: &Problem,
         rows: Range<usize>,
         own: &Own,
@@ -232,7 +233,7 @@ impl<R: Real> Plan<'_, R> {
         }
         asked.here[0] = pick(&own.class);
         if let Some(labels) = self.labels.filter(|_| self.leads) {
-            asked.here[1] = pick(&targets_of(problem, labels, rows).class);
+            asked.here[1] = pick(&targets_of(simd, problem, labels, rows).class);
         }
     }
 
@@ -260,21 +261,26 @@ impl<R: Real> Plan<'_, R> {
 
 /// The targets of some rows; what is left of the tile does not count.
 #[inline(always)]
-pub(super) fn targets_of(problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
+pub(super) fn targets_of<S: Simd>(simd: S, problem: &Problem, labels: &Labels, rows: Range<usize>) -> Own {
     // Filled where it stays: returned by a function that is called, it would be copied.
     let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
-    read_targets(problem, labels, rows, &mut own);
+    read_targets(simd, problem, labels, rows, &mut own);
     own
 }
 
 #[inline(never)]
-fn read_targets(problem: &Problem, labels: &Labels, rows: Range<usize>, own: &mut Own) {
-    labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
-    if let Some(weight) = &problem.sample_weight {
-        for (counts, weight) in own.counts.iter_mut().zip(&weight[rows]) {
-            *counts = if *weight == 0.0 { 0.0 } else { *counts };
-        }
-    }
+fn read_targets<S: Simd>(simd: S, problem: &Problem, labels: &Labels, rows: Range<usize>, own: &mut Own) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            labels.read_into(rows.start, rows.len(), &mut own.counts, &mut own.class);
+            if let Some(weight) = &problem.sample_weight {
+                for (counts, weight) in own.counts.iter_mut().zip(&weight[rows]) {
+                    *counts = if *weight == 0.0 { 0.0 } else { *counts };
+                }
+            }
+        },
+    );
 }
 
 /// What gradients that are written row by row are made of, one row a lane.
