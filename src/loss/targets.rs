@@ -105,12 +105,6 @@ impl<'p> Problem<'p> {
         }
     }
 
-    /// Those of `rows` rows that count and have a number among their probabilities that is none.
-    pub fn rows_without_distribution(&self, rows: usize, classes: usize) -> Vec<usize> {
-        let look = |row| Look { problem: self, rows: row..row + 1, classes };
-        (0..rows).filter(|&row| simd::level().run(look(row)).is_err()).collect()
-    }
-
     /// Leave out some of `rows` rows.
     ///
     /// # Errors

@@ -64,8 +64,14 @@ unsafe fn operands<'a>(
             }
             let Buffer { dtype, data, rank, dims, .. } = &*(*places.add(index)).cast::<Buffer>();
             let length = |axis| usize::try_from(*dims.add(axis)).unwrap_or(0);
-            let shape = (0..usize::try_from(*rank).unwrap_or(0)).map(length).collect();
-            Ok(Operand { base: data.cast(), dtype: dtype_of(*dtype, index)?, shape, memory: PhantomData })
+            let (base, dtype) = (data.cast(), dtype_of(*dtype, index)?);
+            let shape: Vec<usize> = (0..usize::try_from(*rank).unwrap_or(0)).map(length).collect();
+            let some = shape.iter().filter(|length| **length > 0);
+            let bytes = some.copied().try_fold(dtype.size(), usize::checked_mul);
+            if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+                return Err(Error::Value(format!("operand {index} has shape {shape:?}, more than fits into memory")));
+            }
+            Ok(Operand { base, dtype, shape, memory: PhantomData })
         }
     };
     (0..size).map(operand).collect()

@@ -48,7 +48,7 @@ impl Handler {
 /// | name | arguments | result |
 /// |---|---|---|
 /// | `xent_rs_cross_entropy` | logits, targets, and perhaps which rows count | losses |
-/// | `xent_rs_cross_entropy_grad` | logits, targets, cotangents of the losses, and perhaps which rows count | gradient |
+/// | `xent_rs_cross_entropy_grad` | logits, targets, perhaps which rows count, and the cotangents of the losses | gradient |
 /// | `xent_rs_binary_cross_entropy` | logits, targets | losses |
 /// | `xent_rs_binary_cross_entropy_grad` | logits, targets, cotangents of the losses | gradient |
 pub const HANDLERS: [Handler; 4] = [
@@ -150,6 +150,9 @@ fn softmax(mut call: Call, gradient: bool) -> Result<()> {
         )));
     }
     let (axis, classes) = (rank - 2, logits.shape()[rank - 2]);
+    if classes == 0 {
+        return Err(Error::Value("logits have no class; expected one or more".into()));
+    }
     let (mut shape, mut row_shape) = (result.shape().to_vec(), result.shape().to_vec());
     if gradient {
         row_shape.remove(axis);
@@ -157,19 +160,18 @@ fn softmax(mut call: Call, gradient: bool) -> Result<()> {
         shape.insert(axis, classes);
     }
     let logits = logits.read("logits", &shape, Some(axis))?;
-    let targets = if targets.dtype().is_integer() {
+    let mut problem = Problem::new(if targets.dtype().is_integer() {
         Targets::Classes(Labels::read_or_leave_out(&targets.read("targets", &row_shape, None)?, classes, NO_CHECK)?)
     } else {
         targets.check_floating("targets")?;
         Targets::Probabilities(targets.read("targets", &shape, Some(axis))?)
-    };
-    let mut problem = Problem::new(targets);
+    });
     if let Some(counts) = counts {
         problem.sample_weight = Some(counts.read("where", &row_shape, None)?.copy("where", NO_CHECK)?);
     }
     let cotangents = cotangents.map(|cotangents| cotangents.read("cotangents", &row_shape, None)).transpose()?;
     let (own_shape, own_axis) = if gradient { (&shape, Some(axis)) } else { (&row_shape, None) };
-    let mut drive = |problem: &Problem| {
+    let drive = |problem: &Problem, result: &mut Operand| {
         let mut out = result.write(name, own_shape, own_axis)?;
         let Some(cotangents) = &cotangents else {
             return cross_entropy(&logits, problem, Reduction::None, None, Some(&mut out), None, NO_CHECK);
@@ -177,12 +179,24 @@ fn softmax(mut call: Call, gradient: bool) -> Result<()> {
         let mut derivatives = derivatives(out, cotangents);
         cross_entropy(&logits, problem, Reduction::None, None, None, Some(&mut derivatives), NO_CHECK)
     };
-    let without_target = match drive(&problem) {
+    let without_target = match drive(&problem, result) {
         Ok(_) => problem.rows_without_class(),
+        // Not all of them are probabilities. Loss and gradient are linear in them: those above 0, less those below.
         Err(Error::Value(_)) => {
-            let rows = problem.rows_without_distribution(logits.rows(), classes);
+            let numbers = targets.read("targets", &shape, Some(axis))?.copy("targets", NO_CHECK)?;
+            let rows = rows_with_nan(&numbers, classes);
             problem.leave_out(logits.rows(), &rows)?;
-            drive(&problem)?;
+            let part = |sign: f64, result: &mut Operand| {
+                let part: Vec<f64> = numbers.iter().map(|number| (sign * number).max(0.0)).collect();
+                let problem = Problem { targets: Targets::Probabilities(Array::of(&part, classes)), ..problem.clone() };
+                drive(&problem, result)?;
+                result.read(name, own_shape, own_axis)?.copy(name, NO_CHECK)
+            };
+            let (mut above, below) = (part(1.0, result)?, part(-1.0, result)?);
+            for (above, below) in above.iter_mut().zip(&below) {
+                *above -= below;
+            }
+            result.write(name, own_shape, own_axis)?.all().set(0, &above);
             rows
         }
         Err(error) => return Err(error),
@@ -197,6 +211,12 @@ fn softmax(mut call: Call, gradient: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The rows of `classes` numbers that are not all numbers.
+fn rows_with_nan(numbers: &[f64], classes: usize) -> Vec<usize> {
+    let rows = numbers.chunks_exact(classes).enumerate();
+    rows.filter(|(_, row)| row.iter().any(|number| number.is_nan())).map(|(row, _)| row).collect()
 }
 
 /// The binary loss of each element, or its gradient.
@@ -252,9 +272,9 @@ impl<'a, 'b> Operands<'a, 'b> {
             (false, [_, _]) => (None, None),
             (false, [_, _, counts]) => (None, Some(counts)),
             (true, [_, _, cotangents]) => (Some(cotangents), None),
-            (true, [_, _, cotangents, counts]) => (Some(cotangents), Some(counts)),
+            (true, [_, _, counts, cotangents]) => (Some(cotangents), Some(counts)),
             (_, arguments) => {
-                let expected = "logits, targets, cotangents for a gradient, and perhaps which rows count";
+                let expected = "logits, targets, perhaps which rows count, and for a gradient cotangents";
                 return Err(Error::Value(format!("there are {} arguments; expected {expected}", arguments.len())));
             }
         };
@@ -267,5 +287,144 @@ impl<'a, 'b> Operands<'a, 'b> {
             operand.map_or(Ok(()), |operand| operand.check_floating(name))?;
         }
         Ok(Self { logits, targets, cotangents, counts, result })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::abi::{Api, Args, Buffer, ExtensionBase, Metadata, Rets};
+    use super::*;
+    use std::cell::RefCell;
+    use std::ffi::CStr;
+    use std::ptr::null_mut;
+
+    thread_local! {
+        /// The error that was made last: its code and its message.
+        static MADE: RefCell<(c_int, String)> = const { RefCell::new((0, String::new())) };
+    }
+
+    unsafe extern "C" fn make_error(args: *mut ErrorCreateArgs) -> *mut abi::Error {
+        // SAFETY: `report` hands over what XLA asks for.
+        let (code, message) = unsafe { ((*args).errc, CStr::from_ptr((*args).message)) };
+        MADE.with(|made| *made.borrow_mut() = (code, message.to_string_lossy().into_owned()));
+        NonNull::dangling().as_ptr()
+    }
+
+    fn version() -> ApiVersion {
+        ApiVersion { struct_size: 0, extension_start: null_mut(), major_version: -1, minor_version: -1 }
+    }
+
+    fn buffer<T>(dtype: c_int, values: &mut [T], dims: &mut [i64]) -> Buffer {
+        let rank = dims.len() as i64;
+        let (data, dims) = (values.as_mut_ptr().cast(), dims.as_mut_ptr());
+        Buffer { struct_size: size_of::<Buffer>(), extension_start: null_mut(), dtype, data, rank, dims }
+    }
+
+    /// Call a function with buffers, the last of which is the result; the error, if there is one.
+    fn call(buffers: &mut [Buffer], stage: c_int, work: impl FnOnce(Call) -> Result<()>) -> Option<(c_int, String)> {
+        let api = Api {
+            struct_size: size_of::<Api>(),
+            extension_start: null_mut(),
+            api_version: version(),
+            internal_api: null_mut(),
+            XLA_FFI_Error_Create: make_error,
+        };
+        let mut places: Vec<*mut c_void> = buffers.iter_mut().map(|buffer| (&raw mut *buffer).cast()).collect();
+        let mut types = vec![abi::XLA_FFI_ArgType_BUFFER; places.len()];
+        let size = places.len() as i64 - 1;
+        let (args, rets) = places.split_at_mut(size as usize);
+        let mut frame = CallFrame {
+            struct_size: size_of::<CallFrame>(),
+            extension_start: null_mut(),
+            api: &raw const api,
+            ctx: null_mut(),
+            stage,
+            args: Args {
+                struct_size: 0,
+                extension_start: null_mut(),
+                size,
+                types: types.as_mut_ptr(),
+                args: args.as_mut_ptr(),
+            },
+            rets: Rets {
+                struct_size: 0,
+                extension_start: null_mut(),
+                size: 1,
+                types: types.as_mut_ptr(),
+                rets: rets.as_mut_ptr(),
+            },
+        };
+        // SAFETY: the frame is what the interface says, and nobody else has it.
+        let error = unsafe { handle(&raw mut frame, work) };
+        (!error.is_null()).then(|| MADE.with(|made| made.borrow().clone()))
+    }
+
+    #[test]
+    fn a_loss_is_written_where_xla_wants_it() {
+        let mut logits = [0f32, 1.0, 2.0, 5.0, 5.0, 5.0];
+        let (mut labels, mut losses) = ([2i32, 7], [0f32; 2]);
+        let (mut of_logits, mut of_rows) = ([2, 3, 1], [2, 1]);
+        let mut of_result = of_rows;
+        let mut buffers = [
+            buffer(abi::XLA_FFI_DataType_F32, &mut logits, &mut of_logits),
+            buffer(abi::XLA_FFI_DataType_S32, &mut labels, &mut of_rows),
+            buffer(abi::XLA_FFI_DataType_F32, &mut losses, &mut of_result),
+        ];
+        let stage = abi::XLA_FFI_ExecutionStage_EXECUTE;
+        assert_eq!(call(&mut buffers, stage - 1, |_| panic!("it is not to be executed")), None);
+        assert_eq!(call(&mut buffers, stage, |call| softmax(call, false)), None);
+        assert!((losses[0] - 0.407_606).abs() < 1e-6, "{losses:?}");
+        assert!(losses[1].is_nan());
+    }
+
+    #[test]
+    fn errors_and_panics_are_reported_and_do_not_unwind() {
+        let stage = abi::XLA_FFI_ExecutionStage_EXECUTE;
+        let (mut values, mut dims) = ([0f32; 4], [4i64]);
+        let mut buffers = [buffer(abi::XLA_FFI_DataType_F32, &mut values, &mut dims)];
+        let (code, text) = call(&mut buffers, stage, |call| softmax(call, false)).unwrap();
+        assert_eq!(code, abi::XLA_FFI_Error_Code_INVALID_ARGUMENT);
+        assert!(text.starts_with("xent_rs: there are 0 arguments; expected"), "{text}");
+        let full = Err(Error::Memory("none left".into()));
+        let expected = (abi::XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "xent_rs: none left".to_owned());
+        assert_eq!(call(&mut buffers, stage, |_| full), Some(expected));
+        let expected = (abi::XLA_FFI_Error_Code_INTERNAL, "xent_rs: internal error; please report it".to_owned());
+        assert_eq!(call(&mut buffers, stage, |_| panic!("of this test")), Some(expected));
+        let mut large = [i64::MAX, i64::MAX, 0];
+        let mut buffers = [buffer(abi::XLA_FFI_DataType_F32, &mut values, &mut large)];
+        let (_, text) = call(&mut buffers, stage, |_| Ok(())).unwrap();
+        assert!(text.ends_with("more than fits into memory"), "{text}");
+    }
+
+    #[test]
+    fn a_question_for_the_version_is_answered_and_nothing_else_looked_at() {
+        let mut metadata = Metadata { struct_size: size_of::<Metadata>(), api_version: version(), traits: 9 };
+        let extension_base = ExtensionBase {
+            struct_size: size_of::<MetadataExtension>(),
+            r#type: abi::XLA_FFI_Extension_Metadata,
+            next: null_mut(),
+        };
+        let mut extension = MetadataExtension { extension_base, metadata: &raw mut metadata };
+        let list = || (0, null_mut(), null_mut(), null_mut());
+        let (size, extension_start, types, args) = list();
+        let args = Args { struct_size: 0, extension_start, size, types, args };
+        let (size, extension_start, types, rets) = list();
+        let rets = Rets { struct_size: 0, extension_start, size, types, rets };
+        let mut frame = CallFrame {
+            struct_size: size_of::<CallFrame>(),
+            extension_start: (&raw mut extension).cast(),
+            api: null_mut(),
+            ctx: null_mut(),
+            stage: abi::XLA_FFI_ExecutionStage_EXECUTE,
+            args,
+            rets,
+        };
+        for handler in HANDLERS {
+            metadata.api_version = version();
+            // SAFETY: the frame is what the interface says, and nobody else has it.
+            assert!(unsafe { (handler.function)(&raw mut frame) }.is_null());
+            assert_eq!((metadata.api_version.major_version, metadata.api_version.minor_version), (0, abi::API_MINOR));
+            assert_eq!(metadata.traits, 0);
+        }
     }
 }

@@ -1,7 +1,7 @@
 """The losses and their gradients in JAX's own operations, which know every platform and derivative.
 
-Logits are [..., classes, inner], and what is one a row is [..., inner]. Axes in front broadcast. 16-bit logits
-are computed with in float32 and rounded once, as the kernels do.
+Logits are [..., classes, inner], and what is one a row is [..., inner]. Axes in front broadcast. 16-bit
+logits are computed with in float32 and rounded once, as the kernels do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ def softmax_loss(logits: Array, labels: Array, *counts: Array) -> Array:
         # A class of probability 0 costs nothing, even if its logit is -inf.
         t = _wide(labels)
         losses = jnp.where(t == 0, 0, t * (jnp.expand_dims(lse, CLASSES) - z)).sum(CLASSES)
-        losses = jnp.where(jnp.all(t >= 0, CLASSES), losses, jnp.nan)
     return jnp.where(counts[0], losses, 0).astype(dtype) if counts else losses.astype(dtype)
 
 
@@ -56,8 +55,10 @@ def softmax_gradient(logits: Array, labels: Array, *rest: Array) -> Array:
         gradient = scale * (p - own.astype(p.dtype))
     else:
         t = _wide(labels)
-        known = jnp.all(t >= 0, CLASSES)
+        known = ~jnp.any(jnp.isnan(t), CLASSES)
         gradient = scale * (p * t.sum(CLASSES, keepdims=True) - t)
+    # A class at -inf is no class: it has gradient 0.
+    gradient = jnp.where(z == -jnp.inf, 0, gradient)
     # A row without a target is NaN, unless its loss is not used.
     unknown = jnp.where(scale == 0, 0, jnp.nan)
     gradient = jnp.where(jnp.expand_dims(known, CLASSES), gradient, unknown)
@@ -66,13 +67,11 @@ def softmax_gradient(logits: Array, labels: Array, *rest: Array) -> Array:
     return gradient.astype(logits.dtype)
 
 
-def softmax_labels_slope(logits: Array, labels: Array, *counts: Array) -> Array:
-    """Return lse - logit, the derivative by the labels: 0 of a class at -inf, which is no class."""
+def softmax_labels_slope(logits: Array, *counts: Array) -> Array:
+    """Return lse - logit, the derivative by the labels, not rounded; 0 of a class at -inf."""
     z = _counted(_wide(logits), *counts)
     slope = jnp.where(z == -jnp.inf, 0, -jax.nn.log_softmax(z, CLASSES))
-    if counts:
-        slope = jnp.where(jnp.expand_dims(counts[0], CLASSES), slope, 0)
-    return slope.astype(loss_dtype(logits, labels))
+    return jnp.where(jnp.expand_dims(counts[0], CLASSES), slope, 0) if counts else slope
 
 
 def binary_loss(logits: Array, labels: Array) -> Array:
@@ -87,11 +86,6 @@ def binary_gradient(logits: Array, labels: Array, cotangents: Array) -> Array:
     """Return (sigmoid(logit) - label)·cotangent."""
     x = _wide(logits)
     return (cotangents * (jax.nn.sigmoid(x) - labels.astype(x.dtype))).astype(logits.dtype)
-
-
-def binary_labels_slope(logits: Array, labels: Array) -> Array:
-    """Return -logit, the derivative by the labels."""
-    return -logits
 
 
 def _wide(numbers: Array) -> Array:

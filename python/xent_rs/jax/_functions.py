@@ -30,23 +30,25 @@ def softmax_cross_entropy(
     logits : array of any shape
         Of float16, bfloat16, float32 or float64.
     labels : array
-        The probability of each class, of a shape that broadcasts with that of `logits`; at least 0, and differentiable.
+        The probability of each class, of a shape that broadcasts with that of `logits`; differentiable.
     axis : int, tuple of int or None, optional
         Where the classes are: one axis, the last by default; several; or all.
     where : array of bool, optional
-        What counts: rows, in the shape of `logits` without the classes, or classes, in the shape of `logits`. Whatever
-        does not count has loss and gradient 0, whatever it holds, and so has a row of which no class counts.
+        What counts: rows, in the shape of `logits` without the classes, or classes, in the shape of
+        `logits`. Whatever does not count has loss and gradient 0, whatever it holds, and so has a row of
+        which no class counts.
 
     Returns
     -------
     Array
-        The loss of each row: the shape of `logits` without the classes. Of the dtype of `logits`, or of that of
-        `labels` if it is wider.
+        The loss of each row: the shape of `logits` without the classes. Of the dtype of `logits`, or of
+        that of `labels` if it is wider.
 
     Raises
     ------
     ValueError
-        For logits that are no floats, labels that are complex, shapes that do not match, or an axis out of range.
+        For logits that are no floats, labels that are complex, shapes that do not match, or an axis out of
+        range.
 
     See Also
     --------
@@ -73,7 +75,8 @@ def softmax_cross_entropy(
         shape = jnp.broadcast_shapes(logits.shape, labels.shape)
     except ValueError:
         raise ValueError(
-            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, that of logits"
+            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, "
+            "that of logits"
         ) from None
     logits, labels = jnp.broadcast_to(logits, shape), jnp.broadcast_to(labels, shape)
     axes = tuple(range(logits.ndim)) if axis is None else _axes(axis, logits.ndim)
@@ -99,14 +102,14 @@ def softmax_cross_entropy_with_integer_labels(
     logits : array of any shape
         Of float16, bfloat16, float32 or float64.
     labels : array of integers
-        The class of each row: the shape of `logits` without the classes. Negative ones count from the last class. What
-        is no class makes the loss of its row NaN.
+        The class of each row: the shape of `logits` without the classes. Negative ones count from the last
+        class. What is no class makes the loss of its row NaN.
     axis : int or tuple of int, optional
-        Where the classes are: one axis, the last by default, or several, of which a label is a flat index, in their
-        order.
+        Where the classes are: one axis, the last by default, or several, of which a label is a flat index,
+        in their order.
     where : array of bool, optional
-        What counts: rows, in the shape of `labels`, which else have loss and gradient 0, whatever they hold; or
-        classes, in the shape of `logits`.
+        What counts: rows, in the shape of `labels`, which else have loss and gradient 0, whatever they
+        hold; or classes, in the shape of `logits`.
 
     Returns
     -------
@@ -116,7 +119,8 @@ def softmax_cross_entropy_with_integer_labels(
     Raises
     ------
     ValueError
-        For logits that are no floats, labels that are no integers, shapes that do not match, or an axis out of range.
+        For logits that are no floats, labels that are no integers, shapes that do not match, or an axis out
+        of range.
 
     See Also
     --------
@@ -148,7 +152,8 @@ def softmax_cross_entropy_with_integer_labels(
         shape = None
     if shape is None or labels.ndim != len(row_shape):
         raise ValueError(
-            f"labels have shape {labels.shape}; expected {row_shape}, that of logits {logits.shape} without axis {axis}"
+            f"labels have shape {labels.shape}; expected {row_shape}, that of logits {logits.shape} "
+            f"without axis {axis}"
         )
     labels = jnp.broadcast_to(labels, shape)
     lengths = iter(shape)
@@ -204,7 +209,8 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
         shape = jnp.broadcast_shapes(logits.shape, labels.shape)
     except ValueError:
         raise ValueError(
-            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, that of logits"
+            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, "
+            "that of logits"
         ) from None
     logits, labels = _known(jnp.broadcast_to(logits, shape)), jnp.broadcast_to(labels, shape)
     return _kernels.binary_loss(logits, labels).astype(dtype)
@@ -225,7 +231,9 @@ def _known(floats: Array) -> Array:
 
 def _axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """Return axes counted from the first, in their order."""
-    axes = tuple(operator.index(place) for place in axis) if isinstance(axis, tuple) else (operator.index(axis),)
+    axes = (
+        tuple(operator.index(place) for place in axis) if isinstance(axis, tuple) else (operator.index(axis),)
+    )
     if not all(-ndim <= place < ndim for place in axes):
         limits = f"expected {-ndim} to {ndim - 1}" if ndim else "expected none"
         raise ValueError(f"axis is {axis}; {limits} for logits of {ndim} dimensions")
@@ -251,7 +259,8 @@ def _mask(
         mask = jnp.broadcast_to(mask, shape)
     except ValueError:
         raise ValueError(
-            f"where has shape {mask.shape}; expected {row_shape}, one for each row, or {shape}, that of logits"
+            f"where has shape {mask.shape}; expected {row_shape}, one for each row, or {shape}, "
+            "that of logits"
         ) from None
     return jnp.any(mask, axes), mask
 
@@ -277,6 +286,11 @@ def _losses(logits: Array, labels: Array, axes: tuple[int, ...], rows: Array | N
         targets = jnp.reshape(labels, one_a_row)
     else:
         targets, dtype = _by_rows(_known(labels), axes), _formulas.loss_dtype(logits, labels)
+    if by_rows.shape[_formulas.CLASSES] == 0:  # the sum of nothing, or a class that none is
+        nothing = jnp.nan if targets.shape == one_a_row else 0
+        return jnp.reshape(
+            jnp.where(counts[0] if counts else True, nothing, jnp.zeros(one_a_row)), row_shape
+        ).astype(dtype)
     losses = _kernels.softmax_loss(by_rows, targets, *counts)
     return jnp.reshape(losses, row_shape).astype(dtype)
 
