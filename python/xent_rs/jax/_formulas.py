@@ -26,6 +26,7 @@ def softmax_loss(logits: Array, labels: Array, *counts: Array) -> Array:
     """Return Σ label·(lse - logit) of each row; 0 of one that does not count."""
     dtype, z = loss_dtype(logits, labels), _counted(_wide(logits), *counts)
     lse = jax.nn.logsumexp(z, CLASSES)
+    lse = jnp.where(lse == jnp.inf, jnp.nan, lse)  # of a logit at inf nothing can be said
     if jnp.issubdtype(labels.dtype, jnp.integer):
         losses = lse - _own(z, labels)
     else:
@@ -58,7 +59,7 @@ def softmax_gradient(logits: Array, labels: Array, *rest: Array) -> Array:
         known = ~jnp.any(jnp.isnan(t), CLASSES)
         gradient = scale * (p * t.sum(CLASSES, keepdims=True) - t)
     # A class at -inf is no class: it has gradient 0.
-    gradient = jnp.where(z == -jnp.inf, 0, gradient)
+    gradient = jnp.where((z == -jnp.inf) & (p == 0), 0, gradient)
     # A row without a target is NaN, unless its loss is not used.
     unknown = jnp.where(scale == 0, 0, jnp.nan)
     gradient = jnp.where(jnp.expand_dims(known, CLASSES), gradient, unknown)

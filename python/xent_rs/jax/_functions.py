@@ -60,7 +60,7 @@ def softmax_cross_entropy(
     >>> import jax, jax.numpy as jnp, xent_rs.jax
     >>> logits, labels = jnp.array([[2.0, 1.0, 0.1]]), jnp.array([[0.9, 0.1, 0.0]])
     >>> print(xent_rs.jax.softmax_cross_entropy(logits, labels))
-    [0.51702...]
+    [0.5170...]
     >>> loss = jax.jit(lambda logits: xent_rs.jax.softmax_cross_entropy(logits, labels).mean())
     >>> print(jax.grad(loss)(logits))
     [[-0.2409...  0.1424...  0.0985...]]
@@ -132,7 +132,7 @@ def softmax_cross_entropy_with_integer_labels(
     >>> import jax, jax.numpy as jnp, xent_rs.jax
     >>> logits, labels = jnp.array([[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]]), jnp.array([0, 2])
     >>> print(xent_rs.jax.softmax_cross_entropy_with_integer_labels(logits, labels))
-    [0.41702... 1.0986...]
+    [0.4170... 1.0986...]
     >>> loss = lambda logits: xent_rs.jax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     >>> print(jax.jit(jax.grad(loss))(logits)[1])
     [ 0.1666...  0.1666... -0.3333...]
