@@ -15,6 +15,7 @@ from pathlib import Path
 # Top down, as src/lib.rs lists them; those of one line do not know each other.
 LAYERS = [
     {"python"},
+    {"xla"},
     {"loss"},
     {"row", "parallel"},
     {"kernel"},

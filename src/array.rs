@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fearless_simd::Simd;
+use half::{bf16, f16};
 
 use crate::dtype::{Dtype, Number, with_dtype};
 use crate::element::Element;
@@ -376,6 +377,14 @@ impl<'a> Array<'a> {
         );
     }
 
+    /// Element number `index`, the classes innermost, as f64.
+    ///
+    /// # Panics
+    /// If there is no such element.
+    pub fn number(&self, index: usize) -> f64 {
+        with_dtype!(self.dtype, T => Number::to_f64(self.get::<T>(index)))
+    }
+
     /// Element number `index`, the classes innermost.
     ///
     /// # Panics
@@ -669,8 +678,8 @@ impl RowsMut<'_> {
         runs <= 1
     }
 
-    /// Write numbers to the elements from number `first` on, the classes innermost, rounded to what they are: f32, f64 or
-    /// i64.
+    /// Write numbers to the elements from number `first` on, the classes innermost, rounded to what they are: floating-point
+    /// numbers or i64.
     ///
     /// # Panics
     /// If there are no such elements in these rows, or if they are something else.
@@ -679,6 +688,8 @@ impl RowsMut<'_> {
         match self.array.dtype {
             Dtype::F32 => self.set_all::<f32>(first, values),
             Dtype::F64 => self.set_all::<f64>(first, values),
+            Dtype::F16 => self.set_all::<f16>(first, values),
+            Dtype::Bf16 => self.set_all::<bf16>(first, values),
             Dtype::I64 => self.set_all::<i64>(first, values),
             other => panic!("no result of a row is stored as {}", other.name()),
         }

@@ -148,6 +148,9 @@ pub trait Number: sealed::Sealed + Copy + Send + Sync + 'static {
 
 /// A class index as it lies in memory.
 pub trait Integer: Number + PartialEq + TryFrom<i128> + Into<i128> {
+    /// Whether there are negative ones.
+    const SIGNED: bool;
+
     /// As an index: of a negative number one that no array has.
     fn to_index(self) -> usize;
 }
@@ -211,6 +214,8 @@ macro_rules! integers {
         }
 
         impl Integer for $integer {
+            const SIGNED: bool = <$integer>::MIN != 0;
+
             #[inline(always)]
             #[allow(clippy::cast_lossless, irrefutable_let_patterns)] // for all types alike
             fn to_index(self) -> usize {

@@ -20,6 +20,7 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`python`] | the only place that knows Python and NumPy: options, dtypes, shapes, exceptions, the memory of results |
+//! | [`xla`] | the only place that knows XLA: its interface in C, its buffers, the handlers that it calls without Python |
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: the pool, fork, interruption |
 //! | [`row`] | the careful path: kernels that look for the maximum first, row by row, and what is once a row |
@@ -63,6 +64,7 @@ pub mod python;
 pub mod row;
 pub mod rows;
 pub mod simd;
+pub mod xla;
 
 // The memory of results belongs to the binding and is no layer of the core; its tests need no Python.
 #[cfg(all(test, not(feature = "python")))]

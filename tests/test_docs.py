@@ -26,7 +26,9 @@ FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(operator.attrgetter(n
 #: What the examples of a page or of a module need besides what the tests have, and the least version.
 NEEDS = {
     "boosting.md": {"lightgbm": "4.7", "sklearn": "1.4", "xgboost": "3.2"},
+    "jax.md": {"jax": "0.5"},
     "torch.md": {"torch": "2.7", "transformers": "4", "accelerate": "1"},
+    "xent_rs.jax": {"jax": "0.5"},
     "xent_rs.torch": {"torch": "2.7"},
 }
 # Nobody else has a function for what these do.

@@ -1,5 +1,8 @@
 //! Class-index targets, read once.
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use fearless_simd::Simd;
 
 use super::{Check, Chunks};
@@ -45,6 +48,23 @@ impl Labels {
         with_integer!(targets.dtype(), T => Self::read_as::<T>(name, targets, classes, ignore_index, check))
     }
 
+    /// Read integers, in C order: negative ones count from the last class, as indices do in Python, and rows whose integer is no
+    /// class are ignored.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is no room for the copy; what `check` returned.
+    ///
+    /// # Panics
+    /// If the targets are no integers.
+    pub fn read_or_leave_out(targets: &Array, classes: usize, check: Check) -> Result<Self> {
+        let rows = targets.count();
+        let found = with_integer!(targets.dtype(), T => Self::of_chunks("targets", rows, size_of::<T>(), check, |range, to| {
+            let wrap = if T::SIGNED { classes } else { 0 };
+            simd::level().run(ReadOrLeaveOut::<T> { range, targets, classes, wrap, destination: to, integer: PhantomData })
+        }))?;
+        Ok(found.unwrap_or_else(|_| unreachable!("none is bad")))
+    }
+
     fn read_as<T: Integer>(
         name: &str,
         targets: &Array,
@@ -53,27 +73,39 @@ impl Labels {
         check: Check,
     ) -> Result<Self> {
         let ignored = ignore_index.and_then(|index| T::try_from(index).ok());
-        let rows = targets.count();
+        let found = Self::of_chunks(name, targets.count(), size_of::<T>(), check, |range, destination| {
+            simd::level().run(Read { range, targets, classes, ignored, destination })
+        })?;
+        found.map_err(|index| {
+            let (position, value) = (targets.position(index), targets.get::<T>(index).into());
+            let ignored = ignore_index.map_or_else(String::new, |index| format!(", or ignore_index {index}"));
+            Error::Index(format!("{name}{position} is {value}; expected 0 to {}{ignored}", classes - 1))
+        })
+    }
+
+    /// Targets that `read` writes chunk by chunk, each all of its own unless it returns the index of a bad one; it returns how many
+    /// are not ignored.
+    fn of_chunks(
+        name: &str,
+        rows: usize,
+        bytes: usize,
+        check: Check,
+        read: impl Fn(Range<usize>, Destination) -> std::result::Result<usize, usize> + Sync,
+    ) -> Result<std::result::Result<Self, usize>> {
         let mut checked: Vec<usize> = Vec::new();
         checked.try_reserve_exact(rows).map_err(|_| Error::Memory(format!("no memory for a copy of {rows} {name}")))?;
         let destination = Destination(checked.as_mut_ptr());
         let chunks = Chunks::of(rows, CHUNK);
-        let level = simd::level();
-        let found = map_chunks(chunks.count(), CHUNK * (size_of::<T>() + size_of::<usize>()), check, |chunk| {
-            let range = chunks.rows_of(chunk);
-            level.run(Read { range, targets, classes, ignored, destination })
+        let found = map_chunks(chunks.count(), CHUNK * (bytes + size_of::<usize>()), check, |chunk| {
+            read(chunks.rows_of(chunk), destination)
         })?;
-        let mut counted = 0;
-        for found in found {
-            counted += found.map_err(|index| {
-                let (position, value) = (targets.position(index), targets.get::<T>(index).into());
-                let ignored = ignore_index.map_or_else(String::new, |index| format!(", or ignore_index {index}"));
-                Error::Index(format!("{name}{position} is {value}; expected 0 to {}{ignored}", classes - 1))
-            })?;
-        }
+        let counted = match found.into_iter().sum() {
+            Ok(counted) => counted,
+            Err(bad) => return Ok(Err(bad)),
+        };
         // SAFETY: there is room for `rows` elements, and the chunks, which all came to their end, wrote each of them.
         unsafe { checked.set_len(rows) }
-        Ok(Self { classes: checked, counted })
+        Ok(Ok(Self { classes: checked, counted }))
     }
 
     /// The number of rows.
@@ -106,7 +138,7 @@ impl Labels {
 
 /// Reads and checks a chunk: how many targets count, or the index of the first bad one.
 struct Read<'a, T> {
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     targets: &'a Array<'a>,
     classes: usize,
     ignored: Option<T>,
@@ -144,6 +176,40 @@ impl<T: Integer> Kernel for Read<'_, T> {
     }
 }
 
+/// Reads a chunk, in which whatever is no class is ignored: how many targets count.
+struct ReadOrLeaveOut<'a, T> {
+    range: Range<usize>,
+    targets: &'a Array<'a>,
+    classes: usize,
+    /// What is added to an index beyond the classes: a negative one is then one of them, if it counts from the last.
+    wrap: usize,
+    destination: Destination,
+    integer: PhantomData<T>,
+}
+
+impl<T: Integer> Kernel for ReadOrLeaveOut<'_, T> {
+    type Output = std::result::Result<usize, usize>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) -> Self::Output {
+        let Self { range, targets, classes, wrap, destination, .. } = self;
+        let mut counted = 0;
+        targets.for_each::<T>(
+            range,
+            #[inline(always)]
+            |index, value| {
+                let class = value.to_index();
+                let class = if class < classes { class } else { class.wrapping_add(wrap) };
+                let counts = class < classes;
+                counted += usize::from(counts);
+                // SAFETY: the chunk's own place, for which there is room.
+                unsafe { destination.0.add(index).write(if counts { class } else { IGNORED }) }
+            },
+        );
+        Ok(counted)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +232,24 @@ mod tests {
         let labels = read(&[3i16, -100, 0], &[3], 4).unwrap();
         assert_eq!((0..3).map(|row| labels.class(row)).collect::<Vec<_>>(), [Some(3), None, Some(0)]);
         assert_eq!((labels.rows(), labels.counted()), (3, 2));
+    }
+
+    fn kept<T: Integer>(values: &[T], classes: usize) -> Vec<Option<usize>> {
+        let labels = Labels::read_or_leave_out(&Array::of(values, 1), classes, &|| Ok(())).unwrap();
+        let kept: Vec<_> = (0..labels.rows()).map(|row| labels.class(row)).collect();
+        assert_eq!(labels.counted(), kept.iter().flatten().count());
+        kept
+    }
+
+    #[test]
+    fn what_is_no_class_is_left_out_and_negative_ones_count_from_the_last() {
+        let expected = [Some(0), Some(3), None, Some(3), Some(0), None];
+        assert_eq!(kept(&[0i8, 3, 4, -1, -4, -5], 4), expected);
+        assert_eq!(kept(&[0i64, 3, 4, -1, -4, -5], 4), expected);
+        assert_eq!(kept(&[i64::MIN, i64::MAX], 4), [None, None]);
+        assert_eq!(kept(&[3u8, 4, 255, 252], 4), [Some(3), None, None, None]);
+        assert_eq!(kept(&[u64::MAX, 3], 4), [None, Some(3)]);
+        assert_eq!(kept(&[0i32, -1], 0), [None, None]);
     }
 
     #[test]

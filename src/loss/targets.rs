@@ -7,7 +7,7 @@ use fearless_simd::Simd;
 use super::labels::Labels;
 use super::{BadTarget, Check, Chunks, Found};
 use crate::array::Array;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::math::{Real, precise_sum};
 use crate::parallel::map_chunks;
@@ -93,6 +93,31 @@ impl<'p> Problem<'p> {
     fn counts(&self, row: usize) -> bool {
         let is_ignored = matches!(&self.targets, Targets::Classes(labels) if labels.class(row).is_none());
         !is_ignored && self.sample_weight(row) != 0.0
+    }
+
+    /// The rows without a class that are not left out on purpose, by their sample weight.
+    pub fn rows_without_class(&self) -> Vec<usize> {
+        match &self.targets {
+            Targets::Classes(labels) if labels.counted() < labels.rows() => (0..labels.rows())
+                .filter(|&row| labels.class(row).is_none() && self.sample_weight(row) != 0.0)
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Leave out some of `rows` rows.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is no room for the weights of all rows.
+    pub fn leave_out(&mut self, rows: usize, left_out: &[usize]) -> Result<()> {
+        let weights = self.sample_weight.get_or_insert_default();
+        let missing = rows - weights.len();
+        weights.try_reserve_exact(missing).map_err(|_| Error::Memory(format!("no memory for {rows} weights")))?;
+        weights.resize(rows, 1.0);
+        for &row in left_out {
+            weights[row] = 0.0;
+        }
+        Ok(())
     }
 
     /// How many of the rows count.

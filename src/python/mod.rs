@@ -16,6 +16,7 @@ mod settings;
 mod softmax;
 mod statistics;
 mod targets;
+mod xla;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, OnceLock};
@@ -55,6 +56,8 @@ mod _xent_rs {
     use super::softmax::{log_softmax, logsumexp, selective_log_softmax, softmax};
     #[pymodule_export]
     use super::statistics::row_statistics;
+    #[pymodule_export]
+    use super::xla::{xla_handlers, xla_layout};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)] // Python's name

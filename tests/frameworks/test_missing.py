@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-FRAMEWORKS = {"torch": "PyTorch"}
+FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
 frameworks = pytest.mark.parametrize("name", FRAMEWORKS)
 
 
@@ -35,14 +35,23 @@ def test_a_missing_framework_is_named_with_the_command_that_installs_it(name, mo
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("version", ["2.6.1", "1.13.0+cpu", "2.6.0a0+git1234"])
-def test_a_framework_that_is_too_old_is_named_with_its_version(version, monkeypatch):
-    old = types.ModuleType("torch")
+@pytest.mark.parametrize(
+    ("name", "oldest", "version"),
+    [
+        ("torch", "2.7", "2.6.1"),
+        ("torch", "2.7", "1.13.0+cpu"),
+        ("torch", "2.7", "2.6.0a0+git1234"),
+        ("jax", "0.5", "0.4.38"),
+        ("jax", "0.5", "0.4.36.dev20241206"),
+    ],
+)
+def test_a_framework_that_is_too_old_is_named_with_its_version(name, oldest, version, monkeypatch):
+    old = types.ModuleType(name)
     old.__version__ = version
-    replace("torch", old, monkeypatch)
+    replace(name, old, monkeypatch)
     with pytest.raises(ImportError) as caught:
-        importlib.import_module("xent_rs.torch")
+        importlib.import_module(f"xent_rs.{name}")
     assert str(caught.value) == (
-        f"xent_rs.torch needs PyTorch 2.7 or newer, and this is {version}: "
-        "pip install --upgrade xent_rs[torch]"
+        f"xent_rs.{name} needs {FRAMEWORKS[name]} {oldest} or newer, and this is {version}: "
+        f"pip install --upgrade xent_rs[{name}]"
     )

@@ -1,0 +1,305 @@
+"""The losses as functions of arrays, with the arguments of optax's."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from . import _formulas, _kernels
+
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
+_INTEGERS = ("int32", "int64", "uint8", "int8", "int16", "uint16", "uint32", "uint64")
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Softmax cross-entropy of logits with a probability for each class: `optax.softmax_cross_entropy`.
+
+    Of a row it is ``Σ labels·(log Σ exp(logits) - logits)``, both sums over the classes that count.
+
+    Parameters
+    ----------
+    logits : array of any shape
+        Of float16, bfloat16, float32 or float64.
+    labels : array
+        The probability of each class, of a shape that broadcasts with that of `logits`; differentiable.
+    axis : int, tuple of int or None, optional
+        Where the classes are: one axis, the last by default; several; or all.
+    where : array of bool, optional
+        What counts: rows, in the shape of `logits` without the classes, or classes, in the shape of
+        `logits`. Whatever does not count has loss and gradient 0, whatever it holds, and so has a row of
+        which no class counts.
+
+    Returns
+    -------
+    Array
+        The loss of each row: the shape of `logits` without the classes. Of the dtype of `logits`, or of
+        that of `labels` if it is wider.
+
+    Raises
+    ------
+    ValueError
+        For logits that are no floats, labels that are complex, shapes that do not match, or an axis out of
+        range.
+
+    See Also
+    --------
+    softmax_cross_entropy_with_integer_labels : With one class a row.
+    xent_rs.cross_entropy : For arrays of NumPy, with options.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, xent_rs.jax
+    >>> logits, labels = jnp.array([[2.0, 1.0, 0.1]]), jnp.array([[0.9, 0.1, 0.0]])
+    >>> print(xent_rs.jax.softmax_cross_entropy(logits, labels))
+    [0.5170...]
+    >>> loss = jax.jit(lambda logits: xent_rs.jax.softmax_cross_entropy(logits, labels).mean())
+    >>> print(jax.grad(loss)(logits))
+    [[-0.2409...  0.1424...  0.0985...]]
+    """
+    logits, labels = _floats(logits), jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.floating):
+        if jnp.issubdtype(labels.dtype, jnp.complexfloating):
+            raise ValueError(f"labels have dtype {labels.dtype}; expected real numbers")
+        labels = labels.astype(logits.dtype)
+    dtype = _formulas.loss_dtype(logits, labels)
+    try:
+        shape = jnp.broadcast_shapes(logits.shape, labels.shape)
+    except ValueError:
+        raise ValueError(
+            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, "
+            "that of logits"
+        ) from None
+    logits, labels = jnp.broadcast_to(logits, shape), jnp.broadcast_to(labels, shape)
+    axes = tuple(range(logits.ndim)) if axis is None else _axes(axis, logits.ndim)
+    axes = tuple(sorted(axes))  # in a sum their order does not matter
+    rows, counts = _mask(where, shape, axes)
+    if counts is not None:
+        logits, labels = jnp.where(counts, logits, -jnp.inf), jnp.where(counts, labels, 0)
+    return _losses(logits, labels, axes, rows).astype(dtype)
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int | tuple[int, ...] = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Softmax cross-entropy of logits with classes: `optax.softmax_cross_entropy_with_integer_labels`.
+
+    Of a row with the class y it is ``log Σ exp(logits) - logits[y]``, the sum over the classes that count.
+
+    Parameters
+    ----------
+    logits : array of any shape
+        Of float16, bfloat16, float32 or float64.
+    labels : array of integers
+        The class of each row: the shape of `logits` without the classes. Negative ones count from the last
+        class. What is no class makes the loss of its row NaN.
+    axis : int or tuple of int, optional
+        Where the classes are: one axis, the last by default, or several, of which a label is a flat index,
+        in their order.
+    where : array of bool, optional
+        What counts: rows, in the shape of `labels`, which else have loss and gradient 0, whatever they
+        hold; or classes, in the shape of `logits`.
+
+    Returns
+    -------
+    Array
+        The loss of each row, of the dtype of `logits`.
+
+    Raises
+    ------
+    ValueError
+        For logits that are no floats, labels that are no integers, shapes that do not match, or an axis out
+        of range.
+
+    See Also
+    --------
+    softmax_cross_entropy : With a probability for each class.
+    xent_rs.cross_entropy : For arrays of NumPy, with options.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, xent_rs.jax
+    >>> logits, labels = jnp.array([[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]]), jnp.array([0, 2])
+    >>> print(xent_rs.jax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    [0.4170... 1.0986...]
+    >>> loss = lambda logits: xent_rs.jax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    >>> print(jax.jit(jax.grad(loss))(logits)[1])
+    [ 0.1666...  0.1666... -0.3333...]
+    """
+    logits, labels = _floats(logits), jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels have dtype {labels.dtype}; expected integers")
+    if labels.dtype.name not in _INTEGERS:
+        labels = labels.astype(jnp.int32)
+    if axis is None:
+        raise ValueError("axis is None; expected an integer or a tuple of integers")
+    axes = _axes(axis, logits.ndim)
+    row_shape = tuple(length for place, length in enumerate(logits.shape) if place not in axes)
+    try:
+        shape = jnp.broadcast_shapes(labels.shape, row_shape)
+    except ValueError:
+        shape = None
+    if shape is None or labels.ndim != len(row_shape):
+        raise ValueError(
+            f"labels have shape {labels.shape}; expected {row_shape}, that of logits {logits.shape} "
+            f"without axis {axis}"
+        )
+    labels = jnp.broadcast_to(labels, shape)
+    lengths = iter(shape)
+    shape = tuple(logits.shape[place] if place in axes else next(lengths) for place in range(logits.ndim))
+    logits = jnp.broadcast_to(logits, shape)
+    rows, counts = _mask(where, shape, axes)
+    if counts is not None:
+        # A class that does not count may be the target: then optax leaves it out of the sum alone.
+        return _masked(logits, labels, axes, counts, rows)
+    return _losses(logits, labels, axes, rows)
+
+
+def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
+    """Binary cross-entropy of sigmoid(logits), elementwise: `optax.sigmoid_binary_cross_entropy`.
+
+    Of an element with logit x and label t it is ``(1 - t)·x + log(1 + exp(-x))``.
+
+    Parameters
+    ----------
+    logits : array of any shape
+        Of float16, bfloat16, float32 or float64.
+    labels : array
+        The probability of yes, or bool, of a shape that broadcasts with that of `logits`; differentiable.
+
+    Returns
+    -------
+    Array
+        The loss of each element, of the dtype of `logits`.
+
+    Raises
+    ------
+    ValueError
+        For logits that are no floats, labels that are complex, or shapes that do not match.
+
+    See Also
+    --------
+    xent_rs.binary_cross_entropy : For arrays of NumPy, with options.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, xent_rs.jax
+    >>> logits, labels = jnp.array([2.0, -1.0, 0.0]), jnp.array([1.0, 0.0, 1.0])
+    >>> print(xent_rs.jax.sigmoid_binary_cross_entropy(logits, labels))
+    [0.1269... 0.3132... 0.6931...]
+    """
+    logits, labels = _floats(logits), jnp.asarray(labels)
+    if jnp.issubdtype(labels.dtype, jnp.complexfloating):
+        raise ValueError(f"labels have dtype {labels.dtype}; expected real numbers")
+    if labels.dtype.name not in (*_FLOATS, "bool"):
+        labels = labels.astype(logits.dtype)
+    dtype = logits.dtype
+    try:
+        shape = jnp.broadcast_shapes(logits.shape, labels.shape)
+    except ValueError:
+        raise ValueError(
+            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, "
+            "that of logits"
+        ) from None
+    logits, labels = _known(jnp.broadcast_to(logits, shape)), jnp.broadcast_to(labels, shape)
+    return _kernels.binary_loss(logits, labels).astype(dtype)
+
+
+def _floats(logits: ArrayLike) -> Array:
+    """Return logits as an array of floats."""
+    array = jnp.asarray(logits)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"logits have dtype {array.dtype}; expected a floating dtype")
+    return array
+
+
+def _known(floats: Array) -> Array:
+    """Return floats of a dtype that the kernels know: smaller ones fit into float32."""
+    return floats if floats.dtype.name in _FLOATS else floats.astype(jnp.float32)
+
+
+def _axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Return axes counted from the first, in their order."""
+    axes = (
+        tuple(operator.index(place) for place in axis) if isinstance(axis, tuple) else (operator.index(axis),)
+    )
+    if not all(-ndim <= place < ndim for place in axes):
+        limits = f"expected {-ndim} to {ndim - 1}" if ndim else "expected none"
+        raise ValueError(f"axis is {axis}; {limits} for logits of {ndim} dimensions")
+    axes = tuple(place % ndim for place in axes)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis is {axis}; expected every axis once")
+    return axes
+
+
+def _mask(
+    where: ArrayLike | None, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[Array | None, Array | None]:
+    """Return which rows count and which classes, as far as `where` says so; `shape` is that of the logits."""
+    if where is None:
+        return None, None
+    mask = jnp.asarray(where).astype(bool)
+    row_shape = tuple(length for place, length in enumerate(shape) if place not in axes)
+    try:
+        if mask.ndim != len(shape):
+            return jnp.broadcast_to(mask, row_shape), None
+        if all(mask.shape[place] == 1 for place in axes):
+            return jnp.broadcast_to(jnp.squeeze(mask, axes), row_shape), None
+        mask = jnp.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(
+            f"where has shape {mask.shape}; expected {row_shape}, one for each row, or {shape}, "
+            "that of logits"
+        ) from None
+    return jnp.any(mask, axes), mask
+
+
+def _by_rows(array: Array, axes: tuple[int, ...]) -> Array:
+    """Return an array with the classes along `_formulas.CLASSES`; nothing moves unless the axes lie apart."""
+    first, last = min(axes, default=array.ndim), max(axes, default=array.ndim - 1) + 1
+    if axes != tuple(range(first, last)):
+        rows = tuple(place for place in range(array.ndim) if place not in axes)
+        array = jnp.transpose(array, (*rows, *axes))
+        first, last = len(rows), array.ndim
+    classes, inner = math.prod(array.shape[first:last]), math.prod(array.shape[last:])
+    return jnp.reshape(array, (*array.shape[:first], classes, inner))
+
+
+def _losses(logits: Array, labels: Array, axes: tuple[int, ...], rows: Array | None) -> Array:
+    """Return the loss of each row, of logits and labels whose shapes fit."""
+    row_shape = tuple(length for place, length in enumerate(logits.shape) if place not in axes)
+    by_rows, dtype = _by_rows(_known(logits), axes), logits.dtype
+    one_a_row = (*by_rows.shape[:-2], by_rows.shape[-1])
+    counts = () if rows is None else (jnp.reshape(rows, one_a_row),)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        targets = jnp.reshape(labels, one_a_row)
+    else:
+        targets, dtype = _by_rows(_known(labels), axes), _formulas.loss_dtype(logits, labels)
+    if by_rows.shape[_formulas.CLASSES] == 0:  # the sum of nothing, or a class that none is
+        nothing = jnp.nan if targets.shape == one_a_row else 0
+        return jnp.reshape(
+            jnp.where(counts[0] if counts else True, nothing, jnp.zeros(one_a_row)), row_shape
+        ).astype(dtype)
+    losses = _kernels.softmax_loss(by_rows, targets, *counts)
+    return jnp.reshape(losses, row_shape).astype(dtype)
+
+
+def _masked(logits: Array, labels: Array, axes: tuple[int, ...], counts: Array, rows: Array) -> Array:
+    """Return the loss of each row, its sum over the classes that count, whether or not the label does."""
+    by_rows = _by_rows(logits, axes)
+    one_a_row = (*by_rows.shape[:-2], by_rows.shape[-1])
+    losses = _formulas.masked_softmax_loss(
+        by_rows, jnp.reshape(labels, one_a_row), _by_rows(counts, axes), jnp.reshape(rows, one_a_row)
+    )
+    return jnp.reshape(losses, rows.shape)
