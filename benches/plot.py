@@ -10,7 +10,7 @@ from xent_rs.cli.benchmark.cases import JOBS
 from xent_rs.cli.benchmark.plot import LINE, OTHERS, OURS, TITLE, bars, figure, save
 from xent_rs.cli.benchmark.tables import Result, by_case
 
-from . import tables
+from . import frameworks, tables
 
 # Of each library, where lines have to be told apart.
 _COLORS = {
@@ -21,6 +21,12 @@ _COLORS = {
     "PyTorch": "#9a6a9e",
     "PyTorch, compiled": "#5a9367",
     "JAX": "#9aa7b4",
+}
+_COLORS_OF_FRAMEWORKS = {
+    "xent_rs.torch": OURS,
+    "xent_rs.torch, compiled": "#5a9367",
+    "xent_rs.jax, jit": "#4a6fa5",
+    "xent_rs.keras on TensorFlow": "#9a6a9e",
 }
 _WAYS = (", out=", ", new array")
 
@@ -46,6 +52,49 @@ def draw(report: dict[str, Any], suite: str, path: Path) -> None:
     """Write the picture of a suite."""
     what, paint = PICTURES[suite]
     save(paint(tables.suites(report)[suite]), what, report["environment"], path)
+
+
+def draw_frameworks(report: dict[str, Any], path: Path) -> None:
+    """Write the picture of `benches.frameworks`.
+
+    A panel for each dtype: how many times as long the framework's own loss takes, by the number of classes.
+    """
+    results = [
+        result
+        for result in report["results"]
+        if result["job"] == frameworks.BOTH
+        and "median" in result
+        and (result["rows"], result["classes"]) != frameworks.SMALLEST
+    ]
+    times = {
+        (result["contender"], result["dtype"], result["classes"]): result["median"] for result in results
+    }
+    picture = figure(11, 4.6)
+    panels = picture.subplots(1, len(frameworks.DTYPES), squeeze=False, sharey=True)[0]
+    for axes, dtype in zip(panels, frameworks.DTYPES, strict=True):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for result in results:
+            if result["own"] and result["dtype"] == dtype:
+                own = times[result["own"], dtype, result["classes"]]
+                point = result["classes"], own / result["median"]
+                lines.setdefault(result["contender"], []).append(point)
+        for name, points in lines.items():
+            color = _COLORS_OF_FRAMEWORKS.get(name, OTHERS)
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", linewidth=2, color=color, label=name)
+        axes.axhline(1, color=LINE, linestyle="--", linewidth=1.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(f"{dtype} logits", fontsize=10, loc="left")
+        axes.set_xlabel("classes", fontsize=9)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(axis="y", color="#e6e9ec", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=9)
+    panels[0].set_ylabel("times as fast as the framework's own", fontsize=9)
+    panels[0].legend(fontsize=8, frameon=False)
+    save(picture, f"Loss, {frameworks.BOTH}; higher is better", report["environment"], path)
 
 
 def _option_bars(results: Sequence[Result]) -> Any:

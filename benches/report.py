@@ -1,12 +1,14 @@
 """Show the recorded benchmark: in README the comparison with peers, in docs/performance.md everything.
 
     python -m benches.report --record    run all suites, keep the answer in benches/results/, show it
+    python -m benches.report --record frameworks    the same of `benches.frameworks`
     python -m benches.report             show the newest records
     python -m benches.report --check     fail unless both pages show the newest records
 
 There is a record for each CPU and SIMD level; ``XENT_RS_SIMD=avx2`` before the first command makes that of
 AVX2. README has the comparison with peers on the CPU of the newest record, at its best level, and from all
 records where a peer is faster; docs/performance.md has everything else of the former, and the goals of all.
+What the modules for frameworks take is recorded apart, for the frameworks are large; the newest is shown.
 
 No figure of these pages comes from elsewhere. Needs xent_rs, and to draw the pictures matplotlib.
 """
@@ -25,11 +27,9 @@ from typing import Any
 
 from xent_rs.cli._terminal import significant
 
-from . import goals, tables
+from . import frameworks, goals, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
-
 # What a record holds: it takes about 25 minutes on two cores. Other shapes are in the suite `classes`.
 SHAPES = ["2048x32000", "512x128256", "16384x1000", "262144x10"]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
@@ -48,9 +48,9 @@ Results = list[dict[str, Any]]
 Records = list[tuple[str, Report]]
 
 
-def record(root: Path, arguments: Sequence[str]) -> None:
-    """Run the benchmark and keep its answer in benches/results/CPU/DATE-LEVEL.json."""
-    command = ["python", "-m", "benches", *arguments]
+def record(root: Path, arguments: Sequence[str], module: str = "benches", folder: str = "") -> None:
+    """Run a benchmark and keep its answer in a folder of benches/results/CPU/, as DATE-LEVEL.json."""
+    command = ["python", "-m", module, *arguments]
     finished = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     report = json.loads(finished.stdout)
     now = datetime.now(timezone.utc)
@@ -59,7 +59,7 @@ def record(root: Path, arguments: Sequence[str]) -> None:
     report = {"date": f"{now:%Y-%m-%d}", "command": " ".join([*setting, *command]), **report}
     level = report["environment"]["simd_level"]
     cpu = re.sub(r"[^a-z0-9]+", "-", report["environment"]["cpu"].lower()).strip("-")
-    path = root / "benches" / "results" / cpu / f"{now:%Y-%m-%dT%H%M}-{level}.json"
+    path = root / "benches" / "results" / cpu / folder / f"{now:%Y-%m-%dT%H%M}-{level}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -150,6 +150,51 @@ HEADINGS = {
     "sixteen": "16-bit logits in cache",
     "beside": "Beside others",
 }
+
+
+def of_frameworks(root: Path) -> tuple[str, Report] | None:
+    """Return the newest record of `benches.frameworks`, with its path, if there is one."""
+    paths = (root / "benches" / "results").glob("*/frameworks/*.json")
+    path = max(paths, key=lambda path: (path.stem, path), default=None)
+    if path is None:
+        return None
+    return path.relative_to(root).as_posix(), json.loads(path.read_text(encoding="utf-8"))
+
+
+def frameworks_in_readme(root: Path, _: Records) -> str:
+    """Return what stands between the markers of README for frameworks: forward and backward, float32."""
+    found = of_frameworks(root)
+    if found is None:
+        return "There is no record."
+    path, report = found
+    title, lines = next(
+        table for table in frameworks.tables(report) if table[0].startswith(f"{frameworks.BOTH}, float32")
+    )
+    mark = f"<!-- docs/{frameworks.PICTURE}: sha256 {digest(root, frameworks.PICTURE)} -->"
+    return "\n\n".join([_of_frameworks(path, report), f"**{capitalised(title)}**", markdown(lines), mark])
+
+
+def frameworks_in_page(root: Path, _: Records) -> str:
+    """Return all tables of frameworks."""
+    found = of_frameworks(root)
+    if found is None:
+        return "There is no record."
+    path, report = found
+    blocks = [_of_frameworks(f"../{path}", report)]
+    for title, lines in frameworks.tables(report):
+        blocks += [f"**{capitalised(title)}**", markdown(lines)]
+    return "\n\n".join(blocks)
+
+
+def _of_frameworks(path: str, report: Report) -> str:
+    environment = report["environment"]
+    versions = ", ".join(f"{package} {version}" for package, version in environment["versions"].items())
+    return (
+        f"{machine(report)}, {environment['num_threads']} threads, {report['date']}; xent_rs "
+        f"{environment['version']}, Python {environment['python']}, {versions}. Medians of "
+        f"{environment['repeats']} runs in turns; in brackets, how many times as long the framework's own "
+        f"takes. [All the numbers]({path}) come from\n\n```sh\n{report['command']}\n```"
+    )
 
 
 def provenance(path: str, report: Report) -> str:
@@ -283,6 +328,9 @@ def draw(root: Path, report: Report) -> None:
         (root / "docs" / name).unlink(missing_ok=True)
     for name, suite in pictures(report).items():
         plot.draw(drawn, suite, root / "docs" / name)
+    found = of_frameworks(root)
+    if found is not None:
+        plot.draw_frameworks(found[1], root / "docs" / frameworks.PICTURE)
 
 
 def digest(root: Path, name: str) -> str:
@@ -317,8 +365,11 @@ def markdown(lines: list[list[str]], column: str = "--:") -> str:
     return "\n".join([head, f"| {' | '.join(['---'] + [column] * (len(lines[0]) - 1))} |", *body])
 
 
-# Page: what stands between its markers.
-PAGES = {"README.md": of_readme, "docs/performance.md": of_page}
+# Page: the names of its markers, and what stands between them.
+PAGES = {
+    "README.md": {"benchmark": of_readme, "frameworks": frameworks_in_readme},
+    "docs/performance.md": {"benchmark": of_page, "frameworks": frameworks_in_page},
+}
 
 
 def show(root: Path, check: bool) -> None:
@@ -327,14 +378,17 @@ def show(root: Path, check: bool) -> None:
     paths = ", ".join(path for path, _ in found)
     if not check:
         draw(root, found[0][1])
-    for name, section in PAGES.items():
+    for name, sections in PAGES.items():
         page = root / name
-        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-        shown, after = rest.split(END)
-        expected = f"\n{section(root, found)}\n"
+        text = shown = page.read_text(encoding="utf-8")
+        for marker, section in sections.items():
+            begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
+            before, rest = text.split(begin)
+            _, after = rest.split(end)
+            text = f"{before}{begin}\n{section(root, found)}\n{end}{after}"
         if not check:
-            page.write_text(f"{before}{BEGIN}{expected}{END}{after}", encoding="utf-8")
-        elif shown != expected:
+            page.write_text(text, encoding="utf-8")
+        elif shown != text:
             sys.exit(f"{name} does not show {paths}; run python -m benches.report")
         else:
             print(f"{name} shows {paths}")
@@ -345,10 +399,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--record", action="store_true", help="run the benchmark first")
+    parser.add_argument(
+        "--record",
+        nargs="?",
+        const="all suites",
+        choices=["all suites", "frameworks"],
+        help="run the benchmark first, or that of frameworks",
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is out of date")
     arguments = parser.parse_args()
-    if arguments.record:
+    if arguments.record == "frameworks":
+        record(ROOT, ["--json"], "benches.frameworks", "frameworks")
+    elif arguments.record:
         record(ROOT, RECORD)
     show(ROOT, arguments.check)
 

@@ -17,13 +17,13 @@ from xent_rs.cli.benchmark.measuring import Results, Settings, Skips, progress
 
 _SHAPES, _QUICK_SHAPES = ((2048, 32_000), (16_384, 1000), (262_144, 10), (2_097_152, 10)), ((2048, 1000),)
 
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 
 # Those who compile, and SciPy, which is like NumPy.
 _LEFT_OUT = ("SciPy", "PyTorch, compiled", "JAX", "JAX, new array")
 
 # glibc keeps freed memory for later, where a call could find it without taking any more.
-_NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def run(settings: Settings) -> tuple[Results, Skips]:
@@ -49,14 +49,12 @@ def _probe(rows: int, classes: int, number: int) -> dict[str, float]:
     """Run `probe` in a process of its own; return what it prints."""
     environment = {
         **os.environ,
-        **_NOTHING_KEPT,
+        **NOTHING_KEPT,
         "XENT_RS_SIMD": _xent_rs.simd_level(),
         "XENT_RS_NUM_THREADS": str(get_num_threads()),
     }
     command = [sys.executable, "-m", f"{__package__}.probe", str(rows), str(classes), "float32", str(number)]
-    finished = subprocess.run(
-        command, env=environment, cwd=_ROOT, capture_output=True, text=True, check=False
-    )
+    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         last = (finished.stderr.strip().splitlines() or ["nothing"])[-1]
         raise RuntimeError(f"a measurement of memory ended with status {finished.returncode}: {last}")

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from xent_rs.cli.benchmark.cases import Case
 from xent_rs.cli.benchmark.contenders import CONTENDERS
@@ -30,11 +32,16 @@ def main(rows: str, classes: str, dtype: str, number: str) -> None:
     if "out=" in contender.name:
         case.out.fill(0)
     call = contender.make(case)
+    above, answer = memory_above(call)
+    print(json.dumps({"above": above, **check(case, contender, answer)}))
+
+
+def memory_above(call: Callable[[], Any]) -> tuple[int, Any]:
+    """Return by how many bytes a call raises the memory that this process holds at most, and its answer."""
     _CLEAR.write_text("5", encoding="ascii")  # the peak is from now on
     before = _kilobytes("VmRSS")
     answer = call()
-    above = _kilobytes("VmHWM") - before
-    print(json.dumps({"above": 1024 * above, **check(case, contender, answer)}))
+    return 1024 * (_kilobytes("VmHWM") - before), answer
 
 
 def _kilobytes(field: str) -> int:
