@@ -21,7 +21,7 @@ def run(name, folder, *arguments, expect=0, **environment):
         env={**os.environ, "MPLBACKEND": "Agg", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert finished.returncode == expect, f"exit {finished.returncode}\n{finished.stdout}{finished.stderr}"
@@ -184,12 +184,62 @@ def test_textbook_numbers(tmp_path):
     check_picture(tmp_path / "textbook_numbers.png")
 
 
+#: What each framework of the tutorial needs besides this package.
+NETWORKS = {"Keras": ("keras", "tensorflow"), "PyTorch": ("torch",)}
+
+
+def hide(folder, *names):
+    """Return a PYTHONPATH on which these cannot be imported."""
+    for name in names:
+        (folder / f"{name}.py").write_text(f"raise ImportError('{name} is not here')")
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.mark.parametrize(
+    "hidden", [None, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in NETWORKS)]
+)
+def test_tutorial_networks(hidden, tmp_path):
+    pytest.importorskip("sklearn")
+    trained = [
+        framework
+        for framework, needed in NETWORKS.items()
+        if framework != hidden and all(map(importlib.util.find_spec, needed))
+    ]
+    if not trained:
+        pytest.skip("nothing is trained without PyTorch, or Keras and TensorFlow")
+    paths = hide(tmp_path, *(NETWORKS[hidden][:1] if hidden else ()))
+    finished = run("tutorial_networks", tmp_path, "--epochs", "2", PYTHONPATH=paths)
+    lines = finished.stdout.splitlines()
+    left_out = [line.split()[0] for line in lines if re.match(r"\w+ is left out: .*\w", line)]
+    assert left_out == [framework for framework in NETWORKS if framework not in trained]
+    tables = np.array([numbers(line) for line in lines if re.match(r" +\d+ +\d", line)])
+    assert [line for line in lines if line in NETWORKS] == trained
+    for epochs in np.split(tables, len(trained)):  # epoch; training loss, its own and ours; validation loss
+        assert epochs[:, 0].tolist() == [1, 2]
+        np.testing.assert_allclose(epochs[:, 1::2], epochs[:, 2::2], rtol=0, atol=1e-5)
+        assert (epochs[1, 1:] < 0.8 * epochs[0, 1:]).all(), "it does not learn"
+    np.testing.assert_allclose(tables[:2], tables[-2:], rtol=0, atol=1e-3)  # all have the same to learn
+    differences = [float(line.split()[-1]) for line in lines if line.startswith("largest difference: ")]
+    assert len(differences) == len(trained)
+    assert max(differences) < 1e-5
+    assert min(differences) > 0, "one loss was used twice"
+    assert "%|" not in finished.stderr, "a progress bar without a terminal"
+    check_picture(tmp_path / "tutorial_networks.png")
+
+
+def test_tutorial_networks_without_a_framework(tmp_path):
+    pytest.importorskip("sklearn")
+    finished = run(
+        "tutorial_networks", tmp_path, "--epochs", "1", expect=1, PYTHONPATH=hide(tmp_path, "keras", "torch")
+    )
+    assert finished.stdout == "Keras is left out: keras is not here\nPyTorch is left out: torch is not here\n"
+    assert finished.stderr == "nothing to train with: pip install torch, or keras and tensorflow\n"
+
+
 def test_without_matplotlib_the_numbers_are_there(tmp_path):
-    (tmp_path / "matplotlib.py").write_text("raise ImportError('not here')")
-    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    finished = run("textbook_numbers", tmp_path, expect=1, PYTHONPATH=paths)
+    finished = run("textbook_numbers", tmp_path, expect=1, PYTHONPATH=hide(tmp_path, "matplotlib"))
     assert "fair coin" in finished.stdout
-    assert finished.stderr == "no picture (not here): pip install matplotlib\n"
+    assert finished.stderr == "no picture (matplotlib is not here): pip install matplotlib\n"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
