@@ -5,7 +5,10 @@ import functools
 import gc
 import itertools
 import math
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -1243,3 +1246,17 @@ def test_logits_of_a_classifier_are_for_their_own_labels():
     assert found == xent_rs.evaluate(logits, labels).as_dict()
     with pytest.raises(TypeError, match="Did you mean 'top_k'"):
         xt.EvaluatorMetrics(topk=3)
+
+
+@pytest.mark.parametrize("setting", ["XENT_RS_NUM_THREADS", "XENT_RS_SIMD"])
+def test_a_setting_without_a_meaning_is_no_matter_for_pytorch(setting):
+    call = "xent_rs.torch.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))"
+    finished = subprocess.run(
+        [sys.executable, "-c", f"import torch, xent_rs.torch; {call}"],
+        env={**os.environ, setting: "many"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode != 0
+    assert f"ValueError: {setting}" in finished.stderr.splitlines()[-1]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _xent_rs
 from .._options import Reduction
 from ._formulas import FORMULAS
 from ._operators import OPERATORS, class_axis
@@ -307,7 +308,9 @@ def loss_of(
         try:
             return _by_kernels(name, own_options, logits, (targets, *tensors), (*numbers, dtype))
         except (TypeError, ValueError):
-            # PyTorch knows best what its own arguments may be, and says it in its own words.
+            # PyTorch knows best what its own arguments may be, and says it in its own words. A setting in the
+            # environment is none of them: one without a meaning raises here.
+            _xent_rs.config()
             if own_options:
                 raise
     return FORMULAS[name](own_options, logits, targets, *tensors, *numbers, dtype)
