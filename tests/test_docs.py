@@ -4,6 +4,7 @@ import doctest
 import importlib.util
 import inspect
 import operator
+import os
 import pkgutil
 import pydoc
 import re
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import xent_rs
+
+# A process has room for this backend beside PyTorch, but not for TensorFlow.
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -27,8 +31,10 @@ FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(operator.attrgetter(n
 NEEDS = {
     "boosting.md": {"lightgbm": "4.7", "sklearn": "1.4", "xgboost": "3.2"},
     "jax.md": {"jax": "0.5"},
+    "keras.md": {"keras": "3.10", "jax": "0.5"},
     "torch.md": {"torch": "2.7", "transformers": "4", "accelerate": "1"},
     "xent_rs.jax": {"jax": "0.5"},
+    "xent_rs.keras": {"keras": "3.10", "jax": "0.5"},
     "xent_rs.torch": {"torch": "2.7"},
 }
 # Nobody else has a function for what these do.

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
+FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX", "keras": "Keras"}
 frameworks = pytest.mark.parametrize("name", FRAMEWORKS)
 
 
@@ -25,11 +25,12 @@ def test_the_package_imports_no_framework(name, python):
 
 @frameworks
 def test_a_missing_framework_is_named_with_the_command_that_installs_it(name, monkeypatch):
+    besides = " and one of its backends" if name == "keras" else ""
     replace(name, None, monkeypatch)
     with pytest.raises(ImportError) as caught:
         importlib.import_module(f"xent_rs.{name}")
     assert str(caught.value) == (
-        f"xent_rs.{name} needs {FRAMEWORKS[name]} (import of {name} halted; None in sys.modules): "
+        f"xent_rs.{name} needs {FRAMEWORKS[name]}{besides} (import of {name} halted; None in sys.modules): "
         f"pip install xent_rs[{name}]"
     )
     assert "\n" not in str(caught.value)
@@ -43,6 +44,8 @@ def test_a_missing_framework_is_named_with_the_command_that_installs_it(name, mo
         ("torch", "2.7", "2.6.0a0+git1234"),
         ("jax", "0.5", "0.4.38"),
         ("jax", "0.5", "0.4.36.dev20241206"),
+        ("keras", "3.10", "3.9.2"),
+        ("keras", "3.10", "2.15.0"),
     ],
 )
 def test_a_framework_that_is_too_old_is_named_with_its_version(name, oldest, version, monkeypatch):
