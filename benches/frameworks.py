@@ -103,14 +103,14 @@ def _torch(ours: bool, compiled: bool, material: Material, job: str) -> Call:
         torch._dynamo.config.recompile_limit = 1000
         loss_of = torch.compile(loss_of, dynamic=False)
     if job == FORWARD:
-        return lambda: float(loss_of(x, y))
+        return lambda: loss_of(x, y).item()
     x.requires_grad_()
 
     def call() -> float:
-        x.grad = None
         loss = loss_of(x, y)
         loss.backward()
-        return float(loss)
+        x.grad = None  # else the next would be added to it
+        return loss.item()
 
     return call
 
@@ -222,7 +222,7 @@ def measure(repeats: int, quick: bool) -> dict[str, Any]:
             results += _timed(ways, rows, classes, dtype, job, repeats)
             bar.update()
     most = shapes[-2]
-    taken = [{**_fields(way, *most, "float32", BOTH), "above": _above(way, *most)} for way in present]
+    taken = [{**_fields(way, *most, "float32", BOTH), "above_inputs": _above(way, *most)} for way in present]
     environment = {
         **_xent_rs.config(),
         "python": platform.python_version(),
@@ -267,7 +267,12 @@ def _timed(
 
 def _above(way: Way, rows: int, classes: int) -> int:
     """Measure in a process of its own what forward and backward take above what is there."""
-    environment = {**os.environ, **NOTHING_KEPT, "XENT_RS_NUM_THREADS": str(get_num_threads())}
+    environment = {
+        **os.environ,
+        **NOTHING_KEPT,
+        "XENT_RS_KEEP_MEMORY": "0",
+        "XENT_RS_NUM_THREADS": str(get_num_threads()),
+    }
     command = [sys.executable, "-m", "benches.frameworks", "--probe", way.name, str(rows), str(classes)]
     finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
@@ -299,10 +304,10 @@ def tables(report: dict[str, Any]) -> list[Table]:
         times = {result["job"]: time(result["median"]) for result in results}
         lines.append([name, *(times[job] for job in JOBS)])
     found.append((f"the smallest call, {SMALLEST[0]} x {SMALLEST[1]} float32", lines))
-    taken = [result for result in report["results"] if "above" in result]
+    taken = [result for result in report["results"] if "above_inputs" in result]
     if taken:
         lines = [["", shape(taken[0])]]
-        lines += [[result["contender"], memory(result["above"])] for result in taken]
+        lines += [[result["contender"], memory(result["above_inputs"])] for result in taken]
         found.append((f"memory that {BOTH} take above inputs and what is compiled, float32", lines))
     return found
 

@@ -217,6 +217,7 @@ impl<R: Real> Plan<'_, R> {
 
     /// The shares of some rows; `pick` is for those of classes.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // some rows, what they are, and what becomes known
     pub(super) fn weigh<S: Simd>(
         &self,
         simd: S,

@@ -32,7 +32,7 @@ def test_it_runs():
         timed = [result for result in results if "median" in result]
         assert len(timed) == cases * len(way.dtypes) * len(frameworks.JOBS)
         assert all(0 < result["minimum"] <= result["median"] for result in timed)
-        (above,) = (result["above"] for result in results if "above" in result)
+        (above,) = (result["above_inputs"] for result in results if "above_inputs" in result)
         assert above >= 0
     assert frameworks.tables(found)
 

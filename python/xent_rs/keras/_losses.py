@@ -213,7 +213,7 @@ def _sparse_categorical_crossentropy(
     y_true: Any, y_pred: Any, from_logits: bool, ignore_class: int | None, axis: int
 ) -> Tensor:
     """Return the loss of each row, and mask those that are ignored."""
-    labels, logits = keras.ops.convert_to_tensor(y_true), keras.ops.convert_to_tensor(y_pred)
+    labels, logits = y_true, y_pred
     if not _covers(labels, logits):
         return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits, ignore_class, axis)
     axis = _axis(axis, logits)
@@ -231,7 +231,7 @@ def _categorical_crossentropy(
     y_true: Any, y_pred: Any, from_logits: bool, label_smoothing: float, axis: int
 ) -> Tensor:
     """Return the loss of each row."""
-    logits = keras.ops.convert_to_tensor(y_pred)
+    logits = y_pred
     labels = keras.ops.cast(y_true, logits.dtype)
     if not _covers(labels, logits):
         return keras.losses.categorical_crossentropy(labels, logits, from_logits, label_smoothing, axis)
@@ -244,7 +244,7 @@ def _binary_crossentropy(
     y_true: Any, y_pred: Any, from_logits: bool, label_smoothing: float, axis: int
 ) -> Tensor:
     """Return the mean of the losses along `axis`."""
-    logits = keras.ops.convert_to_tensor(y_pred)
+    logits = y_pred
     labels = keras.ops.cast(y_true, logits.dtype)
     if not _covers(labels, logits):
         return keras.losses.binary_crossentropy(labels, logits, from_logits, label_smoothing, axis)
