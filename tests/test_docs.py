@@ -8,12 +8,14 @@ import os
 import pkgutil
 import pydoc
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import xent_rs
 
-# A process has room for this backend beside PyTorch, but not for TensorFlow.
+# The least that Keras loads.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +49,22 @@ def skip_without_needs(name):
         pytest.importorskip(package, version, reason=f"the examples of {name} need {package} {version}")
 
 
+def is_run_alone(name, request):
+    """Run the examples of Keras in a process of their own, for TensorFlow's libraries and PyTorch's clash."""
+    if "keras" not in name or "XENT_RS_EXAMPLES_OF_KERAS" in os.environ:
+        return False
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "", f"{Path(__file__)}::{request.node.name}"],
+        env={**os.environ, "XENT_RS_EXAMPLES_OF_KERAS": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return True
+
+
 def run_examples(test):
     said = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)
@@ -55,8 +73,12 @@ def run_examples(test):
 
 
 @pytest.mark.parametrize("name", ["xent_rs", *MODULES])
-def test_examples_in_docstrings(name, tmp_path, monkeypatch):
+def test_examples_in_docstrings(name, tmp_path, monkeypatch, request):
     skip_without_needs(".".join(name.split(".")[:2]))
+    if name.endswith("._tensorflow") and importlib.util.find_spec("tensorflow") is None:
+        pytest.skip(f"the examples of {name} need TensorFlow")
+    if is_run_alone(name, request):
+        return
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     for test in doctest.DocTestFinder().find(module):
@@ -114,9 +136,11 @@ def test_functions_say_where_they_come_from_and_what_they_are_called_elsewhere(n
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_on_pages(page, tmp_path, monkeypatch):
+def test_examples_on_pages(page, tmp_path, monkeypatch, request):
     """The Python blocks of a page, from top to bottom, in one namespace."""
     skip_without_needs(page.name)
+    if is_run_alone(page.name, request):
+        return
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     names = {"__name__": "page"}
