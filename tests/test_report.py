@@ -414,7 +414,7 @@ def test_the_guard_fails_when_a_kind_on_axis_1_takes_longer(monkeypatch):
     def slower(problem, job):
         call = ours(problem, job)
         slow = problem.images is not None and problem.fields["kind"] == guard.KL
-        return (lambda: [call() for _ in range(5)].pop()) if slow else call
+        return (lambda: [call() for _ in range(12)].pop()) if slow else call
 
     monkeypatch.setattr(guard.kinds, "ours", slower)
     failures = {failure.partition(":")[0] for failure in measured(guard.exponential_checks(), "on axis 1")}
