@@ -38,7 +38,19 @@ BENCHMARK_FILES = {
     )
 }
 REQUIRED = ["numpy"]
-EXTRAS = {"bfloat16", "boosting", "completion", "demo", "lint", "plot", "progress", "test", "torch"}
+EXTRAS = {
+    "bfloat16",
+    "boosting",
+    "completion",
+    "demo",
+    "jax",
+    "keras",
+    "lint",
+    "plot",
+    "progress",
+    "test",
+    "torch",
+}
 COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3)?\.(so|pyd)")
 LARGEST_WHEEL = 10 * 2**20
 
