@@ -33,7 +33,9 @@
 //! | [`log_softmax`] | log-probabilities of all classes |
 //! | [`cap`] | the softcap |
 //! | [`stage`] | rows on their way to and from lanes |
+//! | [`binary`] | binary losses of targets alone |
 
+pub mod binary;
 pub mod cap;
 pub mod finish;
 pub mod horizontal;

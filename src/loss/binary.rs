@@ -7,12 +7,13 @@ use fearless_simd::Simd;
 
 use super::{BadTarget, Check, Chunks, Derivatives, Found, GradOutput, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut, RowsMut};
-use crate::dtype::{Dtype, with_element};
+use crate::dtype::{Dtype, Number, with_element};
 use crate::element::Element;
 use crate::error::Result;
+use crate::kernel::binary::{self, Results};
 use crate::math::{Real, Total};
 use crate::parallel::map_chunks;
-use crate::row::binary::{Plain, Room, Weighing, Weighted, losses};
+use crate::row::binary::{Room, Weighted, losses};
 use crate::rows::{BLOCK, StorePolicy};
 use crate::simd::{self, Kernel};
 
@@ -85,11 +86,8 @@ impl Binary<'_> {
         if !self.targets.dtype().is_integer() {
             return Ok(());
         }
-        let ignored = self.ignored().unwrap_or(0.0);
-        let is_fine = |target: &R| {
-            let target = target.to_f64();
-            target == 0.0 || target == 1.0 || target == ignored
-        };
+        let [zero, one, ignored] = [0.0, 1.0, self.ignored().unwrap_or(0.0)].map(R::from_f64);
+        let is_fine = |target: &R| *target == zero || *target == one || *target == ignored;
         // Without a way out of the loop, so that it is done in vectors.
         let mut fine = true;
         for target in targets {
@@ -216,7 +214,7 @@ impl<O: Element> Kernel for Elementwise<'_, O> {
             Some(scale) if self.problem.is_plain::<O::Real>() && self.divisor != 0.0 => {
                 self.plain(simd, scale, &mut total)
             }
-            _ => self.weighted(simd, scale.unwrap_or_default(), &mut total),
+            _ => self.weighted(simd, self.range.clone(), scale.unwrap_or_default(), &mut total),
         };
         if self.store.contains(&StorePolicy::NonTemporal) {
             simd::store_fence();
@@ -229,31 +227,73 @@ impl<O: Element> Elementwise<'_, O> {
     /// The work, with targets alone.
     #[inline(always)]
     fn plain<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) -> Found<()> {
-        let mut logits = [<O::Real>::MASKED; BLOCK];
+        let kept = self.losses.as_ref().is_none_or(|losses| losses.dtype() == <O::Real>::DTYPE);
+        if !kept || self.hessian.is_some() || !binary::suits::<O::Real>(scale) {
+            return self.weighted(simd, self.range.clone(), scale, total);
+        }
+        let mut logits = [<O::Real>::LOWEST; BLOCK];
         let mut copied = [O::Real::default(); BLOCK];
-        let mut room = Room::default();
+        let mut results = Results::default();
         for start in self.range.clone().step_by(BLOCK) {
             let length = BLOCK.min(self.range.end - start);
-            let logits = lend(simd, &self.problem.logits, start, length, &mut logits, <O::Real>::MASKED);
+            let logits = lend(simd, &self.problem.logits, start, length, &mut logits, <O::Real>::LOWEST);
             let targets = lend(simd, &self.problem.targets, start, length, &mut copied, O::Real::default());
             // Integers are never lent as they are.
             self.problem.look_at(start, &copied[..length])?;
+            let here = start..start + length;
             // SAFETY: both are blocks.
-            unsafe { self.block(simd, start..start + length, logits, &Plain { targets, scale }, &mut room, total) }
+            if !unsafe { self.plain_block(simd, here.clone(), [logits, targets], scale, &mut results, total) } {
+                self.weighted(simd, here, scale, total)?;
+            }
         }
         Ok(())
     }
 
-    /// The work, with everything; `scale` is for all gradients, unless each has its own.
+    /// The work on a block, with targets alone; false, and nothing done, if its losses are not finite.
+    ///
+    /// # Safety
+    /// Logits and targets are readable for a block.
     #[inline(always)]
-    fn weighted<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) -> Found<()> {
+    unsafe fn plain_block<S: Simd>(
+        &mut self,
+        simd: S,
+        here: Range<usize>,
+        pair: [*const O::Real; 2],
+        scale: f64,
+        results: &mut Results<O::Real>,
+        total: &mut Total<S>,
+    ) -> bool {
+        let (start, length) = (here.start, here.len());
+        // SAFETY: the caller's promise.
+        let done = unsafe {
+            match (&self.losses, &self.gradient) {
+                (None, None) => binary::losses::<S, _, false, false>(simd, pair, length, scale, total, results),
+                (None, Some(_)) => binary::losses::<S, _, false, true>(simd, pair, length, scale, total, results),
+                (Some(_), None) => binary::losses::<S, _, true, false>(simd, pair, length, scale, total, results),
+                (Some(_), Some(_)) => binary::losses::<S, _, true, true>(simd, pair, length, scale, total, results),
+            }
+        };
+        if done {
+            if let Some(out) = &mut self.losses {
+                out.write::<S, O::Real>(simd, start, &results.losses[..length], StorePolicy::Cached);
+            }
+            if let Some(out) = &mut self.gradient {
+                out.write::<S, O>(simd, start, &results.gradients[..length], self.store[0]);
+            }
+        }
+        done
+    }
+
+    /// The work on some elements, with everything; `scale` is for all gradients, unless each has its own.
+    #[inline(always)]
+    fn weighted<S: Simd>(&mut self, simd: S, range: Range<usize>, scale: f64, total: &mut Total<S>) -> Found<()> {
         let Binary { logits, targets, weight, pos_weight, label_smoothing, .. } = self.problem;
         let ignore = self.problem.ignored();
         let each = match self.grad_output {
             Some(GradOutput::Each(numbers)) => Some(numbers),
             _ => None,
         };
-        let mut block = [<O::Real>::MASKED; BLOCK];
+        let mut block = [<O::Real>::LOWEST; BLOCK];
         let mut weighted = Weighted {
             targets: [0.0; BLOCK],
             weights: [1.0; BLOCK],
@@ -263,8 +303,8 @@ impl<O: Element> Elementwise<'_, O> {
         };
         let mut room = Room::default();
         let mut cleaned = false;
-        for start in self.range.clone().step_by(BLOCK) {
-            let length = BLOCK.min(self.range.end - start);
+        for start in range.clone().step_by(BLOCK) {
+            let length = BLOCK.min(range.end - start);
             let Weighted { targets: t, weights: w, positive, scales, .. } = &mut weighted;
             if cleaned {
                 (*positive, *scales) = ([1.0; BLOCK], [scale; BLOCK]);
@@ -288,7 +328,7 @@ impl<O: Element> Elementwise<'_, O> {
             cleaned = ignore.is_some() || self.divisor == 0.0 || weight.is_some() && w[..length].contains(&0.0);
             let logits = if cleaned {
                 logits.read(simd, start, &mut block[..length]);
-                block[length..].fill(<O::Real>::MASKED);
+                block[length..].fill(<O::Real>::LOWEST);
                 // Nothing equals NaN. Of a mean that divides by 0 no gradient counts, and no loss is asked for.
                 let (ignored, all) = (ignore.unwrap_or(f64::NAN), self.divisor != 0.0);
                 for index in 0..length {
@@ -304,7 +344,7 @@ impl<O: Element> Elementwise<'_, O> {
                 }
                 block.as_ptr()
             } else {
-                lend(simd, logits, start, length, &mut block, <O::Real>::MASKED)
+                lend(simd, logits, start, length, &mut block, <O::Real>::LOWEST)
             };
             // Nothing counts behind the last element, not even what the block before had there.
             for numbers in [t, w, positive] {
@@ -316,17 +356,17 @@ impl<O: Element> Elementwise<'_, O> {
         Ok(())
     }
 
-    /// The work on a block.
+    /// The work on a block, with everything.
     ///
     /// # Safety
-    /// `logits` and what `weighing` has are readable for a block.
+    /// `logits` are readable for a block.
     #[inline(always)]
-    unsafe fn block<S: Simd, W: Weighing<S, O::Real>>(
+    unsafe fn block<S: Simd>(
         &mut self,
         simd: S,
         here: Range<usize>,
         logits: *const O::Real,
-        weighing: &W,
+        weighted: &Weighted,
         room: &mut Room<O::Real>,
         total: &mut Total<S>,
     ) {
@@ -335,13 +375,13 @@ impl<O: Element> Elementwise<'_, O> {
         unsafe {
             match (&self.losses, &self.gradient) {
                 _ if self.hessian.is_some() => {
-                    losses::<S, _, W, true, true, true>(simd, logits, weighing, length, total, room);
+                    losses::<S, _, true, true, true>(simd, logits, weighted, length, total, room);
                 }
-                (None, None) => losses::<S, _, W, false, false, false>(simd, logits, weighing, length, total, room),
-                (None, Some(_)) => losses::<S, _, W, false, true, false>(simd, logits, weighing, length, total, room),
-                (Some(_), None) => losses::<S, _, W, true, false, false>(simd, logits, weighing, length, total, room),
+                (None, None) => losses::<S, _, false, false, false>(simd, logits, weighted, length, total, room),
+                (None, Some(_)) => losses::<S, _, false, true, false>(simd, logits, weighted, length, total, room),
+                (Some(_), None) => losses::<S, _, true, false, false>(simd, logits, weighted, length, total, room),
                 (Some(_), Some(_)) => {
-                    losses::<S, _, W, true, true, false>(simd, logits, weighing, length, total, room);
+                    losses::<S, _, true, true, false>(simd, logits, weighted, length, total, room);
                 }
             }
         }

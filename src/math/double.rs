@@ -4,7 +4,7 @@ use fearless_simd::{Simd, f64x4, f64x8, prelude::*, u64x8};
 
 use super::exponential::EIGHTHS;
 use super::logarithm::{LOG_1P_OF_QUOTIENT, log_one_plus};
-use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_wide, polynomial, precise_sum, two_sum};
+use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_wide, polynomials, precise_sum, two_sum};
 use crate::simd::{Table64, look_up_u64};
 
 /// The bits of `2^(j/8)`, less those of j, as in f32.
@@ -51,7 +51,7 @@ impl Real for f64 {
     #[inline(always)]
     #[allow(clippy::approx_constant)] // the last coefficients are derived, as the others
     fn octaves<S: Simd>() -> Octaves<Self> {
-        if is_wide::<S>() {
+        if const { is_wide::<S>() } {
             Octaves {
                 steps: 8,
                 // scripts/polynomials.py octaves_f64_by_eighths: relative error 2^-58.22.
@@ -157,7 +157,7 @@ impl Real for f64 {
 
     #[inline(always)]
     fn method<S: Simd>() -> Method<Self> {
-        if is_wide::<S>() {
+        if const { is_wide::<S>() } {
             Method {
                 steps: 8,
                 // scripts/polynomials.py exp_f64_by_eighths: relative error 2^-58.26.
@@ -246,11 +246,18 @@ impl Real for f64 {
 
     /// `2s·(1 + s²·P(s²))` with `s = y / (2 + y)`: a polynomial in y would have twice the terms.
     #[inline(always)]
-    fn log_1p<S: Simd>(simd: S, y: f64x8<S>) -> f64x8<S> {
-        let s = y / (y + f64x8::splat(simd, 2.0));
-        let square = s * s;
-        let double = s + s;
-        (polynomial::<S, f64>(simd, &LOG_1P_OF_QUOTIENT, square) * square).mul_add(double, double)
+    fn logs_1p<S: Simd, const K: usize>(simd: S, y: [f64x8<S>; K]) -> [f64x8<S>; K] {
+        let (mut s, mut square) = (y, y);
+        for k in 0..K {
+            s[k] = y[k] / (y[k] + f64x8::splat(simd, 2.0));
+            square[k] = s[k] * s[k];
+        }
+        let mut logs = polynomials::<S, f64, K>(simd, &LOG_1P_OF_QUOTIENT, square);
+        for k in 0..K {
+            let double = s[k] + s[k];
+            logs[k] = (logs[k] * square[k]).mul_add(double, double);
+        }
+        logs
     }
 
     #[inline(always)]

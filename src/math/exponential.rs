@@ -67,7 +67,7 @@ pub fn exp<S: Simd>(simd: S, x: f64) -> f64 {
 
 /// What sums take the exponential of: without a fused multiply-add, the one step would round.
 pub const fn argument_of_sums<S: Simd>() -> Argument {
-    if is_wide::<S>() { Argument::Shrunk } else { Argument::Exact }
+    if const { is_wide::<S>() } { Argument::Shrunk } else { Argument::Exact }
 }
 
 /// By which part of itself their argument is smaller.

@@ -24,7 +24,7 @@ pub type Twice<S> = [f64x8<S>; 2];
 pub const UNIT: f64 = 1024.0;
 
 /// Whether a level has fused multiply-adds, and looks eight numbers up at once: AVX-512 and AVX2 do.
-const fn is_wide<S: Simd>() -> bool {
+pub const fn is_wide<S: Simd>() -> bool {
     <S::f32s as SimdBase<S>>::LEN >= 8
 }
 
@@ -44,7 +44,7 @@ pub const fn vectors_at_a_time<S: Simd>() -> usize {
 /// Run `$body` with the constant `$count` set to [`vectors_at_a_time`] of the level `$simd`.
 macro_rules! with_vectors_at_a_time {
     ($simd:ty, $count:ident => $body:expr) => {
-        match $crate::math::vectors_at_a_time::<$simd>() {
+        match const { $crate::math::vectors_at_a_time::<$simd>() } {
             4 => {
                 const $count: usize = 4;
                 $body
@@ -71,10 +71,19 @@ pub fn lane_numbers<S: Simd>(simd: S) -> f64x8<S> {
 /// A polynomial by Horner's rule, highest power first.
 #[inline(always)]
 fn polynomial<S: Simd, R: Real>(simd: S, coefficients: &[R], x: R::Lanes<S>) -> R::Lanes<S> {
-    let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
-    let mut sum = lanes(coefficients[0]);
-    for &coefficient in &coefficients[1..] {
-        sum = sum.mul_add(x, lanes(coefficient));
-    }
+    let [sum] = polynomials(simd, coefficients, [x]);
     sum
+}
+
+/// [`polynomial`] of some vectors, the same step of each in turn.
+#[inline(always)]
+fn polynomials<S: Simd, R: Real, const K: usize>(simd: S, coefficients: &[R], x: [R::Lanes<S>; K]) -> [R::Lanes<S>; K] {
+    let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
+    let mut sums = [lanes(coefficients[0]); K];
+    for &coefficient in &coefficients[1..] {
+        for k in 0..K {
+            sums[k] = sums[k].mul_add(x[k], lanes(coefficient));
+        }
+    }
+    sums
 }

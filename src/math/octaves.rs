@@ -15,7 +15,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*, u64x8};
 
-use super::{Real, is_wide, polynomial};
+use super::{Real, is_wide, polynomial, polynomials};
 
 /// Steps an octave, and the polynomial of the rest.
 pub struct Octaves<R: 'static> {
@@ -151,9 +151,29 @@ impl<S: Simd, R: Real> Reference<S, R> {
         (Self { parts: scale.parts, shift, lowest }, -fused::<S, R>(simd, scale.parts, x, -c))
     }
 
+    /// The integer 0, for numbers that are at most 2.
+    #[inline(always)]
+    pub fn zero(simd: S, scale: Scale<R>) -> Self {
+        let lanes = |value: f64| R::splat(simd, value);
+        let [offset, zero] = offsets::<R>(scale.steps);
+        let (shift, lowest) = (lanes(R::ROUNDING.to_f64() + offset), lanes(-zero / scale.parts[0].to_f64()));
+        Self { parts: scale.parts, shift, lowest }
+    }
+
     /// The exponentials of some vectors, the same step of each in turn. NaN passes.
     #[inline(always)]
-    pub fn terms<const K: usize>(&self, simd: S, mut x: [R::Lanes<S>; K]) -> Terms<S, R, K> {
+    pub fn terms<const K: usize>(&self, simd: S, x: [R::Lanes<S>; K]) -> Terms<S, R, K> {
+        if const { is_wide::<S>() } { self.terms_here(simd, x) } else { self.terms_apart(simd, x) }
+    }
+
+    /// [`Self::terms`] as a function: without fused multiply-adds they are several times as long, in each of a hundred places.
+    #[inline(never)]
+    fn terms_apart<const K: usize>(&self, simd: S, x: [R::Lanes<S>; K]) -> Terms<S, R, K> {
+        self.terms_here(simd, x)
+    }
+
+    #[inline(always)]
+    fn terms_here<const K: usize>(&self, simd: S, mut x: [R::Lanes<S>; K]) -> Terms<S, R, K> {
         let Octaves { steps, p: coefficients } = R::octaves::<S>();
         let l = R::Lanes::<S>::simd_from(simd, self.parts[0]);
         // The order matters: on x86 `a.max(b)` is b when either is NaN.
@@ -170,12 +190,7 @@ impl<S: Simd, R: Real> Reference<S, R> {
         for k in 0..K {
             f[k] = fused::<S, R>(simd, self.parts, x[k], self.shift - rounded[k]);
         }
-        let mut p = [R::Lanes::<S>::simd_from(simd, coefficients[0]); K];
-        for &coefficient in &coefficients[1..] {
-            for k in 0..K {
-                p[k] = p[k].mul_add(f[k], R::Lanes::<S>::simd_from(simd, coefficient));
-            }
-        }
+        let p = polynomials(simd, coefficients, f);
         Terms { p, f, power, rounded }
     }
 
@@ -227,7 +242,7 @@ pub fn power_of_rest<S: Simd>(simd: S, octaves: f64x8<S>, rest: f64x8<S>) -> [f6
 fn fused<S: Simd, R: Real>(simd: S, parts: [R; 2], x: R::Lanes<S>, addend: R::Lanes<S>) -> R::Lanes<S> {
     let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
     let [l, rest] = [lanes(parts[0]), lanes(parts[1])];
-    if is_wide::<S>() {
+    if const { is_wide::<S>() } {
         let sum = x.mul_add(l, addend);
         return if R::WHOLE_EIGHTHS { x.mul_add(rest, sum) } else { sum };
     }

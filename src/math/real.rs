@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, SimdFloat, SimdFloatElement, f64x8, prelude::*};
 
-use super::{Argument, Boost, Method, Octaves, Total, Twice};
+use super::{Argument, Boost, Method, Octaves, Total, Twice, is_wide, polynomials};
 
 /// A type to compute in: its lanes and what the kernels need of them.
 pub trait Real: SimdFloatElement + Send + Sync + 'static {
@@ -100,8 +100,8 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     fn once<S: Simd>(twice: Twice<S>) -> Self::Lanes<S>;
     /// Add to a total what [`Self::twice`] could have made.
     fn add_twice<S: Simd>(total: &mut Total<S>, twice: Twice<S>);
-    /// `log(1 + y)` for y from 0 to 1, within 2 ulp.
-    fn log_1p<S: Simd>(simd: S, y: Self::Lanes<S>) -> Self::Lanes<S>;
+    /// `log(1 + y)` for y from 0 to 1, within 2 ulp, of some vectors, the same step of each in turn.
+    fn logs_1p<S: Simd, const K: usize>(simd: S, y: [Self::Lanes<S>; K]) -> [Self::Lanes<S>; K];
     /// The lanes as f64, the first [`Self::LANES`] of `numbers`.
     fn widen<S: Simd>(lanes: Self::Lanes<S>, numbers: &mut [f64; 16]);
     /// The first [`Self::LANES`] of `numbers`, each rounded once.
@@ -212,7 +212,32 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
         boost: Boost,
         argument: Argument,
     ) -> [[Self::Lanes<S>; K]; 3] {
-        let lanes = |value| Self::Lanes::<S>::simd_from(simd, value);
+        if const { is_wide::<S>() } {
+            Self::reduced_here(simd, x, boost, argument)
+        } else {
+            Self::reduced_apart(simd, x, boost, argument)
+        }
+    }
+
+    /// [`Self::reduced`] as a function, as [`super::Reference::terms`] are one on such levels.
+    #[inline(never)]
+    fn reduced_apart<S: Simd, const K: usize>(
+        simd: S,
+        x: [Self::Lanes<S>; K],
+        boost: Boost,
+        argument: Argument,
+    ) -> [[Self::Lanes<S>; K]; 3] {
+        Self::reduced_here(simd, x, boost, argument)
+    }
+
+    /// [`Self::reduced`] where it stands.
+    #[inline(always)]
+    fn reduced_here<S: Simd, const K: usize>(
+        simd: S,
+        x: [Self::Lanes<S>; K],
+        boost: Boost,
+        argument: Argument,
+    ) -> [[Self::Lanes<S>; K]; 3] {
         let Method { steps, q } = Self::method::<S>();
         let [mut r, n, power] = Self::exponents(simd, x, boost, steps);
         let ln_2 = if argument == Argument::Exact { &Self::LN_2 } else { Self::ROUNDED_LN_2 };
@@ -222,12 +247,7 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
                 r[k] = n[k].mul_add(part, r[k]);
             }
         }
-        let mut exp = [lanes(q[0]); K];
-        for &coefficient in &q[1..] {
-            for k in 0..K {
-                exp[k] = exp[k].mul_add(r[k], lanes(coefficient));
-            }
-        }
+        let mut exp = polynomials(simd, q, r);
         for k in 0..K {
             exp[k] = exp[k].mul_add(r[k], Self::splat(simd, 1.0));
         }

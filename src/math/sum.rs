@@ -6,7 +6,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::Twice;
+use super::{Real, Twice};
 
 /// A sum over lanes in twice their precision.
 #[derive(Clone, Copy)]
@@ -26,6 +26,12 @@ impl<S: Simd> Total<S> {
     pub fn add_products(&mut self, a: Twice<S>, b: Twice<S>) {
         self.parts[0] = a[0].mul_add(b[0], self.parts[0]);
         self.parts[1] = a[1].mul_add(b[1], self.parts[1]);
+    }
+
+    /// Add another total of numbers of this type.
+    #[inline(always)]
+    pub fn add<R: Real>(&mut self, other: Self) {
+        R::add_twice(self, other.parts);
     }
 
     /// Add a single number.
@@ -72,7 +78,6 @@ mod tests {
     use fearless_simd::f32x16;
 
     use super::*;
-    use crate::math::Real;
     use crate::simd::{Kernel, Level};
 
     #[test]

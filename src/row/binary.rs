@@ -1,4 +1,5 @@
-//! The binary twin: every logit a problem of its own.
+//! The binary twin: every logit a problem of its own, with weights, smoothing, second derivatives, and losses that are not finite.
+//! Finite losses of targets alone are the work of [`crate::kernel::binary`].
 //!
 //! With ε of the target replaced by one half, `a = w·((1 − ε)(1 − t) + ε/2)` and `b = w·P·((1 − ε)t + ε/2)`, the loss
 //! is `a·softplus(x) + b·softplus(−x)` and the gradient `a·σ(x) − b·σ(−x)`. With `E = exp(−|x|)`, a slope d, which is a
@@ -6,8 +7,8 @@
 //! the loss is a difference, and what the quotient is off by is a share of σ(−|x|), the smaller side. The second
 //! derivative is `(a + b)·σ(x)·σ(−x)`, that quotient times what is left of 1, which is no less than a half.
 //!
-//! exp, log1p and the quotient are those of the lanes, E being rounded to them, where it is subnormal too; slope and mass are f64, lest 1 − t and a weight of 50 take their
-//! rounding along.
+//! exp, log1p and the quotient are those of the lanes, E being rounded to them, where it is subnormal too; slope and mass are f64,
+//! lest 1 − t and a weight of 50 take their rounding along.
 //!
 //! # Three loops
 //!
@@ -24,44 +25,6 @@ use crate::rows::BLOCK;
 /// Lanes of f64 that say yes or no.
 type Mask<S> = <f64x8<S> as SimdBase<S>>::Mask;
 
-/// What the two sides of eight elements weigh.
-pub struct Sides<S: Simd> {
-    /// a where the logit is above 0, else −b.
-    slope: f64x8<S>,
-    /// a + b.
-    mass: f64x8<S>,
-    /// By what the gradient is multiplied.
-    scale: f64x8<S>,
-}
-
-/// What the elements of a block weigh.
-pub trait Weighing<S: Simd, R> {
-    /// The sides of eight elements, a half of the [`Real::LANES`] from `index` on.
-    ///
-    /// # Safety
-    /// The block has them.
-    unsafe fn sides(&self, simd: S, index: usize, half: usize, above: Mask<S>) -> Sides<S>;
-}
-
-/// Targets alone, in the type that computes: `a = 1 − t` and `b = t`.
-pub struct Plain<R> {
-    /// A block of them.
-    pub targets: *const R,
-    /// By what all gradients are multiplied.
-    pub scale: f64,
-}
-
-impl<S: Simd, R: Real + Element<Real = R>> Weighing<S, R> for Plain<R> {
-    #[inline(always)]
-    unsafe fn sides(&self, simd: S, index: usize, half: usize, above: Mask<S>) -> Sides<S> {
-        let lanes = |value: f64| f64x8::splat(simd, value);
-        // SAFETY: the caller's promise.
-        let targets = R::twice(unsafe { R::load(simd, self.targets.add(index)) });
-        let slope = above.select(lanes(1.0), lanes(0.0)) - targets[half];
-        Sides { slope, mass: lanes(1.0), scale: lanes(self.scale) }
-    }
-}
-
 /// Targets with weights: a block of everything.
 pub struct Weighted {
     /// The targets t.
@@ -76,11 +39,21 @@ pub struct Weighted {
     pub label_smoothing: f64,
 }
 
-impl<S: Simd, R> Weighing<S, R> for Weighted {
+/// What the two sides of eight elements weigh.
+struct Sides<S: Simd> {
+    /// a where the logit is above 0, else −b.
+    slope: f64x8<S>,
+    /// a + b.
+    mass: f64x8<S>,
+    /// By what the gradient is multiplied.
+    scale: f64x8<S>,
+}
+
+impl Weighted {
+    /// The sides of the eight elements from `start` on.
     #[inline(always)]
-    unsafe fn sides(&self, simd: S, index: usize, half: usize, above: Mask<S>) -> Sides<S> {
+    fn sides<S: Simd>(&self, simd: S, start: usize, above: Mask<S>) -> Sides<S> {
         let lanes = |value: f64| f64x8::splat(simd, value);
-        let start = index + 8 * half;
         let load = |values: &[f64; BLOCK]| f64x8::from_slice(simd, &values[start..start + 8]);
         let (keep, half_smoothing) = (lanes(1.0 - self.label_smoothing), lanes(self.label_smoothing / 2.0));
         let (t, w) = (load(&self.targets), load(&self.weights));
@@ -115,19 +88,18 @@ impl<R: Real> Default for Room<R> {
 /// gradients, and with `HESSIAN` their second derivatives besides. The last vector is worked on as a whole.
 ///
 /// # Safety
-/// A block of logits is readable, and of what `weighing` has.
+/// A block of logits is readable.
 #[inline(never)]
 pub unsafe fn losses<
     S: Simd,
     R: Real + Element<Real = R>,
-    W: Weighing<S, R>,
     const KEEP: bool,
     const GRADIENT: bool,
     const HESSIAN: bool,
 >(
     simd: S,
     logits: *const R,
-    weighing: &W,
+    weighted: &Weighted,
     length: usize,
     total: &mut Total<S>,
     room: &mut Room<R>,
@@ -146,7 +118,7 @@ pub unsafe fn losses<
             }
             for (part, logs) in gradients.chunks_exact_mut(lanes).zip(logs.chunks_exact_mut(lanes)) {
                 let exp = R::Lanes::<S>::from_slice(simd, part);
-                R::log_1p(simd, exp).store_slice(logs);
+                R::logs_1p(simd, [exp])[0].store_slice(logs);
                 if GRADIENT {
                     (exp / (exp + R::splat(simd, 1.0))).store_slice(part);
                 }
@@ -163,8 +135,7 @@ pub unsafe fn losses<
                 let (x, log) = (R::twice(x), R::twice(R::Lanes::<S>::from_slice(simd, logs)));
                 let (mut loss, mut gradient, mut hessian) = ([zero; 2], [zero; 2], [zero; 2]);
                 for half in 0..lanes / 8 {
-                    // SAFETY: as above.
-                    let sides = unsafe { weighing.sides(simd, vector * lanes, half, x[half].simd_gt(zero)) };
+                    let sides = weighted.sides(simd, vector * lanes + 8 * half, x[half].simd_gt(zero));
                     // The right answer is worth every confidence: 0·∞ is 0.
                     let linear = sides.slope.simd_eq(zero).select(zero, sides.slope * x[half]);
                     loss[half] = sides.mass.mul_add(log[half], linear);
