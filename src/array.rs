@@ -346,6 +346,30 @@ impl<'a> Array<'a> {
         Some(place.cast())
     }
 
+    /// Where `length` elements from number `first` on are, the classes innermost, and `rest` behind them: in the array itself, if
+    /// as many as `block` has room for lie there as `R`s, else in `block`.
+    ///
+    /// # Panics
+    /// If there are not that many, or no room for them.
+    #[inline(always)]
+    pub(crate) fn block<S: Simd, R: Real + Number>(
+        &self,
+        simd: S,
+        first: usize,
+        length: usize,
+        block: &mut [R],
+        rest: R,
+    ) -> *const R {
+        if length == block.len()
+            && let Some(place) = self.lend(first, length)
+        {
+            return place;
+        }
+        self.read(simd, first, &mut block[..length]);
+        block[length..].fill(rest);
+        block.as_ptr()
+    }
+
     /// Call `f` with the number of each element of some, the classes innermost, and the element.
     ///
     /// # Panics

@@ -228,7 +228,7 @@ impl<O: Element> Elementwise<'_, O> {
     #[inline(always)]
     fn plain<S: Simd>(&mut self, simd: S, scale: f64, total: &mut Total<S>) -> Found<()> {
         let kept = self.losses.as_ref().is_none_or(|losses| losses.dtype() == <O::Real>::DTYPE);
-        if !kept || self.hessian.is_some() || !binary::suits::<O::Real>(scale) {
+        if !kept || !binary::suits::<O::Real>(scale) {
             return self.weighted(simd, self.range.clone(), scale, total);
         }
         let mut logits = [<O::Real>::LOWEST; BLOCK];
@@ -236,8 +236,8 @@ impl<O: Element> Elementwise<'_, O> {
         let mut results = Results::default();
         for start in self.range.clone().step_by(BLOCK) {
             let length = BLOCK.min(self.range.end - start);
-            let logits = lend(simd, &self.problem.logits, start, length, &mut logits, <O::Real>::LOWEST);
-            let targets = lend(simd, &self.problem.targets, start, length, &mut copied, O::Real::default());
+            let logits = self.problem.logits.block(simd, start, length, &mut logits, <O::Real>::LOWEST);
+            let targets = self.problem.targets.block(simd, start, length, &mut copied, O::Real::default());
             // Integers are never lent as they are.
             self.problem.look_at(start, &copied[..length])?;
             let here = start..start + length;
@@ -267,10 +267,21 @@ impl<O: Element> Elementwise<'_, O> {
         // SAFETY: the caller's promise.
         let done = unsafe {
             match (&self.losses, &self.gradient) {
-                (None, None) => binary::losses::<S, _, false, false>(simd, pair, length, scale, total, results),
-                (None, Some(_)) => binary::losses::<S, _, false, true>(simd, pair, length, scale, total, results),
-                (Some(_), None) => binary::losses::<S, _, true, false>(simd, pair, length, scale, total, results),
-                (Some(_), Some(_)) => binary::losses::<S, _, true, true>(simd, pair, length, scale, total, results),
+                _ if self.hessian.is_some() => {
+                    binary::losses::<S, _, true, true, true, false>(simd, pair, length, scale, total, results)
+                }
+                (None, None) => {
+                    binary::losses::<S, _, false, false, false, false>(simd, pair, length, scale, total, results)
+                }
+                (None, Some(_)) => {
+                    binary::losses::<S, _, false, true, false, false>(simd, pair, length, scale, total, results)
+                }
+                (Some(_), None) => {
+                    binary::losses::<S, _, true, false, false, false>(simd, pair, length, scale, total, results)
+                }
+                (Some(_), Some(_)) => {
+                    binary::losses::<S, _, true, true, false, false>(simd, pair, length, scale, total, results)
+                }
             }
         };
         if done {
@@ -279,6 +290,9 @@ impl<O: Element> Elementwise<'_, O> {
             }
             if let Some(out) = &mut self.gradient {
                 out.write::<S, O>(simd, start, &results.gradients[..length], self.store[0]);
+            }
+            if let Some(out) = &mut self.hessian {
+                out.write::<S, O>(simd, start, &results.hessians[..length], self.store[1]);
             }
         }
         done
@@ -344,7 +358,7 @@ impl<O: Element> Elementwise<'_, O> {
                 }
                 block.as_ptr()
             } else {
-                lend(simd, logits, start, length, &mut block, <O::Real>::LOWEST)
+                logits.block(simd, start, length, &mut block, <O::Real>::LOWEST)
             };
             // Nothing counts behind the last element, not even what the block before had there.
             for numbers in [t, w, positive] {
@@ -395,27 +409,6 @@ impl<O: Element> Elementwise<'_, O> {
             out.write::<S, O>(simd, start, &room.hessians[..length], self.store[1]);
         }
     }
-}
-
-/// Where `length` numbers from `start` on are, and `rest` up to a block: in the array itself, if a whole block of them
-/// lies there as `R`s, else in `block`.
-#[inline(always)]
-fn lend<S: Simd, R: Real + Element>(
-    simd: S,
-    numbers: &Array,
-    start: usize,
-    length: usize,
-    block: &mut [R; BLOCK],
-    rest: R,
-) -> *const R {
-    if length == BLOCK
-        && let Some(place) = numbers.lend(start, length)
-    {
-        return place;
-    }
-    numbers.read(simd, start, &mut block[..length]);
-    block[length..].fill(rest);
-    block.as_ptr()
 }
 
 #[cfg(test)]

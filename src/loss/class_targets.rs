@@ -56,7 +56,7 @@ impl Rows<'_> {
 
     /// Write the diagonals of the Hessians of some rows, if they are wanted.
     #[inline(always)]
-    fn hessians<S: Simd, R: Real + Element<Real = R>>(
+    pub(super) fn hessians<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
         simd: S,
         plan: &Plan<R>,

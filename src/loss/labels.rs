@@ -129,6 +129,15 @@ impl Labels {
         }
     }
 
+    /// A number for each target from row `first` on, as many as there is room for.
+    #[inline(always)]
+    pub fn map_into<T>(&self, first: usize, numbers: &mut [T], number: impl Fn(Option<usize>) -> T) {
+        let labels = &self.classes[first..first + numbers.len()];
+        for (to, &label) in numbers.iter_mut().zip(labels) {
+            *to = number((label != IGNORED).then_some(label));
+        }
+    }
+
     /// The target of a row; `None` if the row is ignored.
     #[inline(always)]
     pub fn class(&self, row: usize) -> Option<usize> {

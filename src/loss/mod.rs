@@ -8,6 +8,7 @@ mod distribution;
 pub mod evaluation;
 pub mod labels;
 mod options;
+mod pairs;
 mod plan;
 mod rows;
 pub mod softmax;

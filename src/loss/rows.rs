@@ -121,6 +121,10 @@ impl Rows<'_> {
         let Range { start: mut first, end } = self.range;
         match Plan::<R>::new::<S>(self.problem, self.logits.classes(), self.weight_sum) {
             Some(plan) => {
+                if let (Some(labels), Some(scale)) = (plan.plain(), self.scale_of_pairs::<S, R>(&plan)) {
+                    self.pairs(simd, &plan, labels, scale, &mut sum)?;
+                    return Ok(sum_of_lanes(&sum));
+                }
                 while first < end {
                     first += self.planned_rows(simd, &plan, first, &mut sum)?;
                 }
