@@ -1,9 +1,10 @@
 """Evaluate logits in a file against targets in a file: loss, perplexity, accuracy and entropy.
 
 LOGITS and TARGETS are .npy files, or .npz and .safetensors files with the name of the array behind a colon,
-as in model.safetensors:logits (the name can be left out if there is but one array). They are read block by
-block, so they may be larger than memory. The three formats give the same figures, bit for bit. Of equal
-logits the first counts as larger.
+as in model.safetensors:logits (the name can be left out if there is but one array). Several files make one
+array, whose rows come in natural order (part-9 before part-10): a pattern such as "logits-*.npy", a folder,
+or the index of a sharded safetensors file (model.safetensors.index.json). They are read block by block, so
+they may be larger than memory. Of equal logits the first counts as larger.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import Evaluator, cross_entropy, io, set_num_threads
-from .._formats import npy
+from ..io._formats import npy
 from . import _terminal
 
 
@@ -180,9 +181,9 @@ def _output(
     if path.exists():
         if not path.is_file():
             raise ValueError(f"{path}: not a regular file")
-        for read in inputs:
-            if path.samefile(read.path):
-                raise ValueError(f"{path}: is read as {read.name}; expected a new file")
+        for shard in (shard for array in inputs for shard in array.shards):
+            if path.samefile(shard.path):
+                raise ValueError(f"{path}: is read as {shard.name}; expected a new file")
     with npy.creating(path, shape, dtype) as append:
         yield append
 

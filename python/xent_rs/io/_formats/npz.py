@@ -10,6 +10,7 @@ from typing import IO
 
 from . import Choose, Layout, npy, unique
 
+MAGIC = b"PK\3\4"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
@@ -47,6 +48,6 @@ def _stored_member_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
     """Position in the file of the bytes of a member that is not compressed."""
     file.seek(member.header_offset)
     signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    if signature != b"PK\3\4":
+    if signature != MAGIC:
         raise ValueError("damaged (no local header)")
     return member.header_offset + _LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)

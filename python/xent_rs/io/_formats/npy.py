@@ -13,14 +13,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Layout, checked, excerpt
+from . import Choose, Layout, checked, excerpt, packed
 
-_MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 10_000  # as NumPy
 
 
-def find(file: IO[bytes]) -> Layout:
-    """Find the array in a file."""
+def find(file: IO[bytes], choose: Choose) -> Layout:
+    """Find the array in a file, which has no name to choose."""
     layout = header(file)
     return alone(layout, os.fstat(file.fileno()).st_size - layout.offset)
 
@@ -39,7 +39,7 @@ def alone(layout: Layout, available: int) -> Layout:
 def header(file: IO[bytes]) -> Layout:
     """Read a header, and no more: NumPy reads as many bytes as a damaged one says that it has."""
     start = file.read(8)
-    if len(start) < 8 or not start.startswith(_MAGIC):
+    if len(start) < 8 or not start.startswith(MAGIC):
         raise ValueError(f"does not begin as a .npy file does (begins with {start!r})")
     major, minor = start[6:]
     if (major, minor) == (1, 0):
@@ -64,7 +64,8 @@ def header(file: IO[bytes]) -> Layout:
             raise TypeError("a length is a bool")
     except Exception as error:  # NumPy's parser lets TypeError, TokenError, RecursionError and others out
         raise ValueError(f"damaged .npy header {excerpt(repr(text))}") from error
-    return Layout(file.tell(), tuple(shape), dtype, fortran_order)
+    strides = packed(shape, dtype.itemsize, fortran_order=fortran_order)
+    return Layout(file.tell(), tuple(shape), dtype, strides)
 
 
 @contextmanager
