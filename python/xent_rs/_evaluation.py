@@ -6,13 +6,13 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import class_weight, integer
+from ._arguments import class_weight, integer, is_read_in_slices
 from ._environment import in_default_environment
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
@@ -316,6 +316,8 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     ----------
     logits : array_like of float16, bfloat16, float32 or float64
         One row of logits for each target, the classes along `axis`; any number of other axes, including none.
+        What is not in memory but has slices, such as an array of files, Zarr, h5py, Dask or xarray, is walked
+        over block by block (`xent_rs.io.row_blocks`), and so are its targets.
     targets : array_like of integers
         The classes, in the shape of `logits` without `axis`.
     **options
@@ -366,8 +368,41 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     _EVALUATE.check(given)
     sample_weight = given.pop("sample_weight", None)
     evaluator = Evaluator(**given)
-    evaluator.update(logits, targets, sample_weight=sample_weight)
+    if not is_read_in_slices(logits):
+        evaluator.update(logits, targets, sample_weight=sample_weight)
+        return evaluator.result()
+
+    from .io import SlicedArray, row_blocks  # here, for it takes longer to import than all the rest
+
+    lazy = cast(SlicedArray, logits)
+    labels = (
+        cast(SlicedArray, targets) if is_read_in_slices(targets) else _xent_rs.as_array(targets, "targets")
+    )
+    for block in row_blocks(lazy, labels, sample_weight, axis=evaluator._axis):
+        update_at(evaluator, *block)
     return evaluator.result()
+
+
+def update_at(
+    evaluator: Evaluator,
+    position: tuple[int, ...],
+    logits: NDArray[Any],
+    targets: NDArray[Any],
+    sample_weight: NDArray[Any] | None = None,
+) -> None:
+    """Add a block of larger arrays; a target that is no class is named by its place in them."""
+    try:
+        evaluator.update(logits, targets, sample_weight=sample_weight)
+    except IndexError:
+        classes, ignore_index = logits.shape[evaluator._axis], evaluator._ignore_index
+        wrong = np.argwhere(((targets < 0) | (targets >= classes)) & (targets != ignore_index))
+        if not len(wrong):
+            raise
+        found = targets[tuple(wrong[0])]
+        place = [start + index for start, index in zip(position, wrong[0].tolist(), strict=True)]
+        name = f"targets{place}" if place else "targets"
+        expected = f"0 to {classes - 1}, or ignore_index {ignore_index}"
+        raise IndexError(f"{name} is {found}; expected {expected}") from None
 
 
 def _converted(options: Mapping[str, Any]) -> dict[str, Any]:

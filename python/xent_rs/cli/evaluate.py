@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import Evaluator, cross_entropy, io, set_num_threads
+from .._evaluation import update_at
 from ..io._formats import npy
 from . import _terminal
 
@@ -128,11 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
             logits, targets, sample_weight, axis=arguments.axis
         ):
             some_weights = rest[0] if rest else None
-            try:
-                evaluator.update(some_logits, some_targets, sample_weight=some_weights)
-            except IndexError:
-                _check_targets(some_targets, position, logits.shape[arguments.axis], arguments.ignore_index)
-                raise
+            update_at(evaluator, position, some_logits, some_targets, some_weights)
             if append_losses is not None:
                 losses = cross_entropy(
                     some_logits, some_targets, sample_weight=some_weights, reduction="none", **options
@@ -156,16 +153,6 @@ def _check_order(logits: io.StoredArray, targets: io.StoredArray) -> None:
             f"LOGITS holds {logits.dtype} of shape {logits.shape} and TARGETS {targets.dtype} of shape "
             f"{targets.shape}: are the two files swapped?"
         )
-
-
-def _check_targets(targets: NDArray[Any], position: tuple[int, ...], classes: int, ignore_index: int) -> None:
-    """Refuse the first target that is no class, by its place in the file; the block is at `position`."""
-    wrong = np.argwhere(((targets < 0) | (targets >= classes)) & (targets != ignore_index))
-    if len(wrong):
-        found = targets[tuple(wrong[0])]
-        place = [start + index for start, index in zip(position, wrong[0].tolist(), strict=True)]
-        name = f"targets{place}" if place else "targets"
-        raise IndexError(f"{name} is {found}; expected 0 to {classes - 1}, or ignore_index {ignore_index}")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _xent_rs
-from .._arguments import integer
+from .._arguments import has_slices, integer
 from ._stored import Box, StoredArray
 
 Position = tuple[int, ...]
@@ -35,20 +35,6 @@ class SlicedArray(Protocol):
 
     def __getitem__(self, index: Any, /) -> Any:
         """Return what a tuple of slices asks for, as something that converts to an array of NumPy."""
-
-
-def is_sliced(value: object) -> bool:
-    """Tell whether an object is an array that has to be read slice by slice.
-
-    What has its numbers in memory offers them by NumPy's or by DLPack's protocol. Series of pandas are
-    indexed by labels.
-    """
-    in_memory = any(hasattr(value, name) for name in ("__array_interface__", "__dlpack__", "iloc"))
-    return not in_memory and isinstance(getattr(value, "dtype", None), np.dtype) and _has_slices(value)
-
-
-def _has_slices(value: object) -> bool:
-    return isinstance(getattr(value, "shape", None), tuple) and hasattr(value, "__getitem__")
 
 
 @overload
@@ -223,7 +209,7 @@ def _walk(
 ) -> Iterator[tuple[Any, ...]]:
     """Give the blocks of logits of one shape and of what has a number for each of their rows, or None."""
     for name, array in {**logits, **by_row}.items():
-        if array is not None and not _has_slices(array):
+        if not has_slices(array) and (array is not None or name in logits):
             found = type(array).__name__
             raise TypeError(f"{name}: found {found}; expected an array with shape, dtype and slicing")
     axis, max_bytes = integer(axis, "axis is"), integer(max_bytes, "max_bytes is")
