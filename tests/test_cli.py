@@ -488,7 +488,10 @@ ERRORS = [
     ),
     (["missing.npy", "targets.npy"], "missing.npy: No such file or directory"),
     (["logits.npy", "missing.npz:a"], "missing.npz: No such file or directory"),
-    (["logits.txt", "targets.npy"], "logits.txt: unknown format; expected a .npy, .npz or .safetensors file"),
+    (
+        ["logits.txt", "targets.npy"],
+        "logits.txt: unknown format; expected a .npy, .npz, .safetensors or .kld file",
+    ),
     (["both.npz", "targets.npy"], "both.npz: holds 'logits', 'targets'; choose one with both.npz:KEY"),
     (["both.npz:x", "targets.npy"], "both.npz: holds no array 'x'; it holds 'logits', 'targets'"),
     (

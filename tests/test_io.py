@@ -732,8 +732,8 @@ def test_the_import_is_cheap():
 
 
 ERRORS = [
-    ("a.txt", None, "a.txt: unknown format; expected a .npy, .npz or .safetensors file"),
-    ("a", None, "a: unknown format; expected a .npy, .npz or .safetensors file"),
+    ("a.txt", None, "a.txt: unknown format; expected a .npy, .npz, .safetensors or .kld file"),
+    ("a", None, "a: unknown format; expected a .npy, .npz, .safetensors or .kld file"),
     ("a.npy:key", None, "a.npy:key: a .npy file holds one array; leave out ':key'"),
     ("a.npy", "float64", "a.npy: holds float32; expected dtype float64"),
     ("a.npy", "bfloat16", "a.npy: holds float32; expected dtype bfloat16"),

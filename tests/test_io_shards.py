@@ -375,10 +375,10 @@ def test_a_misnamed_file_is_told(tmp_path, kind, suffix, said):
 
 
 ERRORS = [
-    ("empty", "empty: is a folder without .npy, .npz and .safetensors files"),
+    ("empty", "empty: is a folder without a .npy, .npz, .safetensors or .kld file"),
     (
         "zarr",
-        "zarr: is a folder without .npy, .npz and .safetensors files "
+        "zarr: is a folder without a .npy, .npz, .safetensors or .kld file "
         "(a Zarr array: open it with zarr, and hand that to Python's functions)",
     ),
     ("mixed", "mixed: holds .npy and .npz files; choose some, such as mixed/*.npy"),

@@ -1,4 +1,4 @@
-"""Arrays in ``.npy``, ``.npz`` and ``.safetensors`` files, larger than memory if need be.
+"""Arrays in ``.npy``, ``.npz``, ``.safetensors`` and ``.kld`` files, larger than memory if need be.
 
 `open_array` reads and checks the headers of one file, or of several that make one array. The numbers stay in
 the files, memory-mapped, until `row_blocks` walks over them, or slices of the array are asked for. Only the

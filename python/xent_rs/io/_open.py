@@ -15,20 +15,24 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ._formats import Choose, Layout, dtype_named, excerpt, npy, npz, safetensors
+from ._formats import Choose, Layout, dtype_named, excerpt, llama, npy, npz, safetensors
 from ._stored import ArrayFileError, Shard, StoredArray, readable, stamp
 
 _GIT_LFS = b"version https://git-lfs"
 
 
 def open_array(file: str | bytes | os.PathLike[Any], *, dtype: DTypeLike | None = None) -> StoredArray:
-    """Open an array in a ``.npy``, ``.npz`` or ``.safetensors`` file, or in several.
+    """Open an array in a ``.npy``, ``.npz``, ``.safetensors`` or ``.kld`` file, or in several.
 
     Parameters
     ----------
     file : str, bytes or path
-        The file, for the last two formats with the name of the array behind a colon: ``model.npz:logits``.
-        The name may be left out if there is but one array.
+        The file, for all formats but the first with the name of the array behind a colon:
+        ``model.npz:logits``. The name may be left out if there is but one array.
+
+        The logits of llama.cpp (``llama-perplexity --kl-divergence-base base.kld``, whatever the suffix) are
+        ``base.kld:logits``, log-probabilities of shape (chunks, scored positions, classes), their targets
+        ``base.kld:targets``, and what the model has read ``base.kld:tokens``.
 
         Several files make one array, in natural order (``part-9`` before ``part-10``): each has some of the
         rows, which are steps along the first axis. ``file`` is then a pattern, such as ``logits-*.npy`` or
@@ -57,8 +61,8 @@ def open_array(file: str | bytes | os.PathLike[Any], *, dtype: DTypeLike | None 
 
     References
     ----------
-    ``numpy.lib.format`` (.npy), APPNOTE.TXT of PKWARE (.npz is a zip file) and the format section of the
-    safetensors documentation.
+    ``numpy.lib.format`` (.npy), APPNOTE.TXT of PKWARE (.npz is a zip file), the format section of the
+    safetensors documentation, and ``tools/perplexity/perplexity.cpp`` of llama.cpp (.kld).
 
     Examples
     --------
@@ -90,15 +94,16 @@ _FORMATS = {
     ".npy": _Format(npy.find, npy.MAGIC),
     ".npz": _Format(npz.find, npz.MAGIC),
     ".safetensors": _Format(safetensors.find),
+    ".kld": _Format(llama.find, llama.MAGIC),
 }
-_SUFFIXES = ".npy, .npz or .safetensors"
+_SUFFIXES = ".npy, .npz, .safetensors or .kld"
 
 
 def _split(name: str) -> tuple[Path, str | None]:
     """Split ``FILE:KEY``; a file whose own name has a colon wins."""
     if os.path.lexists(name):
         return Path(name), None
-    match = re.fullmatch(r"(.+?\.(?:npy|npz|safetensors|json)):(.+)", name, re.IGNORECASE | re.DOTALL)
+    match = re.fullmatch(r"(.+?\.(?:npy|npz|safetensors|kld|json)):(.+)", name, re.IGNORECASE | re.DOTALL)
     if match is not None:
         return Path(match[1]), match[2]
     before, colon, key = name.rpartition(":")
@@ -127,7 +132,7 @@ def _files_in_folder(folder: Path, key: str | None) -> list[tuple[Path, str | No
     if not files:
         other = [name for name in ("zarr.json", ".zarray") if (folder / name).exists()]
         hint = " (a Zarr array: open it with zarr, and hand that to Python's functions)" if other else ""
-        raise ArrayFileError(f"{folder}: is a folder without .npy, .npz and .safetensors files{hint}")
+        raise ArrayFileError(f"{folder}: is a folder without a {_SUFFIXES} file{hint}")
     if len(suffixes) > 1 or len(indexes) > 1:
         kinds = " and ".join(suffixes) + (f" files and {len(indexes)} indexes" if indexes else " files")
         raise ArrayFileError(f"{folder}: holds {kinds}; choose some, such as {folder / ('*' + suffixes[0])}")
@@ -154,13 +159,11 @@ def _natural(name: str) -> tuple[list[tuple[str, int]], str]:
 def _shard(path: Path, key: str | None, dtype: DTypeLike | None, *, ask: str) -> Shard:
     """Read the header of a file; `ask` is how to ask for one of several arrays."""
     name = str(path) if key is None else f"{path}:{key}"
-    suffix = path.suffix.lower()
-    if suffix and suffix not in _FORMATS:
+    suffix = _suffix(path)
+    if suffix not in _FORMATS and (suffix or path.is_file()):
         raise ArrayFileError(f"{name}: unknown format; expected a {_SUFFIXES} file")
     if not stat.S_ISREG(path.stat().st_mode):
         raise ArrayFileError(f"{name}: not a regular file")
-    if suffix not in _FORMATS:
-        raise ArrayFileError(f"{name}: unknown format; expected a {_SUFFIXES} file")
     if key is not None and suffix == ".npy":
         raise ArrayFileError(f"{name}: a .npy file holds one array; leave out ':{key}'")
     with readable(name), path.open("rb") as opened:
@@ -170,6 +173,16 @@ def _shard(path: Path, key: str | None, dtype: DTypeLike | None, *, ask: str) ->
         layout = _FORMATS[suffix].find(opened, lambda keys: _choose(path, key, keys, ask))
         layout = replace(layout, dtype=_named(layout.dtype, dtype))
     return Shard(name, path, layout, found)
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix that says the format of a file; llama.cpp's logits may have any."""
+    suffix = path.suffix.lower()
+    if suffix not in _FORMATS and path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(llama.MAGIC)) == llama.MAGIC:
+                return ".kld"
+    return suffix
 
 
 def _check_start(start: bytes, suffix: str) -> None:

@@ -9,7 +9,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._formats import Layout, excerpt
+from ._formats import Layout, excerpt, llama
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -224,31 +224,39 @@ class _Reader:
 
     def block(self, index: Box) -> NDArray[Any]:
         """Read a block that is not empty."""
-        strides, itemsize = self._layout.strides, self._layout.dtype.itemsize
+        with readable(self.shard.name):
+            if self._layout.record is None:
+                return self._strided(index, self._layout.dtype)
+            *rows, classes = index
+            return llama.decoded(self._strided(rows, self._layout.record), classes)
+
+    def _strided(self, index: Sequence[slice], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Give what lies from the first number of a block to its last the form of the block."""
+        strides = self._layout.strides
         shape = tuple(part.stop - part.start for part in index)
         first = sum(part.start * stride for part, stride in zip(index, strides, strict=True))
-        last = sum((part.stop - 1) * stride for part, stride in zip(index, strides, strict=True)) + itemsize
-        with readable(self.shard.name):
-            data = self._bytes(first, last, has_gaps=last - first > math.prod(shape) * itemsize)
-        return np.ndarray(shape, self._layout.dtype, data, strides=strides)
+        last = sum((part.stop - 1) * stride for part, stride in zip(index, strides, strict=True))
+        size = last + dtype.itemsize - first
+        data = self._bytes(first, size, has_gaps=size > math.prod(shape) * dtype.itemsize)
+        return np.ndarray(shape, dtype, data, strides=strides)
 
-    def _bytes(self, first: int, last: int, *, has_gaps: bool) -> NDArray[np.uint8]:
-        """Return the bytes between two places of the array."""
+    def _bytes(self, first: int, size: int, *, has_gaps: bool) -> NDArray[np.uint8]:
+        """Return bytes of the array, counted from its first one."""
         if self._stream is None:
-            return self._map(self._file, self._layout.offset + first, last - first)
+            return self._map(self._file, self._layout.offset + first, size)
         if self._whole is None and self._in_order and first >= self._done and not has_gaps:
             while self._done < first:
-                size = min(_COPY_BYTES, first - self._done)
-                _read(self._stream, size)
-                self._done += size
-            self._done = last
-            return _read(self._stream, last - first)
+                left_out = min(_COPY_BYTES, first - self._done)
+                _read(self._stream, left_out)
+                self._done += left_out
+            self._done += size
+            return _read(self._stream, size)
         if self._whole is None:
             with tempfile.TemporaryFile() as copy, _decompressed(self._file, self._layout) as stream:
                 shutil.copyfileobj(stream, copy, _COPY_BYTES)
                 copy.flush()
                 self._whole = self._map(copy, 0, self._layout.nbytes)
-        return self._whole[first:last]
+        return self._whole[first : first + size]
 
     def _map(self, file: IO[bytes], offset: int, size: int) -> NDArray[np.uint8]:
         return np.asarray(np.memmap(file, np.uint8, "r", offset, (size,)))

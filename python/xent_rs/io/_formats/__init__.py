@@ -27,7 +27,8 @@ class Layout:
     """Where the numbers of an array are.
 
     `offset` counts from the beginning of the file, or of the decompressed zip member `member`; `strides` are
-    the bytes from one number to the next along each axis.
+    the bytes from one number to the next along each axis. Where a row is stored as a record (`llama`),
+    `record` is its dtype, and the last axis, which lies within it, has no stride.
     """
 
     offset: int
@@ -35,6 +36,7 @@ class Layout:
     dtype: np.dtype[Any]
     strides: tuple[int, ...]
     member: str | None = None
+    record: np.dtype[Any] | None = None
 
     @property
     def nbytes(self) -> int:
