@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -437,6 +438,49 @@ def test_after_a_failure_there_is_no_output_and_the_older_file_stays(files, caps
     assert sorted(os.listdir()) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_no_unfinished_output(tmp_path, number):
+    sparse(tmp_path / "logits.npy", (1 << 15, 1 << 16))  # 8 GiB: not done before the signal
+    np.save(tmp_path / "targets.npy", np.zeros(1 << 15, np.int8))
+    before = sorted(os.listdir(tmp_path))
+    files = [str(tmp_path / name) for name in ("logits.npy", "targets.npy", "losses.npy")]
+    process = subprocess.Popen(
+        [*COMMAND, "evaluate", *files[:2], "--output", files[2]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    late = threading.Timer(100, process.kill)
+    late.start()
+    while process.poll() is None and not any(file.stat().st_size > 128 for file in tmp_path.glob(".losses*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    if number != signal.SIGINT:  # who presses Ctrl-C twice does not want to wait for the tidying
+        process.send_signal(number)
+    assert process.communicate() == (b"", b"")
+    late.cancel()
+    assert process.returncode == 128 + number
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_signal_that_is_ignored_stays_so_and_handlers_are_given_back(files, capsys):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for _ in range(2):
+            assert run(capsys, "evaluate", "logits.npy", "targets.npy")[0] == 0
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def sparse(path, shape):
+    """Write logits that are zeros and take no space."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * int(np.prod(shape)))
+
+
 def test_a_disk_that_is_full_leaves_no_output(files):
     """Or a file that may not grow, which a test can have."""
     before = sorted(os.listdir())
@@ -693,10 +737,7 @@ def test_as_a_module_and_as_a_script(files):
 def test_a_file_larger_than_the_memory_it_may_use(tmp_path):
     rows, classes = 1 << 11, 1 << 18
     logits, targets = tmp_path / "logits.npy", tmp_path / "targets.npy"
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, classes)}
-    with logits.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + rows * classes * 4)  # 2 GiB of zeros that take no space
+    sparse(logits, (rows, classes))  # 2 GiB
     np.save(targets, np.arange(rows))
     limit = 1 << 30
     done = start(

@@ -1,8 +1,8 @@
 """Evaluate logits in a file against targets in a file: loss, perplexity, accuracy and entropy.
 
 LOGITS and TARGETS are .npy files, or .npz and .safetensors files with the name of the array behind a colon,
-as in model.safetensors:logits (the name can be left out if there is but one array), or of llama.cpp:
-base.kld:logits and base.kld:targets of what llama-perplexity --kl-divergence-base base.kld wrote. Several files make one
+as in model.safetensors:logits (the name can be left out if there is but one array), or base.kld:logits and
+base.kld:targets of what llama-perplexity --kl-divergence-base base.kld has written. Several files make one
 array, whose rows come in natural order (part-9 before part-10): a pattern such as "logits-*.npy", a folder,
 or the index of a sharded safetensors file (model.safetensors.index.json). They are read block by block, so
 they may be larger than memory. Of equal logits the first counts as larger.
