@@ -141,6 +141,35 @@ def test_evaluate_prints_the_fields_of_evaluation(files, capsys, pair):
     assert (found["rows"], found["ignored"]) == (114, 6)
 
 
+@pytest.mark.parametrize("names", [("logits-*.npy", "targets-*.npy"), ("logits", "targets"), ("index",) * 2])
+def test_evaluate_several_files_as_one(files, capsys, names):
+    logits, targets = files
+    os.mkdir("logits")
+    os.mkdir("targets")
+    weight_map = {}
+    for number, rows in enumerate(np.split(np.arange(40), [3, 4, 4, 17, 20, 25, 30, 31, 35, 36, 38])):
+        for name, values, dtype in (("logits", logits, "F32"), ("targets", targets, "I64")):
+            np.save(f"{name}-{number}.npy", values[rows])
+            np.savez(f"{name}/{number}.npz", values[rows])
+            key = f"{name}.{number}"
+            write_safetensors(f"{key}.safetensors", **{key: (dtype, values[rows])})
+            weight_map[key] = f"{key}.safetensors"
+    Path("model.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    if names[0] == "index":
+        names = ("model.index.json:logits.*", "model.index.json:targets.*")
+    status, output, errors = run(
+        capsys, "evaluate", *names, "--json", "--sample-weight", "targets-*.npy", "--output", "losses.npy"
+    )
+    assert (status, errors) == (0, "")
+    assert json.loads(output)["rows"] == np.count_nonzero((targets != -100) & (targets != 0))
+    wanted = xent_rs.cross_entropy(logits, targets, sample_weight=np.abs(targets), reduction="none")
+    counts = targets != -100
+    assert np.load("losses.npy")[counts].tobytes() == wanted[counts].tobytes()
+    assert run(capsys, "evaluate", names[0], "logits-1*.npy")[0] == 1
+    title = run(capsys, "evaluate", *names)[1].splitlines()[0]
+    assert title == f"{names[0]}: float32 logits of shape (40, 3, 11)"
+
+
 def test_every_format_gives_the_same_bits_also_in_several_blocks(files, capsys, monkeypatch):
     blocks = xent_rs.io.row_blocks
     seen = []
@@ -389,6 +418,60 @@ def test_output_has_the_loss_of_each_row(tmp_path, capsys, monkeypatch, options,
     assert sorted(os.listdir()) == ["l.npy", "losses.npy", "s.npy", "t.npy", "w.npy"]
 
 
+@pytest.mark.parametrize(("shift", "score_from"), [(True, 0), (False, 1), (True, 1), (True, 2)])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_next_tokens(files, capsys, monkeypatch, shift, score_from, axis):
+    """Logits of position i against token i + 1, from a position on, with the weights of the tokens."""
+    logits, tokens = files
+    weights = np.random.default_rng(1).uniform(0, 2, tokens.shape).astype(np.float32)
+    np.save("logits.npy", np.moveaxis(logits, -1, axis))
+    np.save("weights.npy", weights)
+    flags = ["--shift"] * shift + [f"--score-from={score_from}", f"--axis={axis}", "--json"]
+    scored = (
+        logits[:, score_from : 3 - shift],
+        tokens[:, score_from + shift :],
+        weights[:, score_from + shift :],
+    )
+    expected = Evaluator()
+    expected.update(scored[0], scored[1], sample_weight=scored[2])
+    small_blocks(monkeypatch)
+    status, output, errors = run(
+        capsys,
+        *("evaluate", "logits.npy", "targets.npy", "--sample-weight", "weights.npy"),
+        *("--output", "losses.npy", *flags),
+    )
+    assert (status, errors) == (0, "")
+    found = json.loads(output)
+    if expected.result().rows:
+        assert found["loss"] == pytest.approx(expected.result().loss, rel=1e-12)
+    assert (found["rows"], found["ignored"]) == (expected.result().rows, expected.result().ignored)
+    losses = xent_rs.cross_entropy(scored[0], scored[1], sample_weight=scored[2], reduction="none")
+    assert np.load("losses.npy").tobytes() == losses.tobytes()
+    assert np.load("losses.npy").shape == scored[1].shape
+
+
+def test_a_wrong_next_token_is_named_by_its_place_in_the_file(files, capsys):
+    _, tokens = files
+    tokens[:, 0] = 99  # no target: nothing comes before it
+    tokens[37, 2] = 11
+    np.save("targets.npy", tokens)
+    assert run(capsys, "evaluate", "logits.npy", "targets.npy", "--shift") == (
+        1,
+        "",
+        "xent-rs: error: targets[37, 2] is 11; expected 0 to 10, or ignore_index -100\n",
+    )
+
+
+def test_bits_per_byte(files, capsys):
+    result = expected(*files)
+    per_byte = result.bits * result.rows / 437
+    command = ["evaluate", "logits.npy", "targets.npy", "--bytes", "437"]
+    _, output, _ = run(capsys, *command, "--json")
+    assert json.loads(output)["bits_per_byte"] == per_byte
+    _, output, _ = run(capsys, *command)
+    assert re.split(r" {2,}", output.splitlines()[-1]) == ["bits per byte", f"{per_byte:.6g}"]
+
+
 @pytest.mark.parametrize("shape", [(4,), (0, 4)])
 def test_output_of_a_single_sample_and_of_no_rows(tmp_path, capsys, monkeypatch, shape):
     monkeypatch.chdir(tmp_path)
@@ -564,6 +647,15 @@ ERRORS = [
         "label_smoothing is 2.0; expected a number from 0 to 1",
     ),
     (["logits.npy", "targets.npy", "--z-loss=-1"], "z_loss is -1.0; expected a finite number, at least 0"),
+    (
+        ["logits.npy", "targets.npy", "--score-from", "4"],
+        "score_from is 4; expected 0 to 3 for logits of shape (40, 3, 11)",
+    ),
+    (
+        ["logits.npy", "targets.npy", "--score-from", "3", "--shift"],
+        "score_from is 3; expected 0 to 2 for logits of shape (40, 3, 11)",
+    ),
+    (["logits.npy", "targets.npy", "--score-from=-1"], "score_from is -1; expected at least 0"),
     (["logits.npy", "targets.npy", "--softcap=0"], "softcap is 0.0; expected a positive finite number"),
     (["logits.npy", "targets.npy", "--weight", "missing.npy"], "missing.npy: No such file or directory"),
     (
@@ -674,6 +766,10 @@ def test_completion_for_other_shells_names_every_option(capsys, shell):
         ["evaluate", "a.npy", "b.npy", "--axis", "x"],
         ["evaluate", "a.npy", "b.npy", "--label-smoothing", "x"],
         ["evaluate", "a.npy", "b.npy", "--weight"],
+        ["evaluate", "a.npy", "b.npy", "--bytes", "0"],
+        ["evaluate", "a.npy", "b.npy", "--bytes", "1.5"],
+        ["evaluate", "a.npy", "b.npy", "--score-from", "x"],
+        ["evaluate", "a.npy", "b.npy", "--shift=1"],
         ["bench", "--shape", "10"],
         ["bench", "--shape", "0x10"],
         ["bench", "--shape", "4x1"],

@@ -287,6 +287,14 @@ class Evaluator:
             ignored=sums.ignored,
         )
 
+    def _counted(self) -> dict[str, Any]:
+        """Return what was seen, in types that JSON has."""
+        return self._sums.as_json()
+
+    def _go_on_from(self, counted: Any) -> None:
+        """Take up what `_counted` of an evaluator with the same options gave; refuse anything else."""
+        self._sums = _Sums.from_json(counted, len(self._ks))
+
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={_text(value)}" for name, value in self._options().items())
         return f"<Evaluator({options}): {self._sums.rows} rows, {self._sums.ignored} ignored>"
@@ -434,6 +442,16 @@ class _ExactSum:
     def __add__(self, other: _ExactSum) -> _ExactSum:
         return _ExactSum(self.units + other.units, self.not_finite + other.not_finite)
 
+    def as_json(self) -> list[Any]:
+        return [format(self.units, "x"), self.not_finite]
+
+    @classmethod
+    def from_json(cls, value: Any) -> _ExactSum:
+        match value:
+            case [str(units), float(not_finite)]:
+                return cls(int(units, 16), not_finite)
+        raise ValueError("expected a sum")
+
     def over(self, divisor: _ExactSum) -> float:
         """Divide, with one rounding; NaN if the divisor is 0."""
         if divisor == _ExactSum():
@@ -475,6 +493,42 @@ class _Sums:
             self.ignored + other.ignored,
             other.classes if self.classes is None else self.classes,
         )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss.as_json(),
+            "weight": self.weight.as_json(),
+            "entropy": self.entropy.as_json(),
+            "hits": list(self.hits),
+            "rows": self.rows,
+            "ignored": self.ignored,
+            "classes": self.classes,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, ks: int) -> _Sums:
+        match value:
+            case {
+                "loss": loss,
+                "weight": weight,
+                "entropy": entropy,
+                "hits": [*hits],
+                "rows": rows,
+                "ignored": ignored,
+                "classes": classes,
+            } if len(hits) == ks and all(
+                type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes)
+            ):
+                return cls(
+                    _ExactSum.from_json(loss),
+                    _ExactSum.from_json(weight),
+                    _ExactSum.from_json(entropy),
+                    tuple(hits),
+                    rows,
+                    ignored,
+                    classes,
+                )
+        raise ValueError(f"expected sums of an evaluator and hits for {ks} numbers k")
 
 
 def _exp(value: float) -> float:

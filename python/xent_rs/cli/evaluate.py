@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .. import Evaluator, cross_entropy, io, set_num_threads
+from .. import Evaluation, Evaluator, _xent_rs, cross_entropy, io, set_num_threads
 from .._evaluation import update_at
 from ..io._formats import npy
 from . import _terminal
+from ._journal import Journal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +65,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--output",
             type=Path,
             metavar="LOSSES.npy",
-            help="new file of the loss of each row, in the shape of TARGETS; 0 for rows that do not count",
+            help="new file of the loss of each row, in the shape of TARGETS less the positions that --shift "
+            "and --score-from leave out; 0 for rows that do not count",
         ),
     ]
     for action in files:
         _terminal.names_file(action)
+    parser.add_argument(
+        "--shift",
+        action="store_true",
+        help="TARGETS are the tokens that the model has read: the logits of a position, the last axis of "
+        "TARGETS, are for the token after it; those of the last position do not count",
+    )
+    parser.add_argument(
+        "--score-from",
+        type=int,
+        default=0,
+        metavar="POSITION",
+        help="leave out the logits of all positions before this one (default: 0)",
+    )
+    parser.add_argument(
+        "--bytes",
+        type=_positive,
+        metavar="N",
+        help="size of the text of which the rows that count are the tokens; adds the bits per byte, "
+        "bits * rows / N",
+    )
+    _terminal.names_file(
+        parser.add_argument(
+            "--state",
+            type=Path,
+            metavar="FILE",
+            help="file that keeps what is counted so far: after a kill the same command goes on from there, "
+            "to the same results; it is removed when these are printed",
+        )
+    )
     parser.add_argument(
         "--label-smoothing",
         type=float,
@@ -103,13 +137,38 @@ def run(arguments: argparse.Namespace) -> int:
     logits = io.open_array(arguments.logits, dtype=arguments.dtype)
     targets = io.open_array(arguments.targets)
     _check_order(logits, targets)
-    sample_weight = None if arguments.sample_weight is None else io.open_array(arguments.sample_weight)
+    inputs = {"LOGITS": logits, "TARGETS": targets}
+    for option in ("sample_weight", "weight"):
+        if getattr(arguments, option) is not None:
+            inputs[f"--{option.replace('_', '-')}"] = io.open_array(getattr(arguments, option))
+    sample_weight = inputs.get("--sample-weight")
     if sample_weight is not None and sample_weight.shape != targets.shape:
         raise ValueError(
             f"{sample_weight.name}: has shape {sample_weight.shape}; "
             f"expected {targets.shape}, the shape of {targets.name}, one weight a row"
         )
-    weight = None if arguments.weight is None else io.open_array(arguments.weight)
+    with _journal(arguments, inputs) as journal:
+        evaluation = _evaluated(arguments, inputs, journal)
+        found, table = asdict(evaluation), evaluation._table(classes=logits.shape[arguments.axis])
+        if arguments.bytes is not None:
+            found["bits_per_byte"] = evaluation.bits * evaluation.rows / arguments.bytes
+            table.append(("bits per byte", f"{found['bits_per_byte']:.6g}"))
+        if arguments.json:
+            _terminal.print_json(found)
+        else:
+            print(f"{_terminal.printable(logits.name)}: {logits.dtype.name} logits of shape {logits.shape}")
+            _terminal.print_table(table)
+        if journal is not None:
+            sys.stdout.flush()
+            journal.remove()
+    return 0
+
+
+def _evaluated(
+    arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray], journal: Journal | None
+) -> Evaluation:
+    """Evaluate block by block, from where the journal ends."""
+    logits, targets, weight = inputs["LOGITS"], inputs["TARGETS"], inputs.get("--weight")
     options: dict[str, Any] = {
         "weight": None if weight is None else weight.map(),
         "ignore_index": arguments.ignore_index,
@@ -120,31 +179,42 @@ def run(arguments: argparse.Namespace) -> int:
         "axis": arguments.axis,
     }
     evaluator = Evaluator(top_k=arguments.top_k, **options)
-    inputs = [file for file in (logits, targets, sample_weight, weight) if file is not None]
+    blocks = io.row_blocks(
+        logits,
+        targets,
+        inputs.get("--sample-weight"),
+        axis=arguments.axis,
+        shift=int(arguments.shift),
+        score_from=arguments.score_from,
+        skip=0 if journal is None else journal.blocks,
+    )
+    left_out = int(arguments.shift) + arguments.score_from
+    rows = (*targets.shape[:-1], targets.shape[-1] - left_out) if left_out else targets.shape
+    row_bytes = logits.shape[arguments.axis] * logits.dtype.itemsize
     losses_dtype = np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32)  # as `cross_entropy`
     with (
-        _output(arguments.output, targets.shape, losses_dtype, inputs) as append_losses,
-        _terminal.progress(logits.nbytes, "evaluate", unit="B", unit_scale=True, unit_divisor=1024) as bar,
+        _output(arguments, rows, losses_dtype, inputs) as append_losses,
+        _terminal.progress(
+            math.prod(rows) * row_bytes, "evaluate", unit="B", unit_scale=True, unit_divisor=1024
+        ) as bar,
     ):
-        for position, some_logits, some_targets, *rest in io.row_blocks(
-            logits, targets, sample_weight, axis=arguments.axis
-        ):
+        if journal is not None and journal.blocks:
+            done = _go_on(journal, evaluator, append_losses, losses_dtype)
+            bar.update(done * row_bytes)
+        for position, some_logits, some_targets, *rest in blocks:
             some_weights = rest[0] if rest else None
             update_at(evaluator, position, some_logits, some_targets, some_weights)
+            losses = b""
             if append_losses is not None:
-                losses = cross_entropy(
+                of_rows = cross_entropy(
                     some_logits, some_targets, sample_weight=some_weights, reduction="none", **options
                 )
-                append_losses(np.asarray(losses))
+                losses = np.asarray(of_rows, losses_dtype).tobytes()
+                append_losses(losses)
+            if journal is not None:
+                journal.add(evaluator._counted(), losses)
             bar.update(some_logits.nbytes)
-    evaluation = evaluator.result()
-
-    if arguments.json:
-        _terminal.print_json(asdict(evaluation))
-    else:
-        print(f"{_terminal.printable(logits.name)}: {logits.dtype.name} logits of shape {logits.shape}")
-        _terminal.print_table(evaluation._table(classes=logits.shape[arguments.axis]))
-    return 0
+    return evaluator.result()
 
 
 def _check_order(logits: io.StoredArray, targets: io.StoredArray) -> None:
@@ -157,10 +227,78 @@ def _check_order(logits: io.StoredArray, targets: io.StoredArray) -> None:
 
 
 @contextlib.contextmanager
+def _journal(arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray]) -> Iterator[Journal | None]:
+    """Open the journal that ``--state`` names, if it does."""
+    if arguments.state is None:
+        yield None
+        return
+    if arguments.output is not None and _same_file(arguments.state, arguments.output):
+        raise ValueError(f"{arguments.state}: is both --state and --output; expected two files")
+    names = ("LOGITS", "TARGETS", "--sample-weight", "--weight")
+    loss = ("axis", "ignore_index", "temperature", "softcap", "label_smoothing", "z_loss")
+    with Journal(
+        arguments.state,
+        {name: _fingerprint(inputs[name]) if name in inputs else None for name in names},
+        {
+            **{
+                f"--{name.replace('_', '-')}": getattr(arguments, name)
+                for name in (*loss, "shift", "score_from")
+            },
+            "--top-k": list(arguments.top_k),
+            "--output": arguments.output is not None,
+            # Those with fused multiply-add give the same bits.
+            "instruction set": "portable"
+            if _xent_rs.simd_level() == "portable"
+            else "with fused multiply-add",
+        },
+    ) as journal:
+        yield journal
+
+
+def _fingerprint(array: io.StoredArray) -> str:
+    """Return what an input is known by: its files, and where the numbers are in them."""
+    places = [
+        (layout.offset, layout.shape, layout.dtype.name, layout.strides, layout.member, shard.stamp)
+        for shard in array.shards
+        for layout in [shard.layout]
+    ]
+    return hashlib.sha256(repr(places).encode()).hexdigest()
+
+
+def _go_on(
+    journal: Journal,
+    evaluator: Evaluator,
+    append_losses: Callable[[bytes], None] | None,
+    losses_dtype: np.dtype[Any],
+) -> int:
+    """Take up what a journal has; return the number of its rows."""
+    try:
+        evaluator._go_on_from(journal.counted)
+    except ValueError as error:
+        raise ValueError(f"{journal.path}: damaged ({error}); remove it to begin anew") from None
+    counted = evaluator.result()
+    done = counted.rows + counted.ignored
+    if append_losses is not None:
+        found = 0
+        for losses in journal.losses():
+            append_losses(losses)
+            found += len(losses)
+        if found != done * losses_dtype.itemsize:
+            raise ValueError(
+                f"{journal.path}: damaged ({found} bytes of losses for {done} rows); remove it to begin anew"
+            )
+    return done
+
+
+@contextlib.contextmanager
 def _output(
-    path: Path | None, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: list[io.StoredArray]
-) -> Iterator[Callable[[NDArray[Any]], None] | None]:
-    """Give a function that appends to a new .npy file, or None without a path."""
+    arguments: argparse.Namespace,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    inputs: Mapping[str, io.StoredArray],
+) -> Iterator[Callable[[bytes], None] | None]:
+    """Give a function that appends to the .npy file that ``--output`` names, or None."""
+    path, token = arguments.output, None
     if path is None:
         yield None
         return
@@ -169,11 +307,17 @@ def _output(
     if path.exists():
         if not path.is_file():
             raise ValueError(f"{path}: not a regular file")
-        for shard in (shard for array in inputs for shard in array.shards):
+        for shard in (shard for array in inputs.values() for shard in array.shards):
             if path.samefile(shard.path):
                 raise ValueError(f"{path}: is read as {shard.name}; expected a new file")
-    with npy.creating(path, shape, dtype) as append:
+    if arguments.state is not None:
+        token = hashlib.sha256(os.fsencode(os.path.realpath(arguments.state))).hexdigest()[:8]
+    with npy.creating(path, shape, dtype, token) as append:
         yield append
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -181,3 +325,10 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 1,5") from None
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return number

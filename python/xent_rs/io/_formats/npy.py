@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import Choose, Layout, checked, excerpt, packed
 
@@ -70,21 +69,24 @@ def header(file: IO[bytes]) -> Layout:
 
 @contextmanager
 def creating(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """Give a function that appends numbers, in C order, to a new ``.npy`` file.
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], token: str | None = None
+) -> Iterator[Callable[[bytes], None]]:
+    """Give a function that appends the bytes of numbers, in C order, to a new ``.npy`` file.
 
     The file gets its name when the block ends, in place of an older one, and vanishes if an exception ends
-    the block. It is written rather than mapped, so that a full disk is an `OSError` and not a SIGBUS.
+    the block. It is written rather than mapped, so that a full disk is an `OSError` and not a SIGBUS. What a
+    kill leaves of it has `token` in its name, at random by default; the next with that token removes it.
     """
     target = Path(os.path.realpath(path))  # what a symbolic link names is replaced, not the link
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    unfinished = target.with_name(f".{target.name}.{token or secrets.token_hex(4)}")
     header = BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     )
     try:
         with _named(path):
+            if token is not None:
+                unfinished.unlink(missing_ok=True)
             file = unfinished.open("xb", buffering=0)  # so that closing writes nothing, and cannot fail
         with file:
 
@@ -95,7 +97,7 @@ def creating(
                         rest = rest[file.write(rest) :]
 
             write(header.getvalue())
-            yield lambda numbers: write(numbers.astype(dtype, copy=False).tobytes())
+            yield write
         with _named(path):
             os.replace(unfinished, target)
     except BaseException:
