@@ -698,6 +698,84 @@ def test_errors_are_one_line(files, capsys, arguments, message):
     assert sorted(os.listdir()) == before
 
 
+def write_llama(path, logits, tokens):
+    chunks, scored, classes = logits.shape
+    header = b"_logits_" + struct.pack("<3i", tokens.shape[1], classes, chunks)
+    rows = [struct.pack("<2f", 1.0, -9.0) + bytes(2 * (classes + classes % 2))] * (chunks * scored)
+    Path(path).write_bytes(header + tokens.astype("<i4").tobytes() + b"".join(rows))
+
+
+# What is opened, the file of it that is damaged, and another suffix for that.
+KINDS = {
+    "npy": ("a.npy", "a.npy", ".npz"),
+    "npz": ("a.npz:logits", "a.npz", ".npy"),
+    "npz compressed": ("b.npz:logits", "b.npz", ".safetensors"),
+    "safetensors": ("a.safetensors:logits", "a.safetensors", ".npy"),
+    "llama.cpp": ("a.kld:logits", "a.kld", ".npy"),
+    "pattern": ("part-*.npy", "part-1.npy", None),
+    "folder": ("folder", "folder/1.npy", None),
+    "index": ("a.index.json:*", "a.safetensors", None),
+}
+
+
+def write_kinds(logits, tokens):
+    np.save("a.npy", logits)
+    np.savez("a.npz", logits=logits)
+    np.savez_compressed("b.npz", logits=logits)
+    write_safetensors("a.safetensors", logits=("F32" if logits.dtype == np.float32 else "I64", logits))
+    os.makedirs("folder", exist_ok=True)
+    for number, rows in enumerate(np.split(logits, 2)):
+        np.save(f"part-{number}.npy", rows)
+        np.save(f"folder/{number}.npy", rows)
+    Path("a.index.json").write_text('{"weight_map": {"logits": "a.safetensors"}}')
+    write_llama("a.kld", logits, tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_tells_its_faults_in_a_sentence(tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    logits, tokens = np.zeros((4, 3, 6), np.float32), np.zeros((4, 7), np.int32)
+    name, damaged, suffix = KINDS[kind]
+    write_kinds(logits, tokens)
+    np.save("targets.npy", np.zeros((4, 3), np.int64))
+    np.save("other.npy", np.zeros((4, 2), np.int64))
+
+    def said(*arguments):
+        status, output, errors = run(capsys, "evaluate", *arguments)
+        assert (status, output) == (1, "")
+        assert errors.count("\n") == 1
+        return errors.removeprefix("xent-rs: error: ").rstrip("\n")
+
+    assert run(capsys, "evaluate", name, "targets.npy")[0] == 0
+    assert said(name, "other.npy") == (
+        "targets have shape (4, 2); expected (4, 3), the shape of logits (4, 3, 6) without axis -1"
+    )
+    assert re.fullmatch(
+        r"\S+: holds float32; expected dtype float64", said(name, "targets.npy", "--dtype=float64")
+    )
+    whole = Path(damaged).read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        Path(damaged).write_bytes(whole[:length])
+        text = said(name, "targets.npy")
+        assert text.startswith(damaged), text
+        assert re.search("truncated|does not begin as|not a zip file|expected", text), text
+    Path(damaged).write_bytes(whole)
+    if suffix is not None:
+        misnamed = f"c{suffix}"
+        os.rename(damaged, misnamed)
+        key = name.partition(":")[1] + name.partition(":")[2] if suffix != ".npy" else ""
+        text = said(misnamed + key, "targets.npy")
+        assert re.match(
+            rf"c\{suffix}\S*: (begins as a \.\w+ file does; expected a |does not begin as)", text
+        ), text
+    if kind != "llama.cpp":
+        write_kinds(logits.astype(np.int64), tokens)
+        assert said(name, "targets.npy") == (
+            "logits have dtype int64; expected float16, bfloat16, float32 or float64 "
+            "(logits.astype(np.float32))"
+        )
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [

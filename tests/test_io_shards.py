@@ -151,6 +151,22 @@ def test_keys_of_folders_and_of_indexes(tmp_path):
     )
 
 
+NAMES = ["a-0", "a-00", "a-01", "a-02", "a-2", "a-10-9", "a-10-10", "a-10", "a-10b", "a-" + 99 * "9", "b"]
+
+
+def test_natural_order(tmp_path):
+    for number, name in enumerate(NAMES):
+        np.save(tmp_path / f"{name}.npy", [number])
+    assert io.open_array(tmp_path).map().tolist() == list(range(len(NAMES)))
+
+
+def test_long_numbers_in_an_index(tmp_path):
+    tensors = {f"logits.{'9' * digits}": np.array([digits]) for digits in (5000, 5001)}
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
+    path = write_index(tmp_path, {"weight_map": dict.fromkeys(reversed(tensors), "a.safetensors")})
+    assert io.open_array(path).map().tolist() == [5000, 5001]
+
+
 def test_a_pattern_over_folders(tmp_path):
     expected = whole()
     for number, shard in enumerate(cut(expected)):
@@ -252,6 +268,10 @@ def write_index(folder, content):
 
 
 INDEXES = {
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1",
+        "is a Git LFS pointer, not the file that it stands for: run `git lfs pull`",
+    ),
     "empty": (b"", "damaged index of a safetensors file (Expecting value: line 1 column 1 (char 0))"),
     "truncated": (b'{"weight_map": {"a": "a.saf', None),
     "not UTF-8": (b"\xff", None),

@@ -142,6 +142,8 @@ def _files_in_folder(folder: Path, key: str | None) -> list[tuple[Path, str | No
 def _files_of_index(index: Path, key: str | None) -> list[tuple[Path, str | None]]:
     """Return the files of the tensors in the index of a sharded safetensors file."""
     with readable(str(index)), index.open("rb") as opened:
+        _check_start(opened.read(len(_GIT_LFS)), ".json")
+        opened.seek(0)
         files = safetensors.index(opened)
     names = [key] if key in files else [name for name in files if key is None or fnmatchcase(name, key)]
     if not names:
@@ -149,11 +151,12 @@ def _files_of_index(index: Path, key: str | None) -> list[tuple[Path, str | None
     return [(index.parent / files[name], name) for name in sorted(names, key=_natural)]
 
 
-def _natural(name: str) -> tuple[list[tuple[str, int]], str]:
+def _natural(name: str) -> tuple[list[tuple[str, int, str]], str]:
     """Return what sorts names by the numbers in them: ``part-9`` before ``part-10``."""
-    parts = re.split(r"(\d+)", name)
-    texts, numbers = parts[::2], [int(digits) for digits in parts[1::2]]
-    return list(zip(texts, [*numbers, -1], strict=True)), name
+    *parts, last = re.split(r"0*([0-9]+)", name)
+    # Of numbers without leading zeros the one with more digits is larger.
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [*((text, len(digits), digits) for text, digits in pairs), (last, 0, "")], name
 
 
 def _shard(path: Path, key: str | None, dtype: DTypeLike | None, *, ask: str) -> Shard:

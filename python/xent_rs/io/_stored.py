@@ -135,8 +135,7 @@ class StoredArray:
 
     def __array__(self, dtype: DTypeLike | None = None, *, copy: bool | None = None) -> NDArray[Any]:
         """Return the whole array, for NumPy."""
-        whole = self[...]
-        return np.array(whole, dtype) if copy else np.asarray(whole, dtype)
+        return np.array(self[...], dtype, copy=copy)
 
     def map(self) -> NDArray[Any]:
         """Return the whole array, memory-mapped and read-only.
