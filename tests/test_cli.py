@@ -673,7 +673,7 @@ ERRORS = [
         ["objects.npy", "targets.npy"],
         "objects.npy: holds Python objects, which are not read; expected numbers",
     ),
-    (["text.npz", "targets.npy"], "text.npz: File is not a zip file"),
+    (["text.npz", "targets.npy"], "text.npz: does not begin as a .npz file does (begins with b'hello')"),
 ]
 
 
@@ -758,7 +758,7 @@ def test_every_kind_of_file_tells_its_faults_in_a_sentence(tmp_path, capsys, mon
         Path(damaged).write_bytes(whole[:length])
         text = said(name, "targets.npy")
         assert text.startswith(damaged), text
-        assert re.search("truncated|does not begin as|not a zip file|expected", text), text
+        assert re.search("truncated; |does not begin as a", text), text
     Path(damaged).write_bytes(whole)
     if suffix is not None:
         misnamed = f"c{suffix}"

@@ -133,9 +133,9 @@ def header(*numbers):
 
 
 FAULTS = [
-    (b"", "does not begin as llama.cpp's logits do (begins with b'')"),
-    (b"_logit", "does not begin as llama.cpp's logits do (begins with b'_logit')"),
-    (b"_logitz_" + bytes(12), "does not begin as llama.cpp's logits do (begins with b'_logitz_')"),
+    (b"", "does not begin as a .kld file of llama.cpp does (begins with b'')"),
+    (b"_logit", "does not begin as a .kld file of llama.cpp does (begins with b'_logit')"),
+    (b"_logitz_" + bytes(12), "does not begin as a .kld file of llama.cpp does (begins with b'_logitz_')"),
     (header(9, 11, 3)[:-1], "truncated; 20 bytes of header expected, 19 found"),
     (
         header(9, 11, 3),

@@ -381,7 +381,7 @@ def test_a_shard_that_does_not_fit_is_named(tmp_path, monkeypatch, change, messa
         ("npy", ".safetensors", "begins as a .npy file does; expected a .safetensors file, as its name says"),
         ("npz", ".npy", "begins as a .npz file does; expected a .npy file, as its name says"),
         ("npz", ".safetensors", "begins as a .npz file does; expected a .safetensors file, as its name says"),
-        ("safetensors", ".npz", "File is not a zip file"),
+        ("safetensors", ".npz", "does not begin as a .npz file does (begins with "),
         ("safetensors", ".npy", "does not begin as a .npy file does (begins with "),
     ],
 )

@@ -36,7 +36,7 @@ def find(file: IO[bytes], choose: Choose) -> Layout:
     """Find the logits, their targets or all tokens."""
     start = file.read(_HEADER.size)
     if not start.startswith(MAGIC):
-        raise ValueError(f"does not begin as llama.cpp's logits do (begins with {start[:8]!r})")
+        raise ValueError(f"does not begin as a .kld file of llama.cpp does (begins with {start[:8]!r})")
     if len(start) < _HEADER.size:
         raise ValueError(f"truncated; {_HEADER.size} bytes of header expected, {len(start)} found")
     _, context, classes, chunks = _HEADER.unpack(start)

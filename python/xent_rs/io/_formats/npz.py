@@ -16,6 +16,12 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 def find(file: IO[bytes], choose: Choose) -> Layout:
     """Find the array that `choose` names, in its member or, if that is not compressed, in the file."""
+    if not zipfile.is_zipfile(file):  # by its end, where the directory is
+        file.seek(0)
+        begin = file.read(8)
+        if begin.startswith(MAGIC):
+            raise ValueError("truncated; expected a directory of its arrays at the end, as .npz files have")
+        raise ValueError(f"does not begin as a .npz file does (begins with {begin!r})")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         before = min((member.header_offset for member in members), default=0)
