@@ -138,6 +138,18 @@ def test_a_state_that_was_cut_anywhere_ends_in_the_same_bytes(files, capsys):
         assert not Path("run.state").exists()
 
 
+def test_after_a_record_in_part_others_count_again(files, capsys):
+    command = [*OUTPUT, "--state", "run.state"]
+    killed(command, 3)
+    state = Path("run.state").read_bytes()
+    Path("run.state").write_bytes(state[:-5])
+    killed(command, 7)
+    expected = run(capsys, *OUTPUT)
+    with count_reads() as read:
+        assert run(capsys, *command) == expected
+    assert read.blocks == 3 * ROWS - 7
+
+
 def test_damage_in_a_state_is_dropped(files, capsys):
     """With all that follows: a record whose checksum is wrong, is none."""
     expected = run(capsys, *OUTPUT)

@@ -1,6 +1,7 @@
 """`xent_rs.io.row_blocks` and what else walks over rows: any array with slices, two of them, next tokens."""
 
 import re
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -279,6 +280,23 @@ def test_blocks_that_are_skipped_are_not_read(tmp_path, savez):
     sliced = Sliced(logits)
     list(io.row_blocks(sliced, targets, max_bytes=100, skip=10))
     assert sliced.asked[0][0].start == 40
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("score_from", [0, 3])
+def test_a_compressed_array_is_never_in_memory_as_a_whole(tmp_path, order, score_from):
+    """Whatever order its numbers have, and where only some positions of each sequence are wanted."""
+    logits = np.zeros((32, 8, 1 << 15), np.float32, order=order)  # 32 MiB
+    np.savez_compressed(tmp_path / "a.npz", logits)
+    stored, targets = io.open_array(tmp_path / "a.npz"), np.zeros((32, 8), np.int8)
+    del logits
+    tracemalloc.start()
+    try:
+        for _ in io.row_blocks(stored, targets, score_from=score_from, max_bytes=2 << 20):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20
+    finally:
+        tracemalloc.stop()
 
 
 ERRORS = [
