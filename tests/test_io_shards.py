@@ -441,6 +441,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
 def test_memory_stays_small_on_huge_sparse_shards(tmp_path):
     header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 10, 1 << 18)}

@@ -30,6 +30,8 @@ class Journal:
     ----------
     path : Path
         The file. If there is none, the first record makes it.
+    command : str
+        The subcommand whose run it is.
     inputs : dict of str to str or None
         What each input is known by. The journal of a run with others is refused.
     options : dict of str to bool, int, float, str, list or None
@@ -45,11 +47,14 @@ class Journal:
         What was counted up to the last of them, as given to `add`; None if there are none.
     """
 
-    def __init__(self, path: Path, inputs: Mapping[str, str | None], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, command: str, inputs: Mapping[str, str | None], options: Mapping[str, Any]
+    ) -> None:
         self.path = path
         self.blocks = 0
         self.counted: Any = None
-        self._header = _line({"xent-rs evaluate": __version__, "inputs": inputs, "options": options})
+        self._command = f"xent-rs {command}"
+        self._header = _line({self._command: __version__, "inputs": inputs, "options": options})
         self._losses: list[tuple[int, int]] = []  # where those of each block are, and how many bytes
         self._file: IO[bytes] | None = None
         if path.exists():
@@ -102,7 +107,7 @@ class Journal:
         if self._header.startswith(found):  # empty, or left so by a kill
             return False
         match _json(found):
-            case {"xent-rs evaluate": version, "inputs": {**inputs}, "options": {**options}}:
+            case {self._command: version, "inputs": {**inputs}, "options": {**options}}:
                 expected = json.loads(self._header)
                 if version != __version__:
                     what = f"xent_rs {version!r}; expected {__version__!r}"
@@ -118,7 +123,7 @@ class Journal:
                 else:
                     what = "another run"
                 raise ValueError(f"{self.path}: is the state of {what} (remove it to begin anew)")
-        raise ValueError(f"{self.path}: is no state of xent-rs evaluate; expected one, or a new file")
+        raise ValueError(f"{self.path}: is no state of {self._command}; expected one, or a new file")
 
     def _read_record(self, file: IO[bytes]) -> bool:
         """Read a record, if there is a whole one; cut off one that is not."""

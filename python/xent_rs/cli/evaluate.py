@@ -238,6 +238,7 @@ def _journal(arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray]
     loss = ("axis", "ignore_index", "temperature", "softcap", "label_smoothing", "z_loss")
     with Journal(
         arguments.state,
+        "evaluate",
         {name: _fingerprint(inputs[name]) if name in inputs else None for name in names},
         {
             **{

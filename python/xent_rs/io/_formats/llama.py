@@ -1,4 +1,4 @@
-"""llama.cpp's logits: what ``llama-perplexity --kl-divergence-base FILE`` writes, and ``--save-all-logits``.
+"""llama.cpp's logits: what ``llama-perplexity --kl-divergence-base FILE`` writes (or ``--save-all-logits``).
 
 Little-endian, without a version and, by custom, with the suffix ``.kld``::
 
