@@ -236,6 +236,15 @@ def test_other_indices_are_refused(tmp_path, index, message):
         stored[index]
 
 
+def test_conversions_of_one_file(tmp_path):
+    np.save(tmp_path / "a.npy", whole())
+    stored = io.open_array(tmp_path / "a.npy")
+    assert not np.asarray(stored).flags.writeable, "mapped"
+    same(np.asarray(stored, np.float64), whole().astype(np.float64))
+    same(np.array(stored), whole())
+    assert np.array(stored).flags.writeable
+
+
 def test_a_slice_of_one_file_is_mapped(tmp_path):
     stored = io.open_array(save_shards(tmp_path, whole(), "npy"))
     block = stored[6:9]

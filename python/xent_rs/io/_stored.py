@@ -135,6 +135,8 @@ class StoredArray:
 
     def __array__(self, dtype: DTypeLike | None = None, *, copy: bool | None = None) -> NDArray[Any]:
         """Return the whole array, for NumPy."""
+        if copy is None:  # which NumPy 1 does not take
+            return np.asarray(self[...], dtype)
         return np.array(self[...], dtype, copy=copy)
 
     def map(self) -> NDArray[Any]:
