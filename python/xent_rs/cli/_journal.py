@@ -107,23 +107,23 @@ class Journal:
         if self._header.startswith(found):  # empty, or left so by a kill
             return False
         match _json(found):
-            case {self._command: version, "inputs": {**inputs}, "options": {**options}}:
-                expected = json.loads(self._header)
-                if version != __version__:
-                    what = f"xent_rs {version!r}; expected {__version__!r}"
-                elif other := [
-                    name for name, known in expected["inputs"].items() if inputs.get(name) != known
-                ]:
-                    what = f"a run with another {other[0]}, or one that has changed since"
-                elif other := [
-                    name for name, value in expected["options"].items() if options.get(name) != value
-                ]:
-                    found_value, value = options.get(other[0]), expected["options"][other[0]]
-                    what = f"a run with {other[0]} {found_value!r}; expected {value!r}"
-                else:
-                    what = "another run"
+            case {self._command: _, "inputs": {}, "options": {}} as header:
+                what = self._difference(header)
                 raise ValueError(f"{self.path}: is the state of {what} (remove it to begin anew)")
         raise ValueError(f"{self.path}: is no state of {self._command}; expected one, or a new file")
+
+    def _difference(self, header: dict[str, Any]) -> str:
+        """Say what another run has that this one has not."""
+        expected = json.loads(self._header)
+        if header[self._command] != __version__:
+            return f"xent_rs {header[self._command]!r}; expected {__version__!r}"
+        for name, known in expected["inputs"].items():
+            if header["inputs"].get(name) != known:
+                return f"a run with another {name}, or one that has changed since"
+        for name, value in expected["options"].items():
+            if (found := header["options"].get(name)) != value:
+                return f"a run with {name} {found!r}; expected {value!r}"
+        return "another run"
 
     def _read_record(self, file: IO[bytes]) -> bool:
         """Read a record, if there is a whole one; cut off one that is not."""

@@ -29,6 +29,18 @@ from ..io._formats import npy
 from . import _terminal
 from ._journal import Journal
 
+# What the figures depend on, besides the inputs.
+_COUNTED_WITH = (
+    "axis",
+    "ignore_index",
+    "temperature",
+    "softcap",
+    "label_smoothing",
+    "z_loss",
+    "shift",
+    "score_from",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments and options."""
@@ -226,34 +238,24 @@ def _check_order(logits: io.StoredArray, targets: io.StoredArray) -> None:
         )
 
 
-@contextlib.contextmanager
-def _journal(arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray]) -> Iterator[Journal | None]:
+def _journal(
+    arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray]
+) -> contextlib.AbstractContextManager[Journal | None]:
     """Open the journal that ``--state`` names, if it does."""
-    if arguments.state is None:
-        yield None
-        return
-    if arguments.output is not None and _same_file(arguments.state, arguments.output):
-        raise ValueError(f"{arguments.state}: is both --state and --output; expected two files")
+    state, output = arguments.state, arguments.output
+    if state is None:
+        return contextlib.nullcontext()
+    if output is not None and os.path.realpath(state) == os.path.realpath(output):
+        raise ValueError(f"{state}: is both --state and --output; expected two files")
     names = ("LOGITS", "TARGETS", "--sample-weight", "--weight")
-    loss = ("axis", "ignore_index", "temperature", "softcap", "label_smoothing", "z_loss")
-    with Journal(
-        arguments.state,
-        "evaluate",
-        {name: _fingerprint(inputs[name]) if name in inputs else None for name in names},
-        {
-            **{
-                f"--{name.replace('_', '-')}": getattr(arguments, name)
-                for name in (*loss, "shift", "score_from")
-            },
-            "--top-k": list(arguments.top_k),
-            "--output": arguments.output is not None,
-            # Those with fused multiply-add give the same bits.
-            "instruction set": "portable"
-            if _xent_rs.simd_level() == "portable"
-            else "with fused multiply-add",
-        },
-    ) as journal:
-        yield journal
+    options = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in _COUNTED_WITH}
+    options["--top-k"] = list(arguments.top_k)
+    options["--output"] = output is not None
+    # Kernels with fused multiply-add give the same bits, whatever their instruction set.
+    portable = _xent_rs.simd_level() == "portable"
+    options["instruction set"] = "portable" if portable else "with fused multiply-add"
+    known = {name: _fingerprint(inputs[name]) if name in inputs else None for name in names}
+    return Journal(state, "evaluate", known, options)
 
 
 def _fingerprint(array: io.StoredArray) -> str:
@@ -315,10 +317,6 @@ def _output(
         token = hashlib.sha256(os.fsencode(os.path.realpath(arguments.state))).hexdigest()[:8]
     with npy.creating(path, shape, dtype, token) as append:
         yield append
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _integers(text: str) -> tuple[int, ...]:

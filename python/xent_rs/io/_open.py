@@ -225,8 +225,8 @@ def _check_fit(shards: tuple[Shard, ...]) -> None:
         if (found.shape[1:], found.dtype) != (expected.shape[1:], expected.dtype):
             tail = "".join(f", {length}" for length in expected.shape[1:]) or ","
             raise ArrayFileError(
-                f"{shard.name}: holds {found.dtype.name} of shape {found.shape}; expected "
-                f"{expected.dtype.name} of shape (any{tail}), as {first.name}, which is of the same array"
+                f"{shard.name}: holds {found.dtype} of shape {found.shape}; expected "
+                f"{expected.dtype} of shape (any{tail}), as {first.name}, which is of the same array"
             )
 
 
