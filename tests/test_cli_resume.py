@@ -67,6 +67,22 @@ def killed(arguments, survived):
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, b"", b"")
 
 
+def interrupted(arguments, survived):
+    """Leave a state in which some blocks are counted, without a process of its own."""
+    add = _journal.Journal.add
+
+    def adding(self, counted, losses):
+        if self.blocks == survived:
+            raise KeyboardInterrupt
+        add(self, counted, losses)
+
+    _journal.Journal.add = adding
+    try:
+        assert main(arguments) == 130
+    finally:
+        _journal.Journal.add = add
+
+
 def run(capsys, *arguments):
     status = main([str(argument) for argument in arguments])
     return status, *capsys.readouterr()
@@ -82,6 +98,7 @@ OPTIONS = [
 COMPRESSED = ["evaluate", "small.npz:logits", "tokens.npy", "--json", "--output", "losses.npy"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("survived", [0, 1, 4, 11])
 @pytest.mark.parametrize(
     "command", [PLAIN, OUTPUT, OPTIONS, COMPRESSED], ids=["plain", "output", "all", "npz"]
@@ -128,7 +145,7 @@ def test_a_state_that_was_cut_anywhere_ends_in_the_same_bytes(files, capsys):
     expected = run(capsys, *OUTPUT)
     losses = Path("losses.npy").read_bytes()
     command = [*OUTPUT, "--state", "run.state"]
-    killed(command, 3)
+    interrupted(command, 3)
     state = Path("run.state").read_bytes()
     for length in [*range(0, len(state), 17), len(state) - 1]:
         Path("run.state").write_bytes(state[:length])
@@ -140,10 +157,10 @@ def test_a_state_that_was_cut_anywhere_ends_in_the_same_bytes(files, capsys):
 
 def test_after_a_record_in_part_others_count_again(files, capsys):
     command = [*OUTPUT, "--state", "run.state"]
-    killed(command, 3)
+    interrupted(command, 3)
     state = Path("run.state").read_bytes()
     Path("run.state").write_bytes(state[:-5])
-    killed(command, 7)
+    interrupted(command, 7)
     expected = run(capsys, *OUTPUT)
     with count_reads() as read:
         assert run(capsys, *command) == expected
@@ -154,7 +171,7 @@ def test_damage_in_a_state_is_dropped(files, capsys):
     """With all that follows: a record whose checksum is wrong, is none."""
     expected = run(capsys, *OUTPUT)
     command = [*OUTPUT, "--state", "run.state"]
-    killed(command, 3)
+    interrupted(command, 3)
     state = Path("run.state").read_bytes()
     header = state.index(b"\n") + 1
     for place in range(header, len(state), 23):
@@ -163,7 +180,7 @@ def test_damage_in_a_state_is_dropped(files, capsys):
 
 
 def test_the_state_grows_record_by_record_and_says_what_it_is(files):
-    killed([*OUTPUT, "--state", "run.state"], 2)
+    interrupted([*OUTPUT, "--state", "run.state"], 2)
     lines = Path("run.state").read_bytes().split(b"\n")
     header = json.loads(lines[0])
     assert header["xent-rs evaluate"] == xent_rs.__version__
@@ -195,7 +212,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("command", "message"), CHANGES)
 def test_the_state_of_another_run_is_refused(files, capsys, command, message):
-    killed([*PLAIN, "--state", "run.state"], 3)
+    interrupted([*PLAIN, "--state", "run.state"], 3)
     np.save("other.npy", np.load("tokens.npy"))
     state = Path("run.state").read_bytes()
     before = sorted(os.listdir())
@@ -209,7 +226,7 @@ def test_the_state_of_another_run_is_refused(files, capsys, command, message):
 
 
 def test_an_input_that_was_written_again_is_refused(files, capsys):
-    killed([*PLAIN, "--state", "run.state"], 3)
+    interrupted([*PLAIN, "--state", "run.state"], 3)
     np.save("logits-1.npy", np.load("logits-1.npy"))
     status, _, errors = run(capsys, *PLAIN, "--state", "run.state")
     assert status == 1
@@ -217,7 +234,7 @@ def test_an_input_that_was_written_again_is_refused(files, capsys):
 
 
 def test_the_state_of_another_version_is_refused(files, capsys, monkeypatch):
-    killed([*PLAIN, "--state", "run.state"], 3)
+    interrupted([*PLAIN, "--state", "run.state"], 3)
     monkeypatch.setattr(_journal, "__version__", "9.9.9")
     status, _, errors = run(capsys, *PLAIN, "--state", "run.state")
     expected = (
@@ -230,7 +247,7 @@ def test_bits_of_another_instruction_set_are_refused(files, capsys):
     levels = xent_rs._xent_rs.simd_levels()
     if len(levels) < 2:
         pytest.skip("the CPU has the portable kernels alone")
-    killed([*PLAIN, "--state", "run.state"], 3)
+    interrupted([*PLAIN, "--state", "run.state"], 3)
     xent_rs._xent_rs.set_simd_level("portable")
     status, _, errors = run(capsys, *PLAIN, "--state", "run.state")
     assert status == 1
@@ -268,7 +285,7 @@ SUMS = {"loss": SUM, "weight": SUM, "entropy": SUM, "hits": [0, 0], "rows": 2, "
 )
 def test_a_state_with_nonsense_in_it_is_refused(files, capsys, counted):
     command = [*OUTPUT, "--state", "run.state"]
-    killed(command, 1)
+    interrupted(command, 1)
     before = sorted(set(os.listdir()) - {path.name for path in Path().glob(".losses*")})
     crafted(counted)
     status, output, errors = run(capsys, *command)
