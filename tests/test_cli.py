@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -138,6 +139,35 @@ def test_evaluate_prints_the_fields_of_evaluation(files, capsys, pair):
     for field in ("loss", "perplexity", "bits", "accuracy", "entropy", "rows", "ignored"):
         assert found[field] == getattr(result, field)
     assert (found["rows"], found["ignored"]) == (114, 6)
+
+
+@pytest.mark.parametrize("names", [("logits-*.npy", "targets-*.npy"), ("logits", "targets"), ("index",) * 2])
+def test_evaluate_several_files_as_one(files, capsys, names):
+    logits, targets = files
+    os.mkdir("logits")
+    os.mkdir("targets")
+    weight_map = {}
+    for number, rows in enumerate(np.split(np.arange(40), [3, 4, 4, 17, 20, 25, 30, 31, 35, 36, 38])):
+        for name, values, dtype in (("logits", logits, "F32"), ("targets", targets, "I64")):
+            np.save(f"{name}-{number}.npy", values[rows])
+            np.savez(f"{name}/{number}.npz", values[rows])
+            key = f"{name}.{number}"
+            write_safetensors(f"{key}.safetensors", **{key: (dtype, values[rows])})
+            weight_map[key] = f"{key}.safetensors"
+    Path("model.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    if names[0] == "index":
+        names = ("model.index.json:logits.*", "model.index.json:targets.*")
+    status, output, errors = run(
+        capsys, "evaluate", *names, "--json", "--sample-weight", "targets-*.npy", "--output", "losses.npy"
+    )
+    assert (status, errors) == (0, "")
+    assert json.loads(output)["rows"] == np.count_nonzero((targets != -100) & (targets != 0))
+    wanted = xent_rs.cross_entropy(logits, targets, sample_weight=np.abs(targets), reduction="none")
+    counts = targets != -100
+    assert np.load("losses.npy")[counts].tobytes() == wanted[counts].tobytes()
+    assert run(capsys, "evaluate", names[0], "logits-1*.npy")[0] == 1
+    title = run(capsys, "evaluate", *names)[1].splitlines()[0]
+    assert title == f"{names[0]}: float32 logits of shape (40, 3, 11)"
 
 
 def test_every_format_gives_the_same_bits_also_in_several_blocks(files, capsys, monkeypatch):
@@ -388,6 +418,60 @@ def test_output_has_the_loss_of_each_row(tmp_path, capsys, monkeypatch, options,
     assert sorted(os.listdir()) == ["l.npy", "losses.npy", "s.npy", "t.npy", "w.npy"]
 
 
+@pytest.mark.parametrize(("shift", "score_from"), [(True, 0), (False, 1), (True, 1), (True, 2)])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_next_tokens(files, capsys, monkeypatch, shift, score_from, axis):
+    """Logits of position i against token i + 1, from a position on, with the weights of the tokens."""
+    logits, tokens = files
+    weights = np.random.default_rng(1).uniform(0, 2, tokens.shape).astype(np.float32)
+    np.save("logits.npy", np.moveaxis(logits, -1, axis))
+    np.save("weights.npy", weights)
+    flags = ["--shift"] * shift + [f"--score-from={score_from}", f"--axis={axis}", "--json"]
+    scored = (
+        logits[:, score_from : 3 - shift],
+        tokens[:, score_from + shift :],
+        weights[:, score_from + shift :],
+    )
+    expected = Evaluator()
+    expected.update(scored[0], scored[1], sample_weight=scored[2])
+    small_blocks(monkeypatch)
+    status, output, errors = run(
+        capsys,
+        *("evaluate", "logits.npy", "targets.npy", "--sample-weight", "weights.npy"),
+        *("--output", "losses.npy", *flags),
+    )
+    assert (status, errors) == (0, "")
+    found = json.loads(output)
+    if expected.result().rows:
+        assert found["loss"] == pytest.approx(expected.result().loss, rel=1e-12)
+    assert (found["rows"], found["ignored"]) == (expected.result().rows, expected.result().ignored)
+    losses = xent_rs.cross_entropy(scored[0], scored[1], sample_weight=scored[2], reduction="none")
+    assert np.load("losses.npy").tobytes() == losses.tobytes()
+    assert np.load("losses.npy").shape == scored[1].shape
+
+
+def test_a_wrong_next_token_is_named_by_its_place_in_the_file(files, capsys):
+    _, tokens = files
+    tokens[:, 0] = 99  # no target: nothing comes before it
+    tokens[37, 2] = 11
+    np.save("targets.npy", tokens)
+    assert run(capsys, "evaluate", "logits.npy", "targets.npy", "--shift") == (
+        1,
+        "",
+        "xent-rs: error: targets[37, 2] is 11; expected 0 to 10, or ignore_index -100\n",
+    )
+
+
+def test_bits_per_byte(files, capsys):
+    result = expected(*files)
+    per_byte = result.bits * result.rows / 437
+    command = ["evaluate", "logits.npy", "targets.npy", "--bytes", "437"]
+    _, output, _ = run(capsys, *command, "--json")
+    assert json.loads(output)["bits_per_byte"] == per_byte
+    _, output, _ = run(capsys, *command)
+    assert re.split(r" {2,}", output.splitlines()[-1]) == ["bits per byte", f"{per_byte:.6g}"]
+
+
 @pytest.mark.parametrize("shape", [(4,), (0, 4)])
 def test_output_of_a_single_sample_and_of_no_rows(tmp_path, capsys, monkeypatch, shape):
     monkeypatch.chdir(tmp_path)
@@ -435,6 +519,49 @@ def test_after_a_failure_there_is_no_output_and_the_older_file_stays(files, caps
     assert run(capsys, "evaluate", "logits.npy", "targets.npy", "--output", "losses.npy") == ends
     assert Path("losses.npy").read_text() == "an older file"
     assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_no_unfinished_output(tmp_path, number):
+    sparse(tmp_path / "logits.npy", (1 << 15, 1 << 16))  # 8 GiB: not done before the signal
+    np.save(tmp_path / "targets.npy", np.zeros(1 << 15, np.int8))
+    before = sorted(os.listdir(tmp_path))
+    files = [str(tmp_path / name) for name in ("logits.npy", "targets.npy", "losses.npy")]
+    process = subprocess.Popen(
+        [*COMMAND, "evaluate", *files[:2], "--output", files[2]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    late = threading.Timer(100, process.kill)
+    late.start()
+    while process.poll() is None and not any(file.stat().st_size > 128 for file in tmp_path.glob(".losses*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    if number != signal.SIGINT:  # who presses Ctrl-C twice does not want to wait for the tidying
+        process.send_signal(number)
+    assert process.communicate() == (b"", b"")
+    late.cancel()
+    assert process.returncode == 128 + number
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_signal_that_is_ignored_stays_so_and_handlers_are_given_back(files, capsys):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for _ in range(2):
+            assert run(capsys, "evaluate", "logits.npy", "targets.npy")[0] == 0
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def sparse(path, shape):
+    """Write logits that are zeros and take no space."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * int(np.prod(shape)))
 
 
 def test_a_disk_that_is_full_leaves_no_output(files):
@@ -488,7 +615,10 @@ ERRORS = [
     ),
     (["missing.npy", "targets.npy"], "missing.npy: No such file or directory"),
     (["logits.npy", "missing.npz:a"], "missing.npz: No such file or directory"),
-    (["logits.txt", "targets.npy"], "logits.txt: unknown format; expected a .npy, .npz or .safetensors file"),
+    (
+        ["logits.txt", "targets.npy"],
+        "logits.txt: unknown format; expected a .npy, .npz, .safetensors or .kld file",
+    ),
     (["both.npz", "targets.npy"], "both.npz: holds 'logits', 'targets'; choose one with both.npz:KEY"),
     (["both.npz:x", "targets.npy"], "both.npz: holds no array 'x'; it holds 'logits', 'targets'"),
     (
@@ -517,6 +647,15 @@ ERRORS = [
         "label_smoothing is 2.0; expected a number from 0 to 1",
     ),
     (["logits.npy", "targets.npy", "--z-loss=-1"], "z_loss is -1.0; expected a finite number, at least 0"),
+    (
+        ["logits.npy", "targets.npy", "--score-from", "4"],
+        "score_from is 4; expected 0 to 3 for logits of shape (40, 3, 11)",
+    ),
+    (
+        ["logits.npy", "targets.npy", "--score-from", "3", "--shift"],
+        "score_from is 3; expected 0 to 2 for logits of shape (40, 3, 11)",
+    ),
+    (["logits.npy", "targets.npy", "--score-from=-1"], "score_from is -1; expected at least 0"),
     (["logits.npy", "targets.npy", "--softcap=0"], "softcap is 0.0; expected a positive finite number"),
     (["logits.npy", "targets.npy", "--weight", "missing.npy"], "missing.npy: No such file or directory"),
     (
@@ -534,7 +673,7 @@ ERRORS = [
         ["objects.npy", "targets.npy"],
         "objects.npy: holds Python objects, which are not read; expected numbers",
     ),
-    (["text.npz", "targets.npy"], "text.npz: File is not a zip file"),
+    (["text.npz", "targets.npy"], "text.npz: does not begin as a .npz file does (begins with b'hello')"),
 ]
 
 
@@ -557,6 +696,84 @@ def test_errors_are_one_line(files, capsys, arguments, message):
     assert (status, output) == (1, "")
     assert errors == f"xent-rs: error: {message}\n"
     assert sorted(os.listdir()) == before
+
+
+def write_llama(path, logits, tokens):
+    chunks, scored, classes = logits.shape
+    header = b"_logits_" + struct.pack("<3i", tokens.shape[1], classes, chunks)
+    rows = [struct.pack("<2f", 1.0, -9.0) + bytes(2 * (classes + classes % 2))] * (chunks * scored)
+    Path(path).write_bytes(header + tokens.astype("<i4").tobytes() + b"".join(rows))
+
+
+# What is opened, the file of it that is damaged, and another suffix for that.
+KINDS = {
+    "npy": ("a.npy", "a.npy", ".npz"),
+    "npz": ("a.npz:logits", "a.npz", ".npy"),
+    "npz compressed": ("b.npz:logits", "b.npz", ".safetensors"),
+    "safetensors": ("a.safetensors:logits", "a.safetensors", ".npy"),
+    "llama.cpp": ("a.kld:logits", "a.kld", ".npy"),
+    "pattern": ("part-*.npy", "part-1.npy", None),
+    "folder": ("folder", "folder/1.npy", None),
+    "index": ("a.index.json:*", "a.safetensors", None),
+}
+
+
+def write_kinds(logits, tokens):
+    np.save("a.npy", logits)
+    np.savez("a.npz", logits=logits)
+    np.savez_compressed("b.npz", logits=logits)
+    write_safetensors("a.safetensors", logits=("F32" if logits.dtype == np.float32 else "I64", logits))
+    os.makedirs("folder", exist_ok=True)
+    for number, rows in enumerate(np.split(logits, 2)):
+        np.save(f"part-{number}.npy", rows)
+        np.save(f"folder/{number}.npy", rows)
+    Path("a.index.json").write_text('{"weight_map": {"logits": "a.safetensors"}}')
+    write_llama("a.kld", logits, tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_tells_its_faults_in_a_sentence(tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    logits, tokens = np.zeros((4, 3, 6), np.float32), np.zeros((4, 7), np.int32)
+    name, damaged, suffix = KINDS[kind]
+    write_kinds(logits, tokens)
+    np.save("targets.npy", np.zeros((4, 3), np.int64))
+    np.save("other.npy", np.zeros((4, 2), np.int64))
+
+    def said(*arguments):
+        status, output, errors = run(capsys, "evaluate", *arguments)
+        assert (status, output) == (1, "")
+        assert errors.count("\n") == 1
+        return errors.removeprefix("xent-rs: error: ").rstrip("\n")
+
+    assert run(capsys, "evaluate", name, "targets.npy")[0] == 0
+    assert said(name, "other.npy") == (
+        "targets have shape (4, 2); expected (4, 3), the shape of logits (4, 3, 6) without axis -1"
+    )
+    assert re.fullmatch(
+        r"\S+: holds float32; expected dtype float64", said(name, "targets.npy", "--dtype=float64")
+    )
+    whole = Path(damaged).read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        Path(damaged).write_bytes(whole[:length])
+        text = said(name, "targets.npy")
+        assert text.startswith(damaged), text
+        assert re.search("truncated; |does not begin as a", text), text
+    Path(damaged).write_bytes(whole)
+    if suffix is not None:
+        misnamed = f"c{suffix}"
+        os.rename(damaged, misnamed)
+        key = name.partition(":")[1] + name.partition(":")[2] if suffix != ".npy" else ""
+        text = said(misnamed + key, "targets.npy")
+        assert re.match(
+            rf"c\{suffix}\S*: (begins as a \.\w+ file does; expected a |does not begin as)", text
+        ), text
+    if kind != "llama.cpp":
+        write_kinds(logits.astype(np.int64), tokens)
+        assert said(name, "targets.npy") == (
+            "logits have dtype int64; expected float16, bfloat16, float32 or float64 "
+            "(logits.astype(np.float32))"
+        )
 
 
 @pytest.mark.parametrize(
@@ -627,6 +844,10 @@ def test_completion_for_other_shells_names_every_option(capsys, shell):
         ["evaluate", "a.npy", "b.npy", "--axis", "x"],
         ["evaluate", "a.npy", "b.npy", "--label-smoothing", "x"],
         ["evaluate", "a.npy", "b.npy", "--weight"],
+        ["evaluate", "a.npy", "b.npy", "--bytes", "0"],
+        ["evaluate", "a.npy", "b.npy", "--bytes", "1.5"],
+        ["evaluate", "a.npy", "b.npy", "--score-from", "x"],
+        ["evaluate", "a.npy", "b.npy", "--shift=1"],
         ["bench", "--shape", "10"],
         ["bench", "--shape", "0x10"],
         ["bench", "--shape", "4x1"],
@@ -690,10 +911,7 @@ def test_as_a_module_and_as_a_script(files):
 def test_a_file_larger_than_the_memory_it_may_use(tmp_path):
     rows, classes = 1 << 11, 1 << 18
     logits, targets = tmp_path / "logits.npy", tmp_path / "targets.npy"
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, classes)}
-    with logits.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + rows * classes * 4)  # 2 GiB of zeros that take no space
+    sparse(logits, (rows, classes))  # 2 GiB
     np.save(targets, np.arange(rows))
     limit = 1 << 30
     done = start(

@@ -489,7 +489,8 @@ def test_a_file_that_was_replaced_since_it_was_opened_is_refused(tmp_path, forma
     again = pickle.loads(pickle.dumps(stored))
     blocks = io.row_blocks(stored, targets, max_bytes=16)
     next(blocks)
-    os.replace(tmp_path / "new" / stored.path.name, stored.path)
+    path = stored.shards[0].path
+    os.replace(tmp_path / "new" / path.name, path)
     assert len(list(blocks)) == 2, "the file is open: its numbers are the ones that were checked"
     for opened in (stored, again):
         for read in (opened.map, lambda opened=opened: list(io.row_blocks(opened, targets))):
@@ -698,9 +699,10 @@ def test_a_dtype_however_it_is_named(tmp_path, dtype):
         io.open_array(tmp_path / "a.npy", dtype=dtype)
 
 
-def test_blocks_of_arrays_that_are_in_no_file():
-    with pytest.raises(TypeError, match=r"^logits: found ndarray; expected an array of `open_array`$"):
-        next(io.row_blocks(np.zeros((2, 3)), np.zeros(2)))
+def test_blocks_of_what_is_no_array():
+    message = r"^targets: found list; expected an array with shape, dtype and slicing$"
+    with pytest.raises(TypeError, match=message):
+        next(io.row_blocks(np.zeros((2, 3)), [0, 0]))
 
 
 @pytest.mark.parametrize(
@@ -730,8 +732,8 @@ def test_the_import_is_cheap():
 
 
 ERRORS = [
-    ("a.txt", None, "a.txt: unknown format; expected a .npy, .npz or .safetensors file"),
-    ("a", None, "a: unknown format; expected a .npy, .npz or .safetensors file"),
+    ("a.txt", None, "a.txt: unknown format; expected a .npy, .npz, .safetensors or .kld file"),
+    ("a", None, "a: unknown format; expected a .npy, .npz, .safetensors or .kld file"),
     ("a.npy:key", None, "a.npy:key: a .npy file holds one array; leave out ':key'"),
     ("a.npy", "float64", "a.npy: holds float32; expected dtype float64"),
     ("a.npy", "bfloat16", "a.npy: holds float32; expected dtype bfloat16"),

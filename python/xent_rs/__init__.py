@@ -38,7 +38,7 @@ selective_log_softmax               -- log-probabilities of a few chosen classes
 Modules
 -------
 probability                         -- formulas of a textbook, of probabilities instead of logits
-io                                  -- arrays in .npy, .npz and .safetensors files, larger than memory
+io                                  -- arrays in files (.npy, .npz, .safetensors, .kld), larger than memory
 
 Frameworks, each a module to import by itself
 ---------------------------------------------

@@ -22,6 +22,21 @@ def integer(value: object, what: str) -> int:
         raise TypeError(f"{what} {value!r}; expected an integer") from None
 
 
+def has_slices(value: object) -> bool:
+    """Tell whether an object has what a `SlicedArray` of `xent_rs.io` has."""
+    return isinstance(getattr(value, "shape", None), tuple) and hasattr(value, "__getitem__")
+
+
+def is_read_in_slices(value: object) -> bool:
+    """Tell whether an object is an array that is not in memory: of files, Zarr, h5py, Dask, xarray.
+
+    What has its numbers in memory offers them by NumPy's or by DLPack's protocol. Series of pandas, which may
+    not, are indexed by labels.
+    """
+    in_memory = any(hasattr(value, name) for name in ("__array_interface__", "__dlpack__", "iloc"))
+    return not in_memory and has_slices(value) and isinstance(getattr(value, "dtype", None), np.dtype)
+
+
 @in_default_environment
 def class_weight(weight: ArrayLike | None) -> NDArray[np.float64] | None:
     """Return a copy of class weights for later calls; what is wrong with them is said now."""

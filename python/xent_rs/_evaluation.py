@@ -6,13 +6,13 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import class_weight, integer
+from ._arguments import class_weight, integer, is_read_in_slices
 from ._environment import in_default_environment
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
@@ -287,6 +287,14 @@ class Evaluator:
             ignored=sums.ignored,
         )
 
+    def _counted(self) -> dict[str, Any]:
+        """Return what was seen, in types that JSON has."""
+        return self._sums.as_json()
+
+    def _go_on_from(self, counted: Any) -> None:
+        """Take up what `_counted` of an evaluator with the same options gave; refuse anything else."""
+        self._sums = _Sums.from_json(counted, len(self._ks))
+
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={_text(value)}" for name, value in self._options().items())
         return f"<Evaluator({options}): {self._sums.rows} rows, {self._sums.ignored} ignored>"
@@ -316,6 +324,8 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     ----------
     logits : array_like of float16, bfloat16, float32 or float64
         One row of logits for each target, the classes along `axis`; any number of other axes, including none.
+        What is not in memory but has slices, such as an array of files, Zarr, h5py, Dask or xarray, is walked
+        over block by block (`xent_rs.io.row_blocks`), and so are its targets.
     targets : array_like of integers
         The classes, in the shape of `logits` without `axis`.
     **options
@@ -366,8 +376,41 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     _EVALUATE.check(given)
     sample_weight = given.pop("sample_weight", None)
     evaluator = Evaluator(**given)
-    evaluator.update(logits, targets, sample_weight=sample_weight)
+    if not is_read_in_slices(logits):
+        evaluator.update(logits, targets, sample_weight=sample_weight)
+        return evaluator.result()
+
+    from .io import SlicedArray, row_blocks  # here, for it takes longer to import than all the rest
+
+    lazy = cast(SlicedArray, logits)
+    labels = (
+        cast(SlicedArray, targets) if is_read_in_slices(targets) else _xent_rs.as_array(targets, "targets")
+    )
+    for block in row_blocks(lazy, labels, sample_weight, axis=evaluator._axis):
+        update_at(evaluator, *block)
     return evaluator.result()
+
+
+def update_at(
+    evaluator: Evaluator,
+    position: tuple[int, ...],
+    logits: NDArray[Any],
+    targets: NDArray[Any],
+    sample_weight: NDArray[Any] | None = None,
+) -> None:
+    """Add a block of larger arrays; a target that is no class is named by its place in them."""
+    try:
+        evaluator.update(logits, targets, sample_weight=sample_weight)
+    except IndexError:
+        classes, ignore_index = logits.shape[evaluator._axis], evaluator._ignore_index
+        wrong = np.argwhere(((targets < 0) | (targets >= classes)) & (targets != ignore_index))
+        if not len(wrong):
+            raise
+        found = targets[tuple(wrong[0])]
+        place = [start + index for start, index in zip(position, wrong[0].tolist(), strict=True)]
+        name = f"targets{place}" if place else "targets"
+        expected = f"0 to {classes - 1}, or ignore_index {ignore_index}"
+        raise IndexError(f"{name} is {found}; expected {expected}") from None
 
 
 def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,6 +441,16 @@ class _ExactSum:
 
     def __add__(self, other: _ExactSum) -> _ExactSum:
         return _ExactSum(self.units + other.units, self.not_finite + other.not_finite)
+
+    def as_json(self) -> list[Any]:
+        return [format(self.units, "x"), self.not_finite]
+
+    @classmethod
+    def from_json(cls, value: Any) -> _ExactSum:
+        match value:
+            case [str(units), float(not_finite)]:
+                return cls(int(units, 16), not_finite)
+        raise ValueError("expected a sum")
 
     def over(self, divisor: _ExactSum) -> float:
         """Divide, with one rounding; NaN if the divisor is 0."""
@@ -440,6 +493,42 @@ class _Sums:
             self.ignored + other.ignored,
             other.classes if self.classes is None else self.classes,
         )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss.as_json(),
+            "weight": self.weight.as_json(),
+            "entropy": self.entropy.as_json(),
+            "hits": list(self.hits),
+            "rows": self.rows,
+            "ignored": self.ignored,
+            "classes": self.classes,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, ks: int) -> _Sums:
+        match value:
+            case {
+                "loss": loss,
+                "weight": weight,
+                "entropy": entropy,
+                "hits": [*hits],
+                "rows": rows,
+                "ignored": ignored,
+                "classes": classes,
+            } if len(hits) == ks and all(
+                type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes)
+            ):
+                return cls(
+                    _ExactSum.from_json(loss),
+                    _ExactSum.from_json(weight),
+                    _ExactSum.from_json(entropy),
+                    tuple(hits),
+                    rows,
+                    ignored,
+                    classes,
+                )
+        raise ValueError(f"expected sums of an evaluator and hits for {ks} numbers k")
 
 
 def _exp(value: float) -> float:

@@ -7,8 +7,10 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from .. import InternalError, __version__
@@ -34,17 +36,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0; 1 after an error, which is one line on standard error; 2 for wrong usage; 130 after Ctrl-C;
-        141 if the reader of the output went away.
+        141 if the reader of the output went away; 143 after SIGTERM, 129 after SIGHUP.
     """
     try:
         # argparse writes to the other stream if one is None, which is how Python marks a closed one.
         with (
+            _tidying_up_after_signals(),
             contextlib.redirect_stdout(sys.stdout or io.StringIO()),
             contextlib.redirect_stderr(sys.stderr or io.StringIO()),
         ):
             return _guarded(argv)
     except KeyboardInterrupt:
         return 130
+    except _Ended as ended:
+        return 128 + ended.signal
+
+
+class _Ended(BaseException):
+    """A signal came that ends the process."""
+
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
+
+
+@contextlib.contextmanager
+def _tidying_up_after_signals() -> Iterator[None]:
+    """Have signals that would end the process at once raise an exception, so that no unfinished file stays.
+
+    One that is ignored, as SIGHUP is under nohup, stays so. In other threads, which cannot set it, all stays.
+    """
+
+    def end(number: int, frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one is not to interrupt the tidying
+        raise _Ended(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _guarded(argv: Sequence[str] | None) -> int:
@@ -58,6 +94,9 @@ def _guarded(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         _discard_output()
         return 130
+    except _Ended:
+        _discard_output()
+        raise
     except BrokenPipeError:
         _discard_output()
         return 141

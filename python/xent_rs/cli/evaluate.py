@@ -1,26 +1,45 @@
 """Evaluate logits in a file against targets in a file: loss, perplexity, accuracy and entropy.
 
 LOGITS and TARGETS are .npy files, or .npz and .safetensors files with the name of the array behind a colon,
-as in model.safetensors:logits (the name can be left out if there is but one array). They are read block by
-block, so they may be larger than memory. The three formats give the same figures, bit for bit. Of equal
-logits the first counts as larger.
+as in model.safetensors:logits (the name can be left out if there is but one array), or base.kld:logits and
+base.kld:targets of what llama-perplexity --kl-divergence-base base.kld has written. Several files make one
+array, whose rows come in natural order (part-9 before part-10): a pattern such as "logits-*.npy", a folder,
+or the index of a sharded safetensors file (model.safetensors.index.json). They are read block by block, so
+they may be larger than memory. Of equal logits the first counts as larger.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .. import Evaluator, cross_entropy, io, set_num_threads
-from .._formats import npy
+from .. import Evaluation, Evaluator, _xent_rs, cross_entropy, io, set_num_threads
+from .._evaluation import update_at
+from ..io._formats import npy
 from . import _terminal
+from ._journal import Journal
+
+# What the figures depend on, besides the inputs.
+_COUNTED_WITH = (
+    "axis",
+    "ignore_index",
+    "temperature",
+    "softcap",
+    "label_smoothing",
+    "z_loss",
+    "shift",
+    "score_from",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,11 +77,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--output",
             type=Path,
             metavar="LOSSES.npy",
-            help="new file of the loss of each row, in the shape of TARGETS; 0 for rows that do not count",
+            help="new file of the loss of each row, in the shape of TARGETS less the positions that --shift "
+            "and --score-from leave out; 0 for rows that do not count",
         ),
     ]
     for action in files:
         _terminal.names_file(action)
+    parser.add_argument(
+        "--shift",
+        action="store_true",
+        help="TARGETS are the tokens that the model has read: the logits of a position, the last axis of "
+        "TARGETS, are for the token after it; those of the last position do not count",
+    )
+    parser.add_argument(
+        "--score-from",
+        type=int,
+        default=0,
+        metavar="POSITION",
+        help="leave out the logits of all positions before this one (default: 0)",
+    )
+    parser.add_argument(
+        "--bytes",
+        type=_positive,
+        metavar="N",
+        help="size of the text of which the rows that count are the tokens; adds the bits per byte, "
+        "bits * rows / N",
+    )
+    _terminal.names_file(
+        parser.add_argument(
+            "--state",
+            type=Path,
+            metavar="FILE",
+            help="file that keeps what is counted so far: after a kill the same command goes on from there, "
+            "to the same results; it is removed when these are printed",
+        )
+    )
     parser.add_argument(
         "--label-smoothing",
         type=float,
@@ -100,13 +149,38 @@ def run(arguments: argparse.Namespace) -> int:
     logits = io.open_array(arguments.logits, dtype=arguments.dtype)
     targets = io.open_array(arguments.targets)
     _check_order(logits, targets)
-    sample_weight = None if arguments.sample_weight is None else io.open_array(arguments.sample_weight)
+    inputs = {"LOGITS": logits, "TARGETS": targets}
+    for option in ("sample_weight", "weight"):
+        if getattr(arguments, option) is not None:
+            inputs[f"--{option.replace('_', '-')}"] = io.open_array(getattr(arguments, option))
+    sample_weight = inputs.get("--sample-weight")
     if sample_weight is not None and sample_weight.shape != targets.shape:
         raise ValueError(
             f"{sample_weight.name}: has shape {sample_weight.shape}; "
             f"expected {targets.shape}, the shape of {targets.name}, one weight a row"
         )
-    weight = None if arguments.weight is None else io.open_array(arguments.weight)
+    with _journal(arguments, inputs) as journal:
+        evaluation = _evaluated(arguments, inputs, journal)
+        found, table = asdict(evaluation), evaluation._table(classes=logits.shape[arguments.axis])
+        if arguments.bytes is not None:
+            found["bits_per_byte"] = evaluation.bits * evaluation.rows / arguments.bytes
+            table.append(("bits per byte", f"{found['bits_per_byte']:.6g}"))
+        if arguments.json:
+            _terminal.print_json(found)
+        else:
+            print(f"{_terminal.printable(logits.name)}: {logits.dtype.name} logits of shape {logits.shape}")
+            _terminal.print_table(table)
+        if journal is not None:
+            sys.stdout.flush()
+            journal.remove()
+    return 0
+
+
+def _evaluated(
+    arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray], journal: Journal | None
+) -> Evaluation:
+    """Evaluate block by block, from where the journal ends."""
+    logits, targets, weight = inputs["LOGITS"], inputs["TARGETS"], inputs.get("--weight")
     options: dict[str, Any] = {
         "weight": None if weight is None else weight.map(),
         "ignore_index": arguments.ignore_index,
@@ -117,35 +191,42 @@ def run(arguments: argparse.Namespace) -> int:
         "axis": arguments.axis,
     }
     evaluator = Evaluator(top_k=arguments.top_k, **options)
-    inputs = [file for file in (logits, targets, sample_weight, weight) if file is not None]
+    blocks = io.row_blocks(
+        logits,
+        targets,
+        inputs.get("--sample-weight"),
+        axis=arguments.axis,
+        shift=int(arguments.shift),
+        score_from=arguments.score_from,
+        skip=0 if journal is None else journal.blocks,
+    )
+    left_out = int(arguments.shift) + arguments.score_from
+    rows = (*targets.shape[:-1], targets.shape[-1] - left_out) if left_out else targets.shape
+    row_bytes = logits.shape[arguments.axis] * logits.dtype.itemsize
     losses_dtype = np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32)  # as `cross_entropy`
     with (
-        _output(arguments.output, targets.shape, losses_dtype, inputs) as append_losses,
-        _terminal.progress(logits.nbytes, "evaluate", unit="B", unit_scale=True, unit_divisor=1024) as bar,
+        _output(arguments, rows, losses_dtype, inputs) as append_losses,
+        _terminal.progress(
+            math.prod(rows) * row_bytes, "evaluate", unit="B", unit_scale=True, unit_divisor=1024
+        ) as bar,
     ):
-        for position, some_logits, some_targets, *rest in io.row_blocks(
-            logits, targets, sample_weight, axis=arguments.axis
-        ):
+        if journal is not None and journal.blocks:
+            done = _go_on(journal, evaluator, append_losses, losses_dtype)
+            bar.update(done * row_bytes)
+        for position, some_logits, some_targets, *rest in blocks:
             some_weights = rest[0] if rest else None
-            try:
-                evaluator.update(some_logits, some_targets, sample_weight=some_weights)
-            except IndexError:
-                _check_targets(some_targets, position, logits.shape[arguments.axis], arguments.ignore_index)
-                raise
+            update_at(evaluator, position, some_logits, some_targets, some_weights)
+            losses = b""
             if append_losses is not None:
-                losses = cross_entropy(
+                of_rows = cross_entropy(
                     some_logits, some_targets, sample_weight=some_weights, reduction="none", **options
                 )
-                append_losses(np.asarray(losses))
+                losses = np.asarray(of_rows, losses_dtype).tobytes()
+                append_losses(losses)
+            if journal is not None:
+                journal.add(evaluator._counted(), losses)
             bar.update(some_logits.nbytes)
-    evaluation = evaluator.result()
-
-    if arguments.json:
-        _terminal.print_json(asdict(evaluation))
-    else:
-        print(f"{_terminal.printable(logits.name)}: {logits.dtype.name} logits of shape {logits.shape}")
-        _terminal.print_table(evaluation._table(classes=logits.shape[arguments.axis]))
-    return 0
+    return evaluator.result()
 
 
 def _check_order(logits: io.StoredArray, targets: io.StoredArray) -> None:
@@ -157,21 +238,70 @@ def _check_order(logits: io.StoredArray, targets: io.StoredArray) -> None:
         )
 
 
-def _check_targets(targets: NDArray[Any], position: tuple[int, ...], classes: int, ignore_index: int) -> None:
-    """Refuse the first target that is no class, by its place in the file; the block is at `position`."""
-    wrong = np.argwhere(((targets < 0) | (targets >= classes)) & (targets != ignore_index))
-    if len(wrong):
-        found = targets[tuple(wrong[0])]
-        place = [start + index for start, index in zip(position, wrong[0].tolist(), strict=True)]
-        name = f"targets{place}" if place else "targets"
-        raise IndexError(f"{name} is {found}; expected 0 to {classes - 1}, or ignore_index {ignore_index}")
+def _journal(
+    arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray]
+) -> contextlib.AbstractContextManager[Journal | None]:
+    """Open the journal that ``--state`` names, if it does."""
+    state, output = arguments.state, arguments.output
+    if state is None:
+        return contextlib.nullcontext()
+    if output is not None and os.path.realpath(state) == os.path.realpath(output):
+        raise ValueError(f"{state}: is both --state and --output; expected two files")
+    names = ("LOGITS", "TARGETS", "--sample-weight", "--weight")
+    options = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in _COUNTED_WITH}
+    options["--top-k"] = list(arguments.top_k)
+    options["--output"] = output is not None
+    # Kernels with fused multiply-add give the same bits, whatever their instruction set.
+    portable = _xent_rs.simd_level() == "portable"
+    options["instruction set"] = "portable" if portable else "with fused multiply-add"
+    known = {name: _fingerprint(inputs[name]) if name in inputs else None for name in names}
+    return Journal(state, "evaluate", known, options)
+
+
+def _fingerprint(array: io.StoredArray) -> str:
+    """Return what an input is known by: its files, and where the numbers are in them."""
+    places = [
+        (layout.offset, layout.shape, layout.dtype.name, layout.strides, layout.member, shard.stamp)
+        for shard in array.shards
+        for layout in [shard.layout]
+    ]
+    return hashlib.sha256(repr(places).encode()).hexdigest()
+
+
+def _go_on(
+    journal: Journal,
+    evaluator: Evaluator,
+    append_losses: Callable[[bytes], None] | None,
+    losses_dtype: np.dtype[Any],
+) -> int:
+    """Take up what a journal has; return the number of its rows."""
+    try:
+        evaluator._go_on_from(journal.counted)
+    except ValueError as error:
+        raise ValueError(f"{journal.path}: damaged ({error}); remove it to begin anew") from None
+    counted = evaluator.result()
+    done = counted.rows + counted.ignored
+    if append_losses is not None:
+        found = 0
+        for losses in journal.losses():
+            append_losses(losses)
+            found += len(losses)
+        if found != done * losses_dtype.itemsize:
+            raise ValueError(
+                f"{journal.path}: damaged ({found} bytes of losses for {done} rows); remove it to begin anew"
+            )
+    return done
 
 
 @contextlib.contextmanager
 def _output(
-    path: Path | None, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: list[io.StoredArray]
-) -> Iterator[Callable[[NDArray[Any]], None] | None]:
-    """Give a function that appends to a new .npy file, or None without a path."""
+    arguments: argparse.Namespace,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    inputs: Mapping[str, io.StoredArray],
+) -> Iterator[Callable[[bytes], None] | None]:
+    """Give a function that appends to the .npy file that ``--output`` names, or None."""
+    path, token = arguments.output, None
     if path is None:
         yield None
         return
@@ -180,10 +310,12 @@ def _output(
     if path.exists():
         if not path.is_file():
             raise ValueError(f"{path}: not a regular file")
-        for read in inputs:
-            if path.samefile(read.path):
-                raise ValueError(f"{path}: is read as {read.name}; expected a new file")
-    with npy.creating(path, shape, dtype) as append:
+        for shard in (shard for array in inputs.values() for shard in array.shards):
+            if path.samefile(shard.path):
+                raise ValueError(f"{path}: is read as {shard.name}; expected a new file")
+    if arguments.state is not None:
+        token = hashlib.sha256(os.fsencode(os.path.realpath(arguments.state))).hexdigest()[:8]
+    with npy.creating(path, shape, dtype, token) as append:
         yield append
 
 
@@ -192,3 +324,10 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 1,5") from None
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return number

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import IO, Any
 
-from . import Choose, Layout, checked, dtype_named, excerpt, unique
+from . import Choose, Layout, checked, dtype_named, excerpt, packed, unique
 
 _MAX_HEADER = 100_000_000  # as the safetensors library
 _DTYPES = {
@@ -50,10 +51,44 @@ def find(file: IO[bytes], choose: Choose) -> Layout:
         raise ValueError(f"{shown_key} has dtype {excerpt(repr(tensor.dtype))}; supported are {supported}")
     found = tensor.end - tensor.begin
     dtype = dtype_named(_DTYPES[tensor.dtype])
-    layout = checked(Layout(data_start + tensor.begin, tensor.shape, dtype), found)
+    strides = packed(tensor.shape, dtype.itemsize)
+    layout = checked(Layout(data_start + tensor.begin, tensor.shape, dtype, strides), found)
     if layout.nbytes != found:
         raise ValueError(f"{shown_key} has {found} bytes of data; expected {layout.nbytes}")
     return layout
+
+
+def index(file: IO[bytes]) -> dict[str, str]:
+    """Return the file of each tensor, by the index of a sharded file: ``model.safetensors.index.json``.
+
+    The files lie in the folder of the index or below it; none other is opened on its word.
+    """
+    text = file.read(_MAX_HEADER + 1)
+    if len(text) > _MAX_HEADER:
+        raise ValueError(f"has more than {_MAX_HEADER} bytes; expected the index of a safetensors file")
+    content = _json(text, "index of a safetensors file")
+    match content:
+        case {"weight_map": {**files}} if files:
+            return {str(tensor): _file_beside(str(tensor), name) for tensor, name in files.items()}
+    raise ValueError("holds no weight_map from tensors to files; expected the index of a safetensors file")
+
+
+def _file_beside(tensor: str, name: Any) -> str:
+    if isinstance(name, str) and name and "\0" not in name:
+        path = PurePath(name)
+        if not (path.is_absolute() or path.drive or ".." in path.parts):
+            return name
+    raise ValueError(
+        f"says that {excerpt(repr(tensor))} is in {excerpt(repr(name))}; "
+        "expected the name of a file in the folder of the index"
+    )
+
+
+def _json(text: bytes, what: str) -> Any:
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"damaged {what} ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -68,10 +103,7 @@ class _Tensor:
 
 def _header(text: bytes, data_bytes: int) -> dict[str, _Tensor]:
     """Parse and check a header: the tensors must fill the data without a gap or an overlap."""
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"damaged safetensors header ({error})") from error
+    header = _json(text, "safetensors header")
     if not isinstance(header, dict):
         raise ValueError("damaged safetensors header (not a JSON object)")
     header.pop("__metadata__", None)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .._bfloat16 import bfloat16
+from ..._bfloat16 import bfloat16
 
 Choose = Callable[[list[str]], str]  # picks one of the names of the arrays in a file
 _T = TypeVar("_T")
@@ -26,19 +26,28 @@ _MAX_AXES = 32  # NumPy 1.26; NumPy 2 allows 64
 class Layout:
     """Where the numbers of an array are.
 
-    `offset` counts from the beginning of the file, or of the decompressed zip member `member`.
+    `offset` counts from the beginning of the file, or of the decompressed zip member `member`; `strides` are
+    the bytes from one number to the next along each axis. Where a row is stored as a record (`llama`),
+    `record` is its dtype, and the last axis, which lies within it, has no stride.
     """
 
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    fortran_order: bool = False
+    strides: tuple[int, ...]
     member: str | None = None
+    record: np.dtype[Any] | None = None
 
     @property
     def nbytes(self) -> int:
         """Number of bytes of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def packed(shape: tuple[int, ...], itemsize: int, *, fortran_order: bool = False) -> tuple[int, ...]:
+    """Return the strides of numbers without gaps, by default with the last axis varying fastest."""
+    faster = [shape[:axis] if fortran_order else shape[axis + 1 :] for axis in range(len(shape))]
+    return tuple(itemsize * math.prod(lengths) for lengths in faster)
 
 
 def checked(layout: Layout, available: int) -> Layout:

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import Layout, checked, excerpt
+from . import Choose, Layout, checked, excerpt, packed
 
-_MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 10_000  # as NumPy
 
 
-def find(file: IO[bytes]) -> Layout:
-    """Find the array in a file."""
+def find(file: IO[bytes], choose: Choose) -> Layout:
+    """Find the array in a file, which has no name to choose."""
     layout = header(file)
     return alone(layout, os.fstat(file.fileno()).st_size - layout.offset)
 
@@ -39,7 +38,7 @@ def alone(layout: Layout, available: int) -> Layout:
 def header(file: IO[bytes]) -> Layout:
     """Read a header, and no more: NumPy reads as many bytes as a damaged one says that it has."""
     start = file.read(8)
-    if len(start) < 8 or not start.startswith(_MAGIC):
+    if len(start) < 8 or not start.startswith(MAGIC):
         raise ValueError(f"does not begin as a .npy file does (begins with {start!r})")
     major, minor = start[6:]
     if (major, minor) == (1, 0):
@@ -64,26 +63,30 @@ def header(file: IO[bytes]) -> Layout:
             raise TypeError("a length is a bool")
     except Exception as error:  # NumPy's parser lets TypeError, TokenError, RecursionError and others out
         raise ValueError(f"damaged .npy header {excerpt(repr(text))}") from error
-    return Layout(file.tell(), tuple(shape), dtype, fortran_order)
+    strides = packed(shape, dtype.itemsize, fortran_order=fortran_order)
+    return Layout(file.tell(), tuple(shape), dtype, strides)
 
 
 @contextmanager
 def creating(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """Give a function that appends numbers, in C order, to a new ``.npy`` file.
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], token: str | None = None
+) -> Iterator[Callable[[bytes], None]]:
+    """Give a function that appends the bytes of numbers, in C order, to a new ``.npy`` file.
 
     The file gets its name when the block ends, in place of an older one, and vanishes if an exception ends
-    the block. It is written rather than mapped, so that a full disk is an `OSError` and not a SIGBUS.
+    the block. It is written rather than mapped, so that a full disk is an `OSError` and not a SIGBUS. What a
+    kill leaves of it has `token` in its name, at random by default; the next with that token removes it.
     """
     target = Path(os.path.realpath(path))  # what a symbolic link names is replaced, not the link
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    unfinished = target.with_name(f".{target.name}.{token or secrets.token_hex(4)}")
     header = BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     )
     try:
         with _named(path):
+            if token is not None:
+                unfinished.unlink(missing_ok=True)
             file = unfinished.open("xb", buffering=0)  # so that closing writes nothing, and cannot fail
         with file:
 
@@ -94,7 +97,7 @@ def creating(
                         rest = rest[file.write(rest) :]
 
             write(header.getvalue())
-            yield lambda numbers: write(numbers.astype(dtype, copy=False).tobytes())
+            yield write
         with _named(path):
             os.replace(unfinished, target)
     except BaseException:

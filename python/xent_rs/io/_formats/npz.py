@@ -10,11 +10,18 @@ from typing import IO
 
 from . import Choose, Layout, npy, unique
 
+MAGIC = b"PK\3\4"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 def find(file: IO[bytes], choose: Choose) -> Layout:
     """Find the array that `choose` names, in its member or, if that is not compressed, in the file."""
+    if not zipfile.is_zipfile(file):  # by its end, where the directory is
+        file.seek(0)
+        begin = file.read(8)
+        if begin.startswith(MAGIC):
+            raise ValueError("truncated; expected a directory of its arrays at the end, as .npz files have")
+        raise ValueError(f"does not begin as a .npz file does (begins with {begin!r})")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         before = min((member.header_offset for member in members), default=0)
@@ -47,6 +54,6 @@ def _stored_member_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
     """Position in the file of the bytes of a member that is not compressed."""
     file.seek(member.header_offset)
     signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    if signature != b"PK\3\4":
+    if signature != MAGIC:
         raise ValueError("damaged (no local header)")
     return member.header_offset + _LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)
