@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _xent_rs
 from ._arguments import class_weight, integer, is_read_in_slices
 from ._environment import in_default_environment
+from ._exact import NOTHING, ExactSum
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
 
@@ -220,9 +221,9 @@ class Evaluator:
                 f"expected {self._sums.classes}, as in the batches before"
             )
         self._sums += _Sums(
-            _ExactSum.of(loss),
-            _ExactSum.of(weight),
-            _ExactSum.of(entropy),
+            ExactSum.of(loss),
+            ExactSum.of(weight),
+            ExactSum.of(entropy),
             tuple(hits),
             rows,
             ignored,
@@ -282,7 +283,7 @@ class Evaluator:
             bits=loss / math.log(2.0),
             accuracy=shares[1],
             top_k={k: shares[k] for k in self._top_k},
-            entropy=sums.entropy.over(_ExactSum(sums.rows * _ONE)),
+            entropy=sums.entropy.over(ExactSum.of_count(sums.rows)),
             rows=sums.rows,
             ignored=sums.ignored,
         )
@@ -424,60 +425,12 @@ def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _ExactSum:
-    """A sum of float64 values without rounding: of the same values in any order, the same bits."""
-
-    # In units of 2**-1074, the smallest positive float64, of which every finite one is a whole number.
-    units: int = 0
-    not_finite: float = 0.0
-
-    @classmethod
-    @in_default_environment
-    def of(cls, value: float) -> _ExactSum:
-        if not math.isfinite(value):
-            return cls(not_finite=value)
-        numerator, denominator = value.as_integer_ratio()
-        return cls(numerator * (_ONE // denominator))
-
-    def __add__(self, other: _ExactSum) -> _ExactSum:
-        return _ExactSum(self.units + other.units, self.not_finite + other.not_finite)
-
-    def as_json(self) -> list[Any]:
-        return [format(self.units, "x"), self.not_finite]
-
-    @classmethod
-    def from_json(cls, value: Any) -> _ExactSum:
-        match value:
-            case [str(units), float(not_finite)]:
-                return cls(int(units, 16), not_finite)
-        raise ValueError("expected a sum")
-
-    def over(self, divisor: _ExactSum) -> float:
-        """Divide, with one rounding; NaN if the divisor is 0."""
-        if divisor == _ExactSum():
-            return math.nan
-        if self.not_finite != 0.0 or divisor.not_finite != 0.0:
-            return self._limit() / divisor._limit()
-        try:
-            return self.units / divisor.units
-        except OverflowError:
-            return self._limit() * divisor._limit() * math.inf
-
-    def _limit(self) -> float:
-        """Return what is not finite, or else the sign."""
-        return self.not_finite or float((self.units > 0) - (self.units < 0))
-
-
-_ONE = 1 << 1074
-
-
-@dataclass(frozen=True)
 class _Sums:
     """What an evaluator has seen, in one value: what interrupts an update comes before or after all of it."""
 
-    loss: _ExactSum = _ExactSum()
-    weight: _ExactSum = _ExactSum()
-    entropy: _ExactSum = _ExactSum()
+    loss: ExactSum = NOTHING
+    weight: ExactSum = NOTHING
+    entropy: ExactSum = NOTHING
     hits: tuple[int, ...] = ()
     rows: int = 0
     ignored: int = 0
@@ -520,9 +473,9 @@ class _Sums:
                 type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes)
             ):
                 return cls(
-                    _ExactSum.from_json(loss),
-                    _ExactSum.from_json(weight),
-                    _ExactSum.from_json(entropy),
+                    ExactSum.from_json(loss),
+                    ExactSum.from_json(weight),
+                    ExactSum.from_json(entropy),
                     tuple(hits),
                     rows,
                     ignored,

@@ -1,0 +1,74 @@
+"""Sums of float64 values without rounding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._environment import in_default_environment
+
+_ONE = 1 << 1074
+
+
+@dataclass(frozen=True)
+class ExactSum:
+    """A sum of float64 values without rounding: of the same values in any order, the same bits."""
+
+    # In units of 2**-1074, the smallest positive float64, of which every finite one is a whole number.
+    units: int = 0
+    not_finite: float = 0.0
+
+    @classmethod
+    @in_default_environment
+    def of(cls, value: float) -> ExactSum:
+        if not math.isfinite(value):
+            return cls(not_finite=value)
+        numerator, denominator = value.as_integer_ratio()
+        return cls(numerator * (_ONE // denominator))
+
+    @classmethod
+    def of_count(cls, count: int) -> ExactSum:
+        return cls(count * _ONE)
+
+    @classmethod
+    def of_values(cls, values: NDArray[np.float64]) -> ExactSum:
+        """Return the sum of an array's values."""
+        total = cls()
+        for value in values.ravel().tolist():
+            total += cls.of(value)
+        return total
+
+    def __add__(self, other: ExactSum) -> ExactSum:
+        return ExactSum(self.units + other.units, self.not_finite + other.not_finite)
+
+    def as_json(self) -> list[Any]:
+        return [format(self.units, "x"), self.not_finite]
+
+    @classmethod
+    def from_json(cls, value: Any) -> ExactSum:
+        match value:
+            case [str(units), float(not_finite)]:
+                return cls(int(units, 16), not_finite)
+        raise ValueError("expected a sum")
+
+    def over(self, divisor: ExactSum) -> float:
+        """Divide, with one rounding; NaN if the divisor is 0."""
+        if divisor == NOTHING:
+            return math.nan
+        if self.not_finite != 0.0 or divisor.not_finite != 0.0:
+            return self._limit() / divisor._limit()
+        try:
+            return self.units / divisor.units
+        except OverflowError:
+            return self._limit() * divisor._limit() * math.inf
+
+    def _limit(self) -> float:
+        """Return what is not finite, or else the sign."""
+        return self.not_finite or float((self.units > 0) - (self.units < 0))
+
+
+NOTHING = ExactSum()
