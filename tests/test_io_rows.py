@@ -202,7 +202,7 @@ def test_two_arrays_of_any_dtypes_are_walked_over_together(tmp_path, pair, with_
     by_row = (targets, weights) if with_targets else ()
     for max_bytes in (1, 400, 1 << 20):
         seen = []
-        for position, *logits, some_targets, some_weights in io.paired_row_blocks(
+        for position, *logits, some_targets, some_weights, _ in io.paired_row_blocks(
             reference, in_files_of_v2(candidate, tmp_path), *by_row, axis=axis, max_bytes=max_bytes
         ):
             shape = tuple(n for i, n in enumerate(logits[0].shape) if i != axis % 3)
@@ -358,7 +358,7 @@ def test_pairs_that_do_not_match(arrays, exception, message):
 
 
 def test_pairs_without_rows_and_single_samples():
-    ((position, reference, candidate, targets, _),) = io.paired_row_blocks(
+    ((position, reference, candidate, targets, *_),) = io.paired_row_blocks(
         np.zeros(3), np.ones(3, np.float32), np.array(1)
     )
     assert (position, reference.shape, candidate.dtype, targets) == ((), (3,), np.float32, 1)

@@ -114,7 +114,7 @@ def results(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     stored = xent_rs.io.open_array("stored.npy")
     for position, _some_logits, _some_targets in xent_rs.io.row_blocks(stored, stored):
         assert_type(position, tuple[int, ...])
-    for _, reference, candidate, some_targets, _ in xent_rs.io.paired_row_blocks(stored, logits, None):
+    for _, reference, candidate, some_targets, _, _ in xent_rs.io.paired_row_blocks(stored, logits, None):
         assert_type(reference, NDArray[Any])
         assert_type(candidate, NDArray[Any])
         assert_type(some_targets, NDArray[Any] | None)

@@ -25,6 +25,11 @@ Evaluation
 evaluate                            -- loss, perplexity, accuracy, top-k accuracy and entropy in one pass
 Evaluator                           -- the same, of logits that come in batches or from several processes
 Evaluation                          -- what both return
+compare                             -- two models: divergence, change of loss and probability, with errors
+Comparer                            -- the same, of logits that come in batches or from several processes
+Comparison                          -- what both return
+ComparedModel                       -- what it holds of each model
+Estimate                            -- a figure and its standard error
 row_statistics                      -- log-sum-exp, argmax, entropy, the target's rank, ... of each row
 RowStatistics                       -- what it returns
 
@@ -66,7 +71,10 @@ from ._binary_cross_entropy import (
     binary_cross_entropy_with_grad,
     binary_cross_entropy_with_grad_hess,
 )
+from ._comparer import Comparer, compare
+from ._comparison import ComparedModel, Comparison
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess
+from ._estimates import Estimate
 from ._evaluation import Evaluation, Evaluator, evaluate
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
 from ._settings import get_num_threads, release_memory, set_num_threads, show_config
@@ -86,6 +94,10 @@ else:
 
 
 __all__ = [
+    "ComparedModel",
+    "Comparer",
+    "Comparison",
+    "Estimate",
     "Evaluation",
     "Evaluator",
     "InternalError",
@@ -94,6 +106,7 @@ __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
     "binary_cross_entropy_with_grad_hess",
+    "compare",
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,3 +51,49 @@ def class_weight(weight: ArrayLike | None) -> NDArray[np.float64] | None:
     # The weights are checked where they are used: by a batch without rows.
     cross_entropy(np.zeros((0, len(weight)), np.float32), np.zeros(0, np.int64), weight=weight)
     return np.array(weight, np.float64)
+
+
+def row_shape(logits: object, axis: int) -> tuple[int, ...] | None:
+    """Return the shape of logits without the class axis; None if they have no such axis, which others say."""
+    shape = tuple(getattr(logits, "shape", ()))
+    if not -len(shape) <= axis < len(shape):
+        return None
+    rows = list(shape)
+    del rows[axis]
+    return tuple(rows)
+
+
+def group_labels(groups: ArrayLike, rows: tuple[int, ...] | None) -> NDArray[Any]:
+    """Return the labels of groups, integers or texts, for logits with these rows."""
+    expected = "expected integers or strings, one group a row"
+    try:
+        found = np.asarray(groups)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"groups make no array ({error}); {expected}") from None
+    if found.dtype == object and all(type(label) is str for label in found.flat):  # a column of pandas
+        found = found.astype(str)
+    if found.dtype.kind not in "iuUT" and found.size:
+        raise TypeError(f"groups have dtype {found.dtype}; {expected}")
+    if rows is not None and found.shape != rows:
+        raise ValueError(f"groups have shape {found.shape}; expected {rows}, one group a row")
+    return found
+
+
+@contextmanager
+def targets_at(
+    position: Sequence[int], targets: NDArray[Any] | None, classes: int, ignore_index: int
+) -> Iterator[None]:
+    """Work on a block of larger arrays; a target that is no class is named by its place in them."""
+    try:
+        yield
+    except IndexError:
+        if targets is None:
+            raise
+        wrong = np.argwhere(((targets < 0) | (targets >= classes)) & (targets != ignore_index))
+        if not len(wrong):
+            raise
+        found = targets[tuple(wrong[0])]
+        place = [start + index for start, index in zip(position, wrong[0].tolist(), strict=True)]
+        name = f"targets{place}" if place else "targets"
+        expected = f"0 to {classes - 1}, or ignore_index {ignore_index}"
+        raise IndexError(f"{name} is {found}; expected {expected}") from None

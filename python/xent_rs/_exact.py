@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ._environment import in_default_environment
 
-_ONE = 1 << 1074
+#: How many of the units that sums are kept in make 1.
+UNITS = 1 << 1074
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class ExactSum:
         if not math.isfinite(value):
             return cls(not_finite=value)
         numerator, denominator = value.as_integer_ratio()
-        return cls(numerator * (_ONE // denominator))
+        return cls(numerator * (UNITS // denominator))
 
     @classmethod
     def of_count(cls, count: int) -> ExactSum:
-        return cls(count * _ONE)
+        return cls(count * UNITS)
 
     @classmethod
     def of_values(cls, values: NDArray[np.float64]) -> ExactSum:
@@ -72,3 +73,11 @@ class ExactSum:
 
 
 NOTHING = ExactSum()
+
+
+def root_of_ratio(dividend: int, divisor: int) -> float:
+    """Return the root of a ratio, rounded before and after."""
+    try:
+        return math.sqrt(dividend / divisor)
+    except OverflowError:
+        return math.inf

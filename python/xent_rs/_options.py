@@ -176,6 +176,34 @@ EvaluatedSampleWeight: TypeAlias = Annotated[
     """,
 ]
 
+# Comparison.
+
+ComparedClassWeight: TypeAlias = Annotated[
+    "ArrayLike | None",
+    None,
+    """array_like of C real numbers, optional
+    A weight for each class in the losses and their change; it is copied. It needs targets, and concerns
+    nothing else.
+    """,
+]
+ComparedSampleWeight: TypeAlias = Annotated[
+    "ArrayLike | None",
+    None,
+    """array_like of real numbers, optional
+    A weight for each row in all means of both models: the shape of `reference` without `axis`. A row of
+    weight 0 does not count. Quantiles and extremes, and each model's accuracy, entropy and calibration
+    error, count all others alike.
+    """,
+]
+Groups: TypeAlias = Annotated[
+    "ArrayLike | None",
+    None,
+    """array_like of integers or strings, optional
+    The document, window or user that each row belongs to: the shape of `reference` without `axis`. Standard
+    errors are then those of rows that depend on each other within a group.
+    """,
+]
+
 # Results.
 
 MeanOfRows: TypeAlias = Annotated[
@@ -421,6 +449,28 @@ class EvaluateOptions(TypedDict, total=False):
     softcap: Softcap
     temperature: Temperature
     axis: Axis
+
+
+class ComparerOptions(TypedDict, total=False):
+    """The options of `Comparer`."""
+
+    weight: ComparedClassWeight
+    ignore_index: UncountedIndex
+    softcap: Softcap
+    temperature: Temperature
+    axis: Axis
+
+
+class CompareOptions(TypedDict, total=False):
+    """The options of `compare`: those of `Comparer` and of its batches."""
+
+    weight: ComparedClassWeight
+    sample_weight: ComparedSampleWeight
+    ignore_index: UncountedIndex
+    softcap: Softcap
+    temperature: Temperature
+    axis: Axis
+    groups: Groups
 
 
 class Options(Keywords):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 
@@ -24,6 +25,21 @@ def html_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str
     heading = f"<thead><tr>{_cells('th', header)}</tr></thead>" if header else ""
     body = "".join(f"<tr>{_cells('th', [first])}{_cells('td', others)}</tr>" for first, *others in rows)
     return f"<table>{heading}<tbody>{body}</tbody></table>"
+
+
+def with_error(value: float, error: float, *, sign: str = "-", percent: bool = False) -> str:
+    """Write a number and its standard error, to the error's second digit: ``1.877 ± 0.010``."""
+    if percent:
+        value, error, unit = 100 * value, 100 * error, "%"
+    else:
+        unit = ""
+    if not math.isfinite(value) or not 0 < error < math.inf:
+        known = "" if math.isnan(error) else f" ± {error:.2g}{unit}"
+        return f"{value:{sign}.6g}{unit}{known}"
+    digits = 1 - math.floor(math.log10(float(f"{error:.1e}")))  # 0.0996 is rounded to 0.10, not to 0.100
+    if digits > 12:
+        return f"{value:{sign}.3e}{unit} ± {error:.1e}{unit}"
+    return f"{value:{sign}.{max(0, digits)}f}{unit} ± {error:.{max(0, digits)}f}{unit}"
 
 
 def _cells(tag: str, texts: Sequence[str]) -> str:

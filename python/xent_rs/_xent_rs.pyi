@@ -10,6 +10,10 @@ from typing_extensions import Self, disjoint_base
 _Floats: TypeAlias = NDArray[np.floating[Any]]
 _Integers: TypeAlias = NDArray[np.int64]
 _Options: TypeAlias = Mapping[str, Any]
+_Doubles: TypeAlias = NDArray[np.float64]
+_Flags: TypeAlias = NDArray[np.bool_]
+#: Of each row: loss, entropy, the largest probability, whether the target has it.
+_OfModel: TypeAlias = tuple[_Doubles, _Doubles, _Doubles, _Flags]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -24,6 +28,7 @@ __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
     "binary_cross_entropy_with_grad_hess",
+    "compare_rows",
     "config",
     "cross_entropy",
     "cross_entropy_with_grad",
@@ -106,6 +111,13 @@ def row_statistics(
 def evaluate(
     logits: ArrayLike, targets: ArrayLike, top_k: tuple[int, ...], keywords: Keywords, options: _Options
 ) -> tuple[float, float, float, list[int], int, int, int]: ...
+def compare_rows(
+    reference: ArrayLike,
+    candidate: ArrayLike,
+    targets: ArrayLike | None,
+    keywords: Keywords,
+    options: _Options,
+) -> tuple[int, _Flags, _Doubles, _Doubles, _Doubles, _Flags, _OfModel, _OfModel]: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def simd_levels() -> list[str]: ...

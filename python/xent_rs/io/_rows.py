@@ -16,6 +16,14 @@ from .._arguments import has_slices, integer
 from ._stored import Box, StoredArray
 
 Position = tuple[int, ...]
+PairedBlock = tuple[
+    Position,
+    NDArray[Any],
+    NDArray[Any],
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+]
 
 
 class SlicedArray(Protocol):
@@ -144,13 +152,14 @@ def paired_row_blocks(
     candidate: SlicedArray,
     targets: SlicedArray | None = None,
     sample_weight: SlicedArray | None = None,
+    groups: SlicedArray | None = None,
     *,
     axis: int = -1,
     shift: int = 0,
     score_from: int = 0,
     skip: int = 0,
     max_bytes: int = 64 << 20,
-) -> Iterator[tuple[Position, NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]]:
+) -> Iterator[PairedBlock]:
     """Walk over the logits of two models together, in the blocks of `row_blocks`.
 
     Parameters
@@ -161,6 +170,8 @@ def paired_row_blocks(
         The targets, in the shape of the logits without `axis`.
     sample_weight : StoredArray or another array with shape, dtype and slicing, optional
         The weights of the rows, in the same shape.
+    groups : StoredArray or another array with shape, dtype and slicing, optional
+        The groups of the rows, in the same shape; with `shift` that of a row is its target's.
     axis, shift, score_from, skip : int
         As in `row_blocks`.
     max_bytes : int, default 64 MiB
@@ -172,7 +183,7 @@ def paired_row_blocks(
         Index of the first target of the block in `targets`.
     reference, candidate : ndarray
         The blocks of logits.
-    targets, sample_weight : ndarray or None
+    targets, sample_weight, groups : ndarray or None
         Those of the rows of the block, if there are any.
 
     Raises
@@ -188,12 +199,12 @@ def paired_row_blocks(
     >>> from xent_rs import io, kl_divergence
     >>> reference, candidate = np.zeros((6, 4)), np.zeros((6, 4), np.float16)
     >>> total = 0.0
-    >>> for _, teacher, pupil, _, _ in io.paired_row_blocks(reference, candidate, max_bytes=80):
+    >>> for _, teacher, pupil, *_ in io.paired_row_blocks(reference, candidate, max_bytes=80):
     ...     total += kl_divergence(pupil, teacher, reduction="sum")
     >>> total
     0.0
     """
-    by_row = {"targets": targets, "sample_weight": sample_weight}
+    by_row = {"targets": targets, "sample_weight": sample_weight, "groups": groups}
     logits = {"reference": reference, "candidate": candidate}
     return _walk(logits, by_row, axis, shift, score_from, skip, max_bytes)
 
