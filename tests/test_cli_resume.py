@@ -258,7 +258,7 @@ def crafted(counted, losses=b""):
     """A state whose last record is what somebody else wrote, with a right checksum."""
     whole = Path("run.state").read_bytes()
     header = whole[: whole.index(b"\n") + 1]
-    line = json.dumps({"block": 0, "counted": counted, "losses": len(losses)}).encode() + b"\n"
+    line = json.dumps({"block": 0, "counted": counted, "kept": len(losses)}).encode() + b"\n"
     Path("run.state").write_bytes(header + line + losses + _journal._checksum(line, losses))
 
 

@@ -214,6 +214,16 @@ class Comparer:
             "axis": self._axis,
         }
 
+    def _values(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the divergence of each row and, with targets, the change of probability, in any order."""
+        sums = self._sums or _Sums.of_nothing()
+        return sums.kl.all(), sums.delta_p.all()
+
+    def _rows_seen(self) -> int:
+        """Return the number of rows, ignored ones included."""
+        sums = self._sums or _Sums.of_nothing()
+        return sums.rows + sums.ignored
+
     def _counted(self) -> bytes:
         """Return what was seen, for `_go_on_from`: a line of JSON, and the values of the rows."""
         assert self._sums is not None
@@ -299,12 +309,12 @@ def compare(
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import math, numpy as np
     >>> from xent_rs import compare
     >>> reference = np.log(np.array([[8, 4, 2, 2], [1, 8, 4, 3]]) / 16)
     >>> candidate = np.log(np.array([[4, 8, 2, 2], [1, 8, 4, 3]]) / 16)
     >>> result = compare(reference, candidate, [0, 1])
-    >>> round(result.kl.value / np.log(2), 4), round(result.kl_max / np.log(2), 4), result.same_top.value
+    >>> round(result.kl.value / math.log(2), 4), round(result.kl_max / math.log(2), 4), result.same_top.value
     (0.125, 0.25, 0.5)
     >>> round(result.perplexity_ratio.value, 4), round(result.delta_p.value, 4)
     (1.4142, -0.125)

@@ -158,7 +158,13 @@ def _refuse(
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import bench, demo, evaluate, info  # here, so that Ctrl-C is caught while they are imported
+    from . import (
+        bench,
+        compare,
+        demo,
+        evaluate,
+        info,
+    )  # here, so that Ctrl-C is caught while they are imported
 
     parser = _Parser(
         prog="xent-rs",
@@ -174,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         'eval "$(xent-rs --print-completion bash)" in ~/.bashrc',
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for command in (demo, evaluate, bench, info):
+    for command in (demo, evaluate, compare, bench, info):
         summary = (command.__doc__ or "").split("\n\n")[0]
         subparser = commands.add_parser(
             command.__name__.rpartition(".")[2],

@@ -1,9 +1,9 @@
 """The journal of a run, from which another goes on when it was killed (``--state FILE``).
 
 The file begins with a line of JSON that says what run it belongs to. A record for each block follows: a line
-of JSON, with what is counted up to the end of the block and the number of bytes of losses; the losses of the
-block; and a line with a checksum (CRC-32) of both. Records are appended, so a kill leaves the last one in
-part at most, which the checksum shows. Nothing in the file is executed, only compared and checked.
+of JSON, with what is counted up to the end of the block and a number of bytes; these bytes, what is kept of
+the block's rows; and a line with a checksum (CRC-32) of both. Records are appended, so a kill leaves the last
+one in part at most, which the checksum shows. Nothing in the file is executed, only compared and checked.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Journal:
         self.counted: Any = None
         self._command = f"xent-rs {command}"
         self._header = _line({self._command: __version__, "inputs": inputs, "options": options})
-        self._losses: list[tuple[int, int]] = []  # where those of each block are, and how many bytes
+        self._kept: list[tuple[int, int]] = []  # where the bytes of each block are, and how many
         self._file: IO[bytes] | None = None
         if path.exists():
             if not stat.S_ISREG(path.stat().st_mode):
@@ -72,17 +72,17 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def losses(self) -> Iterator[bytes]:
-        """Yield the losses of the blocks that are counted."""
+    def kept(self) -> Iterator[bytes]:
+        """Yield what is kept of the rows of each block that is counted."""
         with self.path.open("rb") as file:
-            for place, size in self._losses:
+            for place, size in self._kept:
                 file.seek(place)
                 yield file.read(size)
 
-    def add(self, counted: object, losses: bytes) -> None:
-        """Append what is counted after a block, and the block's losses."""
-        line = _line({"block": self.blocks, "counted": counted, "losses": len(losses)})
-        rest = memoryview(line + losses + _checksum(line, losses))
+    def add(self, counted: object, kept: bytes) -> None:
+        """Append what is counted after a block, and what is kept of its rows."""
+        line = _line({"block": self.blocks, "counted": counted, "kept": len(kept)})
+        rest = memoryview(line + kept + _checksum(line, kept))
         try:
             if self._file is None:
                 # Without a buffer, so that closing writes nothing and cannot fail.
@@ -130,11 +130,11 @@ class Journal:
         place = file.tell()
         line = file.readline(_LONGEST_LINE)
         match _json(line):
-            case {"block": self.blocks, "counted": counted, "losses": int(size)} if size >= 0:
-                losses = file.read(size)
-                checksum = _checksum(line, losses)
-                if len(losses) == size and file.read(len(checksum)) == checksum:
-                    self._losses.append((place + len(line), size))
+            case {"block": self.blocks, "counted": counted, "kept": int(size)} if size >= 0:
+                kept = file.read(size)
+                checksum = _checksum(line, kept)
+                if len(kept) == size and file.read(len(checksum)) == checksum:
+                    self._kept.append((place + len(line), size))
                     self.counted = counted
                     self.blocks += 1
                     return True
@@ -153,5 +153,5 @@ def _json(line: bytes) -> Any:
         return None
 
 
-def _checksum(line: bytes, losses: bytes) -> bytes:
-    return b"%08x\n" % zlib.crc32(losses, zlib.crc32(line))
+def _checksum(line: bytes, kept: bytes) -> bytes:
+    return b"%08x\n" % zlib.crc32(kept, zlib.crc32(line))

@@ -23,23 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import Evaluation, Evaluator, _xent_rs, cross_entropy, io, set_num_threads
+from .. import Evaluation, Evaluator, cross_entropy, io, set_num_threads
 from .._evaluation import update_at
 from ..io._formats import npy
-from . import _terminal
+from . import _inputs, _terminal
 from ._journal import Journal
-
-# What the figures depend on, besides the inputs.
-_COUNTED_WITH = (
-    "axis",
-    "ignore_index",
-    "temperature",
-    "softcap",
-    "label_smoothing",
-    "z_loss",
-    "shift",
-    "score_from",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,70 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("logits", metavar="LOGITS", help="file of the logits"),
         parser.add_argument("targets", metavar="TARGETS", help="file of the targets (integers, the classes)"),
     ]
-    parser.add_argument(
-        "--axis", type=int, default=-1, help="axis of the classes in LOGITS (default: the last)"
-    )
-    parser.add_argument(
-        "--ignore-index",
-        type=int,
-        default=-100,
-        metavar="N",
-        help="rows with this target do not count (default: -100)",
-    )
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (default: 1)")
-    parser.add_argument(
-        "--softcap", type=float, metavar="CAP", help="bounds the logits, before the temperature, to +-CAP"
-    )
-    files += [
-        parser.add_argument(
-            "--weight",
-            metavar="FILE",
-            help="file of a weight for each class in the loss (default: 1 for all)",
-        ),
-        parser.add_argument(
-            "--sample-weight",
-            metavar="FILE",
-            help="file of a weight for each row in the loss, in the shape of TARGETS (default: 1 for all)",
-        ),
+    _inputs.add_logits_options(parser, "LOGITS")
+    _inputs.add_weights(parser)
+    files.append(
         parser.add_argument(
             "--output",
             type=Path,
             metavar="LOSSES.npy",
             help="new file of the loss of each row, in the shape of TARGETS less the positions that --shift "
             "and --score-from leave out; 0 for rows that do not count",
-        ),
-    ]
-    for action in files:
-        _terminal.names_file(action)
-    parser.add_argument(
-        "--shift",
-        action="store_true",
-        help="TARGETS are the tokens that the model has read: the logits of a position, the last axis of "
-        "TARGETS, are for the token after it; those of the last position do not count",
-    )
-    parser.add_argument(
-        "--score-from",
-        type=int,
-        default=0,
-        metavar="POSITION",
-        help="leave out the logits of all positions before this one (default: 0)",
-    )
-    parser.add_argument(
-        "--bytes",
-        type=_positive,
-        metavar="N",
-        help="size of the text of which the rows that count are the tokens; adds the bits per byte, "
-        "bits * rows / N",
-    )
-    _terminal.names_file(
-        parser.add_argument(
-            "--state",
-            type=Path,
-            metavar="FILE",
-            help="file that keeps what is counted so far: after a kill the same command goes on from there, "
-            "to the same results; it is removed when these are printed",
         )
     )
+    for action in files:
+        _terminal.names_file(action)
+    _inputs.add_positions(parser)
+    _inputs.add_state(parser)
     parser.add_argument(
         "--label-smoothing",
         type=float,
@@ -148,17 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
         set_num_threads(arguments.threads)
     logits = io.open_array(arguments.logits, dtype=arguments.dtype)
     targets = io.open_array(arguments.targets)
-    _check_order(logits, targets)
-    inputs = {"LOGITS": logits, "TARGETS": targets}
-    for option in ("sample_weight", "weight"):
-        if getattr(arguments, option) is not None:
-            inputs[f"--{option.replace('_', '-')}"] = io.open_array(getattr(arguments, option))
-    sample_weight = inputs.get("--sample-weight")
-    if sample_weight is not None and sample_weight.shape != targets.shape:
-        raise ValueError(
-            f"{sample_weight.name}: has shape {sample_weight.shape}; "
-            f"expected {targets.shape}, the shape of {targets.name}, one weight a row"
-        )
+    _inputs.check_order(logits, targets, "LOGITS")
+    inputs = {
+        "LOGITS": logits,
+        "TARGETS": targets,
+        **_inputs.open_options(arguments, "--sample-weight", "--weight"),
+    }
+    of = f"the shape of {targets.name}"
+    _inputs.check_rows(inputs.get("--sample-weight"), targets.shape, of, "one weight a row")
     with _journal(arguments, inputs) as journal:
         evaluation = _evaluated(arguments, inputs, journal)
         found, table = asdict(evaluation), evaluation._table(classes=logits.shape[arguments.axis])
@@ -200,8 +136,7 @@ def _evaluated(
         score_from=arguments.score_from,
         skip=0 if journal is None else journal.blocks,
     )
-    left_out = int(arguments.shift) + arguments.score_from
-    rows = (*targets.shape[:-1], targets.shape[-1] - left_out) if left_out else targets.shape
+    rows = _inputs.scored(targets.shape, arguments)
     row_bytes = logits.shape[arguments.axis] * logits.dtype.itemsize
     losses_dtype = np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32)  # as `cross_entropy`
     with (
@@ -229,43 +164,18 @@ def _evaluated(
     return evaluator.result()
 
 
-def _check_order(logits: io.StoredArray, targets: io.StoredArray) -> None:
-    """Refuse files in the wrong order by name; their shapes, which do not match either, would mislead."""
-    if logits.dtype.kind in "biu" and targets.dtype.kind not in "biu":
-        raise ValueError(
-            f"LOGITS holds {logits.dtype} of shape {logits.shape} and TARGETS {targets.dtype} of shape "
-            f"{targets.shape}: are the two files swapped?"
-        )
-
-
 def _journal(
     arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray]
 ) -> contextlib.AbstractContextManager[Journal | None]:
     """Open the journal that ``--state`` names, if it does."""
-    state, output = arguments.state, arguments.output
-    if state is None:
-        return contextlib.nullcontext()
-    if output is not None and os.path.realpath(state) == os.path.realpath(output):
-        raise ValueError(f"{state}: is both --state and --output; expected two files")
+    options = {
+        "--label-smoothing": arguments.label_smoothing,
+        "--z-loss": arguments.z_loss,
+        "--top-k": list(arguments.top_k),
+        "--output": arguments.output is not None,
+    }
     names = ("LOGITS", "TARGETS", "--sample-weight", "--weight")
-    options = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in _COUNTED_WITH}
-    options["--top-k"] = list(arguments.top_k)
-    options["--output"] = output is not None
-    # Kernels with fused multiply-add give the same bits, whatever their instruction set.
-    portable = _xent_rs.simd_level() == "portable"
-    options["instruction set"] = "portable" if portable else "with fused multiply-add"
-    known = {name: _fingerprint(inputs[name]) if name in inputs else None for name in names}
-    return Journal(state, "evaluate", known, options)
-
-
-def _fingerprint(array: io.StoredArray) -> str:
-    """Return what an input is known by: its files, and where the numbers are in them."""
-    places = [
-        (layout.offset, layout.shape, layout.dtype.name, layout.strides, layout.member, shard.stamp)
-        for shard in array.shards
-        for layout in [shard.layout]
-    ]
-    return hashlib.sha256(repr(places).encode()).hexdigest()
+    return _inputs.journal(arguments, "evaluate", inputs, names, options)
 
 
 def _go_on(
@@ -283,7 +193,7 @@ def _go_on(
     done = counted.rows + counted.ignored
     if append_losses is not None:
         found = 0
-        for losses in journal.losses():
+        for losses in journal.kept():
             append_losses(losses)
             found += len(losses)
         if found != done * losses_dtype.itemsize:
@@ -324,10 +234,3 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 1,5") from None
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return number

@@ -19,8 +19,8 @@ from .tables import Result
 
 #: Colours: of this package, of the others, and of lines.
 OURS, OTHERS, LINE = "#c8501e", "#9aa7b4", "#1c2a38"
-# Of bars, which are readable on white and on black.
-_TEXT, _ROOF = "#717b86", "#2f81f7"
+# Readable on white and on black.
+TEXT, _ROOF = "#717b86", "#2f81f7"
 
 
 TITLE = (
@@ -39,7 +39,7 @@ def save(picture: Any, what: str, environment: dict[str, Any], path: Path) -> No
     picture.suptitle(
         f"{what}\n{environment['cpu']}, {environment['simd_level']}, {environment['num_threads']} threads",
         fontsize=11,
-        color=_TEXT,
+        color=TEXT,
     )
     picture.savefig(path, dpi=200)
 
@@ -69,10 +69,10 @@ def bars(results: Sequence[Result]) -> Any:
 
 def _panel(axes: Any, results: list[Result], job: str, case: tuple[int, int, str]) -> None:
     rows, classes, dtype = case
-    axes.set_title(f"{job}, {rows:,} x {classes:,} {dtype}", fontsize=10, loc="left", color=_TEXT)
+    axes.set_title(f"{job}, {rows:,} x {classes:,} {dtype}", fontsize=10, loc="left", color=TEXT)
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[:].set_color(_TEXT)
+    axes.spines[:].set_color(TEXT)
     if not results:
         axes.axis("off")
         return
@@ -85,7 +85,7 @@ def _panel(axes: Any, results: list[Result], job: str, case: tuple[int, int, str
         f"{significant(time)} ms ({time / (1e3 * result['roof']):.1f} x)"
         for time, result in zip(times, results, strict=True)
     ]
-    axes.bar_label(bars, labels, padding=5, fontsize=9, color=_TEXT)
+    axes.bar_label(bars, labels, padding=5, fontsize=9, color=TEXT)
     axes.axvline(roof, color=_ROOF, linestyle="--", linewidth=1.2)
     axes.text(
         roof,
@@ -99,5 +99,5 @@ def _panel(axes: Any, results: list[Result], job: str, case: tuple[int, int, str
     axes.set_ylim(len(names) - 0.5, -1.2)
     # Room for the longest label to the right of the longest bar.
     axes.set_xlim(0, 1.45 * max(*times, roof))
-    axes.set_xlabel("ms", fontsize=9, color=_TEXT)
-    axes.tick_params(labelsize=9, color=_TEXT, labelcolor=_TEXT)
+    axes.set_xlabel("ms", fontsize=9, color=TEXT)
+    axes.tick_params(labelsize=9, color=TEXT, labelcolor=TEXT)

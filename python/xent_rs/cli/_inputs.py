@@ -1,0 +1,159 @@
+"""What the commands that read logits have in common: options, files, and the state of a run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import _xent_rs, io
+from . import _terminal
+from ._journal import Journal
+
+# What the figures of these options depend on, besides the inputs.
+COUNTED_WITH = ("axis", "ignore_index", "temperature", "softcap", "shift", "score_from")
+
+
+def add_logits_options(parser: argparse.ArgumentParser, logits: str) -> None:
+    """Declare how `logits`, a name of one or of two arguments, become losses."""
+    parser.add_argument(
+        "--axis", type=int, default=-1, help=f"axis of the classes in {logits} (default: the last)"
+    )
+    parser.add_argument(
+        "--ignore-index",
+        type=int,
+        default=-100,
+        metavar="N",
+        help="rows with this target do not count (default: -100)",
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (default: 1)")
+    parser.add_argument(
+        "--softcap", type=float, metavar="CAP", help="bounds the logits, before the temperature, to +-CAP"
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Declare the files of weights."""
+    for name, help_text in (
+        ("--weight", "file of a weight for each class in the loss (default: 1 for all)"),
+        (
+            "--sample-weight",
+            "file of a weight for each row in the means, in the shape of TARGETS (default: 1 for all)",
+        ),
+    ):
+        _terminal.names_file(parser.add_argument(name, metavar="FILE", help=help_text))
+
+
+def add_positions(parser: argparse.ArgumentParser) -> None:
+    """Declare which positions of windows of tokens count, and the size of the text."""
+    parser.add_argument(
+        "--shift",
+        action="store_true",
+        help="TARGETS are the tokens that the model has read: the logits of a position, the last axis of "
+        "TARGETS, are for the token after it; those of the last position do not count",
+    )
+    parser.add_argument(
+        "--score-from",
+        type=int,
+        default=0,
+        metavar="POSITION",
+        help="leave out the logits of all positions before this one (default: 0)",
+    )
+    parser.add_argument(
+        "--bytes",
+        type=positive,
+        metavar="N",
+        help="size of the text of which the rows that count are the tokens; adds the bits per byte, "
+        "bits * rows / N",
+    )
+
+
+def add_state(parser: argparse.ArgumentParser) -> None:
+    """Declare the file of the state of a run."""
+    _terminal.names_file(
+        parser.add_argument(
+            "--state",
+            type=Path,
+            metavar="FILE",
+            help="file that keeps what is counted so far: after a kill the same command goes on from there, "
+            "to the same results; it is removed when these are printed",
+        )
+    )
+
+
+def positive(text: str) -> int:
+    """Read an argument that is a positive integer."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return number
+
+
+def open_options(arguments: argparse.Namespace, *options: str) -> dict[str, io.StoredArray]:
+    """Open the files that some options name, by the option."""
+    return {
+        option: io.open_array(name)
+        for option in options
+        if (name := getattr(arguments, option.removeprefix("--").replace("-", "_"))) is not None
+    }
+
+
+def check_order(logits: io.StoredArray, targets: io.StoredArray, name: str) -> None:
+    """Refuse files in the wrong order by name; their shapes, which do not match either, would mislead."""
+    if logits.dtype.kind in "biu" and targets.dtype.kind not in "biu":
+        raise ValueError(
+            f"{name} holds {logits.dtype} of shape {logits.shape} and TARGETS {targets.dtype} of shape "
+            f"{targets.shape}: are the two files swapped?"
+        )
+
+
+def check_rows(array: io.StoredArray | None, rows: tuple[int, ...], of: str, each: str) -> None:
+    """Refuse an array without a number for each row; `of` says whose rows, `each` what the number is."""
+    if array is not None and array.shape != rows:
+        raise ValueError(f"{array.name}: has shape {array.shape}; expected {rows}, {of}, {each}")
+
+
+def scored(rows: tuple[int, ...], arguments: argparse.Namespace) -> tuple[int, ...]:
+    """Return the shape of the rows that --shift and --score-from leave."""
+    left_out = int(arguments.shift) + arguments.score_from
+    return (*rows[:-1], rows[-1] - left_out) if left_out else rows
+
+
+def journal(
+    arguments: argparse.Namespace,
+    command: str,
+    inputs: Mapping[str, io.StoredArray],
+    names: Sequence[str],
+    options: Mapping[str, Any],
+) -> contextlib.AbstractContextManager[Journal | None]:
+    """Open the journal that ``--state`` names, if it does.
+
+    `names` are all inputs that the command may have, `options` what its figures depend on besides them and
+    `COUNTED_WITH`.
+    """
+    if arguments.state is None:
+        return contextlib.nullcontext()
+    for output in ("output", "plot"):
+        other = getattr(arguments, output, None)
+        if other is not None and os.path.realpath(arguments.state) == os.path.realpath(other):
+            raise ValueError(f"{arguments.state}: is both --state and --{output}; expected two files")
+    common = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in COUNTED_WITH}
+    # Kernels with fused multiply-add give the same bits, whatever their instruction set.
+    portable = _xent_rs.simd_level() == "portable"
+    level = {"instruction set": "portable" if portable else "with fused multiply-add"}
+    known = {name: _fingerprint(inputs[name]) if name in inputs else None for name in names}
+    return Journal(arguments.state, command, known, {**common, **options, **level})
+
+
+def _fingerprint(array: io.StoredArray) -> str:
+    """Return what an input is known by: its files, and where the numbers are in them."""
+    places = [
+        (layout.offset, layout.shape, layout.dtype.name, layout.strides, layout.member, shard.stamp)
+        for shard in array.shards
+        for layout in [shard.layout]
+    ]
+    return hashlib.sha256(repr(places).encode()).hexdigest()

@@ -1,0 +1,221 @@
+"""Compare the logits of two models: divergence, and the change of loss, perplexity and probability.
+
+REFERENCE, CANDIDATE and TARGETS are named as for evaluate: .npy files, .npz and .safetensors files with the
+name of the array behind a colon, .kld files of llama.cpp, or several files as one array. Both models have the
+same classes and rows, in dtypes of their own; nothing is copied. Without TARGETS there is no loss, and no
+change of a probability. Every figure has its standard error: of rows that are independent of each other, or
+with --groups or --windows of rows that depend on each other within a group. Of equal logits the first counts
+as larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import Comparer, io, set_num_threads
+from .._comparer import compare_at
+from . import _inputs, _terminal
+from ._journal import Journal
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_PICTURES = (".png", ".svg", ".pdf")
+_WHOLE = ("rows", "ignored", "groups")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments and options."""
+    files = [
+        parser.add_argument("reference", metavar="REFERENCE", help="file of the logits to compare with"),
+        parser.add_argument("candidate", metavar="CANDIDATE", help="file of the logits of the other model"),
+        parser.add_argument(
+            "targets", metavar="TARGETS", nargs="?", help="file of the targets (integers, the classes)"
+        ),
+    ]
+    _inputs.add_logits_options(parser, "both")
+    _inputs.add_weights(parser)
+    groups = parser.add_mutually_exclusive_group()
+    files.append(
+        groups.add_argument(
+            "--groups",
+            metavar="FILE",
+            help="file of the group of each row (integers: documents, users), in the shape of TARGETS",
+        )
+    )
+    groups.add_argument(
+        "--windows",
+        action="store_true",
+        help="every step along the first axis of TARGETS is a group: where it has windows of tokens, these",
+    )
+    _inputs.add_positions(parser)
+    _inputs.add_state(parser)
+    files.append(
+        parser.add_argument(
+            "--plot",
+            type=Path,
+            metavar="FILE.png",
+            help="draw the distribution of the divergence and of the change of probability",
+        )
+    )
+    for action in files:
+        _terminal.names_file(action)
+    for model in ("reference", "candidate"):
+        parser.add_argument(
+            f"--{model}-dtype",
+            choices=_DTYPES,
+            help=f"what {model.upper()} holds; needed only for bfloat16 in .npy and .npz, which NumPy stores "
+            "as raw bytes",
+        )
+    _terminal.add_threads(parser)
+    _terminal.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare and print."""
+    if arguments.threads is not None:
+        set_num_threads(arguments.threads)
+    if arguments.plot is not None:
+        _check_picture(arguments.plot)
+        from . import _comparison_plot as plot  # before the work, for it may be missing
+    inputs = _inputs_of(arguments)
+    reference, candidate = inputs["REFERENCE"], inputs["CANDIDATE"]
+    options = {"--windows": arguments.windows}
+    names = ("REFERENCE", "CANDIDATE", "TARGETS", "--sample-weight", "--weight", "--groups")
+    with _inputs.journal(arguments, "compare", inputs, names, options) as journal:
+        comparer = _compared(arguments, inputs, journal)
+        comparison = comparer.result()
+        if arguments.json:
+            figures = comparison.as_dict()
+            found = {name: int(value) if name in _WHOLE else value for name, value in figures.items()}
+            if arguments.bytes is not None:
+                for name in ("reference", "candidate"):
+                    bits = found[f"{name}_bits"]
+                    found[f"{name}_bits_per_byte"] = bits * comparison.rows / arguments.bytes
+            _terminal.print_json(found)
+        else:
+            for what, logits in (("reference", reference), ("candidate", candidate)):
+                name = _terminal.printable(logits.name)
+                print(f"{what} {name}: {logits.dtype.name} logits of shape {logits.shape}")
+            for header, rows in comparison._tables(arguments.bytes):
+                print()
+                _terminal.print_table([*filter(None, [header]), *rows])
+        sys.stdout.flush()
+        if arguments.plot is not None:
+            plot.draw(comparison, *comparer._values(), arguments.plot)
+        if journal is not None:
+            journal.remove()
+    return 0
+
+
+def _inputs_of(arguments: argparse.Namespace) -> dict[str, io.StoredArray]:
+    """Open all files, and say what does not fit before any of it is read."""
+    reference = io.open_array(arguments.reference, dtype=arguments.reference_dtype)
+    candidate = io.open_array(arguments.candidate, dtype=arguments.candidate_dtype)
+    inputs = {"REFERENCE": reference, "CANDIDATE": candidate}
+    if arguments.targets is not None:
+        targets = inputs["TARGETS"] = io.open_array(arguments.targets)
+        for name in ("REFERENCE", "CANDIDATE"):
+            _inputs.check_order(inputs[name], targets, name)
+    else:
+        for option in ("shift", "bytes", "weight"):
+            if getattr(arguments, option):
+                raise ValueError(f"--{option} is given without TARGETS; expected these, too")
+    if candidate.shape != reference.shape:
+        raise ValueError(
+            f"{candidate.name}: has shape {candidate.shape}; "
+            f"expected {reference.shape}, the shape of {reference.name}"
+        )
+    inputs.update(_inputs.open_options(arguments, "--sample-weight", "--weight", "--groups"))
+    rows = _rows(reference, arguments.axis)
+    if rows is not None:
+        of = f"the shape of {reference.name} without axis {arguments.axis}"
+        _inputs.check_rows(inputs.get("--sample-weight"), rows, of, "one weight a row")
+        _inputs.check_rows(inputs.get("--groups"), rows, of, "one group a row")
+        if arguments.windows and len(rows) < 2:
+            raise ValueError(
+                f"--windows: {reference.name} has rows of shape {rows}; expected windows and positions"
+            )
+    groups = inputs.get("--groups")
+    if groups is not None and groups.dtype.kind not in "iu":
+        raise ValueError(f"{groups.name}: holds {groups.dtype.name}; expected integers, one group a row")
+    return inputs
+
+
+def _rows(logits: io.StoredArray, axis: int) -> tuple[int, ...] | None:
+    """Return the shape of the rows; None if there is no such axis, which is said where the rows are read."""
+    if not -logits.ndim <= axis < logits.ndim:
+        return None
+    rows = list(logits.shape)
+    del rows[axis]
+    return tuple(rows)
+
+
+def _compared(
+    arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray], journal: Journal | None
+) -> Comparer:
+    """Compare block by block, from where the journal ends."""
+    reference, candidate = inputs["REFERENCE"], inputs["CANDIDATE"]
+    weight = inputs.get("--weight")
+    options: dict[str, Any] = {
+        "weight": None if weight is None else weight.map(),
+        "ignore_index": arguments.ignore_index,
+        "softcap": arguments.softcap,
+        "temperature": arguments.temperature,
+        "axis": arguments.axis,
+    }
+    comparer = Comparer(**options)
+    rows = _rows(reference, arguments.axis)
+    windows = None
+    if arguments.windows and rows is not None:
+        numbers = np.arange(rows[0]).reshape(-1, *(1,) * (len(rows) - 1))
+        windows = np.broadcast_to(numbers, rows)
+    blocks = io.paired_row_blocks(
+        reference,
+        candidate,
+        inputs.get("TARGETS"),
+        inputs.get("--sample-weight"),
+        inputs.get("--groups", windows),
+        axis=arguments.axis,
+        shift=int(arguments.shift),
+        score_from=arguments.score_from,
+        skip=0 if journal is None else journal.blocks,
+    )
+    assert rows is not None
+    row_bytes = reference.shape[arguments.axis] * (reference.dtype.itemsize + candidate.dtype.itemsize)
+    size = math.prod(_inputs.scored(rows, arguments)) * row_bytes
+    with _terminal.progress(size, "compare", unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        if journal is not None and journal.blocks:
+            bar.update(_go_on(journal, comparer) * row_bytes)
+        for block in blocks:
+            # What a block adds goes into the journal; sums are exact, so that merging changes no bit.
+            part = Comparer(**options)
+            compare_at(part, *block)
+            if journal is not None:
+                journal.add(None, part._counted())
+            comparer.merge(part)
+            bar.update(block[1].nbytes + block[2].nbytes)
+    return comparer
+
+
+def _go_on(journal: Journal, comparer: Comparer) -> int:
+    """Take up what a journal has; return the number of its rows."""
+    try:
+        for kept in journal.kept():
+            comparer._go_on_from(kept)
+    except ValueError as error:
+        raise ValueError(f"{journal.path}: damaged ({error}); remove it to begin anew") from None
+    return comparer._rows_seen()
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse a picture that could not be written, before the work."""
+    if path.suffix.lower() not in _PICTURES:
+        raise ValueError(f"{path}: unknown format; expected a {', '.join(_PICTURES)} file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
