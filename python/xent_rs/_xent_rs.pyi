@@ -10,6 +10,8 @@ from typing_extensions import Self, disjoint_base
 _Floats: TypeAlias = NDArray[np.floating[Any]]
 _Integers: TypeAlias = NDArray[np.int64]
 _Options: TypeAlias = Mapping[str, Any]
+#: A whole number of 2**-1074, in two's complement, the lowest byte first, and the sum of what is not finite.
+_Exact: TypeAlias = tuple[bytes, float]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -29,6 +31,7 @@ __all__ = [
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
     "evaluate",
+    "exact_sum",
     "get_num_threads",
     "in_default_environment",
     "kept_memory",
@@ -105,7 +108,8 @@ def row_statistics(
 ) -> tuple[_Floats, _Integers, _Floats, _Floats, _Floats | None, _Integers | None]: ...
 def evaluate(
     logits: ArrayLike, targets: ArrayLike, top_k: tuple[int, ...], keywords: Keywords, options: _Options
-) -> tuple[float, float, float, list[int], int, int, int]: ...
+) -> tuple[list[_Exact], list[_Exact] | None, list[int], int, int, int]: ...
+def exact_sum(values: ArrayLike) -> _Exact: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def simd_levels() -> list[str]: ...
