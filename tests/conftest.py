@@ -14,12 +14,6 @@ from xent_rs import _xent_rs
 
 from .bounds import worst_ratios
 
-if not hasattr(_xent_rs, "compare_rows"):
-    # Until the compiled one is there.
-    from .comparison_oracle import compare_rows
-
-    _xent_rs.compare_rows = compare_rows
-
 # The background of a shell, and so much of continuous integration, ignores SIGINT; children inherit that, and
 # there would be no Ctrl-C to test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -49,6 +49,7 @@ def oracle(logits, targets, top_k=(1, 5), ignore_index=-100, temperature=1.0, ax
         entropy=np.mean(entropies),
         rows=len(losses),
         ignored=len(targets) - len(losses),
+        loss_error=np.std(losses, ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan,
     )
 
 

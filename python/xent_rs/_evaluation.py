@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _xent_rs
 from ._arguments import class_weight, integer, is_read_in_slices
 from ._environment import in_default_environment
-from ._exact import NOTHING, ExactSum
+from ._exact import NOTHING, UNITS, ExactSum, root_of_ratio
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
 
@@ -50,6 +50,10 @@ class Evaluation:
         Number of rows that count.
     ignored : int
         Number of rows that do not: their target is ``ignore_index``, or their ``sample_weight`` is 0.
+    loss_error : float
+        Standard error of the loss in nats, ``sqrt(n / (n - 1) * sum((l - loss * w)**2)) / sum(w)`` of n rows
+        with weights w and weighted losses l; without weights the sample's standard deviation over ``sqrt(n)``.
+        It takes rows as independent, which neighbouring tokens of a text are not. NaN of less than two rows.
     """
 
     loss: float
@@ -60,6 +64,7 @@ class Evaluation:
     entropy: float
     rows: int
     ignored: int
+    loss_error: float
 
     def as_dict(self, prefix: str = "") -> dict[str, float]:
         """Return all figures in one flat dict, as loggers of experiments take them.
@@ -107,7 +112,7 @@ class Evaluation:
         return [
             ("rows", f"{self.rows:,}"),
             ("ignored", f"{self.ignored:,}"),
-            ("loss (nats)", f"{self.loss:.6g}"),
+            ("loss (nats)", f"{self.loss:.6g} ± {self.loss_error:.2g}"),
             ("bits", f"{self.bits:.6g}"),
             ("perplexity", f"{self.perplexity:.6g}"),
             ("entropy (nats)", f"{self.entropy:.6g}"),
@@ -125,10 +130,9 @@ class Evaluator:
     """Evaluate logits that come in batches, in any order and in any number of processes.
 
     With ``z = logits / temperature`` and ``p = softmax(z)`` each row has the loss ``logsumexp(z) -
-    z[target]``, or that of `cross_entropy` with the same options, and the entropy ``-sum(p * ln(p))``. The
-    sums over batches are exact (integers, in units of 2**-1074), so that neither the order of the updates nor
-    the way evaluators are merged changes a bit of the result. Those of a batch are rounded: other batches of
-    the same rows may differ in the last bits.
+    z[target]``, or that of `cross_entropy` with the same options, and the entropy ``-sum(p * ln(p))``. Their
+    sums are exact (integers, in units of 2**-1074): however rows are cut into batches, in whatever order they
+    come or evaluators are merged, on any number of threads, the result has the same bits.
 
     All batches have the same number of classes. An evaluator can be pickled. It is not meant to be updated by
     several threads at once: give each its own and merge them.
@@ -208,7 +212,7 @@ class Evaluator:
         IndexError
             If a target is neither a class nor `ignore_index`. The evaluator is then as it was before.
         """
-        loss, weight, entropy, hits, rows, ignored, classes = _xent_rs.evaluate(
+        sums, weights, hits, rows, ignored, classes = _xent_rs.evaluate(
             logits,
             targets,
             self._ks,
@@ -220,10 +224,19 @@ class Evaluator:
                 f"logits have {classes} classes along axis {self._axis}; "
                 f"expected {self._sums.classes}, as in the batches before"
             )
+        loss, squared_loss, entropy = map(ExactSum.of_bytes, sums)
+        count = ExactSum.of_count(rows)
+        # Without weights they are 1.
+        weight, squared_weight, product = (
+            (count, count, loss) if weights is None else map(ExactSum.of_bytes, weights)
+        )
         self._sums += _Sums(
-            ExactSum.of(loss),
-            ExactSum.of(weight),
-            ExactSum.of(entropy),
+            loss,
+            squared_loss,
+            entropy,
+            weight,
+            squared_weight,
+            product,
             tuple(hits),
             rows,
             ignored,
@@ -286,6 +299,7 @@ class Evaluator:
             entropy=sums.entropy.over(ExactSum.of_count(sums.rows)),
             rows=sums.rows,
             ignored=sums.ignored,
+            loss_error=sums.loss_error(),
         )
 
     def _counted(self) -> dict[str, Any]:
@@ -429,29 +443,44 @@ class _Sums:
     """What an evaluator has seen, in one value: what interrupts an update comes before or after all of it."""
 
     loss: ExactSum = NOTHING
-    weight: ExactSum = NOTHING
+    squared_loss: ExactSum = NOTHING
     entropy: ExactSum = NOTHING
+    weight: ExactSum = NOTHING
+    squared_weight: ExactSum = NOTHING
+    # Of each row's weight and its weighted loss.
+    product: ExactSum = NOTHING
     hits: tuple[int, ...] = ()
     rows: int = 0
     ignored: int = 0
     classes: int | None = None
 
     def __add__(self, other: _Sums) -> _Sums:
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _EXACT}
         return _Sums(
-            self.loss + other.loss,
-            self.weight + other.weight,
-            self.entropy + other.entropy,
-            tuple(a + b for a, b in zip(self.hits, other.hits, strict=True)),
-            self.rows + other.rows,
-            self.ignored + other.ignored,
-            other.classes if self.classes is None else self.classes,
+            **sums,
+            hits=tuple(a + b for a, b in zip(self.hits, other.hits, strict=True)),
+            rows=self.rows + other.rows,
+            ignored=self.ignored + other.ignored,
+            classes=other.classes if self.classes is None else self.classes,
         )
+
+    def loss_error(self) -> float:
+        """Return the standard error of the mean loss, of rows that are independent of each other.
+
+        With weighted losses l and weights w of n rows, and the mean m, it is the root of
+        ``n / (n - 1) * sum((l - m * w)**2) / sum(w)**2``.
+        """
+        rows, loss, weight = self.rows, self.loss.units, self.weight.units
+        if rows < 2 or not weight or any(getattr(self, name).not_finite for name in _EXACT):
+            return math.nan
+        squares = self.squared_loss.units * weight**2 - 2 * loss * self.product.units * weight
+        squares += loss**2 * self.squared_weight.units
+        # Squares were rounded: a sum that should be 0 may be less.
+        return root_of_ratio(rows * max(squares, 0) * UNITS, (rows - 1) * weight**4)
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "loss": self.loss.as_json(),
-            "weight": self.weight.as_json(),
-            "entropy": self.entropy.as_json(),
+            **{name: getattr(self, name).as_json() for name in _EXACT},
             "hits": list(self.hits),
             "rows": self.rows,
             "ignored": self.ignored,
@@ -462,26 +491,22 @@ class _Sums:
     def from_json(cls, value: Any, ks: int) -> _Sums:
         match value:
             case {
-                "loss": loss,
-                "weight": weight,
-                "entropy": entropy,
                 "hits": [*hits],
                 "rows": rows,
                 "ignored": ignored,
                 "classes": classes,
-            } if len(hits) == ks and all(
-                type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes)
+                **sums,
+            } if (
+                len(hits) == ks
+                and sums.keys() == set(_EXACT)
+                and all(type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes))
             ):
-                return cls(
-                    ExactSum.from_json(loss),
-                    ExactSum.from_json(weight),
-                    ExactSum.from_json(entropy),
-                    tuple(hits),
-                    rows,
-                    ignored,
-                    classes,
-                )
+                exact = {name: ExactSum.from_json(number) for name, number in sums.items()}
+                return cls(**exact, hits=tuple(hits), rows=rows, ignored=ignored, classes=classes)
         raise ValueError(f"expected sums of an evaluator and hits for {ks} numbers k")
+
+
+_EXACT = ("loss", "squared_loss", "entropy", "weight", "squared_weight", "product")
 
 
 def _exp(value: float) -> float:

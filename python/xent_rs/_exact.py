@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._environment import in_default_environment
+from . import _xent_rs
 
 #: How many of the units that sums are kept in make 1.
 UNITS = 1 << 1074
@@ -24,24 +24,19 @@ class ExactSum:
     not_finite: float = 0.0
 
     @classmethod
-    @in_default_environment
-    def of(cls, value: float) -> ExactSum:
-        if not math.isfinite(value):
-            return cls(not_finite=value)
-        numerator, denominator = value.as_integer_ratio()
-        return cls(numerator * (UNITS // denominator))
-
-    @classmethod
     def of_count(cls, count: int) -> ExactSum:
         return cls(count * UNITS)
 
     @classmethod
     def of_values(cls, values: NDArray[np.float64]) -> ExactSum:
         """Return the sum of an array's values."""
-        total = cls()
-        for value in values.ravel().tolist():
-            total += cls.of(value)
-        return total
+        return cls.of_bytes(_xent_rs.exact_sum(values))
+
+    @classmethod
+    def of_bytes(cls, found: tuple[bytes, float]) -> ExactSum:
+        """Return what the compiled module has summed."""
+        units, not_finite = found
+        return cls(int.from_bytes(units, "little", signed=True), not_finite)
 
     def __add__(self, other: ExactSum) -> ExactSum:
         return ExactSum(self.units + other.units, self.not_finite + other.not_finite)

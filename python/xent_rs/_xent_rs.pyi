@@ -14,6 +14,8 @@ _Doubles: TypeAlias = NDArray[np.float64]
 _Flags: TypeAlias = NDArray[np.bool_]
 #: Of each row: loss, entropy, the largest probability, whether the target has it.
 _OfModel: TypeAlias = tuple[_Doubles, _Doubles, _Doubles, _Flags]
+#: A whole number of 2**-1074, in two's complement, the lowest byte first, and the sum of what is not finite.
+_Exact: TypeAlias = tuple[bytes, float]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -34,6 +36,7 @@ __all__ = [
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
     "evaluate",
+    "exact_sum",
     "get_num_threads",
     "in_default_environment",
     "kept_memory",
@@ -110,7 +113,7 @@ def row_statistics(
 ) -> tuple[_Floats, _Integers, _Floats, _Floats, _Floats | None, _Integers | None]: ...
 def evaluate(
     logits: ArrayLike, targets: ArrayLike, top_k: tuple[int, ...], keywords: Keywords, options: _Options
-) -> tuple[float, float, float, list[int], int, int, int]: ...
+) -> tuple[list[_Exact], list[_Exact] | None, list[int], int, int, int]: ...
 def compare_rows(
     reference: ArrayLike,
     candidate: ArrayLike,
@@ -118,6 +121,7 @@ def compare_rows(
     keywords: Keywords,
     options: _Options,
 ) -> tuple[int, _Flags, _Doubles, _Doubles, _Doubles, _Flags, _OfModel, _OfModel]: ...
+def exact_sum(values: ArrayLike) -> _Exact: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def simd_levels() -> list[str]: ...

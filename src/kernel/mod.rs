@@ -33,10 +33,12 @@
 //! | [`log_softmax`] | log-probabilities of all classes |
 //! | [`cap`] | the softcap |
 //! | [`stage`] | rows on their way to and from lanes |
-//! | [`binary`] | binary losses of targets alone |
+//! | [`binary`] | binary losses of targets alone, and of two classes |
+//! | [`divergence`] | how far two rows are apart |
 
 pub mod binary;
 pub mod cap;
+pub mod divergence;
 pub mod finish;
 pub mod horizontal;
 pub mod log_softmax;

@@ -3,26 +3,51 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fearless_simd::Simd;
+use fearless_simd::{Simd, f64x8, prelude::*};
 
+use super::cross_entropy::cross_entropy;
 use super::distribution::{Reading, Use};
 use super::targets::{Problem, Targets};
-use super::{Check, Chunks, rows};
-use crate::array::Array;
-use crate::error::Result;
-use crate::kernel::finish::{MOST_LANES, PerLane};
-use crate::math::precise_sum;
+use super::{Check, Chunks, Reduction};
+use crate::array::{Array, ArrayMut};
+use crate::error::{Error, Result};
+use crate::kernel::finish::{HALF, MOST_LANES, PerLane, load};
+use crate::math::ExactSum;
 use crate::parallel::map_chunks;
 use crate::row::{Statistics, product};
+use crate::rows::BLOCK;
 use crate::simd::{self, Kernel};
 
-/// Sums over the rows that are not ignored.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tally {
+/// Sums over the rows that count, without rounding: the same however they are cut into batches.
+#[derive(Clone, Debug, Default)]
+pub struct Sums {
     /// Of the weighted losses, in nats.
-    pub loss: f64,
+    pub loss: ExactSum,
+    /// Of their squares.
+    pub squared_loss: ExactSum,
     /// Of the entropies of the softmax, in nats.
-    pub entropy: f64,
+    pub entropy: ExactSum,
+    /// Of the weights by which losses were multiplied, of their squares, and of their products with the weighted losses; if there
+    /// are no weights, nothing.
+    pub weights: [ExactSum; 3],
+}
+
+impl Sums {
+    fn merge(&mut self, other: Self) {
+        self.loss.merge(other.loss);
+        self.squared_loss.merge(other.squared_loss);
+        self.entropy.merge(other.entropy);
+        for (to, from) in self.weights.iter_mut().zip(other.weights) {
+            to.merge(from);
+        }
+    }
+}
+
+/// What was counted over the rows that count.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// The sums.
+    pub sums: Sums,
     /// For each k, how many rows have their target among the k largest logits.
     pub hits: Vec<u64>,
 }
@@ -32,49 +57,101 @@ pub struct Tally {
 /// Of equal logits the one at the lower index ranks higher; a row with a NaN or +∞, or of only −∞, hits nothing.
 ///
 /// # Errors
-/// What `check` returned.
+/// [`Error::Memory`] if there is no room for losses that other sums of a row do not tell; what `check` returned.
 pub fn tally(logits: &Array, problem: &Problem, top_k: &[usize], check: Check) -> Result<Tally> {
     problem.assert_fits(logits.rows(), logits.classes());
     assert!(matches!(problem.targets, Targets::Classes(_)));
+    let losses = losses_of(logits, problem, check)?;
     let chunks = Chunks::of_rows(logits);
     let level = simd::level();
-    // Counts may be added in any order; the sums come back in that of the chunks.
+    // Counts may be added in any order, as exact sums.
     let hits: Vec<AtomicU64> = top_k.iter().map(|_| AtomicU64::new(0)).collect();
-    let hits = &hits[..];
-    // Of what a weight of the row's class is all there is besides, what is known of the row tells the loss.
-    let is_known = problem.label_smoothing == 0.0 && problem.z_loss == 0.0;
-    let weight_sum = problem.share_weight_sum();
-    let sums = map_chunks(chunks.count(), chunks.bytes(logits.classes(), logits.dtype().size()), check, |chunk| {
-        let range = chunks.rows_of(chunk);
+    let (all, losses) = (&hits[..], losses.as_deref());
+    let found = map_chunks(chunks.count(), chunks.bytes(logits.classes(), logits.dtype().size()), check, |chunk| {
         let found = vec![0; top_k.len()];
-        let [mut loss, entropy] = level.run(Rows { range: range.clone(), logits, problem, top_k, found, all: hits });
-        if !is_known {
-            let of_losses = rows::Rows::of_losses(range, logits, problem, weight_sum);
-            loss = level.run(of_losses).expect("a class is no bad target");
-        }
-        [loss, entropy]
+        level.run(Rows { range: chunks.rows_of(chunk), logits, problem, top_k, losses, found, all })
     })?;
-    let [loss, entropy] = [0, 1].map(|part| precise_sum(sums.iter().map(|sums| sums[part])));
-    Ok(Tally { loss, entropy, hits: hits.iter().map(|hits| hits.load(Ordering::Relaxed)).collect() })
+    let mut sums = Sums::default();
+    for part in found {
+        sums.merge(*part);
+    }
+    Ok(Tally { sums, hits: hits.iter().map(|hits| hits.load(Ordering::Relaxed)).collect() })
 }
 
-/// The work on a chunk of rows: the sums of their losses, but for what all classes have of them, and of their entropies.
+/// The weighted losses of all rows, if what is known of their distributions does not tell them: it does if a weight of the target's
+/// class is all there is besides.
+fn losses_of(logits: &Array, problem: &Problem, check: Check) -> Result<Option<Vec<f64>>> {
+    if problem.label_smoothing == 0.0 && problem.z_loss == 0.0 {
+        return Ok(None);
+    }
+    let (rows, mut losses) = (logits.rows(), Vec::new());
+    losses.try_reserve_exact(rows).map_err(|_| Error::Memory(format!("no memory for the losses of {rows} rows")))?;
+    losses.resize(rows, 0.0);
+    cross_entropy(logits, problem, Reduction::None, None, Some(&mut ArrayMut::of(&mut losses, 1)), None, check)?;
+    Ok(Some(losses))
+}
+
+/// The sum of numbers as f64.
+///
+/// # Errors
+/// What `check` returned.
+pub fn sum_of(numbers: &Array, check: Check) -> Result<ExactSum> {
+    let chunks = Chunks::of_elements(numbers.count());
+    let level = simd::level();
+    let found = map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
+        level.run(SumOf { numbers, range: chunks.rows_of(chunk) })
+    })?;
+    let mut sum = ExactSum::default();
+    for part in found {
+        sum.merge(*part);
+    }
+    Ok(sum)
+}
+
+/// The work on a chunk of numbers.
+struct SumOf<'a> {
+    numbers: &'a Array<'a>,
+    range: Range<usize>,
+}
+
+impl Kernel for SumOf<'_> {
+    type Output = Box<ExactSum>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Box<ExactSum> {
+        let (mut sum, mut block) = (Box::<ExactSum>::default(), [0.0; BLOCK]);
+        for start in self.range.clone().step_by(BLOCK) {
+            let length = BLOCK.min(self.range.end - start);
+            self.numbers.read(simd, start, &mut block[..length]);
+            block[length..].fill(0.0);
+            for numbers in block[..length.next_multiple_of(HALF)].chunks_exact(HALF) {
+                sum.add_lanes(simd, f64x8::from_slice(simd, numbers));
+            }
+        }
+        sum
+    }
+}
+
+/// The work on a chunk of rows.
 struct Rows<'a> {
     range: Range<usize>,
     logits: &'a Array<'a>,
     problem: &'a Problem<'a>,
     top_k: &'a [usize],
+    /// The losses of all rows, if they are known.
+    losses: Option<&'a [f64]>,
     found: Vec<u64>,
     all: &'a [AtomicU64],
 }
 
 impl Kernel for Rows<'_> {
-    type Output = [f64; 2];
+    /// In a box: it is large.
+    type Output = Box<Sums>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> [f64; 2] {
+    fn run<S: Simd>(self, simd: S) -> Box<Sums> {
         let (range, logits, transform) = (self.range.clone(), self.logits, self.problem.transform);
-        let mut summing = Summing { of: self, sums: [0.0; 2] };
+        let mut summing = Summing { of: self, sums: Box::default() };
         Reading { range, logits, transform, normalized: None }.run(simd, &mut summing);
         for (all, hits) in summing.of.all.iter().zip(&summing.of.found) {
             all.fetch_add(*hits, Ordering::Relaxed);
@@ -86,7 +163,7 @@ impl Kernel for Rows<'_> {
 /// The work on a chunk of rows, and the sums so far.
 struct Summing<'a> {
     of: Rows<'a>,
-    sums: [f64; 2],
+    sums: Box<Sums>,
 }
 
 impl Use for Summing<'_> {
@@ -100,7 +177,7 @@ impl Use for Summing<'_> {
 
     #[inline(always)]
     fn take<S: Simd>(&mut self, simd: S, rows: Range<usize>, known: &Statistics) {
-        let Rows { logits, problem, top_k, found, .. } = &mut self.of;
+        let Rows { logits, problem, top_k, losses, found, .. } = &mut self.of;
         let classes = problem.classes_of(rows.clone());
         let mut of_targets = [0.0; MOST_LANES];
         for (lane, class) in classes.iter().enumerate() {
@@ -109,17 +186,36 @@ impl Use for Summing<'_> {
             }
         }
         let missed = known.missed(simd, &of_targets, rows.len(), problem.transform);
-        let entropies = known.entropies(simd, rows.len());
+        let of_all = known.entropies(simd, rows.len());
+        let (mut weighted, mut weights, mut entropies) = ([0.0; MOST_LANES], [0.0; MOST_LANES], [0.0; MOST_LANES]);
         for (lane, row) in rows.enumerate() {
             let Some(class) = classes[lane] else { continue };
-            let weight = problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
-            self.sums[0] += product(problem.sample_weight(row), product(weight, missed[lane]));
-            self.sums[1] += entropies[lane];
+            entropies[lane] = of_all[lane];
+            let of_class = problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
+            weights[lane] = problem.sample_weight(row) * of_class;
+            weighted[lane] = losses.map_or_else(
+                || product(problem.sample_weight(row), product(of_class, missed[lane])),
+                |losses| losses[row],
+            );
             // A row with a NaN or +∞, or of masked classes alone, hits nothing.
             if known.log_sum_exps.get(lane).total() > 0.0 {
                 for (hits, &k) in found.iter_mut().zip(*top_k) {
                     *hits += u64::from(known.above[lane] < k as f64);
                 }
+            }
+        }
+        let has_weights = problem.weight.is_some() || problem.sample_weight.is_some();
+        let Sums { loss, squared_loss, entropy, weights: of_weights } = &mut *self.sums;
+        for half in (0..MOST_LANES).step_by(HALF) {
+            let (weighted, weight) = (load(simd, &weighted, half), load(simd, &weights, half));
+            loss.add_lanes(simd, weighted);
+            squared_loss.add_products(simd, weighted, weighted);
+            entropy.add_lanes(simd, load(simd, &entropies, half));
+            if has_weights {
+                let [of_weight, of_square, of_product] = &mut *of_weights;
+                of_weight.add_lanes(simd, weight);
+                of_square.add_products(simd, weight, weight);
+                of_product.add_products(simd, weight, weighted);
             }
         }
     }

@@ -3,6 +3,7 @@
 pub mod bandwidth;
 pub mod binary;
 mod class_targets;
+pub mod comparison;
 pub mod cross_entropy;
 mod distribution;
 pub mod evaluation;

@@ -75,30 +75,6 @@ pub(super) struct Rows<'a> {
     pub(super) store: [StorePolicy; 2],
 }
 
-impl<'a> Rows<'a> {
-    /// The work on some rows whose losses are summed alone; `weight_sum` as there.
-    pub(super) fn of_losses(
-        range: Range<usize>,
-        logits: &'a Array<'a>,
-        problem: &'a Problem<'a>,
-        weight_sum: Option<f64>,
-    ) -> Self {
-        Self {
-            range,
-            logits,
-            problem,
-            divisor: 1.0,
-            weight_sum,
-            losses: None,
-            gradient: None,
-            hessian: None,
-            grad_output: None,
-            gradient_last: false,
-            store: [StorePolicy::Cached; 2],
-        }
-    }
-}
-
 impl Kernel for Rows<'_> {
     type Output = Found<f64>;
 

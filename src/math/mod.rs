@@ -1,6 +1,7 @@
 //! The two compute types, f32 and f64: their lanes, exponentials and logarithms, and sums that keep their accuracy.
 
 mod double;
+mod exact;
 mod exponential;
 mod logarithm;
 mod octaves;
@@ -8,6 +9,7 @@ mod real;
 mod single;
 mod sum;
 
+pub use exact::ExactSum;
 pub use exponential::{Argument, Boost, Method, argument_of_sums, exp, exp_minus_one, half_tanh, regrow, shrinkage};
 pub use logarithm::log_one_plus;
 pub use octaves::{Octaves, REACH, Reference, Scale, Terms, power_of_rest};
@@ -70,7 +72,7 @@ pub fn lane_numbers<S: Simd>(simd: S) -> f64x8<S> {
 
 /// A polynomial by Horner's rule, highest power first.
 #[inline(always)]
-fn polynomial<S: Simd, R: Real>(simd: S, coefficients: &[R], x: R::Lanes<S>) -> R::Lanes<S> {
+pub fn polynomial<S: Simd, R: Real>(simd: S, coefficients: &[R], x: R::Lanes<S>) -> R::Lanes<S> {
     let [sum] = polynomials(simd, coefficients, [x]);
     sum
 }

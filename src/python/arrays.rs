@@ -155,6 +155,8 @@ fn extent(array: &Bound<'_, PyUntypedArray>) -> (usize, usize) {
 pub(super) struct Logits<'py> {
     pub(super) array: Bound<'py, PyUntypedArray>,
     pub(super) dtype: Dtype,
+    /// The argument's name.
+    name: &'static str,
     /// The axis of the classes; none if every element is a problem of its own.
     axis: Option<usize>,
 }
@@ -164,7 +166,7 @@ fn logits_type(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Dtype>
     let descriptor = array.dtype();
     dtype_of(&descriptor).filter(|dtype| dtype.is_floating()).ok_or_else(|| {
         let names = "float16, bfloat16, float32 or float64";
-        let mut text = format!("{name} have dtype {}; expected {names}", dtype_text(&descriptor));
+        let mut text = format!("{name} {} dtype {}; expected {names}", has(name), dtype_text(&descriptor));
         if descriptor.kind() == b'V' && descriptor.itemsize() == 2 {
             text.push_str(" (if these are bfloat16, view them as ml_dtypes.bfloat16)");
         } else if matches!(descriptor.kind(), b'i' | b'u') {
@@ -176,30 +178,36 @@ fn logits_type(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<Dtype>
 
 impl<'py> Logits<'py> {
     pub(super) fn new(array: Bound<'py, PyUntypedArray>, axis: i128) -> PyResult<Self> {
-        let dtype = logits_type(&array, "logits")?;
+        Self::named("logits", array, axis)
+    }
+
+    /// [`Self::new`] of an argument with another name.
+    pub(super) fn named(name: &'static str, array: Bound<'py, PyUntypedArray>, axis: i128) -> PyResult<Self> {
+        let dtype = logits_type(&array, name)?;
         let shape = array.shape();
-        let axes = shape.len() as i128;
+        let (axes, has) = (shape.len() as i128, has(name));
         if axes == 0 {
-            return Err(Error::Value("logits have shape (); expected at least one axis, the classes".into()).into());
+            let text = format!("{name} {has} shape (); expected at least one axis, the classes");
+            return Err(Error::Value(text).into());
         }
         if !(-axes..axes).contains(&axis) {
             let text =
-                format!("axis is {axis}; expected {} to {} for logits of shape {}", -axes, axes - 1, shape_text(shape));
+                format!("axis is {axis}; expected {} to {} for {name} of shape {}", -axes, axes - 1, shape_text(shape));
             return Err(Error::Value(text).into());
         }
         let index = axis.rem_euclid(axes) as usize;
         if shape[index] == 0 {
             let text =
-                format!("logits have shape {}; expected at least one class along axis {axis}", shape_text(shape));
+                format!("{name} {has} shape {}; expected at least one class along axis {axis}", shape_text(shape));
             return Err(Error::Value(text).into());
         }
-        Ok(Self { array, dtype, axis: Some(index) })
+        Ok(Self { array, dtype, name, axis: Some(index) })
     }
 
     /// Logits without a class axis.
     pub(super) fn elementwise(array: Bound<'py, PyUntypedArray>) -> PyResult<Self> {
         let dtype = logits_type(&array, "logits")?;
-        Ok(Self { array, dtype, axis: None })
+        Ok(Self { array, dtype, name: "logits", axis: None })
     }
 
     /// Check that these are logits that belong to ours: of the same shape.
@@ -213,7 +221,12 @@ impl<'py> Logits<'py> {
 
     pub(super) fn shape_error(&self, array: &Bound<'py, PyUntypedArray>, name: &str) -> Error {
         let (found, expected) = (shape_text(array.shape()), shape_text(self.array.shape()));
-        Error::Value(format!("{name} {} shape {found}; expected {expected}, the shape of logits", has(name)))
+        Error::Value(format!("{name} {} shape {found}; expected {expected}, the shape of {}", has(name), self.name))
+    }
+
+    /// The argument's name.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
     }
 
     /// The number of classes.

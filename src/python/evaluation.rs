@@ -1,18 +1,29 @@
 //! The sums behind `evaluate` and `Evaluator`.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
 use super::arguments::integer;
+use super::arrays::{as_array, view};
 use super::cross_entropy::Call;
 use super::options::Keywords;
 use super::{detached, guard};
 use crate::error::Error;
-use crate::loss::evaluation::tally;
+use crate::loss::evaluation::{Sums, sum_of, tally};
 use crate::loss::targets::Targets;
+use crate::math::ExactSum;
 
-/// (loss sum, weight sum, entropy sum, hits for each k, rows, ignored rows, classes).
-type Sums = (f64, f64, f64, Vec<u64>, usize, usize, usize);
+/// A whole number of 2^-1074, in two's complement, the lowest byte first, and the sum of what is not finite.
+type Exact<'py> = (Bound<'py, PyBytes>, f64);
+
+/// (the sums of the losses, their squares and the entropies; if there are weights, those of the weights, their squares and their
+/// products with the losses; hits for each k, rows, ignored rows, classes).
+type Counted<'py> = ([Exact<'py>; 3], Option<[Exact<'py>; 3]>, Vec<u64>, usize, usize, usize);
+
+fn exact(py: Python<'_>, sum: ExactSum) -> Exact<'_> {
+    let (bytes, not_finite) = sum.to_bytes();
+    (PyBytes::new(py, &bytes), not_finite)
+}
 
 #[pyfunction]
 #[allow(clippy::needless_pass_by_value)] // Python's arguments come as values
@@ -22,21 +33,35 @@ pub(super) fn evaluate<'py>(
     top_k: Vec<Bound<'py, PyAny>>,
     keywords: &Keywords,
     options: &Bound<'py, PyDict>,
-) -> PyResult<Sums> {
+) -> PyResult<Counted<'py>> {
     guard(|| {
         let top_k: Vec<usize> = top_k.iter().map(positive).collect::<PyResult<_>>()?;
         let call = Call::of_classes(logits, targets, keywords.options(options)?)?;
         let (view, unread) = (call.logits.view(), call.unread());
-        detached(logits.py(), |check| {
+        let (tally, has_weights, counted, ignored) = detached(logits.py(), |check| {
             let problem = unread.read(check)?;
             let Targets::Classes(labels) = &problem.targets else { unreachable!("classes were asked for") };
             let rows = labels.rows();
             let counted = problem.counted(rows);
             let tally = tally(&view, &problem, &top_k, check)?;
-            let ignored = rows - counted;
-            let weight_sum = problem.weight_sum(rows);
-            Ok((tally.loss, weight_sum, tally.entropy, tally.hits, counted, ignored, view.classes()))
-        })
+            let has_weights = problem.weight.is_some() || problem.sample_weight.is_some();
+            Ok((tally, has_weights, counted, rows - counted))
+        })?;
+        let (py, Sums { loss, squared_loss, entropy, weights }) = (logits.py(), tally.sums);
+        let sums = [loss, squared_loss, entropy].map(|sum| exact(py, sum));
+        let weights = has_weights.then(|| weights.map(|sum| exact(py, sum)));
+        Ok((sums, weights, tally.hits, counted, ignored, view.classes()))
+    })
+}
+
+/// The sum of numbers as float64, without rounding.
+#[pyfunction]
+pub(super) fn exact_sum<'py>(values: &Bound<'py, PyAny>) -> PyResult<Exact<'py>> {
+    guard(|| {
+        let array = as_array(values, "values")?;
+        let view = view(&array, None);
+        let sum = detached(values.py(), |check| sum_of(&view, check))?;
+        Ok(exact(values.py(), sum))
     })
 }
 

@@ -4,6 +4,7 @@
 mod arguments;
 mod arrays;
 mod binary;
+mod comparison;
 mod conversion;
 mod cross_entropy;
 mod dlpack;
@@ -38,11 +39,13 @@ mod _xent_rs {
     #[pymodule_export]
     use super::binary::{binary_cross_entropy, binary_cross_entropy_with_grad, binary_cross_entropy_with_grad_hess};
     #[pymodule_export]
+    use super::comparison::compare_rows;
+    #[pymodule_export]
     use super::cross_entropy::{
         cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess, kl_divergence, kl_divergence_with_grad,
     };
     #[pymodule_export]
-    use super::evaluation::evaluate;
+    use super::evaluation::{evaluate, exact_sum};
     #[pymodule_export]
     use super::options::Keywords;
     #[pymodule_export]

@@ -48,9 +48,10 @@ pub(super) fn check_labels(
     let expected = logits.row_shape();
     if array.shape() != expected {
         let text = format!(
-            "targets have shape {}; expected {}, the shape of logits {} without axis {axis}{hint}",
+            "targets have shape {}; expected {}, the shape of {} {} without axis {axis}{hint}",
             shape_text(array.shape()),
             shape_text(&expected),
+            logits.name(),
             shape_text(logits.array.shape())
         );
         return Err(Error::Value(text).into());

@@ -117,7 +117,16 @@ impl<'a> Operand<'a> {
         Err(Error::Type(format!("{name} have dtype {}; expected a floating dtype", self.dtype.name())))
     }
 
-    /// The array, broadcast to `shape`: axes of length 1 are repeated, which is how XLA hands over what a `vmap` does not map.
+    /// Check that the elements are bool.
+    pub(super) fn check_bool(&self, name: &str) -> Result<()> {
+        if self.dtype == Dtype::Bool {
+            return Ok(());
+        }
+        Err(Error::Type(format!("{name} have dtype {}; expected bool", self.dtype.name())))
+    }
+
+    /// The array, broadcast to `shape`: axes of length 1 are repeated. So are handed over labels that broadcast, and what a `vmap`
+    /// does not map.
     pub(super) fn read(&self, name: &str, shape: &[usize], axis: Option<usize>) -> Result<Array<'a>> {
         let fits = |(own, length): (&usize, &usize)| own == length || *own == 1;
         if self.shape.len() != shape.len() || !self.shape.iter().zip(shape).all(fits) {

@@ -1,8 +1,10 @@
 //! The losses for XLA, and so for JAX: handlers of its foreign function interface, which it calls on its own threads with its own
-//! buffers. Nothing is copied, and nothing here knows Python.
+//! buffers. Logits, probabilities and cotangents are read where they lie; of what is one number a row, classes and which rows count,
+//! copies are made; and of rows whose targets are no probabilities. Nothing here knows Python.
 //!
 //! Logits are [..., classes, inner]: classes along any axis are these three by a change of shape, which moves nothing. What is one
-//! a row is [..., inner]. Axes that a `vmap` adds are in front; an argument that it does not map has length 1 there.
+//! a row is [..., inner]. Axes that a `vmap` adds are in front; an argument that it does not map has length 1 there. Whatever has length
+//! 1 along an axis is repeated along it.
 //!
 //! An error would reach the caller long after the call, if at all: XLA works asynchronously. So a target that cannot be one makes
 //! the loss of its row NaN, and its gradient, unless the row's cotangent is 0: then the caller left the row out. Errors are for what
@@ -11,6 +13,7 @@
 mod abi;
 mod call;
 mod pages;
+mod signed;
 
 use std::ffi::{CString, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -141,13 +144,18 @@ unsafe fn report(frame: &CallFrame, code: c_int, text: &str) -> *mut abi::Error 
 
 /// The loss of each row, or its gradient.
 fn softmax(mut call: Call, gradient: bool) -> Result<()> {
-    let Operands { logits, targets, cotangents, counts, result } = Operands::of(&mut call, gradient)?;
+    let Operands { logits, targets, cotangents, counts, result } = Operands::of(&mut call, gradient, true)?;
     let (name, rank) = (if gradient { "gradients" } else { "losses" }, logits.shape().len());
-    if rank < 2 || result.shape().len() + usize::from(!gradient) != rank {
-        let (logits, result) = (logits.shape(), result.shape());
-        return Err(Error::Value(format!(
-            "logits have shape {logits:?} and {name} {result:?}; expected two axes or more"
-        )));
+    if rank < 2 {
+        return Err(Error::Value(format!("logits have shape {:?}; expected two axes or more", logits.shape())));
+    }
+    let refused = |result: &Operand, expected: &str| {
+        let (result, logits) = (result.shape(), logits.shape());
+        Err(Error::Value(format!("{name} have shape {result:?}; expected {expected}, with logits of shape {logits:?}")))
+    };
+    let expected = rank - usize::from(!gradient);
+    if result.shape().len() != expected {
+        return refused(result, &format!("{expected} axes"));
     }
     let (axis, classes) = (rank - 2, logits.shape()[rank - 2]);
     if classes == 0 {
@@ -155,7 +163,9 @@ fn softmax(mut call: Call, gradient: bool) -> Result<()> {
     }
     let (mut shape, mut row_shape) = (result.shape().to_vec(), result.shape().to_vec());
     if gradient {
-        row_shape.remove(axis);
+        if row_shape.remove(axis) != classes {
+            return refused(result, &format!("{classes} on axis {axis}"));
+        }
     } else {
         shape.insert(axis, classes);
     }
@@ -167,40 +177,32 @@ fn softmax(mut call: Call, gradient: bool) -> Result<()> {
         Targets::Probabilities(targets.read("targets", &shape, Some(axis))?)
     });
     if let Some(counts) = counts {
-        problem.sample_weight = Some(counts.read("where", &row_shape, None)?.copy("where", NO_CHECK)?);
+        counts.check_bool("values of where")?;
+        problem.sample_weight = Some(counts.read("values of where", &row_shape, None)?.copy("where", NO_CHECK)?);
     }
     let cotangents = cotangents.map(|cotangents| cotangents.read("cotangents", &row_shape, None)).transpose()?;
     let (own_shape, own_axis) = if gradient { (&shape, Some(axis)) } else { (&row_shape, None) };
-    let drive = |problem: &Problem, result: &mut Operand| {
-        let mut out = result.write(name, own_shape, own_axis)?;
-        let Some(cotangents) = &cotangents else {
-            return cross_entropy(&logits, problem, Reduction::None, None, Some(&mut out), None, NO_CHECK);
-        };
-        let mut derivatives = derivatives(out, cotangents);
-        cross_entropy(&logits, problem, Reduction::None, None, None, Some(&mut derivatives), NO_CHECK)
+    let write_all = |problem: &Problem, result: &mut Operand| {
+        drive(&logits, problem, cotangents.as_ref(), result.write(name, own_shape, own_axis)?)
     };
-    let without_target = match drive(&problem, result) {
-        Ok(_) => problem.rows_without_class(),
-        // Not all of them are probabilities. Loss and gradient are linear in them: those above 0, less those below.
+    let without_target = match write_all(&problem, result) {
+        Ok(()) => problem.rows_without_class(),
+        // Not all of them are probabilities.
         Err(Error::Value(_)) => {
-            let numbers = targets.read("targets", &shape, Some(axis))?.copy("targets", NO_CHECK)?;
-            let rows = rows_with_nan(&numbers, classes);
-            problem.leave_out(logits.rows(), &rows)?;
-            let part = |sign: f64, result: &mut Operand| {
-                let part: Vec<f64> = numbers.iter().map(|number| (sign * number).max(0.0)).collect();
-                let problem = Problem { targets: Targets::Probabilities(Array::of(&part, classes)), ..problem.clone() };
-                drive(&problem, result)?;
-                result.read(name, own_shape, own_axis)?.copy(name, NO_CHECK)
-            };
-            let (mut above, below) = (part(1.0, result)?, part(-1.0, result)?);
-            for (above, below) in above.iter_mut().zip(&below) {
-                *above -= below;
-            }
-            result.write(name, own_shape, own_axis)?.all().set(0, &above);
-            rows
+            let targets = targets.read("targets", &shape, Some(axis))?;
+            let signed::Rows { below_0, nan } = signed::Rows::of(&targets, problem.sample_weight.as_deref())?;
+            problem.leave_out(logits.rows(), &below_0)?;
+            problem.leave_out(logits.rows(), &nan)?;
+            write_all(&problem, result)?;
+            let mut out = result.write(name, own_shape, own_axis)?;
+            signed::write(&below_0, &logits, &targets, cotangents.as_ref(), &mut out.all())?;
+            nan
         }
         Err(error) => return Err(error),
     };
+    if without_target.is_empty() {
+        return Ok(());
+    }
     let mut out = result.write(name, own_shape, own_axis)?;
     let mut out = out.all();
     for row in without_target {
@@ -213,17 +215,21 @@ fn softmax(mut call: Call, gradient: bool) -> Result<()> {
     Ok(())
 }
 
-/// The rows of `classes` numbers that are not all numbers.
-fn rows_with_nan(numbers: &[f64], classes: usize) -> Vec<usize> {
-    let rows = numbers.chunks_exact(classes).enumerate();
-    rows.filter(|(_, row)| row.iter().any(|number| number.is_nan())).map(|(row, _)| row).collect()
+/// Write the loss of each row, or its gradient if there are cotangents.
+fn drive(logits: &Array, problem: &Problem, cotangents: Option<&Array>, mut out: ArrayMut) -> Result<()> {
+    match cotangents {
+        None => cross_entropy(logits, problem, Reduction::None, None, Some(&mut out), None, NO_CHECK),
+        Some(cotangents) => {
+            let mut derivatives = derivatives(out, cotangents);
+            cross_entropy(logits, problem, Reduction::None, None, None, Some(&mut derivatives), NO_CHECK)
+        }
+    }
+    .map(drop)
 }
 
 /// The binary loss of each element, or its gradient.
 fn binary(mut call: Call, gradient: bool) -> Result<()> {
-    let Operands { logits, targets, cotangents, counts: None, result } = Operands::of(&mut call, gradient)? else {
-        return Err(Error::Value("there is one argument too many".into()));
-    };
+    let Operands { logits, targets, cotangents, result, .. } = Operands::of(&mut call, gradient, false)?;
     let shape = result.shape().to_vec();
     if targets.dtype().is_integer() {
         return Err(Error::Type("targets are integers; expected bool or a floating dtype".into()));
@@ -266,16 +272,20 @@ struct Operands<'a, 'b> {
 }
 
 impl<'a, 'b> Operands<'a, 'b> {
-    /// Those of a call for a gradient, or for losses.
-    fn of(call: &'b mut Call<'a>, gradient: bool) -> Result<Self> {
+    /// Those of a call for a gradient, or for losses; perhaps of a loss that can leave rows out.
+    fn of(call: &'b mut Call<'a>, gradient: bool, leaves_out: bool) -> Result<Self> {
         let (cotangents, counts) = match (gradient, &call.arguments[..]) {
             (false, [_, _]) => (None, None),
-            (false, [_, _, counts]) => (None, Some(counts)),
+            (false, [_, _, counts]) if leaves_out => (None, Some(counts)),
             (true, [_, _, cotangents]) => (Some(cotangents), None),
-            (true, [_, _, counts, cotangents]) => (Some(cotangents), Some(counts)),
+            (true, [_, _, counts, cotangents]) if leaves_out => (Some(cotangents), Some(counts)),
             (_, arguments) => {
-                let expected = "logits, targets, perhaps which rows count, and for a gradient cotangents";
-                return Err(Error::Value(format!("there are {} arguments; expected {expected}", arguments.len())));
+                let perhaps = if leaves_out { ", perhaps which rows count" } else { "" };
+                let last = if gradient { ", cotangents" } else { "" };
+                return Err(Error::Value(format!(
+                    "there are {} arguments; expected logits, targets{perhaps}{last}",
+                    arguments.len()
+                )));
             }
         };
         let results = call.results.len();

@@ -1,4 +1,4 @@
-"""The losses for JAX: optax's functions on the kernels of this package, inside `jit`, nothing copied.
+"""The losses for JAX: optax's functions on the kernels of this package, inside `jit`, without a callback.
 
 Functions have the arguments and the meaning of optax's: a loss for each row, which the caller reduces. They
 are differentiable in both modes and to any order, and work under `jit`, `vmap`, `checkpoint`, `scan` and

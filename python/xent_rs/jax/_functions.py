@@ -47,8 +47,10 @@ def softmax_cross_entropy(
     Raises
     ------
     ValueError
-        For logits that are no floats, labels that are complex, shapes that do not match, or an axis out of
-        range.
+        For logits that are no floats, labels that are no real numbers, shapes that do not match, or an axis
+        out of range.
+    TypeError
+        For an axis that is neither an integer nor a tuple of integers.
 
     See Also
     --------
@@ -65,23 +67,14 @@ def softmax_cross_entropy(
     >>> print(jax.grad(loss)(logits))
     [[-0.2409...  0.1424...  0.0985...]]
     """
-    logits, labels = _floats(logits), jnp.asarray(labels)
+    logits, labels = _floats(logits), _numbers(labels)
     if not jnp.issubdtype(labels.dtype, jnp.floating):
-        if jnp.issubdtype(labels.dtype, jnp.complexfloating):
-            raise ValueError(f"labels have dtype {labels.dtype}; expected real numbers")
         labels = labels.astype(logits.dtype)
-    dtype = _formulas.loss_dtype(logits, labels)
-    try:
-        shape = jnp.broadcast_shapes(logits.shape, labels.shape)
-    except ValueError:
-        raise ValueError(
-            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, "
-            "that of logits"
-        ) from None
-    logits, labels = jnp.broadcast_to(logits, shape), jnp.broadcast_to(labels, shape)
+    dtype = jnp.result_type(logits.dtype, labels)  # labels of Python's numbers are still weak here
+    logits, labels = _broadcast(logits, labels)
     axes = tuple(range(logits.ndim)) if axis is None else _axes(axis, logits.ndim)
     axes = tuple(sorted(axes))  # in a sum their order does not matter
-    rows, counts = _mask(where, shape, axes)
+    rows, counts = _mask(where, logits.shape, axes)
     if counts is not None:
         logits, labels = jnp.where(counts, logits, -jnp.inf), jnp.where(counts, labels, 0)
     return _losses(logits, labels, axes, rows).astype(dtype)
@@ -120,7 +113,9 @@ def softmax_cross_entropy_with_integer_labels(
     ------
     ValueError
         For logits that are no floats, labels that are no integers, shapes that do not match, or an axis out
-        of range.
+        of range or None.
+    TypeError
+        For an axis that is neither an integer nor a tuple of integers.
 
     See Also
     --------
@@ -159,11 +154,8 @@ def softmax_cross_entropy_with_integer_labels(
     lengths = iter(shape)
     shape = tuple(logits.shape[place] if place in axes else next(lengths) for place in range(logits.ndim))
     logits = jnp.broadcast_to(logits, shape)
-    rows, counts = _mask(where, shape, axes)
-    if counts is not None:
-        # A class that does not count may be the target: then optax leaves it out of the sum alone.
-        return _masked(logits, labels, axes, counts, rows)
-    return _losses(logits, labels, axes, rows)
+    # A class that does not count may be the target: then optax leaves it out of the sum alone.
+    return _losses(logits, labels, axes, *_mask(where, shape, axes)).astype(logits.dtype)
 
 
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -186,7 +178,7 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     Raises
     ------
     ValueError
-        For logits that are no floats, labels that are complex, or shapes that do not match.
+        For logits that are no floats, labels that are no real numbers, or shapes that do not match.
 
     See Also
     --------
@@ -199,21 +191,11 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     >>> print(xent_rs.jax.sigmoid_binary_cross_entropy(logits, labels))
     [0.1269... 0.3132... 0.6931...]
     """
-    logits, labels = _floats(logits), jnp.asarray(labels)
-    if jnp.issubdtype(labels.dtype, jnp.complexfloating):
-        raise ValueError(f"labels have dtype {labels.dtype}; expected real numbers")
+    logits, labels = _floats(logits), _numbers(labels)
     if labels.dtype.name not in (*_FLOATS, "bool"):
         labels = labels.astype(logits.dtype)
-    dtype = logits.dtype
-    try:
-        shape = jnp.broadcast_shapes(logits.shape, labels.shape)
-    except ValueError:
-        raise ValueError(
-            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, "
-            "that of logits"
-        ) from None
-    logits, labels = _known(jnp.broadcast_to(logits, shape)), jnp.broadcast_to(labels, shape)
-    return _kernels.binary_loss(logits, labels).astype(dtype)
+    logits, labels = _broadcast(logits, labels)
+    return _kernels.binary_loss(_known(logits), _known(labels)).astype(logits.dtype)
 
 
 def _floats(logits: ArrayLike) -> Array:
@@ -224,16 +206,40 @@ def _floats(logits: ArrayLike) -> Array:
     return array
 
 
-def _known(floats: Array) -> Array:
-    """Return floats of a dtype that the kernels know: smaller ones fit into float32."""
-    return floats if floats.dtype.name in _FLOATS else floats.astype(jnp.float32)
+def _numbers(labels: ArrayLike) -> Array:
+    """Return labels as an array of real numbers, or bool."""
+    array = jnp.asarray(labels)
+    if not (
+        array.dtype == bool or any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    ):
+        raise ValueError(f"labels have dtype {array.dtype}; expected real numbers")
+    return array
+
+
+def _broadcast(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Return logits of the shape that both have together, and labels of as many axes, some of length 1."""
+    try:
+        shape = jnp.broadcast_shapes(logits.shape, labels.shape)
+    except ValueError:
+        raise ValueError(
+            f"labels have shape {labels.shape}; expected one that broadcasts with {logits.shape}, "
+            "that of logits"
+        ) from None
+    missing = range(len(shape) - labels.ndim)
+    return jnp.broadcast_to(logits, shape), jnp.expand_dims(labels, tuple(missing))
+
+
+def _known(numbers: Array) -> Array:
+    """Return numbers of a dtype that the kernels know: smaller floats fit into float32."""
+    return numbers if numbers.dtype.name in (*_FLOATS, "bool") else numbers.astype(jnp.float32)
 
 
 def _axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """Return axes counted from the first, in their order."""
-    axes = (
-        tuple(operator.index(place) for place in axis) if isinstance(axis, tuple) else (operator.index(axis),)
-    )
+    try:
+        axes = tuple(operator.index(place) for place in (axis if isinstance(axis, tuple) else (axis,)))
+    except TypeError as error:
+        raise TypeError(f"axis is {axis!r}; expected an integer or a tuple of integers") from error
     if not all(-ndim <= place < ndim for place in axes):
         limits = f"expected {-ndim} to {ndim - 1}" if ndim else "expected none"
         raise ValueError(f"axis is {axis}; {limits} for logits of {ndim} dimensions")
@@ -249,7 +255,10 @@ def _mask(
     """Return which rows count and which classes, as far as `where` says so; `shape` is that of the logits."""
     if where is None:
         return None, None
-    mask = jnp.asarray(where).astype(bool)
+    mask = jnp.asarray(where)
+    if not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.number)):
+        raise ValueError(f"where has dtype {mask.dtype}; expected bool")
+    mask = mask.astype(bool)
     row_shape = tuple(length for place, length in enumerate(shape) if place not in axes)
     try:
         if mask.ndim != len(shape):
@@ -265,41 +274,42 @@ def _mask(
     return jnp.any(mask, axes), mask
 
 
-def _by_rows(array: Array, axes: tuple[int, ...]) -> Array:
-    """Return an array with the classes along `_formulas.CLASSES`; nothing moves unless the axes lie apart."""
+def _by_rows(array: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """Return an array with the classes along `_formulas.CLASSES`; nothing moves unless the axes lie apart.
+
+    `shape` is that of the logits. Where the array has length 1 instead, it keeps that if it can.
+    """
     first, last = min(axes, default=array.ndim), max(axes, default=array.ndim - 1) + 1
     if axes != tuple(range(first, last)):
         rows = tuple(place for place in range(array.ndim) if place not in axes)
-        array = jnp.transpose(array, (*rows, *axes))
+        array, shape = jnp.transpose(array, (*rows, *axes)), tuple(shape[place] for place in (*rows, *axes))
         first, last = len(rows), array.ndim
-    classes, inner = math.prod(array.shape[first:last]), math.prod(array.shape[last:])
-    return jnp.reshape(array, (*array.shape[:first], classes, inner))
+    lengths = list(array.shape)
+    for merged in (slice(first, last), slice(last, None)):
+        # Axes that become one are repeated together, or none of them is.
+        if any(length != 1 for length in lengths[merged]):
+            lengths[merged] = shape[merged]
+    classes, inner = math.prod(lengths[first:last]), math.prod(lengths[last:])
+    return jnp.reshape(jnp.broadcast_to(array, lengths), (*lengths[:first], classes, inner))
 
 
-def _losses(logits: Array, labels: Array, axes: tuple[int, ...], rows: Array | None) -> Array:
-    """Return the loss of each row, of logits and labels whose shapes fit."""
-    row_shape = tuple(length for place, length in enumerate(logits.shape) if place not in axes)
-    by_rows, dtype = _by_rows(_known(logits), axes), logits.dtype
+def _losses(
+    logits: Array, labels: Array, axes: tuple[int, ...], rows: Array | None, classes: Array | None = None
+) -> Array:
+    """Return the loss of each row, of logits and labels whose shapes fit, and of what counts."""
+    shape = logits.shape
+    row_shape = tuple(length for place, length in enumerate(shape) if place not in axes)
+    by_rows = _by_rows(_known(logits), axes, shape)
     one_a_row = (*by_rows.shape[:-2], by_rows.shape[-1])
-    counts = () if rows is None else (jnp.reshape(rows, one_a_row),)
+    counts = [] if rows is None else [jnp.reshape(rows, one_a_row)]
+    if by_rows.shape[_formulas.CLASSES] == 0:  # the sum of nothing, or a class that none is
+        nothing = jnp.nan if jnp.issubdtype(labels.dtype, jnp.integer) else 0
+        losses = jnp.where(counts[0] if counts else True, nothing, jnp.zeros(one_a_row))
+        return jnp.reshape(losses, row_shape)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         targets = jnp.reshape(labels, one_a_row)
     else:
-        targets, dtype = _by_rows(_known(labels), axes), _formulas.loss_dtype(logits, labels)
-    if by_rows.shape[_formulas.CLASSES] == 0:  # the sum of nothing, or a class that none is
-        nothing = jnp.nan if targets.shape == one_a_row else 0
-        return jnp.reshape(
-            jnp.where(counts[0] if counts else True, nothing, jnp.zeros(one_a_row)), row_shape
-        ).astype(dtype)
-    losses = _kernels.softmax_loss(by_rows, targets, *counts)
-    return jnp.reshape(losses, row_shape).astype(dtype)
-
-
-def _masked(logits: Array, labels: Array, axes: tuple[int, ...], counts: Array, rows: Array) -> Array:
-    """Return the loss of each row, its sum over the classes that count, whether or not the label does."""
-    by_rows = _by_rows(logits, axes)
-    one_a_row = (*by_rows.shape[:-2], by_rows.shape[-1])
-    losses = _formulas.masked_softmax_loss(
-        by_rows, jnp.reshape(labels, one_a_row), _by_rows(counts, axes), jnp.reshape(rows, one_a_row)
-    )
-    return jnp.reshape(losses, rows.shape)
+        targets = _by_rows(_known(labels), axes, shape)
+    if classes is not None:
+        counts.append(_by_rows(classes, axes, shape))
+    return jnp.reshape(_kernels.softmax_loss(by_rows, targets, *counts), row_shape)

@@ -1,8 +1,8 @@
 """The kernels as functions of JAX's arrays, with derivatives of every order in both modes.
 
-XLA calls them directly, with its own buffers, through its foreign function interface; on another platform
-than the CPU, and for derivatives beyond the first, the formulas are computed. Shapes are those of
-`_formulas`.
+XLA calls them directly, with its own buffers, through its foreign function interface. On another platform
+than the CPU, of rows of which some classes do not count, and for derivatives beyond the first, the formulas
+are computed. Shapes and what counts are as `_formulas` has them.
 """
 
 from __future__ import annotations
@@ -24,29 +24,59 @@ for _name, _handler in _xent_rs.xla_handlers().items():
     jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
 
 
-@jax.custom_jvp
 def softmax_loss(logits: Array, labels: Array, *counts: Array) -> Array:
     """Return the softmax cross-entropy of each row, 0 of one that does not count."""
-    return _softmax_loss(logits, labels, *counts)
+    return _softmax_loss(*_varying_alike(logits, labels, *counts))
+
+
+def binary_loss(logits: Array, labels: Array) -> Array:
+    """Return the binary cross-entropy of each element."""
+    return _binary_loss(*_varying_alike(logits, labels))
+
+
+def _varying_alike(*operands: Array) -> list[Array]:
+    """Return operands that all vary along the axes of a `shard_map`'s mesh along which one of them does.
+
+    A gradient varies as much as all operands together, and is to vary as the logits do.
+    """
+    varying = [_varying(operand) for operand in operands]
+    every = frozenset[str]().union(*varying)
+    return [
+        _vary(operand, tuple(every - own)) if own < every else operand
+        for operand, own in zip(operands, varying, strict=True)
+    ]
+
+
+def _varying(array: Array) -> frozenset[str]:
+    """Return the axes of a mesh along which an array varies, as far as JAX tells, which older ones do not."""
+    kind = jax.typeof(array) if hasattr(jax, "typeof") else None
+    axes: frozenset[str] = getattr(getattr(kind, "mat", None), "varying", getattr(kind, "vma", frozenset()))
+    return axes
+
+
+def _vary(array: Array, axes: tuple[str, ...]) -> Array:
+    """Return an array that may vary along these axes of a mesh, too."""
+    varying: Array = lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
+    return varying
 
 
 @jax.custom_jvp
-def binary_loss(logits: Array, labels: Array) -> Array:
-    """Return the binary cross-entropy of each element."""
-    return _binary_loss(logits, labels)
-
-
 @jax.jit
 def _softmax_loss(logits: Array, labels: Array, *counts: Array) -> Array:
+    if len(counts) > 1:
+        return _formulas.softmax_loss(logits, labels, *counts)
     return _call("xent_rs_cross_entropy", _formulas.softmax_loss, logits, labels, *counts)
 
 
 @jax.custom_jvp
 @jax.jit
 def _softmax_gradient(logits: Array, labels: Array, *rest: Array) -> Array:
+    if len(rest) > 2:
+        return _formulas.softmax_gradient(logits, labels, *rest)
     return _call("xent_rs_cross_entropy_grad", _formulas.softmax_gradient, logits, labels, *rest)
 
 
+@jax.custom_jvp
 @jax.jit
 def _binary_loss(logits: Array, labels: Array) -> Array:
     return _call("xent_rs_binary_cross_entropy", _formulas.binary_loss, logits, labels)
@@ -85,27 +115,27 @@ def _binary_tangent(logits: Array, labels: Array, tangents: Array) -> Array:
 
 
 def _softmax_derivative(primals: Sequence[Array], tangents: Sequence[Any]) -> tuple[Array, Array]:
-    logits, _, *counts = primals
-    losses, terms = softmax_loss(*primals), []
+    losses, terms = _softmax_loss(*primals), []
     if not isinstance(tangents[0], SymbolicZero):
         terms.append(linear(_softmax_tangent, _softmax_gradient, primals, tangents[0]))
     if not isinstance(tangents[1], SymbolicZero):
-        slope = _formulas.softmax_labels_slope(logits, *counts)
-        terms.append((slope * tangents[1]).sum(CLASSES).astype(losses.dtype))
+        slope = _formulas.softmax_labels_slope(*primals)
+        terms.append((slope * tangents[1].astype(slope.dtype)).sum(CLASSES).astype(losses.dtype))
     return losses, sum(terms, jnp.zeros_like(losses))
 
 
 def _binary_derivative(primals: Sequence[Array], tangents: Sequence[Any]) -> tuple[Array, Array]:
-    losses, terms = binary_loss(*primals), []
+    losses, terms = _binary_loss(*primals), []
     if not isinstance(tangents[0], SymbolicZero):
         terms.append(linear(_binary_tangent, _binary_gradient, primals, tangents[0]))
     if not isinstance(tangents[1], SymbolicZero):
-        terms.append((-primals[0] * tangents[1]).astype(losses.dtype))
+        wide = _formulas.wide_dtype(*primals)
+        terms.append((-primals[0].astype(wide) * tangents[1].astype(wide)).astype(losses.dtype))
     return losses, sum(terms, jnp.zeros_like(losses))
 
 
-softmax_loss.defjvp(_softmax_derivative, symbolic_zeros=True)
-binary_loss.defjvp(_binary_derivative, symbolic_zeros=True)
+_softmax_loss.defjvp(_softmax_derivative, symbolic_zeros=True)
+_binary_loss.defjvp(_binary_derivative, symbolic_zeros=True)
 
 
 @_softmax_gradient.defjvp

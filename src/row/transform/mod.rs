@@ -103,7 +103,7 @@ impl Transform {
 
     /// A logit, capped if there is a cap, as a sum of two.
     #[inline]
-    pub(super) fn capped<S: Simd>(self, simd: S, x: f64) -> [f64; 2] {
+    pub fn capped<S: Simd>(self, simd: S, x: f64) -> [f64; 2] {
         if self.softcap.is_none() {
             return [x, 0.0];
         }
@@ -124,7 +124,7 @@ impl Transform {
 
     /// `z(a) − z(b)` in twice the precision of f64, as a sum of two, the second 0 if the first is not finite.
     #[inline]
-    pub(super) fn difference<S: Simd>(self, simd: S, a: f64, b: f64) -> [f64; 2] {
+    pub fn difference<S: Simd>(self, simd: S, a: f64, b: f64) -> [f64; 2] {
         let ([a, a_low], [b, b_low]) = (self.capped(simd, a), self.capped(simd, b));
         let low = if self.softcap.is_some() { a_low - b_low } else { 0.0 };
         self.quotient(a, b, low)
