@@ -866,7 +866,11 @@ def test_wrong_usage(capsys, arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], *([["demo", "bench", "evaluate", "info"][i], "--help"] for i in range(4))],
+    [
+        ["--help"],
+        ["--version"],
+        *([command, "--help"] for command in ("demo", "bench", "compare", "evaluate", "info")),
+    ],
 )
 def test_help(capsys, arguments):
     status, output, errors = run(capsys, *arguments)

@@ -29,6 +29,7 @@ KL = (
 )
 GRADIENT = "grad_output=None, out=None"
 EVALUATION = f"top_k=(1, 5), {OPTIONS}"
+COMPARISON = "weight=None, sample_weight=None, ignore_index=-100, softcap=None, temperature=1.0, axis=-1"
 SIGNATURES = {
     "cross_entropy": LOSS,
     "cross_entropy_with_grad": f"{LOSS}, {GRADIENT}",
@@ -48,6 +49,9 @@ SIGNATURES = {
     "evaluate": f"logits, targets, *, {EVALUATION}",
     "Evaluator": f"*, {EVALUATION.replace('sample_weight=None, ', '')}",
     "Evaluator.update": "self, logits, targets, *, sample_weight=None",
+    "compare": f"reference, candidate, targets=None, *, {COMPARISON}, groups=None",
+    "Comparer": f"*, {COMPARISON.replace('sample_weight=None, ', '')}",
+    "Comparer.update": "self, reference, candidate, targets=None, *, sample_weight=None, groups=None",
     "get_num_threads": "",
     "release_memory": "",
     "show_config": "",
@@ -70,6 +74,7 @@ def test_signature(name, expected):
 
 def test_public_names():
     others = {"Evaluation", "InternalError", "RowStatistics", "probability", "set_num_threads", "__version__"}
+    others |= {"ComparedModel", "Comparison", "Estimate"}
     assert {name for name in SIGNATURES if "." not in name} | others == set(xent_rs.__all__)
     probability = {f"probability.{name}" for name in xent_rs.probability.__all__}
     assert probability == {name for name in SIGNATURES if name.startswith("probability.")}
@@ -134,8 +139,10 @@ ALL_OPTIONS = sorted({option for options in WITH_OPTIONS.values() for option in 
 
 def call(name, **options):
     function = getattr(xent_rs, name)
-    if name == "Evaluator":
+    if name in ("Evaluator", "Comparer"):
         return function(**options)
+    if name == "compare":
+        return function(LOGITS, LOGITS[::-1], TARGETS, **options)
     if name in ("softmax", "log_softmax", "logsumexp"):
         return function(LOGITS, **options)
     return function(LOGITS, SECOND.get(name, TARGETS), **options)
@@ -151,7 +158,7 @@ def test_defaults_in_signatures_are_what_is_computed_with(name):
         *({option: value} for option, value in WITH_OPTIONS[name].items()),
     ):
         got = call(name, **options)
-        if name == "Evaluator":
+        if name in ("Evaluator", "Comparer"):
             assert repr(got) == repr(expected)
         else:
             assert same_bits(got, expected), options
@@ -191,9 +198,10 @@ def test_an_unknown_option_is_said_before_any_work():
 
 @pytest.mark.parametrize("name", WITH_OPTIONS)
 def test_options_are_keywords(name):
-    given = {"Evaluator": 1, "softmax": 1, "log_softmax": 1, "logsumexp": 1}.get(name, 2)
+    others = {"Evaluator": 1, "Comparer": 1, "softmax": 1, "log_softmax": 1, "logsumexp": 1, "compare": 3}
+    given = others.get(name, 2)
     with pytest.raises(TypeError, match=rf"takes .*{given} positional arguments? but {given + 1} were given"):
-        getattr(xent_rs, name)(*[LOGITS] * (given + (name != "Evaluator")))
+        getattr(xent_rs, name)(*[LOGITS] * (given + (name not in ("Evaluator", "Comparer"))))
 
 
 @pytest.mark.parametrize("name", WITH_OPTIONS)
@@ -224,8 +232,8 @@ def test_functions_are_plain_functions_for_tools(name):
     shown = pydoc.plain(pydoc.render_doc(function))
     for option, default in WITH_OPTIONS[name].items():
         assert re.search(rf"\b{option}: '[^']+' = {re.escape(repr(default))}[,)]", shown), option
-    if name != "Evaluator":
-        assert typing.get_type_hints(function)["logits"]
+    if name not in ("Evaluator", "Comparer"):
+        assert typing.get_type_hints(function)["reference" if name == "compare" else "logits"]
         first = next(iter(WITH_OPTIONS[name]))
         changed = functools.partial(function, **{first: 0})
         assert inspect.signature(changed).parameters[first].default == 0

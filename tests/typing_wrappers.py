@@ -111,6 +111,17 @@ def results(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     assert_type(statistics, xent_rs.RowStatistics)
     assert_type(evaluation.as_dict("valid/"), dict[str, float])
     assert_type(xent_rs.Evaluator().merge(xent_rs.Evaluator()), xent_rs.Evaluator)
+    comparison = xent_rs.compare(logits, logits, targets, groups=["a"] * 4, axis=np.int64(-1), softcap=None)
+    assert_type(comparison, xent_rs.Comparison)
+    assert_type(comparison.kl, xent_rs.Estimate)
+    assert_type(comparison.kl.error, float)
+    assert_type(comparison.loss_change, xent_rs.Estimate | None)
+    assert_type(comparison.kl_quantiles, dict[float, float])
+    assert_type(comparison.reference, xent_rs.ComparedModel)
+    assert_type(comparison.as_dict(), dict[str, float])
+    comparer = xent_rs.Comparer(weight=[1.0] * 10, temperature=np.float32(2))
+    comparer.update(logits, logits, targets, sample_weight=[1] * 4)
+    assert_type(comparer.merge(xent_rs.Comparer()).result(), xent_rs.Comparison)
     stored = xent_rs.io.open_array("stored.npy")
     for position, _some_logits, _some_targets in xent_rs.io.row_blocks(stored, stored):
         assert_type(position, tuple[int, ...])
@@ -142,6 +153,8 @@ def refused(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     xent_rs.cross_entropy(logits, targets, temperature="2")  # type: ignore[call-overload]
     xent_rs.cross_entropy_with_grad_hess(logits, targets, z_loss=0.1)  # type: ignore[call-overload]
     xent_rs.kl_divergence(logits, logits, label_smoothing=0.1)  # type: ignore[call-overload]
+    xent_rs.compare(logits, logits, targets, label_smoothing=0.1)  # type: ignore[call-arg]
+    xent_rs.compare(logits)  # type: ignore[call-arg]
     xent_rs.softmax(logits, out=[0.0])  # type: ignore[arg-type]
     xent_rs.softmax(logits, softcap=30.0)  # type: ignore[call-arg]
     xent_rs.oi  # type: ignore[attr-defined]  # noqa: B018
