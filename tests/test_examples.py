@@ -247,3 +247,20 @@ def test_help_says_what_one_learns(name, tmp_path):
     said = run(name, tmp_path, "--help").stdout
     assert f"(default: {name}.png)" in said
     assert len(said.splitlines()) > 10
+
+
+def test_compare_rounded_weights(tmp_path):
+    pytest.importorskip("sklearn")
+    printed = run("compare_rounded_weights", tmp_path).stdout.splitlines()
+    rows = {line.split()[0]: numbers(line) for line in printed[1:4]}
+    divergences = [float(line.split()[1]) for line in printed[1:4]]
+    # Each rounding is coarser than the one before by more than ten times.
+    assert list(rows) == ["float16", "int8", "int4"]
+    assert 0 < 100 * divergences[0] < 10 * divergences[1] < divergences[2] < 0.1
+    assert (
+        "$ xent-rs compare reference.npy int4.npy targets.npy --plot compare_rounded_weights.png" in printed
+    )
+    report = next(line for line in printed if line.startswith("KL(reference || candidate)"))
+    assert numbers(report)[0] == pytest.approx(divergences[2], rel=0.01)
+    image = pytest.importorskip("matplotlib.image").imread(tmp_path / "compare_rounded_weights.png")
+    assert (np.abs(image[..., :3] - ORANGE).max(axis=-1) < 0.02).mean() > 0.05

@@ -19,20 +19,26 @@ _MARKED = {0.5: "median", 0.99: "99%"}
 _MARKED_CHANGES = {0.01: "1%", 0.99: "99%"}
 
 
-def draw(comparison: Comparison, kl: NDArray[np.float32], delta_p: NDArray[np.float32], path: Path) -> None:
-    """Write a picture; the suffix of the file says the format."""
+def draw(
+    comparison: Comparison,
+    kl: NDArray[np.float32],
+    delta_p: NDArray[np.float32],
+    names: tuple[str, str],
+    path: Path,
+) -> None:
+    """Write a picture of a comparison of what has these names; the suffix of the file says the format."""
     has_targets = comparison.delta_p is not None
-    picture = figure(11.0 if has_targets else 5.8, 4.0)
+    picture = figure(11.0 if has_targets else 7.0, 4.2)
     picture.patch.set_alpha(0)
     panels = picture.subplots(1, 2 if has_targets else 1, squeeze=False)[0]
     _divergence(panels[0], comparison, kl)
     if has_targets:
         _change(panels[1], comparison, delta_p)
-    picture.suptitle(_title(comparison), fontsize=11, color=TEXT)
+    picture.suptitle(_title(comparison, names), fontsize=11, color=TEXT)
     picture.savefig(path, dpi=160)
 
 
-def _title(comparison: Comparison) -> str:
+def _title(comparison: Comparison, names: tuple[str, str]) -> str:
     kl, top = comparison.kl, comparison.same_top
     said = [
         f"{comparison.rows:,} rows",
@@ -42,7 +48,8 @@ def _title(comparison: Comparison) -> str:
     if comparison.perplexity_ratio is not None:
         ratio = comparison.perplexity_ratio
         said.append(f"perplexity x {with_error(ratio.value, ratio.error)}")
-    return ", ".join(said)
+    reference, candidate = names
+    return f"{candidate} compared with {reference}\n{', '.join(said)}"
 
 
 def _divergence(axes: Any, comparison: Comparison, kl: NDArray[np.float32]) -> None:
@@ -94,7 +101,7 @@ def _mark(axes: Any, places: Mapping[str, float], form: str) -> None:
             axes.text(
                 place,
                 1.0 - 0.07 * number,
-                f" {name} {form.format(place)}",
+                f" {name}: {form.format(place)}",
                 transform=axes.get_xaxis_transform(),
                 fontsize=9,
                 color=TEXT,

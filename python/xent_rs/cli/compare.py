@@ -107,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
                 _terminal.print_table([*filter(None, [header]), *rows])
         sys.stdout.flush()
         if arguments.plot is not None:
-            plot.draw(comparison, *comparer._values(), arguments.plot)
+            pair = reference.name, candidate.name
+            plot.draw(comparison, *comparer._values(), pair, arguments.plot)
         if journal is not None:
             journal.remove()
     return 0
