@@ -200,7 +200,7 @@ def test_each_model_by_itself_is_what_evaluate_says(digits):
     found = compare(logits["whole"], logits["int8"], targets, **options)
     for model, name in ((found.reference, "whole"), (found.candidate, "int8")):
         expected = xent_rs.evaluate(logits[name], targets, **options)
-        for field in ("loss", "perplexity", "bits", "accuracy", "entropy"):
+        for field in ("loss", "loss_error", "perplexity", "bits", "accuracy", "entropy"):
             assert getattr(model, field) == pytest.approx(getattr(expected, field), rel=1e-12), field
         assert (found.rows, found.ignored) == (expected.rows, expected.ignored)
 

@@ -262,5 +262,11 @@ def test_compare_rounded_weights(tmp_path):
     )
     report = next(line for line in printed if line.startswith("KL(reference || candidate)"))
     assert numbers(report)[0] == pytest.approx(divergences[2], rel=0.01)
+    # The report that README shows; its numbers depend on the version of scikit-learn.
+    shown = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    shown = shown[shown.index("reference reference.npy:") :].partition("\n```")[0].splitlines()
+    begin = printed.index(shown[0])
+    for line, of_readme in zip(printed[begin : begin + len(shown)], shown, strict=True):
+        assert re.sub(r"[-+]?[\d.]+", "#", line).split() == re.sub(r"[-+]?[\d.]+", "#", of_readme).split()
     image = pytest.importorskip("matplotlib.image").imread(tmp_path / "compare_rounded_weights.png")
     assert (np.abs(image[..., :3] - ORANGE).max(axis=-1) < 0.02).mean() > 0.05
