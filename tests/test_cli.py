@@ -134,7 +134,8 @@ def test_evaluate_prints_the_fields_of_evaluation(files, capsys, pair):
     status, output, errors = run(capsys, "evaluate", *pair, "--json")
     assert (status, errors) == (0, "")
     found, result = json.loads(output), expected(*files)
-    assert list(found) == ["loss", "perplexity", "bits", "accuracy", "top_k", "entropy", "rows", "ignored"]
+    names = ["loss", "perplexity", "bits", "accuracy", "top_k", "entropy", "rows", "ignored", "loss_error"]
+    assert list(found) == names
     assert found["top_k"] == {"1": result.top_k[1], "5": result.top_k[5]}
     for field in ("loss", "perplexity", "bits", "accuracy", "entropy", "rows", "ignored"):
         assert found[field] == getattr(result, field)
@@ -196,7 +197,7 @@ def test_evaluate_prints_a_table(files, capsys):
     assert [re.split(r" {2,}", line) for line in lines] == [
         ["rows", "114"],
         ["ignored", "6"],
-        ["loss (nats)", f"{result.loss:.6g}"],
+        ["loss (nats)", f"{result.loss:.6g} ± {result.loss_error:.2g}"],
         ["bits", f"{result.bits:.6g}"],
         ["perplexity", f"{result.perplexity:.6g}"],
         ["entropy (nats)", f"{result.entropy:.6g}"],

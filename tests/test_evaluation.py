@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import xent_rs
 import xent_rs._evaluation
-from xent_rs import Evaluation, Evaluator, evaluate
+from xent_rs import Evaluation, Evaluator, _xent_rs, evaluate
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 # A row's loss may be off by u (ln C + 2) + ulp / 2; entropy sums p ln p, which is rounded a little more.
@@ -55,8 +55,9 @@ def oracle(logits, targets, top_k=(1, 5), ignore_index=-100, temperature=1.0, ax
 
 def assert_close(found, expected, tolerance):
     found, expected = asdict(found), asdict(expected)
-    for name in ("loss", "perplexity", "bits", "entropy"):
-        assert found.pop(name) == pytest.approx(expected.pop(name), rel=tolerance, abs=tolerance), name
+    for name in ("loss", "perplexity", "bits", "entropy", "loss_error"):
+        expected_value = pytest.approx(expected.pop(name), rel=tolerance, abs=tolerance, nan_ok=True)
+        assert found.pop(name) == expected_value, name
     assert found == expected
 
 
@@ -191,7 +192,7 @@ def test_a_mean_beyond_float64_is_infinite():
 
 def test_types_of_the_fields():
     result = evaluate(np.zeros((2, 3), np.float32), [0, 1])
-    assert [type(value) for value in astuple(result)] == [float] * 4 + [dict, float, int, int]
+    assert [type(value) for value in astuple(result)] == [float] * 4 + [dict, float, int, int, float]
     assert list(result.top_k) == [1, 5]
     assert {type(value) for value in result.top_k.values()} == {float}
     with pytest.raises(FrozenInstanceError):
@@ -282,6 +283,86 @@ def test_neither_order_nor_merging_changes_a_bit():
         second.merge(fifth)
         results.add(repr(second.result()))
     assert len(results) == 1
+
+
+OPTIONS = {
+    "plain": {},
+    "weights": {"weight": True, "sample_weight": True},
+    "smoothing": {"label_smoothing": 0.1, "weight": True},
+    "z-loss": {"z_loss": 0.01, "sample_weight": True},
+    "capped": {"softcap": 5.0, "temperature": 0.7},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("classes", [2, 3, 10, 300, 5000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_result_has_the_same_bits_however_rows_are_cut(dtype, classes, options):
+    random = np.random.default_rng(classes)
+    rows = max(40, 30_000 // classes)
+    logits = (random.standard_normal((rows, classes)) * 4).astype(dtype)
+    targets = random.integers(classes, size=rows)
+    # A confident row, an ignored one, and some for which the largest logit is looked for.
+    logits[0, targets[0]], targets[1] = 30, -100
+    logits[2, targets[2]] = -60
+    given = dict(OPTIONS[options])
+    weight = random.random(rows) if given.pop("sample_weight", None) else None
+    if given.pop("weight", None):
+        given["weight"] = random.random(classes)
+
+    def result(parts, count):
+        xent_rs.set_num_threads(count)
+        evaluators = [Evaluator(top_k=(1, 5), **given) for _ in range(3)]
+        for number, part in enumerate(parts):
+            taken = None if weight is None else weight[part]
+            evaluators[number % 3].update(logits[part], targets[part], sample_weight=taken)
+        first, second, third = evaluators
+        return repr(third.merge(first.merge(second)).result())
+
+    expected = result([slice(None)], 1)
+    for number in range(6):
+        cuts = np.sort(random.integers(rows + 1, size=random.integers(1, 9)))
+        parts = [slice(*pair) for pair in itertools.pairwise([0, *cuts.tolist(), rows])]
+        assert result([parts[i] for i in random.permutation(len(parts))], 1 + number % 2) == expected
+    assert result([np.arange(rows)[::-1], slice(0, 0)], 2) == expected
+
+
+def test_sums_are_exact():
+    random = np.random.default_rng(3)
+    values = random.standard_normal(30_000) * 10.0 ** random.integers(-300, 300, size=30_000)
+    values[:4] = 5e-324, -5e-324, 1.7e308, -1.7e308
+    for numbers in (values, values[::-3], np.abs(random.standard_normal(100_001)), values[:0]):
+        units, not_finite = _xent_rs.exact_sum(numbers)
+        found = Fraction(int.from_bytes(units, "little", signed=True), 2**1074)
+        assert (found, not_finite) == (sum(map(Fraction, numbers.tolist()), Fraction(0)), 0.0)
+    assert _xent_rs.exact_sum(np.array([1.0, np.inf]))[1] == np.inf
+    assert np.isnan(_xent_rs.exact_sum(np.array([-np.inf, np.inf]))[1])
+
+
+def test_the_error_of_the_loss_is_that_of_a_mean():
+    random = np.random.default_rng(5)
+    logits, targets = random.standard_normal((500, 7)), random.integers(7, size=500)
+    losses = xent_rs.cross_entropy(logits, targets, reduction="none")
+    found = evaluate(logits, targets).loss_error
+    assert found == pytest.approx(np.std(losses, ddof=1) / np.sqrt(500), rel=1e-12)
+    weight, rows = random.random(7), random.random(500) * (random.random(500) < 0.8)
+    w, counted = rows * weight[targets], np.count_nonzero(rows)
+    mean = (w * losses).sum() / w.sum()
+    expected = np.sqrt(counted / (counted - 1) * (w**2 * (losses - mean) ** 2).sum()) / w.sum()
+    result = evaluate(logits, targets, weight=weight, sample_weight=rows)
+    assert (result.loss, result.loss_error) == pytest.approx((mean, expected), rel=1e-12)
+    # Weights of 1 are none, and may come beside others.
+    evaluator = Evaluator()
+    evaluator.update(logits[:200], targets[:200])
+    evaluator.update(logits[200:], targets[200:], sample_weight=np.ones(300))
+    assert evaluator.result() == evaluate(logits, targets)
+
+
+def test_equal_losses_have_no_error_and_few_rows_none_that_is_known():
+    logits, targets = np.array([[0.1, 0.7, 0.3]] * 5, np.float32), [1] * 5
+    assert evaluate(logits, targets).loss_error == 0.0
+    assert math.isnan(evaluate(logits[:1], targets[:1]).loss_error)
+    assert math.isnan(evaluate(np.array([[np.nan, 0.0], [0.0, 1.0]]), [0, 1]).loss_error)
 
 
 def test_the_mean_is_the_rounded_exact_mean():
@@ -390,6 +471,7 @@ def test_as_dict_is_flat():
             "entropy",
             "rows",
             "ignored",
+            "loss_error",
         )
     ]
     assert {type(value) for value in figures.values()} == {float}
@@ -406,7 +488,7 @@ def test_an_evaluation_is_a_table_for_people_and_constructive_for_programs():
     assert [re.split(" {2,}", line) for line in str(result).splitlines()] == [
         ["rows", "3"],
         ["ignored", "1"],
-        ["loss (nats)", f"{result.loss:.6g}"],
+        ["loss (nats)", f"{result.loss:.6g} ± {result.loss_error:.2g}"],
         ["bits", f"{result.bits:.6g}"],
         ["perplexity", f"{result.perplexity:.6g}"],
         ["entropy (nats)", f"{result.entropy:.6g}"],

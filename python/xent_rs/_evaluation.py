@@ -52,8 +52,9 @@ class Evaluation:
         Number of rows that do not: their target is ``ignore_index``, or their ``sample_weight`` is 0.
     loss_error : float
         Standard error of the loss in nats, ``sqrt(n / (n - 1) * sum((l - loss * w)**2)) / sum(w)`` of n rows
-        with weights w and weighted losses l; without weights the sample's standard deviation over ``sqrt(n)``.
-        It takes rows as independent, which neighbouring tokens of a text are not. NaN of less than two rows.
+        with weights w and weighted losses l, which without weights is their standard deviation over
+        ``sqrt(n)``. It takes rows as independent, which neighbouring tokens of a text are not. NaN of less
+        than two rows.
     """
 
     loss: float
