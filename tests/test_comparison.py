@@ -503,14 +503,15 @@ def test_one_row_or_group_has_no_error():
 def test_without_targets_what_needs_them_is_none():
     reference, candidate, targets = small()
     found, expected = compare(reference, candidate), compare(reference, candidate, targets)
+    assert found.as_dict() == pytest.approx(
+        {name: value for name, value in expected.as_dict().items() if name in found.as_dict()}, rel=1e-9
+    )
     for field in fields(Comparison):
         value = getattr(found, field.name)
         if field.name in OF_TARGETS:
             assert value is None
         elif field.name in ("reference", "candidate"):
-            assert value == ComparedModel(getattr(expected, field.name).entropy)
-        else:
-            assert value == getattr(expected, field.name)
+            assert value == ComparedModel(value.entropy)
 
 
 def test_rows_that_do_not_count_change_nothing():
@@ -562,9 +563,16 @@ def test_a_row_without_a_softmax_makes_means_nan_and_no_error_is_raised():
 
 def test_class_weights_of_0_leave_divergences_alone():
     reference, candidate, _ = small(10)
-    found = compare(reference, candidate, np.zeros(10, int), weight=[0.0, *[1.0] * 6])
+    targets = np.zeros(10, int)
+    found = compare(reference, candidate, targets, weight=[0.0, *[1.0] * 6])
     assert math.isnan(found.loss_change.value)
-    assert found.kl == compare(reference, candidate).kl
+    assert found.kl == compare(reference, candidate, targets).kl
+
+
+def test_a_row_without_a_softmax_has_no_top_class():
+    logits = np.array([[math.nan, 1.0, 0.0], [0.0, math.inf, 0.0], [-math.inf] * 3, [1.0, 0.0, 0.0]])
+    assert compare(logits, logits).same_top.value == 0.25
+    assert compare(logits, np.eye(3)[[0, 1, 0, 0]]).same_top.value == 0.25
 
 
 # How it is called.

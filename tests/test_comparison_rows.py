@@ -39,9 +39,12 @@ def expected(reference, candidate, targets=None, **options):
 def assert_close(found, wanted, classes, exact):
     """To the digits that float32 logits have, or those of float64."""
     unit = 2.0**-52 if exact else 2.0**-23
+    # Which class is the top one of logits with NaN means nothing.
+    ranked = np.isfinite(wanted["reference.entropy"] + wanted["candidate.entropy"])
     for name, values in wanted.items():
         if values.dtype == bool:
-            assert np.array_equal(found[name], values), name
+            where = ranked if name == "same_top" else slice(None)
+            assert np.array_equal(found[name][where], values[where]), name
             continue
         assert found[name].dtype == np.float64
         where = np.isfinite(values)
@@ -162,14 +165,11 @@ def test_levels_with_fused_multiply_add_agree(classes, pair):
 
 
 def test_without_targets_there_is_no_loss(level):
-    reference, candidate, targets = problem(33, np.float32, np.float32)
-    found, with_targets = ours(reference, candidate), ours(reference, candidate, targets)
-    counted = with_targets["counts"]
+    reference, candidate, _ = problem(33, np.float32, np.float32)
+    found = ours(reference, candidate)
+    assert_close(found, expected(reference, candidate), 33, exact=False)
     for name, values in found.items():
-        if name.endswith(("loss", "hit")):
-            assert not values.any()
-        else:
-            assert values[counted].tobytes() == with_targets[name][counted].tobytes()
+        assert values.any() != name.endswith(("loss", "hit"))
 
 
 def test_rows_that_do_not_count_are_zeros(level):

@@ -600,7 +600,9 @@ def _summed(
     row_weight = None if sample_weight is None else _flat(sample_weight)[counts].astype(np.float64)
     groups = None if labels is None else RowGroups.of(labels.reshape(-1)[counts])
     columns = [column[counts] for column in (rows.kl, rows.reverse_kl, rows.jensen_shannon)]
-    columns.append(rows.same_top[counts].astype(np.float64))
+    # A row of NaN has no top class, and no entropy.
+    ranked = ~np.isnan(rows.reference.entropy + rows.candidate.entropy)
+    columns.append((rows.same_top & ranked)[counts].astype(np.float64))
     losses, delta_p = WeightedSums.of_nothing(0), np.empty(0)
     if targets is not None:
         pair = rows.reference.loss[counts], rows.candidate.loss[counts]

@@ -91,7 +91,7 @@ class Comparison:
         Mean Jensen-Shannon divergence in nats, ``(KL(p || m) + KL(q || m)) / 2`` with ``m = (p + q) / 2``.
     same_top : Estimate
         Share of the rows in which both models' largest logit is that of the same class, 0 to 1. Of equal
-        logits the first counts as larger.
+        logits the first counts as larger; a row without a softmax (a NaN in it) has no such class.
     reference, candidate : ComparedModel
         Each model by itself.
     loss_change : Estimate or None
