@@ -184,6 +184,8 @@ WAYS = (
     ),
 )
 _BESIDES = {"jax": ("optax",), "tensorflow": ("keras",)}
+#: ... and other packages that have the same module.
+_AS_WELL = {"tensorflow": "tensorflow-cpu"}
 
 
 def versions() -> dict[str, str]:
@@ -191,11 +193,20 @@ def versions() -> dict[str, str]:
     found = {}
     for framework in dict.fromkeys(way.framework for way in WAYS):
         try:
-            names = (framework, *_BESIDES.get(framework, ()))
-            found.update({name: importlib.metadata.version(name) for name in names})
+            besides = {name: importlib.metadata.version(name) for name in _BESIDES.get(framework, ())}
+            found.update({framework: _version(framework), **besides})
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _version(framework: str) -> str:
+    try:
+        return importlib.metadata.version(framework)
+    except importlib.metadata.PackageNotFoundError:
+        if framework not in _AS_WELL:
+            raise
+        return importlib.metadata.version(_AS_WELL[framework])
 
 
 def measure(repeats: int, quick: bool) -> dict[str, Any]:

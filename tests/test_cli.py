@@ -532,6 +532,8 @@ def test_a_signal_leaves_no_unfinished_output(tmp_path, number):
         [*COMMAND, "evaluate", *files[:2], "--output", files[2]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Whoever started the tests may have had it ignored (nohup).
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     late = threading.Timer(100, process.kill)
     late.start()

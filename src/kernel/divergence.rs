@@ -136,14 +136,14 @@ pub fn compare<S: Simd, R: Real + Element<Real = R>>(
 /// The class of the largest of each lane's largest logits, which is in that lane of a vector with this number; the first of equals.
 #[inline(always)]
 fn first_of<S: Simd, R: Real>(tops: R::Lanes<S>, numbers: R::Lanes<S>) -> (usize, f64) {
-    let mut found = (usize::MAX, f64::NEG_INFINITY);
-    for (lane, (top, number)) in tops.as_slice().iter().zip(numbers.as_slice()).enumerate() {
-        let (top, class) = (top.to_f64(), number.to_f64() as usize * R::LANES + lane);
-        if top > found.1 || top == found.1 && class < found.0 {
-            found = (class, top);
-        }
+    let (top, mut first) = (R::largest(tops), usize::MAX);
+    let mut lanes = tops.simd_eq(R::Lanes::<S>::simd_from(tops.token(), top)).to_bitmask();
+    while lanes != 0 {
+        let lane = lanes.trailing_zeros() as usize;
+        first = first.min(numbers.as_slice()[lane].to_f64() as usize * R::LANES + lane);
+        lanes &= lanes - 1;
     }
-    found
+    (first, top.to_f64())
 }
 
 /// A sum of two in all lanes, the second of which has what the first has no room for.

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use fearless_simd::{Simd, prelude::*};
+use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::distribution::{Reading, Use};
 use super::labels::Labels;
@@ -14,7 +14,7 @@ use crate::array::{Array, ArrayMut, RowsMut};
 use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::divergence::{self, Compared};
-use crate::kernel::finish::{MOST_LANES, PerLane};
+use crate::kernel::finish::{HALF, MOST_LANES, PerLane};
 use crate::math::{Boost, Real, two_sum};
 use crate::parallel::map_chunks;
 use crate::row::{Statistics, Transform};
@@ -231,38 +231,47 @@ fn figures_of<S: Simd, R: Real + Element<Real = R>>(
     row: usize,
     of: [OfRow; 2],
 ) -> Figures {
-    let (transform, [reference, candidate]) = (comparison.transform, of);
-    let above_zero = |of: OfRow| {
-        let [logit, rest] = transform.difference(simd, of.reference, 0.0);
-        let [level, lost] = two_sum(logit, of.log[0]);
-        [level, lost + (rest + of.log[1])]
-    };
-    let levels = [above_zero(reference), above_zero(candidate)];
-    let apart = transform.difference(simd, candidate.reference, reference.reference);
-    let logs = [candidate.log[0] - reference.log[0], candidate.log[1] - reference.log[1]];
-    let shift = [apart[0] + logs[0], apart[1] + logs[1]];
-    let rows = comparison.models.each_ref().map(|logits| logits.row(row));
-    let softened = (transform.temperature(), transform.softcap());
-    let Compared { mut kl, mut reverse_kl, mut js, rows: shapes } =
-        divergence::compare::<S, R>(simd, rows, levels, shift, softened);
-    let class = comparison.labels.as_ref().and_then(|labels| labels.class(row));
-    let mut models = [OfModel::default(); 2];
-    for (index, to) in models.iter_mut().enumerate() {
-        let (top, logit) = shapes[index].top;
-        let [logit, rest] = transform.difference(simd, logit, 0.0);
-        let log = (logit - levels[index][0]) + (rest - levels[index][1]);
-        let largest = <f64 as Real>::exp(simd, <f64 as Real>::splat(simd, log), Boost::None);
-        *to = OfModel {
-            loss: of[index].loss,
-            entropy: shapes[index].entropy,
-            max_probability: largest.as_slice()[0],
-            hit: f64::from(u8::from(of[index].is_finite && class == Some(top))),
-        };
-        if !of[index].is_finite {
-            (kl, reverse_kl, js) = (f64::NAN, f64::NAN, f64::NAN);
-            (to.entropy, to.max_probability) = (f64::NAN, f64::NAN);
-        }
-    }
-    let same_top = f64::from(u8::from(shapes[0].top.0 == shapes[1].top.0));
-    Figures { counts: 1.0, kl, reverse_kl, js, same_top, models }
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let (transform, [reference, candidate]) = (comparison.transform, of);
+            let levels = [above_zero(simd, transform, reference), above_zero(simd, transform, candidate)];
+            let apart = transform.difference(simd, candidate.reference, reference.reference);
+            let shift =
+                [apart[0] + (candidate.log[0] - reference.log[0]), apart[1] + (candidate.log[1] - reference.log[1])];
+            let rows = [comparison.models[0].row(row), comparison.models[1].row(row)];
+            let softened = (transform.temperature(), transform.softcap());
+            let Compared { mut kl, mut reverse_kl, mut js, rows: shapes } =
+                divergence::compare::<S, R>(simd, rows, levels, shift, softened);
+            // The probabilities of the largest logits, of both models at once.
+            let mut largest = [0.0; HALF];
+            for (index, log) in largest.iter_mut().enumerate().take(2) {
+                let [logit, rest] = transform.difference(simd, shapes[index].top.1, 0.0);
+                *log = (logit - levels[index][0]) + (rest - levels[index][1]);
+            }
+            let largest = <f64 as Real>::exp(simd, f64x8::from_slice(simd, &largest), Boost::None);
+            let class = comparison.labels.as_ref().and_then(|labels| labels.class(row));
+            let mut models = [OfModel::default(); 2];
+            for (index, to) in models.iter_mut().enumerate() {
+                let is_hit = of[index].is_finite && class == Some(shapes[index].top.0);
+                to.loss = of[index].loss;
+                (to.entropy, to.max_probability) = (shapes[index].entropy, largest.as_slice()[index]);
+                to.hit = f64::from(u8::from(is_hit));
+                if !of[index].is_finite {
+                    (kl, reverse_kl, js) = (f64::NAN, f64::NAN, f64::NAN);
+                    (to.entropy, to.max_probability) = (f64::NAN, f64::NAN);
+                }
+            }
+            let same_top = f64::from(u8::from(shapes[0].top.0 == shapes[1].top.0));
+            Figures { counts: 1.0, kl, reverse_kl, js, same_top, models }
+        },
+    )
+}
+
+/// The log-sum-exp of a row, as a sum of two.
+#[inline(always)]
+fn above_zero<S: Simd>(simd: S, transform: Transform, of: OfRow) -> [f64; 2] {
+    let [logit, rest] = transform.difference(simd, of.reference, 0.0);
+    let [level, lost] = two_sum(logit, of.log[0]);
+    [level, lost + (rest + of.log[1])]
 }

@@ -87,3 +87,18 @@ def test_the_newest_record_is_shown(tmp_path):
     with pytest.raises(SystemExit):
         report.records(tmp_path)
     assert frameworks.tables(newest)[0][0] == "forward and backward, float32 logits, milliseconds"
+
+
+def test_tensorflow_has_two_packages(monkeypatch):
+    installed = {"keras": "3.9", "tensorflow-cpu": "2.20"}
+
+    def version(name):
+        try:
+            return installed[name]
+        except KeyError:
+            raise frameworks.importlib.metadata.PackageNotFoundError(name) from None
+
+    monkeypatch.setattr(frameworks.importlib.metadata, "version", version)
+    assert frameworks.versions() == {"tensorflow": "2.20", "keras": "3.9"}
+    del installed["keras"]
+    assert frameworks.versions() == {}
