@@ -174,6 +174,12 @@ def test_integer_targets(dtype, random):
     assert xent_rs.cross_entropy(logits, Producer(targets)) == xent_rs.cross_entropy(logits, targets)
 
 
+def compared(reference, candidate, targets, weight, sample_weight):
+    comparer = xent_rs.Comparer(weight=weight)
+    comparer.update(reference, candidate, targets, sample_weight=sample_weight)
+    return comparer.result()
+
+
 def evaluated(logits, targets, weight):
     evaluator = xent_rs.Evaluator(weight=weight)
     evaluator.update(logits, targets)
@@ -203,6 +209,8 @@ def calls(given, logits):
         "statistics": lambda: tuple(xent_rs.row_statistics(x, y)),
         "evaluate": lambda: xent_rs.evaluate(x, y, **options),
         "Evaluator": lambda: evaluated(x, y, w),
+        "compare": lambda: xent_rs.compare(x, t, y, **options, groups=given(labels)),
+        "Comparer": lambda: compared(x, t, y, w, s),
         "entropy": lambda: xent_rs.probability.entropy(t),
         "probability": lambda: xent_rs.probability.kl_divergence(t, given(soft / logits.dtype.type(2))),
     }

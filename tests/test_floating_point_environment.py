@@ -5,6 +5,7 @@ flush subnormal numbers to 0; ``fesetround`` changes how they round.
 """
 
 import contextlib
+import copy
 import ctypes
 import mmap
 import os
@@ -92,6 +93,7 @@ def test_the_register_is_the_one_that_numbers_are_computed_by(register):
 random = np.random.default_rng(7)
 STEEP = np.zeros((1000, 512), np.float32)
 STEEP[:, 1:] = -95  # e^-95 is subnormal
+CLOSE = STEEP * np.float32(1 + 2.0**-20)
 STEEP_F64 = np.array([[0.0, -720.0, -744.0]] * 3)
 LOGITS = (4 * random.standard_normal((1000, 512))).astype(np.float32)
 SATURATED = 100 * np.tanh(LOGITS)
@@ -110,6 +112,15 @@ def evaluated():
     evaluator.update(LOGITS, CLASSES, sample_weight=SMALL)
     evaluator.update(LOGITS[:7], CLASSES[:7])
     return evaluator.result()
+
+
+def compared():
+    comparer = xent_rs.Comparer(weight=TINY_WEIGHT)
+    for rows in (slice(0, 600), slice(600, None)):
+        of_rows = {"sample_weight": SMALL[rows], "groups": CLASSES[rows] % 9}
+        comparer.merge(copy.copy(comparer))
+        comparer.update(LOGITS[rows], SATURATED[rows], CLASSES[rows], **of_rows)
+    return comparer.result()
 
 
 CALLS = {
@@ -137,6 +148,9 @@ CALLS = {
     ),
     "evaluate": lambda: xent_rs.evaluate(LOGITS, CLASSES, sample_weight=TINY),
     "Evaluator": evaluated,
+    "compare": lambda: xent_rs.compare(STEEP, LOGITS, CLASSES, sample_weight=TINY),
+    "compare, close": lambda: xent_rs.compare(STEEP, CLOSE, CLASSES),
+    "Comparer": compared,
     "self-information": lambda: probability.self_information(P),
     "entropy": lambda: probability.entropy(P, base=3.0),
     "cross-entropy of probabilities": lambda: probability.cross_entropy(P, Q, base=2),
@@ -149,7 +163,7 @@ def bits(result):
     """Everything in a result, to the bit."""
     if isinstance(result, tuple):
         return tuple(bits(part) for part in result)
-    if isinstance(result, xent_rs.Evaluation):
+    if isinstance(result, (xent_rs.Evaluation, xent_rs.Comparison)):
         return repr(result)
     return np.asarray(result).tobytes()
 

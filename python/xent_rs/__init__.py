@@ -29,6 +29,7 @@ compare                             -- two models: divergence, change of loss an
 Comparer                            -- the same, of logits that come in batches or from several processes
 Comparison                          -- what both return
 ComparedModel                       -- what it holds of each model
+GroupComparison                     -- and of each group
 Estimate                            -- a figure and its standard error
 row_statistics                      -- log-sum-exp, argmax, entropy, the target's rank, ... of each row
 RowStatistics                       -- what it returns
@@ -72,7 +73,7 @@ from ._binary_cross_entropy import (
     binary_cross_entropy_with_grad_hess,
 )
 from ._comparer import Comparer, compare
-from ._comparison import ComparedModel, Comparison
+from ._comparison import ComparedModel, Comparison, GroupComparison
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess
 from ._estimates import Estimate
 from ._evaluation import Evaluation, Evaluator, evaluate
@@ -100,6 +101,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Evaluator",
+    "GroupComparison",
     "InternalError",
     "RowStatistics",
     "__version__",

@@ -67,7 +67,9 @@ def group_labels(groups: ArrayLike, rows: tuple[int, ...] | None) -> NDArray[Any
     """Return the labels of groups, integers or texts, for logits with these rows."""
     expected = "expected integers or strings, one group a row"
     try:
-        found = np.asarray(groups)
+        # Texts are no numbers, which is all that other conversions take.
+        is_tensor = hasattr(groups, "__dlpack__") and not isinstance(groups, np.ndarray)
+        found = _xent_rs.as_array(groups, "groups") if is_tensor else np.asarray(groups)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"groups make no array ({error}); {expected}") from None
     if found.dtype == object and all(type(label) is str for label in found.flat):  # a column of pandas

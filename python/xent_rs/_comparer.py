@@ -437,6 +437,7 @@ class _Sums:
             delta_p=RowValues(),
         )
 
+    @in_default_environment
     def __add__(self, other: _Sums) -> _Sums:
         names = ("rows", "ignored", "together", "losses", "reference", "candidate", "kl", "delta_p")
         added = {name: getattr(self, name) + getattr(other, name) for name in names}

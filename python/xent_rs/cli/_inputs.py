@@ -36,13 +36,13 @@ def add_logits_options(parser: argparse.ArgumentParser, logits: str) -> None:
     )
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Declare the files of weights."""
+def add_weights(parser: argparse.ArgumentParser, weighted: str) -> None:
+    """Declare the files of weights; `weighted` is what those of rows concern."""
     for name, help_text in (
         ("--weight", "file of a weight for each class in the loss (default: 1 for all)"),
         (
             "--sample-weight",
-            "file of a weight for each row in the means, in the shape of TARGETS (default: 1 for all)",
+            f"file of a weight for each row in {weighted}, in the shape of TARGETS (default: 1 for all)",
         ),
     ):
         _terminal.names_file(parser.add_argument(name, metavar="FILE", help=help_text))

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
     ]
     _inputs.add_logits_options(parser, "both")
-    _inputs.add_weights(parser)
+    _inputs.add_weights(parser, "the means")
     groups = parser.add_mutually_exclusive_group()
     files.append(
         groups.add_argument(

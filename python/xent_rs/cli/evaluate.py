@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("targets", metavar="TARGETS", help="file of the targets (integers, the classes)"),
     ]
     _inputs.add_logits_options(parser, "LOGITS")
-    _inputs.add_weights(parser)
+    _inputs.add_weights(parser, "the loss")
     files.append(
         parser.add_argument(
             "--output",
