@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import xent_rs
 from xent_rs import Comparer, compare
 from xent_rs.cli import _journal, main
 
-from .test_cli import KINDS, on_terminal, start, without, write_kinds, write_llama, write_safetensors
+from .test_cli import KINDS, on_terminal, sparse, start, without, write_kinds, write_llama, write_safetensors
 
 ROWS, POSITIONS, CLASSES = 6, 5, 7
 
@@ -476,6 +477,24 @@ def test_a_picture_of_what_is_not_finite(files, capsys):
     status, _, errors = run(capsys, "compare", *NAMES, "--plot", "a.svg")
     assert (status, errors) == (0, "")
     assert Path("a.svg").read_text().count("<path") > 20
+
+
+def test_files_larger_than_the_memory_it_may_use(tmp_path):
+    rows, classes, limit = 1 << 10, 1 << 18, 1 << 30
+    names = [tmp_path / name for name in ("reference.npy", "candidate.npy", "targets.npy")]
+    for name in names[:2]:
+        sparse(name, (rows, classes))  # 1 GiB
+    np.save(names[2], np.arange(rows))
+    done = start(
+        "compare",
+        *names,
+        "--json",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["kl"], found["loss_change"]) == (rows, 0.0, 0.0)
+    assert found["reference_loss"] == pytest.approx(np.log(classes), rel=1e-7)
 
 
 def test_without_matplotlib_nothing_is_begun(files, tmp_path):
