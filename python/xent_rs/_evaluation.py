@@ -506,7 +506,7 @@ class _Sums:
                 and sums.keys() == set(_EXACT)
                 and all(type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes))
             ):
-                exact = {name: ExactSum.from_json(number) for name, number in sums.items()}
+                exact = {name: ExactSum.from_json(sums[name]) for name in _EXACT}
                 return cls(**exact, hits=tuple(hits), rows=rows, ignored=ignored, classes=classes)
         raise ValueError(f"expected sums of an evaluator and hits for {ks} numbers k")
 

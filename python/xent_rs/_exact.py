@@ -73,7 +73,7 @@ NOTHING = ExactSum()
 
 
 def without_zeros(*sums: ExactSum) -> tuple[int, ...]:
-    """Return sums as integers, less the zeros that all of them end with, and by which power of 2 they are so."""
+    """Return sums as integers without the zeros that all end with, and the power of 2 that is lacking."""
     units = [each.units for each in sums]
     together = functools.reduce(operator.or_, units)
     zeros = (together & -together).bit_length() - 1 if together else 0
