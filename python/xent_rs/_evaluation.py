@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _xent_rs
 from ._arguments import class_weight, integer, is_read_in_slices
 from ._environment import in_default_environment
-from ._exact import NOTHING, UNITS, ExactSum, root_of_ratio
+from ._exact import NOTHING, ExactSum, root_of_ratio, without_zeros
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
 
@@ -471,13 +471,17 @@ class _Sums:
         With weighted losses l and weights w of n rows, and the mean m, it is the root of
         ``n / (n - 1) * sum((l - m * w)**2) / sum(w)**2``.
         """
-        rows, loss, weight = self.rows, self.loss.units, self.weight.units
-        if rows < 2 or not weight or any(getattr(self, name).not_finite for name in _EXACT):
+        if self.rows < 2 or not self.weight.units or any(getattr(self, name).not_finite for name in _EXACT):
             return math.nan
-        squares = self.squared_loss.units * weight**2 - 2 * loss * self.product.units * weight
-        squares += loss**2 * self.squared_weight.units
-        # Squares were rounded: a sum that should be 0 may be less.
-        return root_of_ratio(rows * max(squares, 0) * UNITS, (rows - 1) * weight**4)
+        # Most of the thousand bits behind the point are 0.
+        loss, weight, first = without_zeros(self.loss, self.weight)
+        square, square_of_weight, product, second = without_zeros(
+            self.squared_loss, self.squared_weight, self.product
+        )
+        spread = square * weight**2 - 2 * loss * product * weight + loss**2 * square_of_weight
+        # What is below the smallest number is lost of squares: a sum that should be 0 may be less.
+        dividend, divisor = self.rows * max(spread, 0), (self.rows - 1) * weight**4
+        return root_of_ratio(dividend, divisor, second - 2 * first)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -502,7 +506,7 @@ class _Sums:
                 and sums.keys() == set(_EXACT)
                 and all(type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes))
             ):
-                exact = {name: ExactSum.from_json(number) for name, number in sums.items()}
+                exact = {name: ExactSum.from_json(sums[name]) for name in _EXACT}
                 return cls(**exact, hits=tuple(hits), rows=rows, ignored=ignored, classes=classes)
         raise ValueError(f"expected sums of an evaluator and hits for {ks} numbers k")
 

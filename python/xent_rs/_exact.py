@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +72,17 @@ class ExactSum:
 NOTHING = ExactSum()
 
 
-def root_of_ratio(dividend: int, divisor: int) -> float:
-    """Return the root of a ratio, rounded before and after."""
+def without_zeros(*sums: ExactSum) -> tuple[int, ...]:
+    """Return sums as integers without the zeros that all end with, and the power of 2 that is lacking."""
+    units = [each.units for each in sums]
+    together = functools.reduce(operator.or_, units)
+    zeros = (together & -together).bit_length() - 1 if together else 0
+    return (*(number >> zeros for number in units), zeros - UNITS.bit_length() + 1)
+
+
+def root_of_ratio(dividend: int, divisor: int, exponent: int = 0) -> float:
+    """Return the root of a ratio times a power of 2, rounded before and after."""
     try:
-        return math.sqrt(dividend / divisor)
+        return math.sqrt((dividend << max(exponent, 0)) / (divisor << max(-exponent, 0)))
     except OverflowError:
         return math.inf

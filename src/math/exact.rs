@@ -136,8 +136,13 @@ impl ExactSum {
     /// Take the lanes' sums to the digits.
     #[inline(never)]
     fn settle(&mut self) {
+        if self.vectors == 0 {
+            return;
+        }
         for sum in self.lanes.as_flattened().to_owned() {
-            self.add(sum);
+            if sum != 0.0 {
+                self.add(sum);
+            }
         }
         (self.lanes, self.vectors) = ([[0.0; 8]; 4], 0);
     }
