@@ -480,10 +480,10 @@ def test_a_picture_of_what_is_not_finite(files, capsys):
 
 
 def test_files_larger_than_the_memory_it_may_use(tmp_path):
-    rows, classes, limit = 1 << 10, 1 << 18, 1 << 30
+    rows, classes, limit = 1 << 9, 1 << 18, 1 << 29
     names = [tmp_path / name for name in ("reference.npy", "candidate.npy", "targets.npy")]
     for name in names[:2]:
-        sparse(name, (rows, classes))  # 1 GiB
+        sparse(name, (rows, classes))  # 512 MiB
     np.save(names[2], np.arange(rows))
     done = start(
         "compare",
