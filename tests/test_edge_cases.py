@@ -447,3 +447,28 @@ def test_weights_of_many_rows_are_summed_precisely(random):
     weight = random.random(200_000)
     loss = xent_rs.cross_entropy(np.zeros((len(weight), 2)), np.zeros(len(weight), int), sample_weight=weight)
     assert abs(loss - math.log(2)) < 4e-16
+
+
+@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_two_classes_whose_losses_have_no_sum_in_their_dtype(dtype, inplace, axis, level):
+    """Nor have those beside them that are no numbers; all others have the loss that they have alone."""
+    largest = float(np.finfo(dtype).max)
+    rows = np.random.default_rng(1).standard_normal((700, 2)).astype(dtype)
+    rows[100:300] = [0.9 * largest, 0.0]
+    rows[400], rows[401], rows[402] = [-np.inf, 0.0], [0.0, np.inf], [np.nan, 0.0]
+    targets = np.ones(700, np.int64)
+    targets[403] = -100
+    expected = [
+        xent_rs.cross_entropy_with_grad(row[None], target[None], reduction="none")
+        for row, target in zip(rows, targets, strict=True)
+    ]
+    logits = rows.copy() if axis == 1 else np.ascontiguousarray(rows.T)
+    out = logits if inplace else None
+    losses, gradient = xent_rs.cross_entropy_with_grad(logits, targets, axis=axis, reduction="none", out=out)
+    np.testing.assert_array_equal(losses, np.concatenate([loss for loss, _ in expected]))
+    gradient = gradient if axis == 1 else gradient.T
+    np.testing.assert_array_equal(gradient, np.concatenate([of_row for _, of_row in expected]))
+    mean = xent_rs.cross_entropy(rows[:400], targets[:400])
+    assert mean == (np.inf if dtype == np.float64 else pytest.approx(0.9 * largest / 2, rel=1e-6))

@@ -89,7 +89,7 @@ impl Rows<'_> {
         if self.gradient_last { Ok(()) } else { self.hessians(simd, plan, self.range.clone()) }
     }
 
-    /// Work on a block; false, and nothing done, if its losses are not finite.
+    /// Work on a block; false, and nothing done, if the sum of its losses is not finite.
     #[inline(always)]
     fn pairs_block<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
@@ -148,7 +148,7 @@ impl Rows<'_> {
         true
     }
 
-    /// Work on a block in which some losses are not finite: those rows one by one.
+    /// Work on a block whose losses have no finite sum: rows that are to blame one by one.
     #[inline(never)]
     fn careful_pairs<S: Simd, R: Real + Element<Real = R>>(
         &mut self,
@@ -165,15 +165,18 @@ impl Rows<'_> {
             let (count, mut ignored) = (rows.len(), Total::zero(simd));
             binary::losses::<S, R, true, false, false, true>(simd, parts, count, 0.0, &mut ignored, &mut block.results);
         }
+        // Of smaller ones a block has a finite sum.
+        let small = -Real::to_f64(R::LOWEST) / (4 * BLOCK) as f64;
         let mut others = Vec::new();
         for (index, row) in rows.clone().enumerate() {
-            if !Real::to_f64(block.results.losses[index]).is_finite() {
+            // NaN is neither.
+            if !(Real::to_f64(block.results.losses[index]) < small) {
                 block.signs[index] = R::default();
                 others.push((row, [0, 1].map(|class| self.logits.row(row).get(class))));
             }
         }
         let done = self.pairs_block(simd, rows, scale, block, total);
-        assert!(done, "what is not finite is left out");
+        assert!(done, "what is large is left out");
         for (row, logits) in others {
             let loss = self.careful_row(simd, row, false);
             if let Some(out) = &mut self.losses {
