@@ -209,7 +209,7 @@ def _go_on(journal: Journal, comparer: Comparer) -> int:
     try:
         for kept in journal.kept():
             comparer._go_on_from(kept)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{journal.path}: damaged ({error}); remove it to begin anew") from None
     return comparer._rows_seen()
 
