@@ -438,7 +438,10 @@ def test_the_state_of_another_command_is_refused(files, capsys, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kept", [b"", b"{}\n", b"[\n", b"null\n0000", b"\xff\n", b"[" * 100_000 + b"\n"])
+NONSENSE = [b"", b"{}\n", b"[\n", b"null\n0000", b"\xff\n", b"[" * 100_000 + b"\n"]
+
+
+@pytest.mark.parametrize("kept", NONSENSE, ids=range(len(NONSENSE)))
 def test_a_state_with_nonsense_in_it_is_refused(files, capsys, monkeypatch, kept):
     interrupted(PLAIN, 1, monkeypatch)
     whole = Path("run.state").read_bytes()
