@@ -45,7 +45,7 @@ pub struct Figures {
     pub reverse_kl: f64,
     /// The Jensen-Shannon divergence.
     pub js: f64,
-    /// Whether the largest logits are those of the same class, the first of equals.
+    /// Whether the largest logits are those of the same class, the first of equals; not in a row whose divergences are NaN.
     pub same_top: f64,
     /// Those of each model.
     pub models: [OfModel; 2],
@@ -262,7 +262,8 @@ fn figures_of<S: Simd, R: Real + Element<Real = R>>(
                     (to.entropy, to.max_probability) = (f64::NAN, f64::NAN);
                 }
             }
-            let same_top = f64::from(u8::from(shapes[0].top.0 == shapes[1].top.0));
+            let is_same = of.iter().all(|of| of.is_finite) && shapes[0].top.0 == shapes[1].top.0;
+            let same_top = f64::from(u8::from(is_same));
             Figures { counts: 1.0, kl, reverse_kl, js, same_top, models }
         },
     )
