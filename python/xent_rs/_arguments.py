@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,3 +99,27 @@ def targets_at(
         name = f"targets{place}" if place else "targets"
         expected = f"0 to {classes - 1}, or ignore_index {ignore_index}"
         raise IndexError(f"{name} is {found}; expected {expected}") from None
+
+
+def with_arrays(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the weights as arrays: a list is converted once, however often they are read."""
+    arrays = {
+        name: _xent_rs.as_array(options[name], name)
+        for name in ("weight", "sample_weight")
+        if options.get(name) is not None
+    }
+    return {**options, **arrays}
+
+
+def are_equal(a: object, b: object) -> bool:
+    """Tell whether options are the same."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return np.array_equal(a, b, equal_nan=True)
+    return type(a) is type(b) and a == b
+
+
+def text_of(option: object) -> str:
+    """Return an option for people."""
+    if isinstance(option, np.ndarray):
+        return np.array2string(option, max_line_width=10**6, threshold=6, edgeitems=3, separator=", ")
+    return repr(option)

@@ -13,13 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import class_weight, group_labels, is_read_in_slices, row_shape, targets_at
+from ._arguments import (
+    are_equal,
+    class_weight,
+    group_labels,
+    is_read_in_slices,
+    row_shape,
+    targets_at,
+    text_of,
+    with_arrays,
+)
 from ._calibration import NO_BINS, CalibrationBins
 from ._comparison import ComparedModel, Comparison, GroupComparison
 from ._environment import in_default_environment
 from ._estimates import Estimate, Floats, Label, RowGroups, WeightedSums, times
-from ._evaluation import _converted, _equal, _exp, _text
-from ._exact import NOTHING, ExactSum
+from ._exact import NOTHING, ExactSum, exp
 from ._options import CompareOptions, ComparerOptions, Options
 from ._quantiles import RowValues
 
@@ -73,7 +81,7 @@ class Comparer:
     """
 
     def __init__(self, **options: Unpack[ComparerOptions]) -> None:
-        given = _converted(options)
+        given = with_arrays(options)
         _COMPARER.check(given)
         given = {**_COMPARER.defaults, **given}
         softcap = given["softcap"]
@@ -164,8 +172,8 @@ class Comparer:
             raise TypeError(f"other is a {type(other).__name__}; expected a Comparer")
         for name, expected in self._options().items():
             found = other._options()[name]
-            if not _equal(found, expected):
-                raise ValueError(f"other has {name} {_text(found)}; expected {_text(expected)}")
+            if not are_equal(found, expected):
+                raise ValueError(f"other has {name} {text_of(found)}; expected {text_of(expected)}")
         mine, theirs = self._sums, other._sums
         if theirs is not None:
             if mine is not None:
@@ -201,7 +209,7 @@ class Comparer:
                 raise ValueError(f"{what} are {found}; expected {expected}, as in the batches before")
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={_text(value)}" for name, value in self._options().items())
+        options = ", ".join(f"{name}={text_of(value)}" for name, value in self._options().items())
         sums = self._sums or _Sums.of_nothing()
         return f"<Comparer({options}): {sums.rows} rows, {sums.ignored} ignored>"
 
@@ -319,7 +327,7 @@ def compare(
     >>> round(result.perplexity_ratio.value, 4), round(result.delta_p.value, 4)
     (1.4142, -0.125)
     """
-    given = _converted(options)
+    given = with_arrays(options)
     groups, sample_weight = given.pop("groups", None), given.pop("sample_weight", None)
     _COMPARE.check({**given, "sample_weight": sample_weight})
     comparer = Comparer(**cast(ComparerOptions, given))
@@ -467,9 +475,9 @@ class _Sums:
     def _of_targets(self) -> dict[str, Any]:
         """Return what targets add."""
         change = self.losses.estimate(_CHANGE)
-        before, after = (_exp(self.losses.mean(column)) for column in (_REFERENCE, _CANDIDATE))
+        before, after = (exp(self.losses.mean(column)) for column in (_REFERENCE, _CANDIDATE))
         of_reference, of_candidate, of_change = (self.losses.variance(c) for c in range(3))
-        ratio = _exp(change.value)
+        ratio = exp(change.value)
         error = math.nan
         if of_reference is not None and of_candidate is not None and of_change is not None:
             # exp(l + d) - exp(l) has the derivatives q - p with respect to l and q to d. That c = l + d gives
@@ -519,7 +527,7 @@ class _Sums:
             entropy,
             loss=loss.value,
             loss_error=loss.error,
-            perplexity=_exp(loss.value),
+            perplexity=exp(loss.value),
             bits=loss.value / math.log(2.0),
             accuracy=hits / self.rows if self.rows else math.nan,
             calibration_error=sums.calibration.error(),
@@ -531,7 +539,7 @@ class _Sums:
             label: GroupComparison(
                 sums.rows,
                 sums.mean(_KL),
-                *(_exp(losses[label].mean(column)) for column in (_REFERENCE, _CANDIDATE) if losses),
+                *(exp(losses[label].mean(column)) for column in (_REFERENCE, _CANDIDATE) if losses),
             )
             for label, sums in self.together.groups().items()
         }

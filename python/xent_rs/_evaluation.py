@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import class_weight, integer, is_read_in_slices
+from ._arguments import are_equal, class_weight, integer, is_read_in_slices, targets_at, text_of, with_arrays
 from ._environment import in_default_environment
-from ._exact import NOTHING, ExactSum, root_of_ratio, without_zeros
+from ._exact import NOTHING, ExactSum, exp, root_of_ratio, without_zeros
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
 
@@ -168,7 +167,7 @@ class Evaluator:
     """
 
     def __init__(self, **options: Unpack[EvaluatorOptions]) -> None:
-        given = _converted(options)
+        given = with_arrays(options)
         _EVALUATOR.check(given)
         given = {**_EVALUATOR.defaults, **given}
         top_k, softcap = given["top_k"], given["softcap"]
@@ -268,8 +267,8 @@ class Evaluator:
             raise TypeError(f"other is a {type(other).__name__}; expected an Evaluator")
         for name, expected in self._options().items():
             found = other._options()[name]
-            if not _equal(found, expected):
-                raise ValueError(f"other has {name} {_text(found)}; expected {_text(expected)}")
+            if not are_equal(found, expected):
+                raise ValueError(f"other has {name} {text_of(found)}; expected {text_of(expected)}")
         seen, expected = other._sums.classes, self._sums.classes
         if None not in (seen, expected) and seen != expected:
             raise ValueError(f"other has seen logits of {seen} classes; expected {expected}")
@@ -293,7 +292,7 @@ class Evaluator:
         }
         return Evaluation(
             loss=loss,
-            perplexity=_exp(loss),
+            perplexity=exp(loss),
             bits=loss / math.log(2.0),
             accuracy=shares[1],
             top_k={k: shares[k] for k in self._top_k},
@@ -312,7 +311,7 @@ class Evaluator:
         self._sums = _Sums.from_json(counted, len(self._ks))
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={_text(value)}" for name, value in self._options().items())
+        options = ", ".join(f"{name}={text_of(value)}" for name, value in self._options().items())
         return f"<Evaluator({options}): {self._sums.rows} rows, {self._sums.ignored} ignored>"
 
     def _options(self) -> dict[str, object]:
@@ -388,7 +387,7 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     >>> round(result.bits, 6), round(result.perplexity, 6), result.accuracy, result.top_k
     (1.5, 2.828427, 0.5, {1: 0.5, 2: 1.0})
     """
-    given = _converted(options)
+    given = with_arrays(options)
     _EVALUATE.check(given)
     sample_weight = given.pop("sample_weight", None)
     evaluator = Evaluator(**given)
@@ -415,28 +414,8 @@ def update_at(
     sample_weight: NDArray[Any] | None = None,
 ) -> None:
     """Add a block of larger arrays; a target that is no class is named by its place in them."""
-    try:
+    with targets_at(position, targets, logits.shape[evaluator._axis], evaluator._ignore_index):
         evaluator.update(logits, targets, sample_weight=sample_weight)
-    except IndexError:
-        classes, ignore_index = logits.shape[evaluator._axis], evaluator._ignore_index
-        wrong = np.argwhere(((targets < 0) | (targets >= classes)) & (targets != ignore_index))
-        if not len(wrong):
-            raise
-        found = targets[tuple(wrong[0])]
-        place = [start + index for start, index in zip(position, wrong[0].tolist(), strict=True)]
-        name = f"targets{place}" if place else "targets"
-        expected = f"0 to {classes - 1}, or ignore_index {ignore_index}"
-        raise IndexError(f"{name} is {found}; expected {expected}") from None
-
-
-def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with the weights as arrays: a list is converted once, however often they are read."""
-    arrays = {
-        name: _xent_rs.as_array(options[name], name)
-        for name in ("weight", "sample_weight")
-        if options.get(name) is not None
-    }
-    return {**options, **arrays}
 
 
 @dataclass(frozen=True)
@@ -512,22 +491,3 @@ class _Sums:
 
 
 _EXACT = ("loss", "squared_loss", "entropy", "weight", "squared_weight", "product")
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
-def _equal(a: object, b: object) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return np.array_equal(a, b, equal_nan=True)
-    return type(a) is type(b) and a == b
-
-
-def _text(option: object) -> str:
-    if isinstance(option, np.ndarray):
-        return np.array2string(option, max_line_width=10**6, threshold=6, edgeitems=3, separator=", ")
-    return repr(option)

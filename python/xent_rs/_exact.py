@@ -86,3 +86,11 @@ def root_of_ratio(dividend: int, divisor: int, exponent: int = 0) -> float:
         return math.sqrt((dividend << max(exponent, 0)) / (divisor << max(-exponent, 0)))
     except OverflowError:
         return math.inf
+
+
+def exp(value: float) -> float:
+    """Return e to this power; infinity where that exceeds float64."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
