@@ -292,7 +292,7 @@ mod tests {
             let h = d / 2.0;
             let series = h * h * (0.5 - h * h * (0.25 - h * h * (1.0 / 9.0 - h * h * (17.0 / 360.0))));
             let gamma = if h.abs() < 0.02 { series } else { h * h.tanh() - h.cosh().ln() };
-            js += (p + p * d.exp()) / 2.0 * gamma;
+            js += p.midpoint(p * d.exp()) * gamma;
         }
         for &level in SimdLevel::available() {
             let found = level.run(Of([&rows[0], &rows[1]], totals));

@@ -169,8 +169,8 @@ impl Rows<'_> {
         let small = -Real::to_f64(R::LOWEST) / (4 * BLOCK) as f64;
         let mut others = Vec::new();
         for (index, row) in rows.clone().enumerate() {
-            // NaN is neither.
-            if !(Real::to_f64(block.results.losses[index]) < small) {
+            let loss = Real::to_f64(block.results.losses[index]);
+            if loss.is_nan() || loss >= small {
                 block.signs[index] = R::default();
                 others.push((row, [0, 1].map(|class| self.logits.row(row).get(class))));
             }

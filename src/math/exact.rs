@@ -177,7 +177,9 @@ mod tests {
             for vector in vectors {
                 sum.add_lanes(simd, f64x8::from_slice(simd, vector));
             }
-            rest.iter().for_each(|number| sum.add(*number));
+            for number in rest {
+                sum.add(*number);
+            }
             sum
         }
     }
@@ -224,13 +226,17 @@ mod tests {
         // More than fit into lanes, all of them as large as lanes take, and with bits in each unit.
         let numbers: Vec<f64> = (0..1 << 16).map(|index| LARGEST - f64::from(index) * 2f64.powi(-31)).collect();
         let mut expected = ExactSum::default();
-        numbers.iter().for_each(|number| expected.add(*number));
+        for number in &numbers {
+            expected.add(*number);
+        }
         let expected = expected.to_bytes();
         for &level in Level::available() {
             assert_eq!(level.run(Sum(&numbers)).to_bytes(), expected, "{}", level.name());
             let small: Vec<f64> = numbers.iter().map(|number| -(number - LARGEST + 1e-9) / 3.0).collect();
             let mut one_by_one = ExactSum::default();
-            small.iter().for_each(|number| one_by_one.add(*number));
+            for number in &small {
+                one_by_one.add(*number);
+            }
             assert_eq!(level.run(Sum(&small)).to_bytes(), one_by_one.to_bytes(), "{}", level.name());
         }
     }
