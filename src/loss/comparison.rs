@@ -1,6 +1,6 @@
 //! How two models' logits of the same rows compare, row by row, in one pass over the memory of both.
 //!
-//! Some rows at a time, which stay in the second cache: what is known of each model's ([`super::distribution`]), then how far apart
+//! Some rows at a time, which stay in the second cache: what is known of each model's (`distribution.rs`), then how far apart
 //! they are ([`crate::kernel::divergence`]).
 
 use std::ops::Range;
