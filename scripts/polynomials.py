@@ -98,6 +98,12 @@ def log_1p_rest(y: mpf) -> mpf:
     return mp.log1p(y) / y if y else mpf(1)
 
 
+def jensen_shannon_rest(z: mpf) -> mpf:
+    """Return G of h·tanh h - ln cosh h = z·G, for z = h²."""
+    h = mp.sqrt(z)
+    return (h * mp.tanh(h) - mp.log(mp.cosh(h))) / z if z else mpf(0.5)
+
+
 def log_rest(f: mpf) -> mpf:
     """Return P of log(1 + f) = f + f²·P."""
     return (mp.log1p(f) - f) / f**2 if f else -mpf(1) / 2
@@ -150,6 +156,10 @@ def log_1p_f64(of: Arithmetic, a: Sequence[mpf], y: mpf) -> mpf:
     s = of.div(y, of.add(y, mpf(2)))
     square, double = of.mul(s, s), of.add(s, s)
     return of.mul_add(of.mul(of.polynomial(a, square), square), double, double)
+
+
+def times_argument(of: Arithmetic, p: Sequence[mpf], z: mpf) -> mpf:
+    return of.mul(of.polynomial(p, z), z)
 
 
 # Derivations.
@@ -296,6 +306,21 @@ class Polynomial:
         return max(abs(self.compute(arithmetic, coefficients, x) / self.exact(x) - 1) for x in points if x)
 
 
+def jensen_shannon(bits: int, degree: int, high: mpf) -> Polynomial:
+    return Polynomial(
+        what=f"G of h·tanh h - ln cosh h = z·G(z), z = h² ≤ {mp.nstr(high, 4)}",
+        bits=bits,
+        degree=degree,
+        f=jensen_shannon_rest,
+        low=mpf(0),
+        high=high,
+        weight=lambda z: 1 / jensen_shannon_rest(z),
+        compute=times_argument,
+        exact=lambda z: z * jensen_shannon_rest(z),
+        domain=(mpf(0), high),
+    )
+
+
 def exponential(bits: int, steps: int, degree: int, **options: object) -> Polynomial:
     end = mp.ln2 / (2 * steps)
     return Polynomial(
@@ -421,6 +446,8 @@ POLYNOMIALS = {
         domain=(mpf(0), mpf(1)),
         interpolated=True,
     ),
+    "jensen_shannon_f32": jensen_shannon(24, 4, mpf(0.25)),
+    "jensen_shannon_f64": jensen_shannon(53, 5, mpf(1) / 64),
 }
 
 

@@ -178,19 +178,22 @@ impl Rows<'_> {
         let done = self.pairs_block(simd, rows, scale, block, total);
         assert!(done, "what is large is left out");
         for (row, logits) in others {
-            let loss = self.careful_row(simd, row, false);
-            if let Some(out) = &mut self.losses {
-                out.set(row, &[loss]);
-            }
-            sum[(row - self.range.start) % sum.len()] += loss;
-            let Some(out) = self.gradient.as_mut() else { continue };
-            if self.gradient_last {
+            if self.gradient_last
+                && let Some(out) = &mut self.gradient
+            {
                 // Zeros were written over them.
                 for (class, logit) in logits.into_iter().enumerate() {
                     out.row(row).set_rounded(class, logit);
                 }
             }
-            self.careful_row(simd, row, true);
+            let loss = self.careful_row(simd, row, false);
+            if let Some(out) = &mut self.losses {
+                out.set(row, &[loss]);
+            }
+            sum[(row - self.range.start) % sum.len()] += loss;
+            if self.gradient.is_some() {
+                self.careful_row(simd, row, true);
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ WAYS = {way.name: way for way in frameworks.WAYS}
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(900)  # with every framework, some of which compile
 def test_it_runs():
     if not frameworks.versions():
         pytest.skip("no framework is installed")
