@@ -57,7 +57,7 @@ OF_PLAIN = {
     "probabilities, smoothing": (5.1, 5.2),
     "KL divergence": (6.8, 5.4),
     "logsumexp": (1.5, None),
-    "row_statistics": (3.3, None),
+    "row_statistics": (4.1, None),
     "evaluate": (6.6, None),
     "in place": (None, 1.4),
     "Hessian besides": (None, 3.7),
