@@ -1,9 +1,9 @@
 //! Binary losses of targets alone: every logit a problem of its own.
 //!
 //! With `E = exp(−|x|)` the loss is `max(x, 0) − t·x + log1p E`, and the gradient `σ(x) − t`: with `q = E / (1 + E)` and a slope,
-//! which is `1 − t` where x > 0 and else −t, it is `slope ∓ q`; the second derivative is `q·(1 − q)`. No term of a loss whose target is right is a difference: there the
-//! first two terms cancel exactly. Where t is no integer, their product and difference are sums of two, so that a loss is rounded
-//! once.
+//! which is `1 − t` where x > 0 and else −t, it is `slope ∓ q`; the second derivative is `q·(1 − q)`. No term of a loss whose
+//! target is right is a difference: there the first two terms cancel exactly. Where t is no integer, their product and difference
+//! are sums of two, so that a loss is rounded once.
 //!
 //! E is relative to the integer 0 ([`crate::math::Reference`]). For 16 elements of f32 it is a chain of 13 operations, then log1p
 //! one of 10 and the rest one of 9, of 32 in all. A CPU looks ahead over no more than some hundred operations: so E is a loop of

@@ -7,7 +7,8 @@
 //! `Σ p·(ln p − ln q)` has no right digit.
 //!
 //! Near 0 φ is its series, `φ(±d) = d²·(E(d²) ± d·O(d²))` with `E = 1/2! + d²/4! + …` and `O = 1/3! + d²/5! + …`, and
-//! `γ(h) = h²·G(h²)` with a polynomial G. Elsewhere `p·φ(d) = (q − p) − p·d`, and `γ(h) = ln 2 − |d|·e/(1 + e) − log1p e` with `e = exp(−|d|)`.
+//! `γ(h) = h²·G(h²)` with a polynomial G. Elsewhere `p·φ(d) = (q − p) − p·d`, and, with `e = exp(−|d|)`,
+//! `γ(d/2) = ln 2 − |d|·e/(1 + e) − log1p e`.
 
 use fearless_simd::{Simd, prelude::*};
 

@@ -101,7 +101,7 @@ impl Rows<'_> {
     ) -> bool {
         let Block { signs, parts, results, pairs } = block;
         let (start, count) = (rows.start, rows.len());
-        // SAFETY: blocks of pairs, and of the parts of their differences.
+        // SAFETY: `lend` gives a block of pairs, in the array or in `pairs`; both parts of the differences are blocks.
         let done = unsafe {
             binary::differences(simd, lend(simd, self.logits, rows, pairs), signs, count, parts);
             let parts = [parts[0].as_ptr(), parts[1].as_ptr()];
@@ -133,7 +133,8 @@ impl Rows<'_> {
                 if let Some((place, step)) = apart {
                     for (class, values) in (0isize..).zip(&block.parts) {
                         let values = &same::<_, [<O as Element>::Real; BLOCK]>(values)[..count];
-                        // SAFETY: neighbours among the gradients of these rows, which are this thread's.
+                        // SAFETY: so many gradients of a class lie side by side there, as `neighbours` said, which asserted that
+                        // the rows are this thread's.
                         let mut run = unsafe {
                             RowMut::of_run::<O>(place.wrapping_offset(class * step), count, size_of::<O>() as isize)
                         };
@@ -160,7 +161,7 @@ impl Rows<'_> {
         sum: &mut PerLane<f64>,
     ) {
         let parts = [block.parts[0].as_ptr(), block.parts[1].as_ptr()];
-        // SAFETY: blocks of both parts, which are there still.
+        // SAFETY: both parts are blocks; they hold the differences still, for nothing was done.
         unsafe {
             let (count, mut ignored) = (rows.len(), Total::zero(simd));
             binary::losses::<S, R, true, false, false, true>(simd, parts, count, 0.0, &mut ignored, &mut block.results);

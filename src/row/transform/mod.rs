@@ -103,7 +103,7 @@ impl Transform {
 
     /// A logit, capped if there is a cap, as a sum of two.
     #[inline]
-    pub fn capped<S: Simd>(self, simd: S, x: f64) -> [f64; 2] {
+    pub(super) fn capped<S: Simd>(self, simd: S, x: f64) -> [f64; 2] {
         if self.softcap.is_none() {
             return [x, 0.0];
         }
