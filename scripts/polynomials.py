@@ -98,10 +98,21 @@ def log_1p_rest(y: mpf) -> mpf:
     return mp.log1p(y) / y if y else mpf(1)
 
 
+def even_part(z: mpf) -> mpf:
+    """Return E of cosh d - 1 = z·E, for z = d²."""
+    return 2 * mp.sinh(mp.sqrt(z) / 2) ** 2 / z if z else mpf(0.5)
+
+
+def odd_part(z: mpf) -> mpf:
+    """Return O of sinh d - d = d·z·O, for z = d²."""
+    # The terms of its series, which has no cancellation.
+    return mp.nsum(lambda k: z**k / mp.factorial(2 * k + 3), [0, 40], method="d") if z else mpf(1) / 6
+
+
 def jensen_shannon_rest(z: mpf) -> mpf:
-    """Return G of h·tanh h - ln cosh h = z·G, for z = h²."""
-    h = mp.sqrt(z)
-    return (h * mp.tanh(h) - mp.log(mp.cosh(h))) / z if z else mpf(0.5)
+    """Return G of (h·tanh h - ln cosh h) / 2 = z·G, for z = (2·h)²."""
+    h = mp.sqrt(z) / 2
+    return (h * mp.tanh(h) - mp.log(mp.cosh(h))) / (2 * z) if z else mpf(1) / 16
 
 
 def log_rest(f: mpf) -> mpf:
@@ -306,19 +317,32 @@ class Polynomial:
         return max(abs(self.compute(arithmetic, coefficients, x) / self.exact(x) - 1) for x in points if x)
 
 
-def jensen_shannon(bits: int, degree: int, high: mpf) -> Polynomial:
+def times_square(what: str, f: Function, bits: int, degree: int, high: mpf) -> Polynomial:
     return Polynomial(
-        what=f"G of h·tanh h - ln cosh h = z·G(z), z = h² ≤ {mp.nstr(high, 4)}",
+        what=f"{what}, z ≤ {mp.nstr(high, 4)}",
         bits=bits,
         degree=degree,
-        f=jensen_shannon_rest,
+        f=f,
         low=mpf(0),
         high=high,
-        weight=lambda z: 1 / jensen_shannon_rest(z),
+        weight=lambda z: 1 / f(z),
         compute=times_argument,
-        exact=lambda z: z * jensen_shannon_rest(z),
+        exact=lambda z: z * f(z),
         domain=(mpf(0), high),
     )
+
+
+def even(bits: int, degree: int) -> Polynomial:
+    return times_square("E of cosh d - 1 = z·E(z), z = d²", even_part, bits, degree, mpf(1))
+
+
+def odd(bits: int, degree: int) -> Polynomial:
+    return times_square("O of sinh d - d = d·z·O(z), z = d²", odd_part, bits, degree, mpf(1))
+
+
+def jensen_shannon(bits: int, degree: int, high: mpf) -> Polynomial:
+    what = "G of (h·tanh h - ln cosh h) / 2 = z·G(z), z = (2·h)²"
+    return times_square(what, jensen_shannon_rest, bits, degree, high)
 
 
 def exponential(bits: int, steps: int, degree: int, **options: object) -> Polynomial:
@@ -446,8 +470,12 @@ POLYNOMIALS = {
         domain=(mpf(0), mpf(1)),
         interpolated=True,
     ),
-    "jensen_shannon_f32": jensen_shannon(24, 4, mpf(0.25)),
-    "jensen_shannon_f64": jensen_shannon(53, 5, mpf(1) / 64),
+    "even_f32": even(24, 3),
+    "even_f64": even(53, 6),
+    "odd_f32": odd(24, 3),
+    "odd_f64": odd(53, 6),
+    "jensen_shannon_f32": jensen_shannon(24, 4, mpf(1)),
+    "jensen_shannon_f64": jensen_shannon(53, 5, mpf(1) / 16),
 }
 
 

@@ -390,18 +390,20 @@ def test_kills_at_random_times(tmp_path):
     np.save(tmp_path / "targets.npy", generator.integers(1 << 16, size=1 << 13))
     names = [str(tmp_path / name) for name in ("logits.npy", "targets.npy", "losses.npy")]
     command = [*COMMAND, "evaluate", *names[:2], "--output", names[2], "--json"]
-    begin = time.monotonic()
-    expected = subprocess.run(command, capture_output=True, timeout=100, check=True).stdout
-    longest = time.monotonic() - begin
-    losses = Path(names[2]).read_bytes()
-    os.remove(names[2])
+    times = []
+    for _ in range(2):  # The second, which finds the file in memory, is as fast as those that follow.
+        begin = time.monotonic()
+        expected = subprocess.run(command, capture_output=True, timeout=100, check=True).stdout
+        times.append(time.monotonic() - begin)
+        losses = Path(names[2]).read_bytes()
+        os.remove(names[2])
     pause, kills = random.Random(0), 0
     while True:
         process = subprocess.Popen(
             [*command, "--state", str(tmp_path / "run.state")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         try:
-            output, errors = process.communicate(timeout=pause.uniform(0.2, 0.9) * longest)
+            output, errors = process.communicate(timeout=pause.uniform(0.2, 0.9) * min(times))
             break
         except subprocess.TimeoutExpired:
             process.kill()

@@ -33,11 +33,14 @@ class CalibrationBins:
     def of(cls, confidence: NDArray[np.float64], hit: NDArray[np.bool_]) -> CalibrationBins:
         """Sort rows into bins; one without a probability (NaN) is in the last, and makes the error NaN."""
         place = np.where(np.isnan(confidence), BINS, np.ceil(confidence * BINS))
-        bins = np.clip(place, 1, BINS).astype(np.intp) - 1
+        bins = np.clip(place, 1, BINS).astype(np.uint8) - 1
+        rows = np.bincount(bins, minlength=BINS)
+        # Numbers of a byte are sorted without comparing them.
+        by_bin = confidence[np.argsort(bins, kind="stable")]
         return cls(
-            tuple(np.bincount(bins, minlength=BINS).tolist()),
+            tuple(rows.tolist()),
             tuple(np.bincount(bins[hit], minlength=BINS).tolist()),
-            tuple(ExactSum.of_values(confidence[bins == bin]) for bin in range(BINS)),
+            tuple(ExactSum.of_values(values) for values in np.split(by_bin, np.cumsum(rows)[:-1])),
         )
 
     def __add__(self, other: CalibrationBins) -> CalibrationBins:

@@ -605,7 +605,8 @@ def _summed(
     labels: NDArray[Any] | None,
 ) -> _Sums:
     """Sum what the rows that count have."""
-    counts = rows.counts
+    # Mostly all rows count: then nothing is copied.
+    counts = slice(None) if rows.counts.all() else rows.counts
     row_weight = None if sample_weight is None else _flat(sample_weight)[counts].astype(np.float64)
     groups = None if labels is None else RowGroups.of(labels.reshape(-1)[counts])
     columns = [column[counts] for column in (rows.kl, rows.reverse_kl, rows.jensen_shannon)]
@@ -626,8 +627,8 @@ def _summed(
         classes,
         has_targets=targets is not None,
         has_groups=labels is not None,
-        rows=int(np.count_nonzero(counts)),
-        ignored=int(np.count_nonzero(~counts)),
+        rows=int(np.count_nonzero(rows.counts)),
+        ignored=int(np.count_nonzero(~rows.counts)),
         together=WeightedSums.of(columns, row_weight, groups),
         losses=losses,
         reference=_model_sums(rows.reference, counts, targets is not None),
@@ -637,7 +638,7 @@ def _summed(
     )
 
 
-def _model_sums(rows: _ModelRows, counts: NDArray[np.bool_], has_targets: bool) -> _ModelSums:
+def _model_sums(rows: _ModelRows, counts: slice | NDArray[np.bool_], has_targets: bool) -> _ModelSums:
     confidence, hit = rows.max_probability[counts], rows.hit[counts]
     bins = CalibrationBins.of(confidence, hit) if has_targets else NO_BINS
     return _ModelSums(ExactSum.of_values(rows.entropy[counts]), bins)

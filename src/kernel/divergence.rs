@@ -6,93 +6,130 @@
 //! log-sum-exps are rounded, is multiplied by `q − p`, and so next to nothing where p and q are nearly the same: there
 //! `Σ p·(ln p − ln q)` has no right digit.
 //!
-//! Near 0 φ is its series, `φ(±d) = d²·(E(d²) ± d·O(d²))` with `E = 1/2! + d²/4! + …` and `O = 1/3! + d²/5! + …`, and
-//! `γ(h) = h²·G(h²)` with a polynomial G. Elsewhere `p·φ(d) = (q − p) − p·d`, and, with `e = exp(−|d|)`,
-//! `γ(d/2) = ln 2 − |d|·e/(1 + e) − log1p e`.
+//! Near 0 `φ(±d) = d²·(E(d²) ± d·O(d²))` and `γ(d/2)/2 = d²·G(d²)` with polynomials E, O and G, and q is `p + p·(d + φ(d))`.
+//! Elsewhere `p·φ(d) = (q − p) − p·d`, and, with `e = exp(−|d|)`, `(1 + e)·γ(d/2) = (1 + e)·(ln 2 − log1p e) − |d|·e`; the smaller
+//! of p and q is the larger one times e.
 
 use fearless_simd::{Simd, prelude::*};
 
 use super::cap::Cap;
+use super::finish::{MOST_LANES, PerLane};
+use super::shares::Leader;
+use super::vertical::{Block, Mask};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total, polynomial};
 use crate::rows::{BLOCK, Row};
 
-/// What two rows tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What pairs of rows tell, one pair a lane.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
 pub struct Compared {
     /// KL(reference || candidate), in nats.
-    pub kl: f64,
+    pub kl: PerLane<f64>,
     /// KL(candidate || reference).
-    pub reverse_kl: f64,
+    pub reverse_kl: PerLane<f64>,
     /// The Jensen-Shannon divergence.
-    pub js: f64,
+    pub js: PerLane<f64>,
     /// What each row tells by itself.
-    pub rows: [Shape; 2],
+    pub models: [Shapes; 2],
 }
 
-/// What a row tells of its distribution.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Shape {
+/// What rows tell of their distributions, one row a lane.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct Shapes {
     /// The entropy, in nats.
-    pub entropy: f64,
-    /// The first class with the largest logit, and that.
-    pub top: (usize, f64),
+    pub entropy: PerLane<f64>,
+    /// The largest logit.
+    pub top: PerLane<f64>,
+    /// The first class that has it.
+    pub leader: PerLane<usize>,
 }
 
-/// Of φ: `1/(2k + 2)!` and `1/(2k + 3)!`, highest k first.
-const EVEN: [f64; 9] = reciprocal_factorials(2);
-const ODD: [f64; 9] = reciprocal_factorials(3);
+/// What is known of pairs of rows, one pair a lane: sums of two.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct Levels {
+    /// The log-sum-exps.
+    pub of: [[PerLane<f64>; 2]; 2],
+    /// By how much the candidate's is above the reference's.
+    pub shift: [PerLane<f64>; 2],
+}
 
-const fn reciprocal_factorials(first: u32) -> [f64; 9] {
-    let mut numbers = [0.0; 9];
-    let mut k = 0;
-    while k < 9 {
-        let (mut factorial, mut factor) = (1.0, 1);
-        while factor <= first + 2 * k as u32 {
-            factorial *= factor as f64;
-            factor += 1;
+/// E, highest power first, for d up to 1.
+// scripts/polynomials.py even_f32: relative error 2^-27.59.
+const EVEN_F32: [f32; 4] = [2.533_280_35e-5, 0.001_388_582_98, 0.041_666_716_3, 0.5];
+// scripts/polynomials.py even_f64: relative error 2^-56.16.
+const EVEN_F64: [f64; 7] = [
+    1.163_670_831_780_272_1e-11,
+    2.087_451_526_315_457_8e-9,
+    2.755_733_409_165_012_1e-7,
+    2.480_158_725_180_395_7e-5,
+    0.001_388_888_888_896_541_2,
+    0.041_666_666_666_666_276,
+    0.5,
+];
+
+/// O, highest power first, for d up to 1.
+// scripts/polynomials.py odd_f32: relative error 2^-24.99.
+const ODD_F32: [f32; 4] = [2.642_655_77e-6, 0.000_198_626_949, 0.008_333_247_15, 0.166_666_672];
+// scripts/polynomials.py odd_f64: relative error 2^-54.00.
+const ODD_F64: [f64; 7] = [
+    7.552_885_305_153_282_8e-13,
+    1.606_348_839_287_702e-10,
+    2.505_205_221_984_925_9e-8,
+    2.755_731_953_165_874_8e-6,
+    0.000_198_412_698_405_244_85,
+    0.008_333_333_333_333_987_2,
+    0.166_666_666_666_666_66,
+];
+
+/// G, highest power first, for d up to 1.
+// scripts/polynomials.py jensen_shannon_f32: relative error 2^-25.09.
+const GAMMA_F32: [f32; 5] = [7.538_136_74e-6, -9.057_369_61e-5, 0.000_867_517_956, -0.007_812_445_05, 0.0625];
+/// G, highest power first, for d up to ¼.
+// scripts/polynomials.py jensen_shannon_f64: relative error 2^-54.11.
+const GAMMA_F64: [f64; 6] = [
+    -9.732_399_230_617_761_6e-7,
+    9.609_349_302_304_060_2e-6,
+    -9.223_086_346_146_144_6e-5,
+    0.000_868_055_555_022_137_15,
+    -0.007_812_499_999_997_648_6,
+    0.0625,
+];
+
+/// The last coefficients are those of f32, if that is computed in.
+fn coefficients<R: Real, const N: usize, const M: usize>(single: [f32; N], double: [f64; M]) -> [R; M] {
+    let mut numbers = double.map(R::from_f64);
+    if R::LANES == f32::LANES {
+        for (number, coefficient) in numbers[M - N..].iter_mut().zip(single) {
+            *number = R::from_f64(f64::from(coefficient));
         }
-        numbers[8 - k] = 1.0 / factorial;
-        k += 1;
     }
     numbers
 }
 
-/// G, highest power first, for d up to 1.
-// scripts/polynomials.py jensen_shannon_f32: relative error 2^-25.09.
-const GAMMA_F32: [f32; 5] = [0.015_438_104, -0.046_373_732_4, 0.111_042_298, -0.249_998_242, 0.5];
-
-/// G, highest power first, for d up to ¼.
-// scripts/polynomials.py jensen_shannon_f64: relative error 2^-54.11.
-const GAMMA_F64: [f64; 6] = [
-    -0.007_972_781_449_722_070_3,
-    0.019_679_947_371_118_715,
-    -0.047_222_202_092_268_26,
-    0.111_111_111_042_833_55,
-    -0.249_999_999_999_924_75,
-    0.5,
-];
-
-/// Compare the softmaxes of two rows with these log-sum-exps, as sums of two, the candidate's being `shift` above the reference's.
-/// Equal rows have divergences of 0.
+/// Compare the softmaxes of the rows of a lane. Equal rows have divergences of 0.
 ///
 /// A class that only the reference has makes the first divergence infinite, one that only the candidate has the second.
 #[inline(never)]
-pub fn compare<S: Simd, R: Real + Element<Real = R>>(
+pub fn compare_row<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     rows: [Row; 2],
-    levels: [[f64; 2]; 2],
-    shift: [f64; 2],
+    (levels, lane): (&Levels, usize),
     (temperature, softcap): (f64, Option<f64>),
-) -> Compared {
+    to: &mut Compared,
+) {
     simd.vectorize(
         #[inline(always)]
         || {
             let classes = rows[0].classes();
             assert_eq!(classes, rows[1].classes());
-            let between = Between::<S, R>::new(simd, levels, shift, (temperature, softcap));
-            let (zero, lowest) = (R::splat(simd, 0.0), R::splat(simd, f64::NEG_INFINITY));
-            let (mut totals, mut tops, mut places) = ([Total::zero(simd); 5], [lowest; 2], [zero; 2]);
+            let of_lane = |[number, rest]: &[PerLane<f64>; 2]| [[number[lane]; MOST_LANES], [rest[lane]; MOST_LANES]];
+            let levels = Levels { of: levels.of.each_ref().map(of_lane), shift: of_lane(&levels.shift) };
+            let between = Between::<S, R>::new(simd, &levels, (temperature, softcap));
+            let lowest = R::splat(simd, f64::NEG_INFINITY);
+            let (mut totals, mut tops, mut firsts) = ([Total::zero(simd); TERMS], [lowest; 2], [0; 2]);
             let mut blocks = [[R::default(); BLOCK]; 2];
             let mut are_equal = true;
             for start in (0..classes).step_by(BLOCK) {
@@ -100,93 +137,137 @@ pub fn compare<S: Simd, R: Real + Element<Real = R>>(
                 let [first, second] = &mut blocks;
                 let (first, second) =
                     (rows[0].lend(simd, start, length, first), rows[1].lend(simd, start, length, second));
-                let mut sums = [zero; 5];
-                for vector in 0..length.div_ceil(R::LANES) {
-                    // SAFETY: what was lent is a block, or the vectors that the row has a part of.
-                    let logits = unsafe {
-                        [R::load(simd, first.add(vector * R::LANES)), R::load(simd, second.add(vector * R::LANES))]
-                    };
-                    are_equal &= logits[0].simd_eq(logits[1]).all_true();
-                    let terms = between.terms(logits);
-                    for part in 0..5 {
-                        sums[part] += terms[part];
-                    }
-                    let number = R::splat(simd, (start / R::LANES + vector) as f64);
+                // SAFETY: what was lent is a block, or the vectors that the row has a part of.
+                let load = |vector: usize| unsafe {
+                    [R::load(simd, first.add(vector * R::LANES)), R::load(simd, second.add(vector * R::LANES))]
+                };
+                let vectors = length.div_ceil(R::LANES);
+                are_equal = are_equal
+                    && (0..vectors).all(|vector| {
+                        let [first, second] = load(vector);
+                        first.simd_eq(second).all_true()
+                    });
+                let (mut sums, mut largest) = ([R::splat(simd, 0.0); TERMS], tops);
+                for vector in 0..vectors {
+                    let logits = load(vector);
                     for model in 0..2 {
-                        let is_larger = logits[model].simd_gt(tops[model]);
-                        tops[model] = is_larger.select(logits[model], tops[model]);
-                        places[model] = is_larger.select(number, places[model]);
+                        largest[model] = logits[model].max(largest[model]);
+                    }
+                    between.add_together(logits, &mut sums);
+                }
+                for model in 0..2 {
+                    if largest[model].simd_gt(tops[model]).any_true() {
+                        (tops[model], firsts[model]) =
+                            (R::Lanes::<S>::simd_from(simd, R::largest(largest[model])), start);
                     }
                 }
-                for part in 0..5 {
-                    R::add_to(&mut totals[part], sums[part]);
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    R::add_to(total, sum);
                 }
             }
-            let mut found = Compared::default();
-            for model in 0..2 {
-                found.rows[model].entropy = R::sum_of_lanes(&totals[3 + model]);
-                found.rows[model].top = first_of::<S, R>(tops[model], places[model]);
-            }
+            let [kl, reverse_kl, js, entropies @ ..] = totals.each_ref().map(|total| R::sum_of_lanes(total));
             if !are_equal {
-                found.kl = R::sum_of_lanes(&totals[0]);
-                found.reverse_kl = R::sum_of_lanes(&totals[1]);
-                found.js = R::sum_of_lanes(&totals[2]);
+                (to.kl[lane], to.reverse_kl[lane], to.js[lane]) = (kl, reverse_kl, js);
+            }
+            for (model, of) in to.models.iter_mut().enumerate() {
+                let (first, top) = (firsts[model], tops[model].as_slice()[0]);
+                let (_, leader) = rows[model].equal_to(simd, first, BLOCK.min(classes - first), top);
+                (of.entropy[lane], of.top[lane]) = (-entropies[model], Real::to_f64(top));
+                of.leader[lane] = leader.unwrap_or(first);
+            }
+        },
+    );
+}
+
+/// [`compare_row`] of all rows of two tiles.
+#[inline(never)]
+pub fn compare_tiles<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    tiles: [Block<R>; 2],
+    levels: &Levels,
+    (temperature, softcap): (f64, Option<f64>),
+) -> Compared {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let classes = tiles[0].classes();
+            assert_eq!(classes, tiles[1].classes());
+            let between = Between::<S, R>::new(simd, levels, (temperature, softcap));
+            let mut leaders = [Leader::none(simd); 2];
+            let (mut totals, zero) = ([Total::zero(simd); TERMS], R::splat(simd, 0.0));
+            let mut are_equal = zero.simd_eq(zero);
+            for start in (0..classes).step_by(MOST_LANES) {
+                let here = start..classes.min(start + MOST_LANES);
+                let mut sums = [zero; TERMS];
+                for class in here.clone() {
+                    let [[first], [second]] = tiles.map(|tile| tile.load::<S, 1>(simd, class));
+                    are_equal &= first.simd_eq(second);
+                    between.add([first, second], &mut sums);
+                }
+                for (leader, tile) in leaders.iter_mut().zip(&tiles) {
+                    leader.look_at(simd, tile, here.clone());
+                }
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    R::add_to(total, sum);
+                }
+            }
+            let mut sums = [[0.0; MOST_LANES]; TERMS];
+            for (total, sums) in totals.iter().zip(&mut sums) {
+                R::lane_totals(total, sums);
+            }
+            let differs = are_equal.select(zero, R::splat(simd, 1.0));
+            let mut found = Compared::default();
+            for lane in 0..R::LANES {
+                if differs.as_slice()[lane] != R::default() {
+                    (found.kl[lane], found.reverse_kl[lane], found.js[lane]) =
+                        (sums[0][lane], sums[1][lane], sums[2][lane]);
+                }
+            }
+            for (model, of) in found.models.iter_mut().enumerate() {
+                of.entropy = sums[3 + model].map(|sum| -sum);
+                (of.top, of.leader) = (leaders[model].logits(), leaders[model].classes());
             }
             found
         },
     )
 }
 
-/// The class of the largest of each lane's largest logits, which is in that lane of a vector with this number; the first of equals.
+/// What is summed of pairs of rows: of each divergence, and `p·ln p` and `q·ln q`.
+const TERMS: usize = 5;
+
+/// A sum of two, the second of which has what the first has no room for.
 #[inline(always)]
-fn first_of<S: Simd, R: Real>(tops: R::Lanes<S>, numbers: R::Lanes<S>) -> (usize, f64) {
-    let (top, mut first) = (R::largest(tops), usize::MAX);
-    let mut lanes = tops.simd_eq(R::Lanes::<S>::simd_from(tops.token(), top)).to_bitmask();
-    while lanes != 0 {
-        let lane = lanes.trailing_zeros() as usize;
-        first = first.min(numbers.as_slice()[lane].to_f64() as usize * R::LANES + lane);
-        lanes &= lanes - 1;
+fn parts<S: Simd, R: Real>(simd: S, [numbers, rests]: &[PerLane<f64>; 2]) -> [R::Lanes<S>; 2] {
+    let rounded = R::narrow(simd, numbers);
+    let mut lost = [0.0; MOST_LANES];
+    R::widen(rounded, &mut lost);
+    for lane in 0..MOST_LANES {
+        lost[lane] = (numbers[lane] - lost[lane]) + rests[lane];
     }
-    (first, top.to_f64())
+    [rounded, R::narrow(simd, &lost)]
 }
 
-/// A sum of two in all lanes, the second of which has what the first has no room for.
-#[inline(always)]
-fn parts<S: Simd, R: Real>(simd: S, [number, rest]: [f64; 2]) -> [R::Lanes<S>; 2] {
-    let rounded = R::from_f64(number).to_f64();
-    [R::splat(simd, rounded), R::splat(simd, (number - rounded) + rest)]
-}
-
-/// Two distributions.
+/// Pairs of distributions.
 struct Between<S: Simd, R: Real> {
     simd: S,
     cap: Option<Cap<S>>,
     /// `1 / T`.
     unit: R::Lanes<S>,
-    /// The log-sum-exps, as sums of two.
+    /// As sums of two.
     levels: [[R::Lanes<S>; 2]; 2],
     shift: [R::Lanes<S>; 2],
-    even: [R; 9],
-    odd: [R; 9],
+    even: [R; 7],
+    odd: [R; 7],
     gamma: [R; 6],
 }
 
 impl<S: Simd, R: Real> Between<S, R> {
     const IS_SINGLE: bool = R::LANES == f32::LANES;
-    /// So many coefficients of φ are enough.
-    const TERMS: usize = if Self::IS_SINGLE { 5 } else { 9 };
-    /// Up to here γ is `h²·G(h²)`.
+    /// Up to here γ is `d²·G(d²)`.
     const NEAR: f64 = if Self::IS_SINGLE { 1.0 } else { 0.25 };
 
     #[inline(always)]
-    fn new(simd: S, levels: [[f64; 2]; 2], shift: [f64; 2], (temperature, softcap): (f64, Option<f64>)) -> Self {
-        let mut gamma = GAMMA_F64.map(R::from_f64);
-        if Self::IS_SINGLE {
-            gamma[0] = R::default();
-            for (number, coefficient) in gamma[1..].iter_mut().zip(GAMMA_F32) {
-                *number = R::from_f64(f64::from(coefficient));
-            }
-        }
+    fn new(simd: S, levels: &Levels, (temperature, softcap): (f64, Option<f64>)) -> Self {
         Self {
             simd,
             cap: softcap.map(
@@ -194,73 +275,132 @@ impl<S: Simd, R: Real> Between<S, R> {
                 |height| Cap::new::<R>(simd, height),
             ),
             unit: R::splat(simd, 1.0 / temperature),
-            levels: [parts::<S, R>(simd, levels[0]), parts::<S, R>(simd, levels[1])],
-            shift: parts::<S, R>(simd, shift),
-            even: EVEN.map(R::from_f64),
-            odd: ODD.map(R::from_f64),
-            gamma,
+            levels: [parts::<S, R>(simd, &levels.of[0]), parts::<S, R>(simd, &levels.of[1])],
+            shift: parts::<S, R>(simd, &levels.shift),
+            even: coefficients(EVEN_F32, EVEN_F64),
+            odd: coefficients(ODD_F32, ODD_F64),
+            gamma: coefficients(GAMMA_F32, GAMMA_F64),
         }
     }
 
-    /// What the classes of these logits add to each divergence, and to the entropies.
+    /// Add what the classes of these logits tell. The bits of a lane are its own.
     #[inline(always)]
-    fn terms(&self, logits: [R::Lanes<S>; 2]) -> [R::Lanes<S>; 5] {
+    fn add(&self, logits: [R::Lanes<S>; 2], sums: &mut [R::Lanes<S>; TERMS]) {
+        let (values, d) = self.values(logits);
+        self.add_far(values, d, self.series(d), sums);
+    }
+
+    /// [`Self::add`], in half the time where no class is far apart; which way is taken depends on all lanes.
+    #[inline(always)]
+    fn add_together(&self, logits: [R::Lanes<S>; 2], sums: &mut [R::Lanes<S>; TERMS]) {
+        let simd = self.simd;
+        let (values, d) = self.values(logits);
+        let series = self.series(d);
+        // NaN is not near.
+        if !d.abs().simd_le(R::splat(simd, Self::NEAR)).all_true() {
+            return self.add_far(values, d, series, sums);
+        }
+        let log = self.log(values[0], 0);
+        let [p] = R::exps(simd, [log], Boost::None);
+        let q = p.mul_add(d + series[0], p);
+        sums[0] = p.mul_add(series[0], sums[0]);
+        sums[1] = q.mul_add(series[1], sums[1]);
+        sums[2] = (p + q).mul_add(self.half_gamma(d * d), sums[2]);
+        sums[3] = p.mul_add(log, sums[3]);
+        sums[4] = q.mul_add(log + d, sums[4]);
+    }
+
+    /// What the logits are under the cap, and d.
+    #[inline(always)]
+    fn values(&self, mut values: [R::Lanes<S>; 2]) -> ([R::Lanes<S>; 2], R::Lanes<S>) {
+        if let Some(cap) = &self.cap {
+            for value in &mut values {
+                *value = R::once(cap.of::<R>(self.simd, *value).0);
+            }
+        }
+        (values, (values[1] - values[0]).mul_sub(self.unit, self.shift[0]) - self.shift[1])
+    }
+
+    /// `φ(±d)` near 0.
+    #[inline(always)]
+    fn series(&self, d: R::Lanes<S>) -> [R::Lanes<S>; 2] {
+        let (simd, square, first) = (self.simd, d * d, if Self::IS_SINGLE { 3 } else { 0 });
+        let even = polynomial::<S, R>(simd, &self.even[first..], square);
+        let odd = polynomial::<S, R>(simd, &self.odd[first..], square) * d;
+        [square * (even + odd), square * (even - odd)]
+    }
+
+    /// `ln p` of a model.
+    #[inline(always)]
+    fn log(&self, value: R::Lanes<S>, model: usize) -> R::Lanes<S> {
+        let [level, rest] = self.levels[model];
+        value.mul_sub(self.unit, level) - rest
+    }
+
+    /// `γ(d/2)/2` near 0, of d².
+    #[inline(always)]
+    fn half_gamma(&self, square: R::Lanes<S>) -> R::Lanes<S> {
+        let simd = self.simd;
+        polynomial::<S, R>(simd, &self.gamma[usize::from(Self::IS_SINGLE)..], square) * square
+    }
+
+    /// [`Self::add`], of classes that may be far apart, or masked; `series` are φ(±d) near 0.
+    #[inline(always)]
+    fn add_far(
+        &self,
+        values: [R::Lanes<S>; 2],
+        d: R::Lanes<S>,
+        series: [R::Lanes<S>; 2],
+        sums: &mut [R::Lanes<S>; TERMS],
+    ) {
         let simd = self.simd;
         let lanes = |value: f64| R::splat(simd, value);
         let (one, half, lowest) = (lanes(1.0), lanes(0.5), lanes(R::UNDERFLOW));
-        let (mut values, mut logs) = (logits, logits);
-        for model in 0..2 {
-            if let Some(cap) = &self.cap {
-                values[model] = R::once(cap.of::<R>(simd, logits[model]).0);
-            }
-            let [level, rest] = self.levels[model];
-            // A masked class has a probability of 0 and no logarithm.
-            logs[model] = lowest.max(values[model].mul_sub(self.unit, level) - rest);
+        // A masked class has a probability of 0 and no logarithm.
+        let logs = [lowest.max(self.log(values[0], 0)), lowest.max(self.log(values[1], 1))];
+        let size = d.abs();
+        // Of p and q the larger one, and e^−|d|; NaN where both are masked.
+        let [larger, exp] = R::exps(simd, [logs[0].max(logs[1]), -size], Boost::None);
+        let (smaller, is_q) = (larger * exp, d.simd_ge(lanes(0.0)));
+        let [p, q] = [is_q.select(smaller, larger), is_q.select(larger, smaller)];
+        let (excess, is_near) = (q - p, size.simd_le(one));
+        let kl = is_near.select(p * series[0], excess - p * d);
+        let reverse = is_near.select(q * series[1], q * d - excess);
+        let [log] = R::logs_1p(simd, [exp]);
+        let elsewhere = (half * larger) * (one + exp).mul_sub(lanes(std::f64::consts::LN_2) - log, size * exp);
+        let js = size.simd_le(lanes(Self::NEAR)).select((p + q) * self.half_gamma(d * d), elsewhere);
+        let mut terms = [kl, reverse, js, p * logs[0], q * logs[1]];
+        let is_finite = size.simd_lt(lanes(f64::INFINITY));
+        if !is_finite.all_true() {
+            terms = self.masked(values, logs, terms, is_finite);
         }
-        let [p, q] = R::exps(simd, logs, Boost::None);
-        let d = ((values[1] - values[0]) * self.unit - self.shift[0]) - self.shift[1];
-        let (size, square) = (d.abs(), d * d);
-        let even = polynomial::<S, R>(simd, &self.even[9 - Self::TERMS..], square);
-        let odd = polynomial::<S, R>(simd, &self.odd[9 - Self::TERMS..], square) * d;
-        let is_near = size.simd_le(one);
-        let (excess, sum) = (q - p, p + q);
-        let kl = is_near.select(p * (square * (even + odd)), excess - p * d);
-        let reverse = is_near.select(q * (square * (even - odd)), q * d - excess);
-        let quarter = square * lanes(0.25);
-        let mut gamma = quarter * polynomial::<S, R>(simd, &self.gamma[usize::from(Self::IS_SINGLE)..], quarter);
-        let entropies = [-(p * logs[0]), -(q * logs[1])];
-        // NaN is not near.
-        let is_series = size.simd_le(lanes(Self::NEAR));
-        if !is_series.all_true() {
-            let [exp] = R::exps(simd, [-size], Boost::None);
-            let [log] = R::logs_1p(simd, [exp]);
-            let elsewhere = (lanes(std::f64::consts::LN_2) - size * (exp / (one + exp))) - log;
-            gamma = is_series.select(gamma, elsewhere);
-            if !size.simd_lt(lanes(f64::INFINITY)).all_true() {
-                let [kl, reverse, js] = self.masked(values, [p, q], [kl, reverse, half * sum * gamma]);
-                return [kl, reverse, js, entropies[0], entropies[1]];
-            }
+        for (sum, term) in sums.iter_mut().zip(terms) {
+            *sum += term;
         }
-        [kl, reverse, half * sum * gamma, entropies[0], entropies[1]]
     }
 
-    /// The terms where some classes are masked, in one of the rows or in both.
+    /// The terms where some classes are masked, in one of the rows or in both, or where one of them is NaN or infinite; `is_finite` says
+    /// of which classes the terms are right.
     #[inline(always)]
     fn masked(
         &self,
         values: [R::Lanes<S>; 2],
-        [p, q]: [R::Lanes<S>; 2],
-        [kl, reverse, js]: [R::Lanes<S>; 3],
-    ) -> [R::Lanes<S>; 3] {
+        logs: [R::Lanes<S>; 2],
+        [kl, reverse, js, entropies @ ..]: [R::Lanes<S>; TERMS],
+        is_finite: Mask<S, R>,
+    ) -> [R::Lanes<S>; TERMS] {
         let lanes = |value: f64| R::splat(self.simd, value);
         let (zero, infinite, masked) = (lanes(0.0), lanes(f64::INFINITY), lanes(f64::NEG_INFINITY));
         let (first, second) = (values[0].simd_eq(masked), values[1].simd_eq(masked));
+        let [p, q] = R::exps(self.simd, logs, Boost::None);
         // γ is ln 2 at most.
         let largest = lanes(std::f64::consts::LN_2 / 2.0) * (p + q);
         [
             first.select(second.select(zero, q), second.select(infinite, kl)),
             first.select(second.select(zero, infinite), second.select(p, reverse)),
             first.select(second.select(zero, largest), second.select(largest, js)),
+            is_finite.select(entropies[0], p * logs[0]),
+            is_finite.select(entropies[1], q * logs[1]),
         ]
     }
 }
@@ -269,20 +409,42 @@ impl<S: Simd, R: Real> Between<S, R> {
 mod tests {
     use super::*;
     use crate::array::Array;
+    use crate::kernel::vertical::Strip;
     use crate::simd::{Kernel, Level as SimdLevel};
 
-    struct Of<'a, T>([&'a [T]; 2], [f64; 2]);
+    /// What is found of a pair of rows, by itself and in each lane of tiles.
+    struct Of<'a, T>([&'a [T]; 2]);
 
     impl<T: Real + Element<Real = T>> Kernel for Of<'_, T> {
-        type Output = Compared;
+        type Output = Vec<[f64; 9]>;
 
         #[inline(always)]
-        fn run<S: Simd>(self, simd: S) -> Compared {
-            let Of([p, q], [first, second]) = self;
-            let arrays = [Array::of(p, p.len()), Array::of(q, q.len())];
-            let rows = [arrays[0].row(0), arrays[1].row(0)];
-            let levels = [[first.ln(), 0.0], [second.ln(), 0.0]];
-            compare::<S, T>(simd, rows, levels, [(second / first).ln(), 0.0], (1.0, None))
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let Of(rows) = self;
+            let mut levels = Levels::default();
+            let logs = rows.map(|row| row.iter().map(|x| Real::to_f64(*x).exp()).sum::<f64>().ln());
+            for lane in 0..MOST_LANES {
+                (levels.of[0][0][lane], levels.of[1][0][lane]) = (logs[0], logs[1]);
+                levels.shift[0][lane] = logs[1] - logs[0];
+            }
+            let arrays = rows.map(|row| Array::of(row, row.len()));
+            let mut of_row = Compared::default();
+            let last = T::LANES - 1;
+            let pair = [arrays[0].row(0), arrays[1].row(0)];
+            compare_row::<S, T>(simd, pair, (&levels, last), (1.0, None), &mut of_row);
+            let across = rows.map(|row| row.iter().flat_map(|x| vec![*x; T::LANES]).collect::<Vec<_>>());
+            let step = (T::LANES * size_of::<T>()) as isize;
+            let tiles = across.each_ref().map(|tile| {
+                // SAFETY: so many vectors are those of the tile.
+                unsafe { Strip::new(Block::new(tile.as_ptr(), step, tile.len() / T::LANES), T::LANES) }.tile(0)
+            });
+            let of_tile = compare_tiles::<S, T>(simd, tiles, &levels, (1.0, None));
+            let numbers = |of: &Compared, lane: usize| {
+                let model = |of: &Shapes| [of.entropy[lane], of.top[lane], of.leader[lane] as f64];
+                let ([a, b, c], [d, e, f]) = (model(&of.models[0]), model(&of.models[1]));
+                [of.kl[lane], of.reverse_kl[lane], of.js[lane], a, b, c, d, e, f]
+            };
+            [(&of_row, last), (&of_tile, 0), (&of_tile, last)].map(|(of, lane)| numbers(of, lane)).to_vec()
         }
     }
 
@@ -306,24 +468,28 @@ mod tests {
             js += p.midpoint(p * d.exp()) * gamma;
         }
         for &level in SimdLevel::available() {
-            let found = level.run(Of([&rows[0], &rows[1]], totals));
-            for (found, expected) in [(found.kl, kl), (found.reverse_kl, reverse), (found.js, js)] {
-                assert!((found - expected).abs() <= tolerance * expected, "{}: {found:e} {expected:e}", level.name());
+            for found in level.run(Of([&rows[0], &rows[1]])) {
+                for (found, expected) in found.into_iter().zip([kl, reverse, js]) {
+                    let error = (found - expected).abs();
+                    assert!(error <= tolerance * expected, "{} {distance}: {found:e} {expected:e}", level.name());
+                }
+                for (row, (exps, total)) in exps.iter().zip(totals).enumerate() {
+                    let [found_entropy, found_top, leader] = [0, 1, 2].map(|place| found[3 + 3 * row + place]);
+                    let entropy: f64 = exps.iter().map(|exp| -exp / total * (exp / total).ln()).sum();
+                    assert!((found_entropy / entropy - 1.0).abs() < tolerance, "{}", level.name());
+                    let top = (0..700).max_by(|a, b| exps[*a].total_cmp(&exps[*b]).then(b.cmp(a))).unwrap();
+                    assert_eq!((leader as usize, found_top), (top, Real::to_f64(rows[row][top])), "{}", level.name());
+                }
             }
-            for (row, (exps, total)) in exps.iter().zip(totals).enumerate() {
-                let entropy: f64 = exps.iter().map(|exp| -exp / total * (exp / total).ln()).sum();
-                assert!((found.rows[row].entropy / entropy - 1.0).abs() < tolerance, "{}", level.name());
-                let top = (0..700).max_by(|a, b| exps[*a].total_cmp(&exps[*b]).then(b.cmp(a))).unwrap();
-                assert_eq!(found.rows[row].top, (top, Real::to_f64(rows[row][top])), "{}", level.name());
+            for same in level.run(Of([&rows[0], &rows[0]])) {
+                assert_eq!(same[..3], [0.0; 3]);
             }
-            let same = level.run(Of([&rows[0], &rows[0]], [totals[0]; 2]));
-            assert_eq!([same.kl, same.reverse_kl, same.js], [0.0; 3]);
         }
     }
 
     #[test]
     fn divergences_agree_with_the_formula_however_small_they_are() {
-        for distance in [1e-3, 0.02, 0.2, 0.5, 1.0, 3.0] {
+        for distance in [1e-3, 0.02, 0.2, 0.3, 0.34, 0.5, 1.0, 3.0] {
             check::<f32>(distance, 2e-5);
             check::<f64>(distance, 1e-9);
         }
@@ -333,11 +499,13 @@ mod tests {
     fn masked_classes_are_nothing_or_infinitely_far() {
         let infinite = f32::NEG_INFINITY;
         let (both, one) = ([0.0, 0.0, infinite], [0.0, infinite, infinite]);
+        let exact = 0.5 * (0.5 * (0.5f64 / 0.75).ln() + 0.5 * (0.5f64 / 0.25).ln()) + 0.5 * (1.0f64 / 0.75).ln();
         for &level in SimdLevel::available() {
-            let found = level.run(Of([&both[..], &one[..]], [2.0, 1.0]));
-            assert!(found.kl == f64::INFINITY && (found.reverse_kl - std::f64::consts::LN_2).abs() < 1e-6);
-            let exact = 0.5 * (0.5 * (0.5f64 / 0.75).ln() + 0.5 * (0.5f64 / 0.25).ln()) + 0.5 * (1.0f64 / 0.75).ln();
-            assert!((found.js - exact).abs() < 1e-6, "{} {exact}", found.js);
+            for [kl, reverse_kl, js, first, .., second, _, _] in level.run(Of([&both[..], &one[..]])) {
+                assert!(kl == f64::INFINITY && (reverse_kl - std::f64::consts::LN_2).abs() < 1e-6);
+                assert!((js - exact).abs() < 1e-6, "{js} {exact}");
+                assert!((first - std::f64::consts::LN_2).abs() < 1e-6 && second.abs() < 1e-6, "{first} {second}");
+            }
         }
     }
 }

@@ -160,7 +160,7 @@ pub struct Leader<S: Simd, R: Real> {
 impl<S: Simd, R: Real + Element<Real = R>> Leader<S, R> {
     /// Of no class.
     #[inline(always)]
-    fn none(simd: S) -> Self {
+    pub(super) fn none(simd: S) -> Self {
         Self { top: R::splat(simd, f64::NEG_INFINITY), class: R::class(simd, 0) }
     }
 
@@ -175,7 +175,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Leader<S, R> {
 
     /// Look at some classes of a block.
     #[inline(always)]
-    fn look_at(&mut self, simd: S, block: &Block<R>, classes: Range<usize>) {
+    pub(super) fn look_at(&mut self, simd: S, block: &Block<R>, classes: Range<usize>) {
         // In variables of its own: otherwise the compiler makes stores in part of the selections.
         let Self { mut top, class: mut leader } = *self;
         for class in classes {

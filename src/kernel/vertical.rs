@@ -13,7 +13,7 @@ use crate::math::{Real, Reference, Scale, Terms, Total};
 use crate::simd::prefetch;
 
 /// A flag a lane.
-type Mask<S, R> = <<R as Real>::Lanes<S> as SimdBase<S>>::Mask;
+pub(super) type Mask<S, R> = <<R as Real>::Lanes<S> as SimdBase<S>>::Mask;
 
 /// Logits of as many rows as there are lanes: for each class a vector.
 #[derive(Clone, Copy, Debug)]

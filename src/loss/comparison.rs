@@ -9,12 +9,15 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::distribution::{Reading, Use};
 use super::labels::Labels;
+use super::options::bring_in_all;
+use super::ways::tiles_of;
 use super::{Check, Chunks};
 use crate::array::{Array, ArrayMut, RowsMut};
 use crate::element::Element;
 use crate::error::Result;
-use crate::kernel::divergence::{self, Compared};
+use crate::kernel::divergence::{self, Compared, Levels};
 use crate::kernel::finish::{HALF, MOST_LANES, PerLane};
+use crate::kernel::stage::{MOST_STAGED, Stage, most_classes};
 use crate::math::{Boost, Real, two_sum};
 use crate::parallel::map_chunks;
 use crate::row::{Statistics, Transform};
@@ -112,6 +115,65 @@ impl Comparison<'_> {
         classes
     }
 
+    /// The temperature and the softcap.
+    #[inline(always)]
+    fn softened(&self) -> (f64, Option<f64>) {
+        (self.transform.temperature(), self.transform.softcap())
+    }
+
+    /// Whether rows come on a stage: those of few classes, and those that lie lane by lane in memory, if both models' logits
+    /// compute in the same type.
+    #[inline(always)]
+    fn is_staged<R: Real + Element<Real = R>>(&self) -> bool {
+        let lie_across = |logits: &Array| logits.neighbours_from(0).is_some() && !logits.is_contiguous();
+        let [reference, candidate] = &self.models;
+        let classes = reference.classes();
+        reference.dtype().is_double() == candidate.dtype().is_double()
+            && (classes <= most_classes::<R>() || classes <= MOST_STAGED && self.models.iter().any(lie_across))
+    }
+
+    /// The log-sum-exps of some rows, and by how much they are apart.
+    #[inline(never)]
+    fn levels<S: Simd>(&self, simd: S, known: &[&[OfRow]; 2]) -> Levels {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut levels = Levels::default();
+                for (lane, (reference, candidate)) in known[0].iter().zip(known[1]).enumerate() {
+                    for (of, known) in levels.of.iter_mut().zip([reference, candidate]) {
+                        [of[0][lane], of[1][lane]] = above_zero(simd, self.transform, *known);
+                    }
+                    let apart = self.transform.difference(simd, candidate.reference, reference.reference);
+                    for part in 0..2 {
+                        levels.shift[part][lane] = apart[part] + (candidate.log[part] - reference.log[part]);
+                    }
+                }
+                levels
+            },
+        )
+    }
+
+    /// The probabilities of the largest logits of some rows, of both models.
+    #[inline(never)]
+    fn largest_probabilities<S: Simd>(&self, simd: S, levels: &Levels, apart: &Compared) -> [PerLane<f64>; 2] {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut largest = [[0.0; MOST_LANES]; 2];
+                for (model, largest) in largest.iter_mut().enumerate() {
+                    for lane in 0..MOST_LANES {
+                        let [logit, rest] = self.transform.difference(simd, apart.models[model].top[lane], 0.0);
+                        largest[lane] = (logit - levels.of[model][0][lane]) + (rest - levels.of[model][1][lane]);
+                    }
+                    for half in largest.chunks_exact_mut(HALF) {
+                        <f64 as Real>::exp(simd, f64x8::from_slice(simd, half), Boost::None).store_slice(half);
+                    }
+                }
+                largest
+            },
+        )
+    }
+
     #[inline(always)]
     fn counts(&self, row: usize) -> bool {
         self.labels.as_ref().is_none_or(|labels| labels.class(row).is_some())
@@ -134,33 +196,112 @@ impl Kernel for Rows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let (comparison, range) = (self.comparison, self.range.clone());
+        if self.comparison.models.iter().any(|logits| logits.dtype().is_double()) {
+            self.batches::<S, f64>(simd);
+        } else {
+            self.batches::<S, f32>(simd);
+        }
+    }
+}
+
+impl Rows<'_> {
+    /// Some rows at a time: what is known of each model's, then how far they are apart.
+    #[inline(always)]
+    fn batches<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S) {
+        let comparison = self.comparison;
         let [reference, candidate] = &comparison.models;
         let bytes = reference.classes().saturating_mul(reference.dtype().size() + candidate.dtype().size());
         let together = (BYTES / bytes).clamp(1, BLOCK);
-        let is_double = reference.dtype().is_double() || candidate.dtype().is_double();
+        let is_staged = comparison.is_staged::<R>();
+        let together = if is_staged { together.next_multiple_of(R::LANES) } else { together };
         let mut known =
             comparison.models.each_ref().map(|logits| Known { comparison, logits, first: 0, rows: Vec::new() });
-        for first in range.clone().step_by(together) {
-            let rows = first..range.end.min(first + together);
+        for first in self.range.clone().step_by(together) {
+            let rows = first..self.range.end.min(first + together);
             for of in &mut known {
                 of.first = rows.start;
                 of.rows.resize(rows.len(), OfRow::default());
                 let (logits, transform) = (of.logits, comparison.transform);
                 Reading { range: rows.clone(), logits, transform, normalized: None }.run(simd, of);
             }
-            for (index, row) in rows.enumerate() {
-                let mut figures = Figures::default();
-                if comparison.counts(row) {
-                    let of = known.each_ref().map(|of| of.rows[index]);
-                    figures = if is_double {
-                        figures_of::<S, f64>(simd, comparison, row, of)
-                    } else {
-                        figures_of::<S, f32>(simd, comparison, row, of)
-                    };
+            let at_a_time = if is_staged { Stage::<R>::tiles(reference.classes()) * R::LANES } else { R::LANES };
+            for first in rows.clone().step_by(at_a_time) {
+                let some = first..rows.end.min(first + at_a_time);
+                if !is_staged || !self.staged::<S, R>(simd, some.clone(), &known) {
+                    self.one_by_one::<S, R>(simd, some, &known);
                 }
-                self.figures.row(row).scatter(0, &figures.to_array());
             }
+        }
+    }
+
+    /// Compare some rows as tiles on a stage; whether there was memory for it.
+    #[inline(never)]
+    fn staged<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        known: &[Known; 2],
+    ) -> bool {
+        let comparison = self.comparison;
+        let [reference, candidate] = &comparison.models;
+        let (mut first, mut second) = (Stage::<R>::empty(), Stage::<R>::empty());
+        if !bring_in_all(simd, &mut first, reference, rows.clone(), R::LANES)
+            || !bring_in_all(simd, &mut second, candidate, rows.clone(), R::LANES)
+        {
+            return false;
+        }
+        // SAFETY: all tiles were brought in.
+        let strips = unsafe { [first.strip(reference.classes()), second.strip(candidate.classes())] };
+        let of_tile = tiles_of::<R>(rows.clone());
+        for tile in 0..rows.len().div_ceil(R::LANES) {
+            let known = known.each_ref().map(|known| known.of(of_tile(tile)));
+            let levels = comparison.levels(simd, &known);
+            let tiles = strips.each_ref().map(|strip| strip.read().tile(tile));
+            let apart = divergence::compare_tiles(simd, tiles, &levels, comparison.softened());
+            self.write(simd, of_tile(tile), known, &levels, &apart);
+        }
+        true
+    }
+
+    /// Compare some rows one by one.
+    #[inline(never)]
+    fn one_by_one<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S, rows: Range<usize>, known: &[Known; 2]) {
+        let comparison = self.comparison;
+        for first in rows.clone().step_by(R::LANES) {
+            let some = first..rows.end.min(first + R::LANES);
+            let known = known.each_ref().map(|known| known.of(some.clone()));
+            let (levels, mut apart) = (comparison.levels(simd, &known), Compared::default());
+            for (lane, row) in some.clone().enumerate().filter(|(_, row)| comparison.counts(*row)) {
+                let rows = comparison.models.each_ref().map(|logits| logits.row(row));
+                divergence::compare_row::<S, R>(simd, rows, (&levels, lane), comparison.softened(), &mut apart);
+            }
+            self.write(simd, some, known, &levels, &apart);
+        }
+    }
+
+    /// Write the figures of some rows, no more than there are lanes.
+    #[inline(never)]
+    fn write<S: Simd>(&mut self, simd: S, rows: Range<usize>, known: [&[OfRow]; 2], levels: &Levels, apart: &Compared) {
+        let (comparison, classes) = (self.comparison, self.comparison.classes_of(rows.clone()));
+        let largest = comparison.largest_probabilities(simd, levels, apart);
+        for (lane, row) in rows.enumerate() {
+            let mut figures = Figures::default();
+            if comparison.counts(row) {
+                let of = known.map(|known| known[lane]);
+                let is_finite = of.iter().all(|of| of.is_finite);
+                let leaders = apart.models.each_ref().map(|of| of.leader[lane]);
+                figures.counts = 1.0;
+                figures.same_top = f64::from(u8::from(is_finite && leaders[0] == leaders[1]));
+                let of_both = [apart.kl[lane], apart.reverse_kl[lane], apart.js[lane]];
+                [figures.kl, figures.reverse_kl, figures.js] = if is_finite { of_both } else { [f64::NAN; 3] };
+                for (model, to) in figures.models.iter_mut().enumerate() {
+                    let (of, numbers) = (of[model], [apart.models[model].entropy[lane], largest[model][lane]]);
+                    to.loss = of.loss;
+                    [to.entropy, to.max_probability] = if of.is_finite { numbers } else { [f64::NAN; 2] };
+                    to.hit = f64::from(u8::from(of.is_finite && classes[lane] == Some(leaders[model])));
+                }
+            }
+            self.figures.row(row).scatter(0, &figures.to_array());
         }
     }
 }
@@ -183,6 +324,14 @@ struct Known<'a> {
     logits: &'a Array<'a>,
     first: usize,
     rows: Vec<OfRow>,
+}
+
+impl Known<'_> {
+    /// What is known of some of the rows.
+    #[inline(always)]
+    fn of(&self, rows: Range<usize>) -> &[OfRow] {
+        &self.rows[rows.start - self.first..rows.end - self.first]
+    }
 }
 
 impl Use for Known<'_> {
@@ -221,52 +370,6 @@ impl Use for Known<'_> {
             };
         }
     }
-}
-
-/// The figures of a row that counts.
-#[inline(never)]
-fn figures_of<S: Simd, R: Real + Element<Real = R>>(
-    simd: S,
-    comparison: &Comparison,
-    row: usize,
-    of: [OfRow; 2],
-) -> Figures {
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            let (transform, [reference, candidate]) = (comparison.transform, of);
-            let levels = [above_zero(simd, transform, reference), above_zero(simd, transform, candidate)];
-            let apart = transform.difference(simd, candidate.reference, reference.reference);
-            let shift =
-                [apart[0] + (candidate.log[0] - reference.log[0]), apart[1] + (candidate.log[1] - reference.log[1])];
-            let rows = [comparison.models[0].row(row), comparison.models[1].row(row)];
-            let softened = (transform.temperature(), transform.softcap());
-            let Compared { mut kl, mut reverse_kl, mut js, rows: shapes } =
-                divergence::compare::<S, R>(simd, rows, levels, shift, softened);
-            // The probabilities of the largest logits, of both models at once.
-            let mut largest = [0.0; HALF];
-            for (index, log) in largest.iter_mut().enumerate().take(2) {
-                let [logit, rest] = transform.difference(simd, shapes[index].top.1, 0.0);
-                *log = (logit - levels[index][0]) + (rest - levels[index][1]);
-            }
-            let largest = <f64 as Real>::exp(simd, f64x8::from_slice(simd, &largest), Boost::None);
-            let class = comparison.labels.as_ref().and_then(|labels| labels.class(row));
-            let mut models = [OfModel::default(); 2];
-            for (index, to) in models.iter_mut().enumerate() {
-                let is_hit = of[index].is_finite && class == Some(shapes[index].top.0);
-                to.loss = of[index].loss;
-                (to.entropy, to.max_probability) = (shapes[index].entropy, largest.as_slice()[index]);
-                to.hit = f64::from(u8::from(is_hit));
-                if !of[index].is_finite {
-                    (kl, reverse_kl, js) = (f64::NAN, f64::NAN, f64::NAN);
-                    (to.entropy, to.max_probability) = (f64::NAN, f64::NAN);
-                }
-            }
-            let is_same = of.iter().all(|of| of.is_finite) && shapes[0].top.0 == shapes[1].top.0;
-            let same_top = f64::from(u8::from(is_same));
-            Figures { counts: 1.0, kl, reverse_kl, js, same_top, models }
-        },
-    )
 }
 
 /// The log-sum-exp of a row, as a sum of two.

@@ -490,6 +490,11 @@ impl<'py> RowResult<'py> {
         Self { axis: self.array.ndim().checked_sub(1), ..self }
     }
 
+    /// With several numbers a row, on the first axis: so those that are of a kind lie side by side.
+    pub(super) fn kind_by_kind(self) -> Self {
+        Self { axis: Some(0), ..self }
+    }
+
     /// The array, a row for each row of the logits.
     pub(super) fn view(&mut self) -> ArrayMut<'_> {
         // SAFETY: the array is new, nobody else has it, and it is borrowed exclusively.

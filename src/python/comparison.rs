@@ -44,7 +44,7 @@ pub(super) fn compare_rows<'py>(
         if let Some(weight) = &options.sample_weight {
             targets::check_weights(weight, "sample_weight", &logits.row_shape(), "row")?;
         }
-        let mut figures = RowResult::of::<f64>(py, &[logits.row_shape().iter().product(), FIGURES])?.several_a_row();
+        let mut figures = RowResult::of::<f64>(py, &[FIGURES, logits.row_shape().iter().product()])?.kind_by_kind();
         let (models, mut out) = ([logits.view(), logits.view_of(&candidate)], figures.view());
         let labels = targets.as_ref().map(|targets| view(targets, None));
         let weight = options.sample_weight.as_ref().map(|weight| view(weight, None));
@@ -59,7 +59,7 @@ pub(super) fn compare_rows<'py>(
             compare(&comparison, &mut out, check)
         })?;
         drop(out);
-        let columns = figures.finish().getattr("T")?;
+        let columns = figures.finish();
         let column = |index: usize| columns.get_item(index);
         let answers = |index: usize| column(index)?.call_method1("astype", ("bool",));
         let model = |first: usize| {
