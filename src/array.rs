@@ -203,6 +203,12 @@ impl<'a> Array<'a> {
         self.class_stride == self.dtype.size() as isize && !self.swapped
     }
 
+    /// Whether the classes of a row lie apart: which rows the array has does not matter.
+    #[inline(always)]
+    pub fn lies_across(&self) -> bool {
+        self.class_stride != self.dtype.size() as isize
+    }
+
     /// Row number `index`, in C order of the row axes.
     ///
     /// # Panics

@@ -16,6 +16,7 @@ wrong by the sum of what its parts may be, each times its weight, and by half an
     all of these                      8 * 2^-53 of every term: weights and factors are multiplied in float64
     anything under a softcap          |z| / 10 (float64: / 4) of the largest besides every ln C above
     gradient under a softcap          4 u of it, and 2^-123 (2^-981) of d loss/dz where the cap is reached
+    focal and poly losses             what these make of the bound of the loss, and of its slope
     diagonal of the Hessian           mass times the bounds of p (1 - p)
     KL divergence                     the sum of p_t (bounds of both logs) + (bound of p_t) |log ratio|
     binary                            the bound for two classes, logits x and 0, each side times its weight
@@ -130,26 +131,49 @@ class CrossEntropyBounds:
     def __init__(self, oracle, dtype):
         self.oracle, self.softmax, self.dtype = oracle, oracle.softmax, dtype
         self.shares, self.scale = np.abs(oracle.shares), np.abs(oracle.scale)
+        self.pulls = np.abs(oracle.pulls)
         #: Rows of which one class alone is wanted.
         self.single = ((self.shares > 0).sum(axis=1) == 1) & (not oracle.smoothed)
 
     @property
     def losses(self):
         softmax, losses = self.softmax, self.oracle.losses
+        bound = self._of_targets
+        if self.oracle.is_focused:
+            bound = self._farthest(self.oracle.focused, bound)
+        missed = -softmax.log_probabilities
+        with np.errstate(invalid="ignore", over="ignore"):
+            lse, error = np.abs(softmax.logsumexp), logsumexp_bound(softmax, self.dtype)
+            bound = bound + _times(self.oracle.z_loss, 2 * lse * error + error**2)
+            terms = missed
+            if self.oracle.is_focused:
+                terms = np.abs(self.oracle.focused(missed)) + np.abs(self.oracle.epsilon) * -np.expm1(-missed)
+            terms = (1 + self.oracle.gamma) * _times(self.shares, terms).sum(axis=1)
+            bound = _times(self.scale, bound + FACTORS * (terms + _times(self.oracle.z_loss, lse**2)))
+        return bound + half_ulp(losses, np.float64 if self.dtype == np.float64 else np.float32)
+
+    @property
+    def _of_targets(self):
+        """Of the sum of shares (lse - z), before it is rounded."""
+        softmax = self.softmax
         u, smallest = unit(self.dtype)
         bound = self.shares.sum(axis=1) * u * (_logs(softmax, self.dtype) + 2)
         leads = self.single & ((self.shares > 0) & (softmax.gaps == 0)).any(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
             relative = u * (_runner_up(softmax) + _logs(softmax, self.dtype) + 2) * softmax.log_sum
             relative = self.shares.max(axis=1) * (relative + softmax.classes * smallest)
-            bound = np.where(leads & (relative < bound), relative, bound)
-            lse, error = np.abs(softmax.logsumexp), logsumexp_bound(softmax, self.dtype)
-            bound = bound + _times(self.oracle.z_loss, 2 * lse * error + error**2)
-            terms = _times(self.shares, -softmax.log_probabilities).sum(axis=1) + _times(
-                self.oracle.z_loss, lse**2
-            )
-            bound = _times(self.scale, bound + FACTORS * terms)
-        return bound + half_ulp(losses, np.float64 if self.dtype == np.float64 else np.float32)
+            return np.where(leads & (relative < bound), relative, bound)
+
+    def _farthest(self, function, bound):
+        """How far a function of the target's loss goes, weighted, if the weighted loss is off by so much."""
+        weight = self.shares.max(axis=1)
+        missed = _times(self.shares > 0, -self.softmax.log_probabilities).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            error = np.where(weight > 0, bound / weight, 0) + FACTORS * missed
+            here = function(missed)
+            ends = [function(missed + error), function(np.maximum(missed - error, 0))]
+            farthest = np.maximum(*(np.abs(end - here) for end in ends))
+            return np.where(np.isfinite(missed), _times(weight, farthest), bound)
 
     @property
     def slopes(self):
@@ -165,10 +189,14 @@ class CrossEntropyBounds:
             z_loss = 2 * np.abs(oracle.z_loss) * np.abs(softmax.logsumexp)
             z_bound = 2 * np.abs(oracle.z_loss) * logsumexp_bound(softmax, self.dtype)
         mass = np.abs(oracle.mass)[:, None]
-        slopes = np.where(one, mass * of_others, mass * bound + 2 * u * self.shares)
+        slopes = np.where(one, mass * of_others, mass * bound + 2 * u * self.pulls)
         slopes = slopes + _times(z_loss[:, None], bound) + _times(z_bound[:, None], softmax.probabilities)
         terms = _times((mass[:, 0] + z_loss)[:, None], softmax.probabilities)
-        slopes = slopes + FACTORS * (terms + self.shares)
+        slopes = slopes + FACTORS * (1 + oracle.gamma) * (terms + self.pulls)
+        distance = np.where(one, softmax.others, softmax.probabilities)
+        if oracle.is_focused:
+            of_slope = self._farthest(oracle.focus_slopes, self._of_targets)
+            slopes = slopes + _times(of_slope[:, None], distance)
         return np.where(softmax.masked, 0, _times(self.scale[:, None], slopes))
 
     def gradients(self, scale=1.0):
@@ -224,9 +252,23 @@ class BinaryCrossEntropyBounds:
 
     @property
     def losses(self):
+        rounding = half_ulp(self.oracle.losses, np.float64 if self.dtype == np.float64 else np.float32)
+        power = self.oracle.missing**self.oracle.gamma
+        return rounding + _times(power, self._losses) + _times(self._of_power, np.abs(self.oracle.losses))
+
+    @property
+    def _of_power(self):
+        """Of the power of what the probability of the target lacks, relative to that."""
+        u, _ = unit(self.dtype)
+        # An infinite logit's is exact.
+        sizes = np.where(np.isfinite(self.oracle.logits), np.abs(self.oracle.logits), 0)
+        return self.oracle.gamma * (u * (sizes + np.log(2) + 4) + FACTORS)
+
+    @property
+    def _losses(self):
         """softplus(x) is the loss of two classes, x and 0, whose target is 0: it leads where x < 0."""
         u, smallest = unit(self.dtype)
-        bound = half_ulp(self.oracle.losses, np.float64 if self.dtype == np.float64 else np.float32)
+        bound = 0
         for weight, x in self.sides:
             with np.errstate(invalid="ignore"):
                 relative = u * (np.abs(x) + np.log(2) + 2) * np.log1p(np.exp(-np.abs(x))) + 2 * smallest
@@ -243,6 +285,15 @@ class BinaryCrossEntropyBounds:
                 of_side = u * (np.maximum(-x, 0) + np.log(2) + 4) * sigmoid(x)
             bound = bound + _times(weight, np.nan_to_num(of_side, nan=0) + smallest)
             bound = bound + FACTORS * weight * sigmoid(x)
+        if self.oracle.gamma:
+            power = self.oracle.missing**self.oracle.gamma
+            missing, slope = self.oracle.missing, np.abs(self.oracle.missing_slope)
+            bound = _times(power, bound) + _times(self._of_power, np.abs(self.oracle.gradients))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                of_loss = self.losses / missing * slope
+            bound = bound + self.oracle.gamma * np.where(slope == 0, 0, of_loss)
+            relative = (3 / self.oracle.gamma + 1) * self._of_power
+            bound = bound + 2 * self.oracle.gamma * _times(relative, np.abs(self.oracle.of_power))
         return np.maximum(np.abs(scale) * bound, smallest)
 
     def hessians(self, scale=1.0):

@@ -92,6 +92,8 @@ class CrossEntropy:
         ignore_index=-100,
         label_smoothing=0.0,
         z_loss=0.0,
+        focal_gamma=0.0,
+        poly_epsilon=0.0,
     ):
         self.softmax = softmax
         dtype = self.dtype = softmax.dtype
@@ -108,16 +110,35 @@ class CrossEntropy:
             wanted, counts = classes[:, None] == np.arange(softmax.classes), weight[classes]
         #: What each class counts in a row: the loss is the sum of shares (lse - z).
         self.shares = weight * ((1 - smoothing) * wanted + smoothing / softmax.classes)
-        self.mass = self.shares.sum(axis=1)
+        self.gamma, self.epsilon = dtype(focal_gamma), dtype(poly_epsilon)
+        self.is_focused = focal_gamma != 0 or poly_epsilon != 0
+        #: The same times the slopes of what becomes of the losses.
+        self.pulls = self.shares
+        if self.is_focused:
+            self.pulls = times(self.shares, self.focus_slopes(-softmax.log_probabilities))
+        self.mass = self.pulls.sum(axis=1)
         self.scale = np.where(self.ignored, 0, sample_weight)
         self.left_out = self.scale == 0
         self.z_loss = dtype(z_loss)
         #: What the mean divides by.
         self.divisor = (self.scale * counts).sum()
 
+    def focused(self, losses):
+        """(1 - p)^gamma L + epsilon (1 - p) of L = -log p."""
+        missing = -np.expm1(-losses)
+        return times(missing**self.gamma, losses) + self.epsilon * missing
+
+    def focus_slopes(self, losses):
+        """The derivative of that by L."""
+        p, missing = np.exp(-losses), -np.expm1(-losses)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.where(missing == 0, 1, np.where(p == 0, 0, losses * p / missing))
+        return missing**self.gamma * (1 + self.gamma * share) + self.epsilon * p
+
     @property
     def losses(self):
-        terms = times(self.shares, -self.softmax.log_probabilities)
+        missed = -self.softmax.log_probabilities
+        terms = times(self.shares, self.focused(missed) if self.is_focused else missed)
         with np.errstate(invalid="ignore", over="ignore"):
             penalties = times(self.z_loss, self.softmax.logsumexp**2)
             losses = terms.sum(axis=1) + penalties + 0 * self.softmax.log_sum
@@ -128,8 +149,8 @@ class CrossEntropy:
         """With respect to z: mass p - share, as p (other shares) - share (other p), to lose no digits."""
         softmax = self.softmax
         with np.errstate(invalid="ignore", over="ignore"):
-            others = (self.mass + 2 * self.z_loss * softmax.logsumexp)[:, None] - self.shares
-            slopes = others * softmax.probabilities - self.shares * softmax.others
+            others = (self.mass + 2 * self.z_loss * softmax.logsumexp)[:, None] - self.pulls
+            slopes = others * softmax.probabilities - self.pulls * softmax.others
             slopes = np.where(softmax.masked, 0, slopes + 0 * softmax.log_sum[:, None])
         return np.where(self.left_out[:, None], 0, times(self.scale[:, None], slopes))
 
@@ -139,7 +160,7 @@ class CrossEntropy:
 
     @property
     def hessians(self):
-        """The diagonal, without z-loss and softcap."""
+        """The diagonal, without z-loss, softcap and focus."""
         curvatures = self.mass[:, None] * self.softmax.probabilities * self.softmax.others
         curvatures = np.where(self.softmax.masked, 0, curvatures * self.softmax.slope**2)
         curvatures = curvatures + 0 * self.softmax.log_sum[:, None]
@@ -183,30 +204,51 @@ class KlDivergence:
 class BinaryCrossEntropy:
     """The loss of every element, as (1 - t) softplus(x) and P t softplus(-x), both times w."""
 
-    def __init__(self, logits, targets, weight=None, pos_weight=None, ignore_index=None, label_smoothing=0.0):
+    def __init__(
+        self,
+        logits,
+        targets,
+        weight=None,
+        pos_weight=None,
+        ignore_index=None,
+        label_smoothing=0.0,
+        focal_gamma=0.0,
+    ):
         dtype = self.dtype = wide(logits.dtype)
         self.logits = logits.astype(dtype)
         weight = dtype(1) if weight is None else np.asarray(weight).astype(dtype)
         pos_weight = dtype(1) if pos_weight is None else np.asarray(pos_weight).astype(dtype)
         self.ignored = np.zeros(targets.shape, bool) if ignore_index is None else targets == ignore_index
         smoothing = dtype(label_smoothing)
-        wanted = (1 - smoothing) * targets.astype(dtype) + smoothing / 2
+        wanted = (1 - smoothing) * np.where(self.ignored, 0, targets.astype(dtype)) + smoothing / 2
         weight = np.where(self.ignored, 0, weight)
         self.left_out = weight == 0
         self.negative, self.positive = weight * (1 - wanted), weight * pos_weight * wanted
+        self.gamma = dtype(focal_gamma)
+        #: 1 - p of the target, and its derivative.
+        self.missing = wanted * sigmoid(-self.logits) + (1 - wanted) * sigmoid(self.logits)
+        self.missing_slope = (1 - 2 * wanted) * sigmoid(self.logits) * sigmoid(-self.logits)
         self.divisor = (~self.ignored).sum()
 
     @property
     def losses(self):
         x = self.logits
         losses = times(self.negative, softplus(x)) + times(self.positive, softplus(-x))
-        return np.where(self.left_out, 0, losses)
+        return np.where(self.left_out, 0, times(self.missing**self.gamma, losses))
 
     @property
     def gradients(self):
         x = self.logits
         gradients = times(self.negative, sigmoid(x)) - times(self.positive, sigmoid(-x))
+        gradients = times(self.missing**self.gamma, gradients) + self.gamma * self.of_power
         return np.where(self.left_out, 0, gradients)
+
+    @property
+    def of_power(self):
+        """The derivative of the power of 1 - p times the loss, over gamma."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            slopes = self.losses / self.missing * self.missing_slope
+        return np.where(self.missing_slope == 0, 0, slopes)
 
     @property
     def hessians(self):

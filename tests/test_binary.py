@@ -80,7 +80,8 @@ def problem(case, number, shape=None):
     if case["values"] == "confident":
         logits = random.uniform(10, 80, shape) * np.where(targets.astype(float) > 0.5, 1, -1)
     logits = np.asarray(logits).astype(case["dtype"])
-    options = {name: case[name] for name in ("ignore_index", "label_smoothing")}
+    names = ("ignore_index", "label_smoothing", "focal_gamma")
+    options = {name: case[name] for name in names if name in case}
     options |= {name: weights_of(case[name], shape, random) for name in ("weight", "pos_weight")}
     flat = {
         name: None if options[name] is None else np.broadcast_to(options[name], shape).reshape(-1)

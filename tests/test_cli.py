@@ -223,6 +223,7 @@ def test_the_table_says_where_top_k_are_all_classes(files, capsys):
         (["--label-smoothing", "0.1"], {"label_smoothing": 0.1}),
         (["--z-loss", "1e-3"], {"z_loss": 1e-3}),
         (["--softcap", "2.5"], {"softcap": 2.5}),
+        (["--focal-gamma", "2", "--poly-epsilon=-1"], {"focal_gamma": 2.0, "poly_epsilon": -1.0}),
         (["--weight", "weight.npy"], {"weight": np.arange(11) / 4}),
         (
             [

@@ -919,3 +919,30 @@ def test_files_are_walked_over_block_by_block(tmp_path, monkeypatch):
     arrays["targets"][2, 5] = 9
     with pytest.raises(IndexError, match=r"^targets\[2, 5\] is 9; expected 0 to 6, or ignore_index -100$"):
         compare(stored["reference"], stored["candidate"], arrays["targets"])
+
+
+@pytest.mark.parametrize("shape", [(4, 300, 37), (1, 1000, 21), (3, 2, 5)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_no_cut_along_an_inner_axis_changes_a_bit(shape, dtype):
+    """Where the rows of a class lie side by side, few of them go by the same kernel as many."""
+    random = np.random.default_rng(shape[1])
+    reference, candidate = random.standard_normal((2, *shape)).astype(dtype)
+    targets = random.integers(shape[1], size=(shape[0], shape[2]))
+
+    def of(**options):
+        whole = Comparer(axis=1), xent_rs.Evaluator(axis=1, **options)
+        whole[0].update(reference, candidate, targets)
+        whole[1].update(reference, targets)
+        return whole
+
+    for options in ({}, {"z_loss": 0.1}, {"temperature": 0.7, "label_smoothing": 0.1}, {"focal_gamma": 2.0}):
+        expected = of(**options)
+        for _ in range(5):
+            comparer, evaluator = Comparer(axis=1), xent_rs.Evaluator(axis=1, **options)
+            cuts = np.sort(random.integers(0, shape[2] + 1, size=4))
+            for part in np.split(np.arange(shape[2]), cuts):
+                here = np.s_[:, :, part[0] : part[-1] + 1] if len(part) else np.s_[:, :, :0]
+                comparer.update(reference[here], candidate[here], targets[here[::2]])
+                evaluator.update(reference[here], targets[here[::2]])
+            assert bits(comparer.result()) == bits(expected[0].result()), options
+            assert evaluator.result() == expected[1].result(), options

@@ -719,7 +719,7 @@ def test_repr_names_options_and_counts():
     evaluator.update(np.zeros((3, 4), np.float32), [0, 1, -100])
     expected = (
         "<Evaluator(top_k=(3,), weight=None, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, "
-        "softcap=None, temperature=1.0, axis=-1): 2 rows, 1 ignored>"
+        "softcap=None, temperature=1.0, focal_gamma=0.0, poly_epsilon=0.0, axis=-1): 2 rows, 1 ignored>"
     )
     assert repr(evaluator) == expected
     assert "weight=[0., 1., 2., ..., 6., 7., 8.], " in repr(Evaluator(weight=np.arange(9)))

@@ -352,7 +352,7 @@ near(resident() - before, 4 * SIZE)
 
 def two_went_back():
     xent_rs.softmax(logits)  # Of the three, this one is not idle.
-    return _xent_rs.kept_memory() <= SIZE  # The two may go one by one: they were not freed at the same moment.
+    return _xent_rs.kept_memory() <= SIZE  # They were not freed at the same moment.
 
 until(two_went_back)
 assert _xent_rs.kept_memory() == SIZE

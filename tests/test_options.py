@@ -93,7 +93,8 @@ def problem(case, number, rows=None):
         logits[np.arange(rows), best] = 17 + logits.max(axis=1)
     if case["values"] == "masked" and targets.ndim == 2:
         targets[np.isneginf(logits) & (np.arange(rows) % 3 > 0)[:, None]] = 0
-    options = {name: case[name] for name in ("label_smoothing", "z_loss", "softcap", "temperature")}
+    names = ("label_smoothing", "z_loss", "softcap", "temperature", "focal_gamma", "poly_epsilon")
+    options = {name: case[name] for name in names if name in case}
     weight = weights_of(case["weight"], classes, random)
     sample_weight = weights_of(case["sample_weight"], lead, random)
     oracle = CrossEntropy(
@@ -104,6 +105,8 @@ def problem(case, number, rows=None):
         ignore_index=ignore_index,
         label_smoothing=options["label_smoothing"],
         z_loss=options["z_loss"],
+        focal_gamma=case.get("focal_gamma", 0.0),
+        poly_epsilon=case.get("poly_epsilon", 0.0),
     )
     shaped = targets.reshape(lead + targets.shape[1:])
     shaped = np.moveaxis(shaped, -1, axis) if targets.ndim == 2 else shaped

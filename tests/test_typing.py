@@ -18,11 +18,10 @@ import xent_rs
 
 REDUCTION = "reduction='mean', denominator=None"
 SMOOTHED = "weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0"
-OPTIONS = f"{SMOOTHED}, z_loss=0.0, softcap=None, temperature=1.0, axis=-1"
+OPTIONS = f"{SMOOTHED}, z_loss=0.0, softcap=None, temperature=1.0, focal_gamma=0.0, poly_epsilon=0.0, axis=-1"
 LOSS = f"logits, targets, *, {OPTIONS}, {REDUCTION}"
-BINARY = (
-    "logits, targets, *, weight=None, pos_weight=None, ignore_index=None, label_smoothing=0.0, " + REDUCTION
-)
+SMOOTHED_BINARY = "weight=None, pos_weight=None, ignore_index=None, label_smoothing=0.0"
+BINARY = f"logits, targets, *, {SMOOTHED_BINARY}, focal_gamma=0.0, {REDUCTION}"
 KL = (
     "logits, target_logits, *, temperature=1.0, axis=-1, reduction='mean', "
     "sample_weight=None, denominator=None"
@@ -38,7 +37,9 @@ SIGNATURES = {
     ),
     "binary_cross_entropy": BINARY,
     "binary_cross_entropy_with_grad": f"{BINARY}, {GRADIENT}",
-    "binary_cross_entropy_with_grad_hess": f"{BINARY}, out=None, hess_out=None",
+    "binary_cross_entropy_with_grad_hess": (
+        f"logits, targets, *, {SMOOTHED_BINARY}, {REDUCTION}, out=None, hess_out=None"
+    ),
     "kl_divergence": KL,
     "kl_divergence_with_grad": f"{KL}, {GRADIENT}",
     "selective_log_softmax": "logits, index, *, axis=-1, temperature=1.0",

@@ -56,6 +56,8 @@ def every_option(
         z_loss=0,
         softcap=softcap,
         temperature=2,
+        focal_gamma=2,
+        poly_epsilon=np.float32(-1),
         axis=0,
         reduction=reduction,
         denominator=denominator,

@@ -11,6 +11,7 @@ from ._options import (
     BinaryCrossEntropyGradientOptions,
     BinaryCrossEntropyHessianOptions,
     BinaryCrossEntropyOptions,
+    BinaryHessianOptions,
     DerivativesOptions,
     Floats,
     GradientOptions,
@@ -64,7 +65,8 @@ def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) 
         w·[(1 - t')·x + (1 + (P - 1)·t')·softplus(-x)],    t' = (1 - ε)·t + ε/2,
 
     which is ``-w·[P·t'·log(sigmoid(x)) + (1 - t')·log(1 - sigmoid(x))]`` without its overflows, for
-    softplus(x) is ``log(1 + exp x)``.
+    softplus(x) is ``log(1 + exp x)``. With `focal_gamma` it is multiplied by ``(1 - p)**focal_gamma``, where
+    p is ``t'·sigmoid(x) + (1 - t')·sigmoid(-x)``, the probability of the target [2]_.
 
     Parameters
     ----------
@@ -110,6 +112,8 @@ def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) 
     References
     ----------
     .. [1] C. M. Bishop, "Pattern Recognition and Machine Learning", Springer, 2006, equation 4.90.
+    .. [2] T.-Y. Lin, P. Goyal, R. Girshick, K. He, P. Dollár, "Focal loss for dense object detection",
+       ICCV 2017.
 
     Examples
     --------
@@ -210,7 +214,7 @@ def binary_cross_entropy_with_grad(
 
 _HESSIAN = Options(
     "binary_cross_entropy_with_grad_hess",
-    BinaryCrossEntropyOptions,
+    BinaryHessianOptions,
     MeanOfElementsOptions,
     DerivativesOptions,
 )

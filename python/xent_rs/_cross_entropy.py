@@ -65,8 +65,13 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> floa
         s·[Σ w·t'·(lse - z) + z_loss·lse²],  t' = (1 - ε)·t + ε/C           for probabilities t,
 
     where lse is ``log Σ exp z``, and z is ``logits / temperature``, with a softcap ``softcap·tanh(logits /
-    softcap) / temperature``. Without options it is ``lse - z[y]``, the negative log-probability of y. The
-    logits are read once, in place; nothing of their size is allocated.
+    softcap) / temperature``. Without options it is ``lse - z[y]``, the negative log-probability of y; with p
+    that probability, `focal_gamma` and `poly_epsilon` make of it
+    ::
+
+        (1 - p)**focal_gamma · (lse - z[y]) + poly_epsilon·(1 - p).
+
+    The logits are read once, in place; nothing of their size is allocated.
 
     Parameters
     ----------
@@ -94,8 +99,9 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> floa
         For another dtype of logits, targets or weights, for masked arrays, and for tensors that are not in
         CPU memory.
     ValueError
-        For shapes that do not match, an axis out of range, no classes, an option out of its range, or a
-        probability below 0 or NaN in a row whose weight is not 0.
+        For shapes that do not match, an axis out of range, no classes, an option out of its range, a
+        probability below 0 or NaN in a row whose weight is not 0, and `focal_gamma` or `poly_epsilon` with
+        probabilities or label smoothing.
     IndexError
         For a target that is neither a class nor `ignore_index`.
 
@@ -120,7 +126,8 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> floa
     ``keras.losses.SparseCategoricalCrossentropy`` and ``CategoricalCrossentropy`` with ``from_logits=True``;
     ``optax.softmax_cross_entropy_with_integer_labels`` and ``optax.softmax_cross_entropy``; and, on
     probabilities and without logits, ``sklearn.metrics.log_loss``. The formula is that of [1]_, label
-    smoothing of [2]_, the z-loss of [3]_ and the softcap of [4]_.
+    smoothing of [2]_, the z-loss of [3]_, the softcap of [4]_, the focal loss of [5]_ and its neighbour of
+    [6]_.
 
     References
     ----------
@@ -130,6 +137,10 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> floa
     .. [3] A. Chowdhery et al., "PaLM: scaling language modeling with pathways", JMLR 24, 2023, section 5.
     .. [4] Gemma Team, "Gemma 2: improving open language models at a practical size", arXiv:2408.00118, 2024,
        section 2.
+    .. [5] T.-Y. Lin, P. Goyal, R. Girshick, K. He, P. Dollár, "Focal loss for dense object detection",
+       ICCV 2017.
+    .. [6] Z. Leng et al., "PolyLoss: a polynomial expansion perspective of classification loss functions",
+       ICLR 2022.
 
     Examples
     --------

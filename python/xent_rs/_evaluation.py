@@ -182,6 +182,8 @@ class Evaluator:
         self._z_loss = float(given["z_loss"])
         self._softcap = None if softcap is None else float(softcap)
         self._temperature = float(given["temperature"])
+        self._focal_gamma = float(given["focal_gamma"])
+        self._poly_epsilon = float(given["poly_epsilon"])
         self._axis = operator.index(given["axis"])
 
         # The accuracy is the share of hits for k = 1, asked for or not.
@@ -323,6 +325,8 @@ class Evaluator:
             "z_loss": self._z_loss,
             "softcap": self._softcap,
             "temperature": self._temperature,
+            "focal_gamma": self._focal_gamma,
+            "poly_epsilon": self._poly_epsilon,
             "axis": self._axis,
         }
 

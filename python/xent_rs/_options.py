@@ -118,6 +118,31 @@ LabelSmoothingOfTwo: TypeAlias = Annotated[
     """,
 ]
 
+FocalGamma: TypeAlias = Annotated[
+    "Real",
+    0.0,
+    """float, optional
+    The loss of a row is multiplied by ``(1 - p)**focal_gamma``, p being the probability of its class (focal
+    loss); at least 0. For class indices without `label_smoothing`.
+    """,
+]
+FocalGammaOfTwo: TypeAlias = Annotated[
+    "Real",
+    0.0,
+    """float, optional
+    The loss of an element is multiplied by ``(1 - p)**focal_gamma``, p being the probability of its target,
+    after the smoothing (focal loss); at least 0.
+    """,
+]
+PolyEpsilon: TypeAlias = Annotated[
+    "Real",
+    0.0,
+    """float, optional
+    The loss of a row gets ``poly_epsilon·(1 - p)`` more, p being the probability of its class (PolyLoss).
+    For class indices without `label_smoothing`.
+    """,
+]
+
 # Logits.
 
 ZLoss: TypeAlias = Annotated[
@@ -292,6 +317,8 @@ class CrossEntropyOptions(TypedDict, total=False):
     z_loss: ZLoss
     softcap: Softcap
     temperature: Temperature
+    focal_gamma: FocalGamma
+    poly_epsilon: PolyEpsilon
     axis: Axis
 
 
@@ -308,6 +335,16 @@ class HessianOptions(TypedDict, total=False):
 
 class BinaryCrossEntropyOptions(TypedDict, total=False):
     """What changes the binary cross-entropy of an element."""
+
+    weight: ElementWeight
+    pos_weight: PositiveWeight
+    ignore_index: IgnoredElement
+    label_smoothing: LabelSmoothingOfTwo
+    focal_gamma: FocalGammaOfTwo
+
+
+class BinaryHessianOptions(TypedDict, total=False):
+    """Those of them for which there is a second derivative."""
 
     weight: ElementWeight
     pos_weight: PositiveWeight
@@ -386,7 +423,7 @@ class BinaryCrossEntropyGradientOptions(BinaryCrossEntropyOptions, GradientOptio
     """The other options of `binary_cross_entropy_with_grad`."""
 
 
-class BinaryCrossEntropyHessianOptions(BinaryCrossEntropyOptions, DerivativesOptions, total=False):
+class BinaryCrossEntropyHessianOptions(BinaryHessianOptions, DerivativesOptions, total=False):
     """The other options of `binary_cross_entropy_with_grad_hess`."""
 
 
@@ -434,6 +471,8 @@ class EvaluatorOptions(TypedDict, total=False):
     z_loss: ZLoss
     softcap: Softcap
     temperature: Temperature
+    focal_gamma: FocalGamma
+    poly_epsilon: PolyEpsilon
     axis: Axis
 
 
@@ -448,6 +487,8 @@ class EvaluateOptions(TypedDict, total=False):
     z_loss: ZLoss
     softcap: Softcap
     temperature: Temperature
+    focal_gamma: FocalGamma
+    poly_epsilon: PolyEpsilon
     axis: Axis
 
 

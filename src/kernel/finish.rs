@@ -2,6 +2,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
+use super::focus::Focus;
 use crate::math::{Boost, Real, power_of_rest, quick_sum, two_sum};
 
 /// The most lanes that a type has.
@@ -305,7 +306,8 @@ pub fn quotient<S: Simd>(simd: S, a: f64x8<S>, b: f64x8<S>, low: f64x8<S>, divis
 }
 
 /// What targets and options ask for of some rows, one a lane, with z the logits over the temperature: the loss is
-/// `point·(lse − z(target)) + Σ t·(lse − z) + z_loss·lse²`, and for a divergence from a teacher the second part less its entropy.
+/// `point·(lse − z(target)) + Σ t·(lse − z) + z_loss·lse²`, and for a divergence from a teacher the second part less its entropy;
+/// `lse − z(target)` may become something else ([`Focus`]).
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Asked {
@@ -329,12 +331,14 @@ pub struct Asked {
     pub teacher: Option<PerLane<f64>>,
     /// The factor of lse².
     pub z_loss: f64,
+    /// What becomes of `lse − z(target)`, if it does not stay what it is.
+    pub focus: Option<Focus>,
 }
 
 impl Asked {
     /// Nothing.
     #[inline(always)]
-    pub fn nothing(z_loss: f64) -> Self {
+    pub fn nothing(z_loss: f64, focus: Option<Focus>) -> Self {
         let nothing = [0.0; MOST_LANES];
         Self {
             point: nothing,
@@ -347,7 +351,19 @@ impl Asked {
             slopes: [nothing; 2],
             teacher: None,
             z_loss,
+            focus,
         }
+    }
+
+    /// The losses of the targets and their slopes by these, both times the weights of their classes.
+    #[inline(always)]
+    fn of_targets<S: Simd>(&self, simd: S, losses: &Losses, half: usize) -> [f64x8<S>; 2] {
+        let (point, above) = (load(simd, &self.point, half), load(simd, &self.above, half));
+        let log = load(simd, &losses.loss, half);
+        let Some(focus) = self.focus else { return [point * (above + log), point] };
+        let [loss, lost] = two_sum(above, log);
+        let [loss, slope] = focus.of(simd, [loss, lost + load(simd, &losses.lost, half)]);
+        [point * loss, point * slope]
     }
 }
 
@@ -361,7 +377,7 @@ pub fn losses_asked<S: Simd>(simd: S, losses: &Losses, asked: &Asked) -> (PerLan
             for half in (0..MOST_LANES).step_by(HALF) {
                 let log = load(simd, &losses.loss, half);
                 let (mass, sum) = (load(simd, &asked.mass, half), load(simd, &asked.sum, half));
-                let point = load(simd, &asked.point, half) * (load(simd, &asked.above, half) + log);
+                let [point, _] = asked.of_targets(simd, losses, half);
                 let spread = match &asked.teacher {
                     // What rounding leaves of no divergence is less than nothing.
                     Some(teacher) => {
@@ -404,7 +420,7 @@ pub fn coefficients_asked<S: Simd, R: Real>(
                 let missing = ratio * share;
                 let lse = load(simd, &asked.level, half) + load(simd, &losses.loss, half);
                 let pull = lanes(2.0 * asked.z_loss) * lse;
-                let (point, mass) = (load(simd, &asked.point, half), load(simd, &asked.mass, half));
+                let ([_, point], mass) = (asked.of_targets(simd, losses, half), load(simd, &asked.mass, half));
                 let [here, there] = [load(simd, &asked.here[0], half), load(simd, &asked.here[1], half)];
                 let (scale, above) = (load(simd, scales, half), load(simd, &asked.above, half));
                 let all = (point + mass) + pull;

@@ -35,11 +35,13 @@
 //! | [`stage`] | rows on their way to and from lanes |
 //! | [`binary`] | binary losses of targets alone, and of two classes |
 //! | [`divergence`] | how far two rows are apart |
+//! | [`focus`] | focal and poly losses |
 
 pub mod binary;
 pub mod cap;
 pub mod divergence;
 pub mod finish;
+pub mod focus;
 pub mod horizontal;
 pub mod log_softmax;
 pub mod shape;

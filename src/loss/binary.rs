@@ -32,6 +32,8 @@ pub struct Binary<'a> {
     pub ignore_index: Option<i128>,
     /// The share of the target that is replaced by one half.
     pub label_smoothing: f64,
+    /// Losses are multiplied by this power of what the probability of the target lacks of 1.
+    pub focal_gamma: f64,
 }
 
 impl Binary<'_> {
@@ -49,12 +51,13 @@ impl Binary<'_> {
 
     /// Whether there are targets alone, which fit into `R`.
     fn is_plain<R: Element>(&self) -> bool {
-        let Self { targets, weight, pos_weight, ignore_index, label_smoothing, .. } = self;
+        let Self { targets, weight, pos_weight, ignore_index, label_smoothing, focal_gamma, .. } = self;
         targets.dtype().fits_into(R::DTYPE)
             && weight.is_none()
             && pos_weight.is_none()
             && ignore_index.is_none()
             && *label_smoothing == 0.0
+            && *focal_gamma == 0.0
     }
 
     /// The target of elements that do not count; beyond 2^53 that and its neighbours.
@@ -301,7 +304,7 @@ impl<O: Element> Elementwise<'_, O> {
     /// The work on some elements, with everything; `scale` is for all gradients, unless each has its own.
     #[inline(always)]
     fn weighted<S: Simd>(&mut self, simd: S, range: Range<usize>, scale: f64, total: &mut Total<S>) -> Found<()> {
-        let Binary { logits, targets, weight, pos_weight, label_smoothing, .. } = self.problem;
+        let Binary { logits, targets, weight, pos_weight, label_smoothing, focal_gamma, .. } = self.problem;
         let ignore = self.problem.ignored();
         let each = match self.grad_output {
             Some(GradOutput::Each(numbers)) => Some(numbers),
@@ -314,6 +317,7 @@ impl<O: Element> Elementwise<'_, O> {
             positive: [1.0; BLOCK],
             scales: [scale; BLOCK],
             label_smoothing: *label_smoothing,
+            focal_gamma: *focal_gamma,
         };
         let mut room = Room::default();
         let mut cleaned = false;
@@ -428,6 +432,7 @@ mod tests {
             pos_weight: None,
             ignore_index: Some(-1),
             label_smoothing: 0.1,
+            focal_gamma: 0.0,
         };
         let mut out = vec![f64::NAN; 700];
         let mut second = vec![f64::NAN; 700];
@@ -477,6 +482,7 @@ mod tests {
                 pos_weight: None,
                 ignore_index: None,
                 label_smoothing: 0.0,
+                focal_gamma: 0.0,
             };
             let mut outs = [vec![f32::NAN; length], vec![f32::NAN; length], vec![f32::NAN; length]];
             let plain = problem(Array::of(&floats, 1));

@@ -34,7 +34,7 @@ impl Rows<'_> {
         let (logits, gradient) = (self.logits, self.gradient.as_mut());
         let lies_alike = |rows| plan.lies_alike(first, rows);
         let fits = |rows| is_strip::<R>(gradient, first, rows);
-        let way = Way::of::<R>(logits, first, self.range.end - first, most, lies_alike, fits);
+        let way = Way::of::<R>(logits, first, self.range.end - first, most, self.problem.settled, lies_alike, fits);
         let rows = first..first + way.rows::<R>();
         // What overwrites the logits is written last.
         if self.gradient_last {
@@ -279,8 +279,8 @@ impl Rows<'_> {
     }
 }
 
-/// Weigh the losses of some rows: by the `weights` of their classes, and by those of the rows. Where they are: returned, they would be
-/// copied, which takes time with few classes.
+/// Weigh the losses of some rows: by the `weights` of their classes, which become those of the gradients, and by those of the rows.
+/// Where they are: returned, they would be copied, which takes time with few classes.
 #[inline(never)]
 fn weigh<S: Simd>(
     simd: S,
@@ -301,9 +301,18 @@ fn weigh<S: Simd>(
                     losses.careful |= u32::from(own.counts[lane] != 0.0 && !of_row.is_finite()) << lane;
                 }
             }
+            let mut slopes = [1.0; MOST_LANES];
+            if let Some(focus) = problem.focus {
+                focus.of_rows(simd, &mut losses.loss, &losses.lost, &mut slopes);
+            }
             for lane in 0..MOST_LANES {
                 let weighted = weights[lane] * losses.loss[lane];
                 loss[lane] = if own.counts[lane] == 0.0 { 0.0 } else { weighted };
+            }
+            if problem.focus.is_some() {
+                for (weight, slope) in weights.iter_mut().zip(&slopes) {
+                    *weight *= slope;
+                }
             }
             if problem.sample_weight.is_some() {
                 for (lane, row) in rows.enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {

@@ -125,11 +125,10 @@ impl Comparison<'_> {
     /// compute in the same type.
     #[inline(always)]
     fn is_staged<R: Real + Element<Real = R>>(&self) -> bool {
-        let lie_across = |logits: &Array| logits.neighbours_from(0).is_some() && !logits.is_contiguous();
         let [reference, candidate] = &self.models;
         let classes = reference.classes();
         reference.dtype().is_double() == candidate.dtype().is_double()
-            && (classes <= most_classes::<R>() || classes <= MOST_STAGED && self.models.iter().any(lie_across))
+            && (classes <= most_classes::<R>() || classes <= MOST_STAGED && self.models.iter().any(Array::lies_across))
     }
 
     /// The log-sum-exps of some rows, and by how much they are apart.
@@ -222,7 +221,7 @@ impl Rows<'_> {
                 of.first = rows.start;
                 of.rows.resize(rows.len(), OfRow::default());
                 let (logits, transform) = (of.logits, comparison.transform);
-                Reading { range: rows.clone(), logits, transform, normalized: None }.run(simd, of);
+                Reading { range: rows.clone(), logits, transform, normalized: None, settled: true }.run(simd, of);
             }
             let at_a_time = if is_staged { Stage::<R>::tiles(reference.classes()) * R::LANES } else { R::LANES };
             for first in rows.clone().step_by(at_a_time) {

@@ -62,6 +62,8 @@ pub(super) struct Reading<'a> {
     pub(super) logits: &'a Array<'a>,
     pub(super) transform: Transform,
     pub(super) normalized: Option<Normalized<'a>>,
+    /// Whether bits must not depend on where rows are cut into batches.
+    pub(super) settled: bool,
 }
 
 /// What the softmax of some tiles needs, and its logarithm.
@@ -117,7 +119,7 @@ impl Reading<'_> {
             let most = most_tiles(classes, 2);
             let out = self.normalized.as_mut().map(|normalized| &mut normalized.out);
             let fits = |rows| is_strip::<R>(out, first, rows);
-            let way = Way::of::<R>(self.logits, first, end - first, most, |_| true, fits);
+            let way = Way::of::<R>(self.logits, first, end - first, most, self.settled, |_| true, fits);
             let rows = first..first + way.rows::<R>();
             match way {
                 Way::Strip(_) => self.strip(simd, scale, rows.clone(), user),

@@ -81,7 +81,7 @@ pub fn tally(logits: &Array, problem: &Problem, top_k: &[usize], check: Check) -
 /// The weighted losses of all rows, if what is known of their distributions does not tell them: it does if a weight of the target's
 /// class is all there is besides.
 fn losses_of(logits: &Array, problem: &Problem, check: Check) -> Result<Option<Vec<f64>>> {
-    if problem.label_smoothing == 0.0 && problem.z_loss == 0.0 {
+    if problem.label_smoothing == 0.0 && problem.z_loss == 0.0 && problem.focus.is_none() {
         return Ok(None);
     }
     let (rows, mut losses) = (logits.rows(), Vec::new());
@@ -152,7 +152,7 @@ impl Kernel for Rows<'_> {
     fn run<S: Simd>(self, simd: S) -> Box<Sums> {
         let (range, logits, transform) = (self.range.clone(), self.logits, self.problem.transform);
         let mut summing = Summing { of: self, sums: Box::default() };
-        Reading { range, logits, transform, normalized: None }.run(simd, &mut summing);
+        Reading { range, logits, transform, normalized: None, settled: true }.run(simd, &mut summing);
         for (all, hits) in summing.of.all.iter().zip(&summing.of.found) {
             all.fetch_add(*hits, Ordering::Relaxed);
         }

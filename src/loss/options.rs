@@ -135,7 +135,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
                 sums = masked.all()[0];
                 self.teachers.all_mut()[tile] = before;
             }
-            let mut asked = Asked::nothing(0.0);
+            let mut asked = Asked::nothing(0.0, None);
             let teacher = plan.of_teacher(simd, &found, &sums, &apart, &mut asked);
             beside.push((asked, Some(teacher)));
         }
@@ -555,7 +555,7 @@ impl Rows<'_> {
             picked
         };
         let mut asked = match plan.goal {
-            Goal::Teacher(_) => Asked::nothing(0.0),
+            Goal::Teacher(_) => Asked::nothing(0.0, None),
             _ => plan.asked(simd, self.problem, rows.clone(), &own, pick),
         };
         let teacher = match plan.goal {

@@ -41,6 +41,7 @@ impl Rows<'_> {
         let suits = is_wide::<S>()
             && self.logits.classes() == 2
             && plan.plain().is_some()
+            && self.problem.focus.is_none()
             && plan.temperature == 1.0
             && self.problem.weight.is_none()
             && self.problem.sample_weight.is_none()

@@ -177,7 +177,7 @@ impl<R: Real> Plan<'_, R> {
         own: &Own,
         pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
     ) -> Asked {
-        let mut asked = Asked::nothing(problem.z_loss);
+        let mut asked = Asked::nothing(problem.z_loss, problem.focus);
         let needs_logits = problem.z_loss != 0.0 || self.leads && self.labels.is_some() || self.softcap.is_some();
         let (logits, slopes) = if needs_logits { self.capped(simd, &pick(&own.class)) } else { Default::default() };
         asked.slopes[0] = slopes;

@@ -9,6 +9,7 @@ use super::{BadTarget, Check, Chunks, Found};
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::kernel::finish::{MOST_LANES, PerLane};
+use crate::kernel::focus::Focus;
 use crate::math::{Real, precise_sum};
 use crate::parallel::map_chunks;
 use crate::row::batch;
@@ -42,6 +43,10 @@ pub struct Problem<'a> {
     pub label_smoothing: f64,
     /// The factor of lse².
     pub z_loss: f64,
+    /// What becomes of the losses of classes; none with label smoothing or other targets.
+    pub focus: Option<Focus>,
+    /// Whether bits must not depend on where rows are cut into batches.
+    pub settled: bool,
 }
 
 impl<'p> Problem<'p> {
@@ -54,6 +59,8 @@ impl<'p> Problem<'p> {
             sample_weight: None,
             label_smoothing: 0.0,
             z_loss: 0.0,
+            focus: None,
+            settled: false,
         }
     }
 
@@ -226,7 +233,7 @@ impl<'p> Problem<'p> {
     /// In place: returned, they would be copied, which takes time with few classes.
     #[inline(always)]
     pub(super) fn set(&self, first: usize, classes: usize, targets: &mut batch::Targets) {
-        targets.z_loss = self.z_loss;
+        (targets.z_loss, targets.focus) = (self.z_loss, self.focus);
         if let Targets::Classes(labels) = &self.targets {
             self.set_classes(labels, first, classes, targets);
         } else {

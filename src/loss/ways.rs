@@ -35,12 +35,14 @@ impl Way {
     /// whether all else that is read of so many rows lies as they do, and `fits` whether results can be written so.
     ///
     /// The logits and targets alone decide by which kernel losses are computed; those in place have the same bits as on a stage.
+    /// What is `settled` goes by the same kernel wherever rows are cut into batches.
     #[inline(always)]
     pub(super) fn of<R: Real + Element<Real = R>>(
         logits: &Array,
         first: usize,
         left: usize,
         most: usize,
+        settled: bool,
         lies_alike: impl FnOnce(usize) -> bool,
         fits: impl FnOnce(usize) -> bool,
     ) -> Self {
@@ -50,17 +52,19 @@ impl Way {
         let left = run.map_or(left, |run| run.min(left));
         let tiles = run.map_or(0, |_| (left / lanes).min(most));
         let few = classes <= most_classes::<R>();
+        let on_stage = classes <= MOST_STAGED;
         let lie_so = tiles > 0
             && logits.dtype() == R::DTYPE
             && u32::try_from(classes).is_ok()
             && logits.neighbours(first, tiles * lanes).is_some()
-            && lies_alike(tiles * lanes);
+            && lies_alike(tiles * lanes)
+            && (on_stage || !settled);
         if lie_so && fits(tiles * lanes) {
             return Self::Strip(tiles);
         }
-        if few || tiles > 0 && (lie_so || classes <= MOST_STAGED) {
+        if few || on_stage && settled && logits.lies_across() || tiles > 0 && (lie_so || on_stage && !settled) {
             // What fills no tile goes by the same kernel as it does where tiles are worked on in place.
-            let most = if few { left } else { tiles * lanes };
+            let most = if few || tiles == 0 { left } else { tiles * lanes };
             return Self::Staged((Stage::<R>::tiles(classes) * lanes).min(most));
         }
         let bytes = classes.saturating_mul(logits.dtype().size());

@@ -86,7 +86,7 @@ impl<'py> LossCall<'py> for Call<'py> {
     }
 
     fn drive(&self, losses: Option<&mut ArrayMut>, derivatives: Option<&mut Derivatives>) -> PyResult<f64> {
-        let Scalars { reduction, denominator, ignore_index, label_smoothing, .. } = self.options.scalars;
+        let Scalars { reduction, denominator, ignore_index, label_smoothing, focal_gamma, .. } = self.options.scalars;
         let problem = Binary {
             logits: self.logits.view(),
             targets: view(&self.targets, None),
@@ -94,6 +94,7 @@ impl<'py> LossCall<'py> for Call<'py> {
             pos_weight: self.options.pos_weight.as_ref().map(|array| view(array, None)),
             ignore_index,
             label_smoothing,
+            focal_gamma,
         };
         detached(self.targets.py(), |check| driver(&problem, reduction, denominator, losses, derivatives, check))
     }

@@ -11,8 +11,9 @@ use super::options::{Keywords, Options, Scalars};
 use super::targets::{self, target_array};
 use super::{detached, guard};
 use crate::array::{Array, ArrayMut};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Number};
 use crate::error::{Error, Result};
+use crate::kernel::focus::Focus;
 use crate::loss::cross_entropy::cross_entropy as driver;
 use crate::loss::labels::Labels;
 use crate::loss::targets::{Problem, Targets};
@@ -77,6 +78,21 @@ pub(super) struct Call<'py> {
     role: Role,
 }
 
+/// What looks at the probability of a class needs one: neither all of them nor two targets in one.
+fn check_focus(scalars: &Scalars, role: Role) -> Result<()> {
+    let Scalars { focal_gamma, poly_epsilon, label_smoothing, .. } = *scalars;
+    let options = [("focal_gamma", focal_gamma), ("poly_epsilon", poly_epsilon)];
+    let Some((name, value)) = options.into_iter().find(|(_, value)| *value != 0.0) else { return Ok(()) };
+    let reason = if role != Role::Classes {
+        "probabilities as targets; expected class indices, whose probability it looks at".to_owned()
+    } else if label_smoothing != 0.0 {
+        format!("label_smoothing {}; expected one of them", label_smoothing.text())
+    } else {
+        return Ok(());
+    };
+    Err(Error::Value(format!("{name} is {} with {reason}", value.text())))
+}
+
 /// What targets are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -99,7 +115,8 @@ impl<'a> Unread<'a> {
     /// Check the classes and copy the weights. It takes time with the number of rows, but needs no interpreter.
     pub(super) fn read(&self, check: Check) -> Result<Problem<'a>> {
         let copy = |weights: &Option<Array>, name| weights.as_ref().map(|it| it.copy(name, check)).transpose();
-        let Scalars { ignore_index, label_smoothing, z_loss, .. } = self.scalars;
+        let Scalars { ignore_index, label_smoothing, z_loss, focal_gamma, poly_epsilon, .. } = self.scalars;
+        let is_focused = focal_gamma != 0.0 || poly_epsilon != 0.0;
         Ok(Problem {
             targets: match self.role {
                 Role::Classes => {
@@ -113,6 +130,8 @@ impl<'a> Unread<'a> {
             sample_weight: copy(&self.sample_weight, "sample_weight")?,
             label_smoothing,
             z_loss,
+            settled: false,
+            focus: is_focused.then_some(Focus { gamma: focal_gamma, epsilon: poly_epsilon }),
         })
     }
 }
@@ -149,6 +168,7 @@ impl<'py> Call<'py> {
             targets::check_weights(weight, "sample_weight", &logits.row_shape(), "row")?;
         }
         let role = role_of(&targets, &logits, &options.scalars)?;
+        check_focus(&options.scalars, role)?;
         Ok(Self { logits, options, targets, role })
     }
 

@@ -10,7 +10,7 @@ use super::options::Keywords;
 use super::{detached, guard};
 use crate::error::Error;
 use crate::loss::evaluation::{Sums, sum_of, tally};
-use crate::loss::targets::Targets;
+use crate::loss::targets::{Problem, Targets};
 use crate::math::ExactSum;
 
 /// A whole number of 2^-1074, in two's complement, the lowest byte first, and the sum of what is not finite.
@@ -39,7 +39,7 @@ pub(super) fn evaluate<'py>(
         let call = Call::of_classes(logits, targets, keywords.options(options)?)?;
         let (view, unread) = (call.logits.view(), call.unread());
         let (tally, has_weights, counted, ignored) = detached(logits.py(), |check| {
-            let problem = unread.read(check)?;
+            let problem = Problem { settled: true, ..unread.read(check)? };
             let Targets::Classes(labels) = &problem.targets else { unreachable!("classes were asked for") };
             let rows = labels.rows();
             let counted = problem.counted(rows);

@@ -28,6 +28,8 @@ pub(super) struct Scalars {
     pub(super) ignore_index: Option<i128>,
     pub(super) label_smoothing: f64,
     pub(super) z_loss: f64,
+    pub(super) focal_gamma: f64,
+    pub(super) poly_epsilon: f64,
     pub(super) softcap: Option<f64>,
     pub(super) temperature: f64,
     pub(super) axis: i128,
@@ -108,6 +110,8 @@ impl Scalars {
         ignore_index: None,
         label_smoothing: 0.0,
         z_loss: 0.0,
+        focal_gamma: 0.0,
+        poly_epsilon: 0.0,
         softcap: None,
         temperature: 1.0,
         axis: 0,
@@ -151,6 +155,10 @@ impl<'py> Options<'py> {
                 scalars.label_smoothing = number(name, value, "expected a number from 0 to 1", is_share)?;
             }
             "z_loss" => scalars.z_loss = not_negative(name, value)?,
+            "focal_gamma" => scalars.focal_gamma = not_negative(name, value)?,
+            "poly_epsilon" => {
+                scalars.poly_epsilon = number(name, value, "expected a finite number", f64::is_finite)?;
+            }
             "softcap" => scalars.softcap = Some(positive(name, value)?),
             "temperature" => scalars.temperature = positive(name, value)?,
             "axis" => scalars.axis = integer(name, value)?,

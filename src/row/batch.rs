@@ -10,6 +10,7 @@ use super::log_sum_exp::LogSumExps;
 use super::transform::Capped;
 use super::{Dense, Transform};
 use crate::kernel::finish::{HALF, MOST_LANES, PerLane, difference_and, load, quotient, store};
+use crate::kernel::focus::Focus;
 use crate::math::{Boost, Real, UNIT};
 
 /// The sum of all lanes, in a fixed order.
@@ -41,6 +42,8 @@ pub struct Targets<'a> {
     pub dense: Option<Dense<'a>>,
     /// The factor of lse².
     pub z_loss: f64,
+    /// What becomes of the losses of the named classes.
+    pub focus: Option<Focus>,
 }
 
 /// A class of each row.
@@ -78,6 +81,7 @@ impl<'a> Targets<'a> {
             uniform: 0.0,
             dense,
             z_loss: 0.0,
+            focus: None,
         }
     }
 }
@@ -116,6 +120,8 @@ impl Default for Spreads {
 pub struct Losses<'a> {
     /// In nats.
     pub loss: PerLane<f64>,
+    /// The weights of the points, times the slopes of what becomes of their losses.
+    pub(super) point: PerLane<f64>,
     /// `2·z_loss·lse`.
     pub(super) pull: PerLane<f64>,
     pub(super) log_sum_exps: &'a LogSumExps,
@@ -249,15 +255,26 @@ pub fn losses<'a, S: Simd>(
             let logits = Values::new::<S, false>(simd, &targets.points.logit, transform);
             let divisor = transform.temperature();
             let teacher = targets.dense.as_ref().and_then(Dense::log_totals);
-            let mut losses =
-                Losses { loss: [0.0; MOST_LANES], log_sum_exps: found, spread: &spreads.mass, pull: [0.0; MOST_LANES] };
+            let mut losses = Losses {
+                loss: [0.0; MOST_LANES],
+                log_sum_exps: found,
+                spread: &spreads.mass,
+                point: targets.points.weight,
+                pull: [0.0; MOST_LANES],
+            };
             for half in (0..rows).step_by(HALF) {
                 let reference = references.load(simd, half);
                 let log_total = found.log_total(simd, half);
                 let mut loss = zero;
                 if targets.names_classes {
                     let missed = difference_and(simd, reference, logits.load(simd, half), log_total, divisor);
-                    loss = product_of(load(simd, &targets.points.weight, half), missed);
+                    let weight = load(simd, &targets.points.weight, half);
+                    loss = product_of(weight, missed);
+                    if let Some(focus) = targets.focus {
+                        let [focused, slope] = focus.of(simd, [missed, zero]);
+                        loss = product_of(weight, focused);
+                        store(weight * slope, &mut losses.point, half);
+                    }
                 }
                 let (mass, sum) = (load(simd, &spreads.mass, half), load(simd, &spreads.sum, half));
                 let distance = |sum: f64x8<S>| sum / lanes(transform.temperature()) * lanes(UNIT);
@@ -359,7 +376,7 @@ pub fn slopes<S: Simd>(
                 let scale = load(simd, scales, half);
                 let scale = if transform.temperature() == 1.0 { scale } else { scale / lanes(transform.temperature()) };
                 let (spread, pull) = (load(simd, losses.spread, half), load(simd, &losses.pull, half));
-                let point = load(simd, &points.weight, half);
+                let point = load(simd, &losses.point, half);
                 let mass = product_of(scale, (point + spread) + pull);
                 let factor = total.simd_eq(zero).select(lanes(f64::NAN), mass / total);
                 // Rows that do not count must not count where all lanes are asked.

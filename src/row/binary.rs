@@ -7,6 +7,9 @@
 //! the loss is a difference, and what the quotient is off by is a share of σ(−|x|), the smaller side. The second
 //! derivative is `(a + b)·σ(x)·σ(−x)`, that quotient times what is left of 1, which is no less than a half.
 //!
+//! A focal loss is that times `(1 − p)^γ`, p being the probability `t·σ(x) + (1 − t)·σ(−x)` of the target, after the smoothing:
+//! `1 − p = t·σ(−x) + (1 − t)·σ(x)`, and its derivative `(1 − 2t)·σ(x)·σ(−x)`.
+//!
 //! exp, log1p and the quotient are those of the lanes, E being rounded to them, where it is subnormal too; slope and mass are f64,
 //! lest 1 − t and a weight of 50 take their rounding along.
 //!
@@ -19,6 +22,7 @@
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use crate::element::Element;
+use crate::kernel::focus::power_of_share;
 use crate::math::{Boost, Real, Total};
 use crate::rows::BLOCK;
 
@@ -37,6 +41,8 @@ pub struct Weighted {
     pub scales: [f64; BLOCK],
     /// ε.
     pub label_smoothing: f64,
+    /// γ.
+    pub focal_gamma: f64,
 }
 
 /// What the two sides of eight elements weigh.
@@ -62,6 +68,31 @@ impl Weighted {
         let (no, yes) = (keep * (lanes(1.0) - t) + half_smoothing, keep * t + half_smoothing);
         let (a, b) = (weighed(no, w * no), weighed(yes, w * (load(&self.positive) * yes)));
         Sides { slope: above.select(a, -b), mass: a + b, scale: load(&self.scales) }
+    }
+
+    /// What becomes of the losses and gradients of the eight elements from `start` on if hard ones count more; `rarer` is σ(−|x|).
+    #[inline(always)]
+    fn focused<S: Simd>(
+        &self,
+        simd: S,
+        start: usize,
+        above: Mask<S>,
+        rarer: f64x8<S>,
+        [loss, gradient]: [f64x8<S>; 2],
+    ) -> [f64x8<S>; 2] {
+        let lanes = |value: f64| f64x8::splat(simd, value);
+        let (zero, one, t) = (lanes(0.0), lanes(1.0), f64x8::from_slice(simd, &self.targets[start..start + 8]));
+        let yes = t.mul_add(lanes(1.0 - self.label_smoothing), lanes(self.label_smoothing / 2.0));
+        let no = one - yes;
+        let likelier = one - rarer;
+        // The probabilities of yes and of no, none a difference where it is small.
+        let (of_yes, of_no) = (above.select(likelier, rarer), above.select(rarer, likelier));
+        let (missing, right) = (yes.mul_add(of_no, no * of_yes), yes.mul_add(of_yes, no * of_no));
+        let power = power_of_share(simd, self.focal_gamma, right / missing);
+        let slope = (no - yes) * (rarer * likelier);
+        // Of an infinite logit there is nothing, whatever it is multiplied by.
+        let of_power = slope.simd_eq(zero).select(zero, lanes(self.focal_gamma) * (loss / missing) * slope);
+        [power * loss, power * (gradient + of_power)]
     }
 }
 
@@ -110,6 +141,7 @@ pub unsafe fn losses<
             let (lanes, padded) = (R::LANES, length.next_multiple_of(R::LANES));
             let Room { losses, gradients, hessians, logs } = room;
             let (gradients, logs) = (&mut gradients[..padded], &mut logs[..padded]);
+            let focal = weighted.focal_gamma != 0.0;
             for (vector, part) in gradients.chunks_exact_mut(lanes).enumerate() {
                 // SAFETY: a vector of the block, readable by the caller's promise.
                 let x = unsafe { R::load(simd, logits.add(vector * lanes)) };
@@ -119,7 +151,7 @@ pub unsafe fn losses<
             for (part, logs) in gradients.chunks_exact_mut(lanes).zip(logs.chunks_exact_mut(lanes)) {
                 let exp = R::Lanes::<S>::from_slice(simd, part);
                 R::logs_1p(simd, [exp])[0].store_slice(logs);
-                if GRADIENT {
+                if GRADIENT || focal {
                     (exp / (exp + R::splat(simd, 1.0))).store_slice(part);
                 }
             }
@@ -139,7 +171,14 @@ pub unsafe fn losses<
                     // The right answer is worth every confidence: 0·∞ is 0.
                     let linear = sides.slope.simd_eq(zero).select(zero, sides.slope * x[half]);
                     loss[half] = sides.mass.mul_add(log[half], linear);
-                    gradient[half] = sides.mass.mul_add(share[half], sides.slope) * sides.scale;
+                    gradient[half] = sides.mass.mul_add(share[half], sides.slope);
+                    if focal {
+                        let start = vector * lanes + 8 * half;
+                        let plain = [loss[half], gradient[half]];
+                        [loss[half], gradient[half]] =
+                            weighted.focused(simd, start, x[half].simd_gt(zero), rarer[half], plain);
+                    }
+                    gradient[half] *= sides.scale;
                     if HESSIAN {
                         let variance = rarer[half] * (one - rarer[half]);
                         hessian[half] = sides.mass * variance * sides.scale;

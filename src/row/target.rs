@@ -170,6 +170,7 @@ impl Target<'_> {
             uniform: self.uniform,
             dense: self.dense,
             z_loss: self.z_loss,
+            focus: None,
         }
     }
 }

@@ -241,6 +241,7 @@ fn binary(mut call: Call, gradient: bool) -> Result<()> {
         pos_weight: None,
         ignore_index: None,
         label_smoothing: 0.0,
+        focal_gamma: 0.0,
     };
     let cotangents = cotangents.map(|cotangents| cotangents.read("cotangents", &shape, None)).transpose()?;
     let mut out = result.write(if gradient { "gradients" } else { "losses" }, &shape, None)?;

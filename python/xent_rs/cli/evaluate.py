@@ -66,6 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the loss has this times the square of the log-sum-exp more (default: 0)",
     )
     parser.add_argument(
+        "--focal-gamma",
+        type=float,
+        default=0.0,
+        metavar="GAMMA",
+        help="the loss is multiplied by this power of 1 - p, p being the target's probability (default: 0)",
+    )
+    parser.add_argument(
+        "--poly-epsilon",
+        type=float,
+        default=0.0,
+        metavar="EPSILON",
+        help="the loss has this times 1 - p more (default: 0)",
+    )
+    parser.add_argument(
         "--top-k",
         type=_integers,
         default=(1, 5),
@@ -124,6 +138,8 @@ def _evaluated(
         "z_loss": arguments.z_loss,
         "softcap": arguments.softcap,
         "temperature": arguments.temperature,
+        "focal_gamma": arguments.focal_gamma,
+        "poly_epsilon": arguments.poly_epsilon,
         "axis": arguments.axis,
     }
     evaluator = Evaluator(top_k=arguments.top_k, **options)
@@ -171,6 +187,8 @@ def _journal(
     options = {
         "--label-smoothing": arguments.label_smoothing,
         "--z-loss": arguments.z_loss,
+        "--focal-gamma": arguments.focal_gamma,
+        "--poly-epsilon": arguments.poly_epsilon,
         "--top-k": list(arguments.top_k),
         "--output": arguments.output is not None,
     }
