@@ -1,16 +1,17 @@
 """What shards of the classes say of rows, and how the whole is put together from them.
 
-A shard has some of the classes of every row. Of each row it tells its largest logit and the log-sum-exp above
-it, ``log_sum = log Σ exp(z - z_largest)``, which is at least 0 and small for a confident row; of the shards
-together, with ``gap`` how far a shard's largest is below the largest of all,
+A shard has some of the classes of every row. Of each row it tells its largest logit and what the other
+classes add to the sum of the exponentials, ``others = Σ exp(z - z_largest)`` without the largest itself,
+which is small for a confident row. With ``gap`` how far a shard's largest is below the largest of all, they
+make together
 ::
 
-    log_sum = log1p(expm1(log_sum of the leading shard) + Σ exp(log_sum - gap) of the others)
+    others = others of the leading shard + Σ (1 + others)·exp(-gap) of the rest,    log_sum = log1p(others),
 
-keeps the digits of confident rows, and so does the loss, ``gap of the target + log_sum``. A shard is computed
-in float64, whatever the logits are, some rows at a time: what is lost of float32 logits in shards is nothing
-beside what the promised accuracy allows. Shards are put together in the order of their classes, so that no
-bit depends on the order in which they came.
+and so the log-sum-exp is ``largest + log_sum`` and a loss ``gap of the target + log_sum``, to the digits of
+confident rows. A shard is computed in float64, whatever the logits are, some rows at a time: what float32
+logits lose in shards is nothing beside what the promised accuracy allows. Shards are put together in the
+order of their classes, so that no bit depends on the order in which they came.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +55,37 @@ class Transform:
         """Return it as options of a function."""
         return {"softcap": self.softcap, "temperature": self.temperature}
 
-    def of(self, logits: Floats) -> Floats:
-        """Return z."""
+    def of(self, logits: Floats) -> tuple[Floats, Floats]:
+        """Return z, and what was lost of it."""
         with np.errstate(all="ignore"):
-            if self.softcap is not None:
-                capped = self.softcap * np.tanh(logits / self.softcap)
-                logits = np.where(np.isfinite(logits), capped, logits)
-            return logits / self.temperature
+            if self.softcap is None:
+                z = logits / self.temperature
+                product, error = _product(z, self.temperature)
+                lost = ((logits - product) - error) / self.temperature
+            else:
+                wide = self._capped(logits)
+                z = np.where(np.isfinite(logits), wide.astype(np.float64), logits)
+                lost = (wide - z).astype(np.float64)
+            return z, np.where(np.isfinite(lost), lost, 0.0)
+
+    def _capped(self, logits: Floats) -> NDArray[Any]:
+        """Return z with more digits where the platform has them; the promised accuracy is less with a cap."""
+        cap = np.longdouble(cast(float, self.softcap))
+        return cast("NDArray[Any]", cap * np.tanh(logits / cap) / np.longdouble(self.temperature))
+
+    def precise_gap(self, above: Floats, below: Floats) -> tuple[Floats, Floats]:
+        """Return how far one z is below another, and what was lost of that."""
+        gap = self.gap(above, below)
+        with np.errstate(all="ignore"):
+            if self.softcap is None:
+                difference = above - below
+                subtracted = above - difference
+                missing = (above - (difference + subtracted)) + (subtracted - below)
+                product, error = _product(gap, self.temperature)
+                lost = ((difference - product) - error + missing) / self.temperature
+            else:
+                lost = ((self._capped(above) - self._capped(below)) - gap).astype(np.float64)
+            return gap, np.where(np.isfinite(gap) & np.isfinite(lost), lost, 0.0)
 
     def gap(self, above: Floats, below: Floats) -> Floats:
         """Return how far one z is below another: logits are subtracted before anything is divided."""
@@ -138,9 +163,9 @@ class Shard:
         The largest logit, before softcap and temperature: ``-inf`` if there is none, NaN if one is NaN.
     argmax : ndarray of int
         Its class.
-    log_sum : ndarray
-        The log-sum-exp of the shard less its largest z; 0 if all are ``-inf``, NaN if it has a NaN or
-        ``+inf``.
+    others : ndarray
+        What all but the largest have in the sum of ``exp(z - z_largest)``; 0 if all are ``-inf``, NaN if one
+        is NaN or ``+inf``.
     entropy : ndarray
         Of the softmax of the shard alone, in nats; 0 and NaN likewise.
     target_logit : ndarray
@@ -157,7 +182,7 @@ class Shard:
     classes: int
     largest: Floats
     argmax: Integers
-    log_sum: Floats
+    others: Floats
     entropy: Floats
     target_logit: Floats
     above: Integers | None = None
@@ -198,7 +223,7 @@ def shard_of(
     """
     rows, classes = logits.shape
     tops = min(tops, classes)
-    largest, log_sum, entropy = np.full(rows, -np.inf), np.zeros(rows), np.zeros(rows)
+    largest, others, entropy = np.full(rows, -np.inf), np.zeros(rows), np.zeros(rows)
     argmax = np.full(rows, offset, np.int64)
     of_target, above = np.full(rows, np.nan), np.zeros(rows, np.int64)
     top_logits, top_classes = np.empty((rows, tops)), np.empty((rows, tops), np.int64)
@@ -209,11 +234,15 @@ def shard_of(
         leader = slab.argmax(axis=1)
         largest[part], argmax[part] = slab[each, leader], leader + offset
         options = {**transform.options(), "ignore_index": NO_CLASS}
-        _, _, _, entropies, of_leader, _ = _xent_rs.row_statistics(slab, leader, _STATISTICS, options)
+        _, _, probability, entropies, of_leader, _ = _xent_rs.row_statistics(
+            slab, leader, _STATISTICS, options
+        )
         masked = np.isneginf(largest[part])
         entropy[part] = np.where(masked, 0.0, entropies)
         assert of_leader is not None
-        log_sum[part] = np.where(masked, 0.0, -of_leader)
+        # Both are accurate to some units of their own last place.
+        beside = np.where(of_leader > -1, np.expm1(-of_leader), 1 / probability - 1)
+        others[part] = np.where(masked, 0.0, beside)
         if targets is not None:
             place = targets[part] - offset
             mine = (place >= 0) & (place < classes)
@@ -233,7 +262,7 @@ def shard_of(
         classes,
         largest,
         argmax,
-        log_sum,
+        others,
         entropy,
         of_target,
         above=None if target_logit is None else above,
@@ -241,6 +270,19 @@ def shard_of(
         spread=None if shares is None else spread,
         mass=None if shares is None else mass,
     )
+
+
+def _product(values: Floats, factor: float) -> tuple[Floats, Floats]:
+    """Return products and what their rounding has changed, by Dekker's splitting into halves."""
+
+    def halves(value: Any) -> tuple[Any, Any]:
+        large = 134217729.0 * value  # 2**27 + 1
+        high = large - (large - value)
+        return high, value - high
+
+    product = values * factor
+    (a, b), (c, d) = halves(values), halves(factor)
+    return product, ((a * c - product) + a * d + b * c) + b * d
 
 
 def _slabs(rows: int, classes: int) -> Iterator[slice]:
@@ -296,10 +338,10 @@ class Whole:
         The log-sum-exp less the largest z; NaN where the largest is not finite.
     entropy : ndarray
         The entropy in nats, NaN likewise.
-    gaps : ndarray of shape (shards, rows)
-        How far the largest z of each shard is below the largest of all.
-    log_sums : ndarray of shape (shards, rows)
-        The shards' own.
+    terms : ndarray of shape (shards, rows)
+        The sum of the exponentials of each shard, where the largest of all has 1.
+    below : ndarray of shape (shards, rows)
+        How far the log-sum-exp of each shard is below that of all.
     """
 
     transform: Transform
@@ -307,14 +349,14 @@ class Whole:
     argmax: Integers
     log_sum: Floats
     entropy: Floats
-    gaps: Floats
-    log_sums: Floats
+    terms: Floats
+    below: Floats
 
     @property
     def logsumexp(self) -> Floats:
         """The log-sum-exp; of a row without a softmax what is largest."""
-        z = self.transform.of(self.top)
-        return np.where(np.isfinite(self.top), z + self.log_sum, self.top)
+        z, lost = self.transform.of(self.top)
+        return np.where(np.isfinite(self.top), z + (self.log_sum + lost), self.top)
 
     @property
     def max_probability(self) -> Floats:
@@ -323,39 +365,34 @@ class Whole:
 
     def losses(self, target_logit: Floats) -> Floats:
         """Return ``lse - z`` of these logits."""
-        return self.transform.gap(self.top, target_logit) + self.log_sum
+        gap, lost = self.transform.precise_gap(self.top, target_logit)
+        return gap + (self.log_sum + lost)
 
-    def above(self) -> Floats:
-        """Return how far the log-sum-exp of each shard is below that of all, at least 0."""
-        with np.errstate(invalid="ignore"):
-            return np.maximum(self.log_sum + self.gaps - self.log_sums, 0.0)
-
-    def rest(self, shard: int) -> Floats:
-        """Return the sum of the exponentials of all shards but one, where the largest of all has 1."""
-        terms = np.exp(self.log_sums - self.gaps)
-        terms[shard] = 0.0
-        return _sum(terms)
+    def rest(self, number: int) -> Floats:
+        """Return the terms of all shards but one."""
+        return _sum(np.delete(self.terms, number, axis=0))
 
 
 @in_default_environment
 def whole_of(shards: Sequence[Shard], transform: Transform) -> Whole:
     """Put shards together that have all classes, in their order."""
     largest = np.stack([shard.largest for shard in shards])
-    log_sums = np.stack([shard.log_sum for shard in shards])
+    others = np.stack([shard.others for shard in shards])
     lead = largest.argmax(axis=0)  # as of the classes: the first NaN, or the first of equal ones
     each = np.arange(largest.shape[1])
     top = largest[lead, each]
-    gaps = transform.gap(top, largest)
     with np.errstate(all="ignore"):
-        terms = np.exp(log_sums - gaps)
-        terms[lead, each] = np.expm1(log_sums[lead, each])
-        log_sum = np.where(np.isfinite(top), np.log1p(_sum(terms)), np.nan)
+        gaps, lost = transform.precise_gap(top, largest)
+        terms = (1 + others) * np.exp(-gaps) * (1 - lost)
+        beside = terms.copy()
+        beside[lead, each] = others[lead, each]
+        log_sum = np.where(np.isfinite(top), np.log1p(_sum(beside)), np.nan)
+        below = np.maximum(log_sum + gaps - np.log1p(others), 0.0)
         # H = Σ P_k (H_k + lse - lse_k), of which no term is negative, with P_k the probability of a shard.
-        below = np.maximum(log_sum + gaps - log_sums, 0.0)
         entropies = np.stack([shard.entropy for shard in shards])
         entropy = _sum(times(np.exp(-below), entropies + below))
     argmax = np.stack([shard.argmax for shard in shards])[lead, each]
-    return Whole(transform, top, argmax, log_sum, entropy, gaps, log_sums)
+    return Whole(transform, top, argmax, log_sum, entropy, terms, below)
 
 
 def _sum(terms: Floats) -> Floats:
@@ -405,11 +442,10 @@ def losses_of(
         of_class = np.ones(len(targets)) if weight is None else weight[np.maximum(targets, 0)]
         losses = times((1 - smoothing) * of_class, whole.losses(target_logit))
     if shards[0].spread is not None:
-        above = whole.above()
-        for number, shard in enumerate(shards):
+        for shard, below in zip(shards, whole.below, strict=True):
             assert shard.spread is not None
             assert shard.mass is not None
-            losses = losses + (shard.spread + times(shard.mass, above[number]))
+            losses = losses + (shard.spread + times(shard.mass, below))
     if z_loss:
         losses = losses + z_loss * whole.logsumexp**2
     return np.where(np.isnan(whole.log_sum), np.nan, losses)

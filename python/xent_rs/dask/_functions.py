@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dask.array as da
 import numpy as np
-from dask.delayed import Delayed
+from dask.delayed import Delayed, delayed
 from numpy.typing import ArrayLike, NDArray
 
 import xent_rs
@@ -323,10 +323,9 @@ class _Call:
                     f"expected {shape}, the shape of {name}, for probabilities"
                 )
             arrays.append(_lazy(soft, first.chunks))
-        if len(arrays) > 1:
-            index = tuple(range(len(shape)))
-            _, arrays = da.core.unify_chunks(*(part for array in arrays for part in (array, index)))
-        return cls(given, tuple(arrays), name, axis % len(shape), has_probabilities)
+        chunks = tuple(_cut(lengths) for lengths in zip(*(array.chunks for array in arrays), strict=True))
+        aligned = tuple(_lazy(array, chunks) for array in arrays)
+        return cls(given, aligned, name, axis % len(shape), has_probabilities)
 
     @property
     def all(self) -> _Index:
@@ -460,13 +459,15 @@ class _Call:
             split_every=self.options["split_every"],
             concatenate=False,
             dtype=dtype,
-            meta=np.empty((), dtype),
+            meta=np.empty((0,) * states.ndim, dtype),
             name=_token(_tasks.result),
         )
 
     def delayed(self, states: da.Array) -> Delayed:
         """Return the result of states as what computes later."""
-        return cast(Delayed, self.tree(states).to_delayed().item())
+        result = self.tree(states)
+        # `to_delayed` would keep the name, but is not there with Dask's query planning.
+        return cast(Delayed, delayed(_tasks.itself, pure=True)(result))
 
 
 _EACH = {"sample_weight": "one number a row", "groups": "one group a row"}
@@ -510,6 +511,15 @@ def _lazy(array: Any, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
     if not isinstance(array, da.Array):
         return da.from_array(array, chunks=chunks)
     return array if array.chunks == chunks else array.rechunk(chunks)
+
+
+def _cut(chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return chunks along an axis that end where any of those of several arrays do."""
+    first, *others = chunks
+    if all(other == first for other in others):
+        return first
+    ends = sorted({int(end) for lengths in chunks for end in np.cumsum(lengths) if end})
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False)) or (0,)
 
 
 def _each(numbers: NDArray[Any], axis: int) -> _Argument:

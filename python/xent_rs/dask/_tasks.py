@@ -469,8 +469,13 @@ def as_it_is(state: _State, axis: Any, keepdims: bool) -> _State:
     return state
 
 
-def merged(states: Any, axis: Any, keepdims: bool) -> Any:
-    """Merge what blocks have given; these stay as they are, for they may be asked for again."""
+def merged(states: Any, axis: Any, keepdims: bool, computing_meta: bool = False) -> Any:
+    """Merge what blocks have given; these stay as they are, for they may be asked for again.
+
+    Dask asks first what becomes of an empty array.
+    """
+    if computing_meta:
+        return states
     first, *others = flat(states)
     total = copy.copy(first)
     for other in others:
@@ -478,6 +483,13 @@ def merged(states: Any, axis: Any, keepdims: bool) -> Any:
     return total
 
 
-def result(states: Any, axis: Any, keepdims: bool, of: tuple[Any, ...] = ()) -> Any:
+def result(
+    states: Any, axis: Any, keepdims: bool, computing_meta: bool = False, of: tuple[Any, ...] = ()
+) -> Any:
     """Merge the last states and return what they say."""
-    return merged(states, axis, keepdims).result(*of)
+    return states if computing_meta else merged(states, axis, keepdims).result(*of)
+
+
+def itself(value: Any) -> Any:
+    """Return the one value of an array without axes."""
+    return value
