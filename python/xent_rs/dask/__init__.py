@@ -24,11 +24,11 @@ Examples
 from __future__ import annotations
 
 try:
-    import dask.array
+    import dask
 except ImportError as error:
-    raise ImportError(f"xent_rs.dask needs Dask's arrays ({error}): pip install xent_rs[dask]") from None
+    raise ImportError(f"xent_rs.dask needs Dask ({error}): pip install xent_rs[dask]") from None
 
-_OLDEST = (2024, 8)
+_OLDEST = (2025, 1)
 if tuple(int(number) for number in dask.__version__.split(".")[:2]) < _OLDEST:
     raise ImportError(
         f"xent_rs.dask needs Dask {_OLDEST[0]}.{_OLDEST[1]} or newer, and this is {dask.__version__}: "
