@@ -258,12 +258,16 @@ class Evaluator:
         A row without a softmax has the rank -1.
         """
         self._sums += _Sums(
-            *(ExactSum.of_values(values) for values in (losses, losses * losses, entropies)),
-            *(ExactSum.of_values(values) for values in (weights, weights * weights, weights * losses)),
-            tuple(int(np.count_nonzero((ranks >= 0) & (ranks < k))) for k in self._ks),
-            len(losses),
-            ignored,
-            classes,
+            loss=ExactSum.of_values(losses),
+            squared_loss=ExactSum.of_values(losses * losses),
+            entropy=ExactSum.of_values(entropies),
+            weight=ExactSum.of_values(weights),
+            squared_weight=ExactSum.of_values(weights * weights),
+            product=ExactSum.of_values(weights * losses),
+            hits=tuple(int(np.count_nonzero((ranks >= 0) & (ranks < k))) for k in self._ks),
+            rows=len(losses),
+            ignored=ignored,
+            classes=classes,
         )
 
     def merge(self, other: Evaluator) -> Evaluator:

@@ -79,17 +79,19 @@ class RowState:
             found = other._options()[name]
             if not are_equal(found, expected):
                 raise ValueError(f"other has {name} {text_of(found)}; expected {text_of(expected)}")
-        if (self._targets is None) != (other._targets is None):
-            has, expected_ = ("no targets", "them") if other._targets is None else ("targets", "none")
-            raise ValueError(f"other has {has}; expected {expected_}, as in this state")
-        if self._targets is not None and not np.array_equal(self._targets, other._targets):
+        mine, theirs = self._targets, other._targets
+        if mine is None or theirs is None:
+            if mine is not theirs:
+                found, expected = ("no targets", "them") if theirs is None else ("targets", "none")
+                raise ValueError(f"other has {found}; expected {expected}, as in this state")
+        elif not np.array_equal(mine, theirs):
             raise ValueError("other has other targets; expected those of this state")
         for shard in other._shards:
-            for mine in self._shards:
-                if max(shard.offset, mine.offset) < min(_end(shard), _end(mine)):
+            for here in self._shards:
+                if max(shard.offset, here.offset) < min(_end(shard), _end(here)):
                     raise ValueError(
                         f"other has {_classes(shard.offset, _end(shard))}; "
-                        f"expected none of {_classes(mine.offset, _end(mine))}, which are in this state"
+                        f"expected none of {_classes(here.offset, _end(here))}, which are in this state"
                     )
         self._shards = tuple(sorted(self._shards + other._shards, key=lambda shard: shard.offset))
         self._dtype = np.result_type(self._dtype, other._dtype)

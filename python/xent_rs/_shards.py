@@ -294,7 +294,7 @@ def _slabs(rows: int, classes: int) -> Iterator[slice]:
 
 def _ranked_above(slab: Floats, logit: Floats, place: Integers) -> Integers:
     """Count the classes of a shard that rank above a target: of equal logits the first ranks higher."""
-    count = np.count_nonzero(slab > logit[:, None], axis=1)
+    count: Integers = np.count_nonzero(slab > logit[:, None], axis=1)
     equal = slab == logit[:, None]
     # Mostly there are none, or the target alone.
     for row in np.flatnonzero(equal.any(axis=1)):
@@ -492,7 +492,7 @@ def divergences_of(
             slab[:, :-1] = -whole.transform.gap(base[part, None], values[part].astype(np.float64))
             slab[:, -1] = rest[part]
             slabs.append(slab)
-        _, _, *found, _, _, _ = _xent_rs.compare_rows(*slabs, None, _COMPARER, {})
+        _, _, *found, _, _, _ = _xent_rs.compare_rows(slabs[0], slabs[1], None, _COMPARER, {})
         for to, values, taken in zip((kl, reverse_kl, jensen_shannon), found, off, strict=True):
             with np.errstate(invalid="ignore"):
                 to[part] = np.where(np.isinf(values), values, np.maximum(values - taken[part], 0.0))

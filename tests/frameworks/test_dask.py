@@ -1,4 +1,4 @@
-"""`xent_rs.dask`: the bits of the local functions in any chunks of rows, their accuracy in chunks of classes."""
+"""`xent_rs.dask`: the local functions' bits in any chunks of rows, their accuracy in chunks of classes."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ import xent_rs.dask as xd  # noqa: E402
 from dask.base import tokenize  # noqa: E402
 
 from ..bounds import CrossEntropyBounds, assert_within  # noqa: E402
-from ..comparison_oracle import compare_rows  # noqa: E402
+from ..comparison_oracle import divergences, log_softmax  # noqa: E402
 from ..oracle import CrossEntropy, Softmax  # noqa: E402
 
 DTYPES = [np.float16, bfloat16, np.float32, np.float64]
@@ -284,18 +284,19 @@ def test_compared_rows_that_are_not_like_others(dtype):
     reference[15, 6:] = -inf
     reference, candidate = reference.astype(dtype), candidate.astype(dtype)
     targets = np.arange(16) % 12
-    _, _, kl, reverse_kl, jensen_shannon, *_ = compare_rows(reference, candidate, targets, None, {})
     for row in range(16):
         of_row = slice(row, row + 1)
         local = xent_rs.compare(reference[of_row], candidate[of_row], targets[of_row])
+        with np.errstate(invalid="ignore"):
+            wanted = divergences(log_softmax(reference[row]), log_softmax(candidate[row]))
         for classes in ((6, 6), (1, 1, 10), (3, 3, 3, 3), (2,) * 6):
             lazy, other = (da.from_array(x[of_row], chunks=(1, classes)) for x in (reference, candidate))
             found = xd.compare(lazy, other, targets[of_row]).compute()
             if row == 11:
                 assert found.kl.value == found.reverse_kl.value == found.jensen_shannon.value == 0
-            for values, name in ((kl, "kl"), (reverse_kl, "reverse_kl"), (jensen_shannon, "jensen_shannon")):
+            for name, expected in zip(("kl", "reverse_kl", "jensen_shannon"), wanted, strict=True):
                 value = getattr(found, name).value
-                np.testing.assert_allclose(value, values[row], rtol=1e-9, atol=1e-15, err_msg=f"{name} {row}")
+                np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-15, err_msg=f"{name} {row}")
                 assert not value < 0
             close(found, local, rtol=1e-5, atol=1e-6)
 
@@ -428,7 +429,7 @@ def test_what_goes_between_tasks_is_small():
 
     with Sizes():
         xd.evaluate(logits, targets, top_k=()).compute(scheduler="synchronous")
-    assert len(sizes) >= 4
+    assert len(sizes) >= 3
     assert max(sizes) < 160_000
 
 
@@ -438,7 +439,8 @@ dask.config.set(scheduler="synchronous")
 def block(block_info=None):
     return np.full(block_info[None]["chunk-shape"], 1.0, np.float32)
 def logits(rows, classes):
-    return da.map_blocks(block, chunks=((128,) * rows, classes), dtype=np.float32, meta=np.empty((0, 0), np.float32))
+    chunks, meta = ((128,) * rows, classes), np.empty((0, 0), np.float32)
+    return da.map_blocks(block, chunks=chunks, dtype=np.float32, meta=meta)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 targets = np.zeros(128 * 12, int)
@@ -454,7 +456,7 @@ print(peak() - before)
     ("call", "chunks"), [("evaluate", 1), ("evaluate", 3), ("cross_entropy", 3), ("compare", 2)]
 )
 def test_memory_of_a_task(call, chunks, python):
-    """Blocks of 32 MiB, one at a time; of two models those of the rows that are worked on, between the rounds."""
+    """Blocks of 32 MiB, one at a time; of two models, between the rounds, those of some rows."""
     small, large = (
         ("logits(1, (64, 64)), ", f"logits(12, (65536,) * {chunks}), ") if call == "compare" else ("", "")
     )
@@ -499,7 +501,6 @@ def test_dasks_other_engine(python):
 
 LAZY = da.zeros((4, 10), chunks=(2, 10), dtype=np.float32)
 TARGETS = np.arange(4)
-UNKNOWN = LAZY[da.ones(4, chunks=2) > 0]
 
 
 @pytest.mark.parametrize(
@@ -516,7 +517,7 @@ UNKNOWN = LAZY[da.ones(4, chunks=2) > 0]
             "candidate: found ndarray; expected a Dask array (dask.array.from_array)",
         ),
         (
-            lambda: xd.evaluate(UNKNOWN, TARGETS),
+            lambda: xd.evaluate(LAZY[da.ones(4, chunks=2) > 0], TARGETS),
             ValueError,
             "logits have chunks of unknown lengths; expected known ones (logits.compute_chunk_sizes())",
         ),
@@ -578,7 +579,7 @@ UNKNOWN = LAZY[da.ones(4, chunks=2) > 0]
         (
             lambda: xd.evaluate(LAZY.astype(int), TARGETS),
             TypeError,
-            "logits have dtype int64; expected float16, bfloat16, float32 or float64 (logits.astype(np.float32))",
+            "logits have dtype int64; expected float16, bfloat16, float32 or float64",
         ),
         (
             lambda: xd.evaluate(LAZY, TARGETS, split_every=1),
@@ -598,12 +599,13 @@ UNKNOWN = LAZY[da.ones(4, chunks=2) > 0]
         (
             lambda: xd.cross_entropy(LAZY, TARGETS, reduction="none", denominator=3),
             ValueError,
-            "denominator is given with reduction 'none'; expected reduction 'mean', whose divisor it replaces",
+            "denominator is given with reduction 'none'; expected reduction 'mean'",
         ),
         (
             lambda: xd.cross_entropy(LAZY, TARGETS, lable_smoothing=0.1),
             TypeError,
-            "cross_entropy() got an unexpected keyword argument 'lable_smoothing'. Did you mean 'label_smoothing'?",
+            "cross_entropy() got an unexpected keyword argument 'lable_smoothing'. "
+            "Did you mean 'label_smoothing'?",
         ),
     ],
 )
@@ -740,7 +742,8 @@ def test_workers_read_files_themselves(client, tmp_path):
     for number in range(4):
         np.save(tmp_path / f"logits-{number}.npy", logits[number * 1000 : (number + 1) * 1000])
     stored = io.open_array(tmp_path / "logits-*.npy")
-    lazy = da.from_array(stored)
+    assert da.from_array(stored).chunks == ((4000,), (1000,))  # what Dask takes for 16 MB
+    lazy = da.from_array(stored, chunks=stored.chunks)
     assert lazy.chunks[0] == (1000,) * 4
     result = xd.evaluate(lazy, targets)
     assert len(pickle.dumps(dict(lazy.__dask_graph__()))) < 100_000

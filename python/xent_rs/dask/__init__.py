@@ -29,9 +29,10 @@ except ImportError as error:
     raise ImportError(f"xent_rs.dask needs Dask ({error}): pip install xent_rs[dask]") from None
 
 _OLDEST = (2025, 1)
-if tuple(int(number) for number in dask.__version__.split(".")[:2]) < _OLDEST:
+_VERSION: str = vars(dask)["__version__"]  # which its types do not have
+if tuple(int(number) for number in _VERSION.split(".")[:2]) < _OLDEST:
     raise ImportError(
-        f"xent_rs.dask needs Dask {_OLDEST[0]}.{_OLDEST[1]} or newer, and this is {dask.__version__}: "
+        f"xent_rs.dask needs Dask {_OLDEST[0]}.{_OLDEST[1]} or newer, and this is {_VERSION}: "
         "pip install --upgrade xent_rs[dask]"
     )
 

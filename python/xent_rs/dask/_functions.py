@@ -315,8 +315,9 @@ class _Call:
                 raise ValueError(f"{other} has shape {array.shape}; expected {shape}, the shape of {name}")
         arrays = [*logits.values()]
         soft = None if probabilities is None else _as_array(probabilities, "targets")
-        has_probabilities = soft is not None and soft.dtype.kind not in "iub"
-        if has_probabilities:
+        has_probabilities = False
+        if soft is not None and soft.dtype.kind not in "iub":
+            has_probabilities = True
             if soft.shape != shape:
                 raise ValueError(
                     f"targets have shape {soft.shape}; "
@@ -435,7 +436,7 @@ class _Call:
         for array, of in (*arguments, *places):
             parts += (None, None) if array is None else (array, of)
         chunks = self.logits[0].chunks
-        return da.blockwise(
+        result: da.Array = da.blockwise(
             function if task is None else functools.partial(function, task=task),
             index,
             *parts,
@@ -447,10 +448,11 @@ class _Call:
             meta=np.empty((0,) * len(index), dtype),
             token=_token(function),
         )
+        return result
 
     def tree(self, states: da.Array, of: tuple[Any, ...] = (), dtype: Any = object) -> da.Array:
         """Merge states of rows, some at a time, and return their result."""
-        return da.reduction(
+        result: da.Array = da.reduction(
             states,
             chunk=_tasks.as_it_is,
             combine=_tasks.merged,
@@ -462,6 +464,7 @@ class _Call:
             meta=np.empty((0,) * states.ndim, dtype),
             name=_token(_tasks.result),
         )
+        return result
 
     def delayed(self, states: da.Array) -> Delayed:
         """Return the result of states as what computes later."""
@@ -508,9 +511,8 @@ def _as_array(values: Any, name: str) -> Any:
 
 def _lazy(array: Any, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
     """Return a Dask array in these chunks."""
-    if not isinstance(array, da.Array):
-        return da.from_array(array, chunks=chunks)
-    return array if array.chunks == chunks else array.rechunk(chunks)
+    found: da.Array = array if isinstance(array, da.Array) else da.from_array(array, chunks=chunks)
+    return found if found.chunks == chunks else found.rechunk(chunks)
 
 
 def _cut(chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
