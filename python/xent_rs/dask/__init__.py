@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise ImportError(f"xent_rs.dask needs Dask ({error}): pip install xent_rs[dask]") from None
 
-_OLDEST = (2025, 1)
+_OLDEST = (2025, 5)
 _VERSION: str = vars(dask)["__version__"]  # which its types do not have
 if tuple(int(number) for number in _VERSION.split(".")[:2]) < _OLDEST:
     raise ImportError(

@@ -469,7 +469,9 @@ class _Call:
     def delayed(self, states: da.Array) -> Delayed:
         """Return the result of states as what computes later."""
         result = self.tree(states)
-        # `to_delayed` would keep the name, but is not there with Dask's query planning.
+        if hasattr(result, "to_delayed"):
+            return cast(Delayed, result.to_delayed().item())
+        # With Dask's query planning there is but this, one of whose keys has a random name.
         return cast(Delayed, delayed(_tasks.itself, pure=True)(result))
 
 
