@@ -51,6 +51,7 @@ io                                  -- arrays in files (.npy, .npz, .safetensors
 Frameworks, each a module to import by itself
 ---------------------------------------------
 xent_rs.boosting                    -- objectives for XGBoost and LightGBM
+xent_rs.dask                        -- evaluate, compare and cross_entropy of Dask arrays
 
 Settings
 --------
