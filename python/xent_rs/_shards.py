@@ -87,6 +87,16 @@ class Transform:
                 lost = ((self._capped(above) - self._capped(below)) - gap).astype(np.float64)
             return gap, np.where(np.isfinite(gap) & np.isfinite(lost), lost, 0.0)
 
+    def lower(self, logits: Floats, above: Floats) -> None:
+        """Turn logits, in place, into how far they are above another z: `gap` the other way round."""
+        with np.errstate(all="ignore"):
+            if self.softcap is not None:
+                logits[...] = -self.gap(above, logits)
+                return
+            logits -= above
+            if self.temperature != 1:
+                logits /= self.temperature
+
     def gap(self, above: Floats, below: Floats) -> Floats:
         """Return how far one z is below another: logits are subtracted before anything is divided."""
         with np.errstate(all="ignore"):
@@ -228,8 +238,8 @@ def shard_of(
     of_target, above = np.full(rows, np.nan), np.zeros(rows, np.int64)
     top_logits, top_classes = np.empty((rows, tops)), np.empty((rows, tops), np.int64)
     spread, mass = np.zeros(rows), np.zeros(rows)
-    for part in _slabs(rows, classes):
-        slab = logits[part].astype(np.float64, order="C")
+    for part, slab in _slabs(rows, classes):
+        np.copyto(slab, logits[part], casting="unsafe")
         each = np.arange(len(slab))
         leader = slab.argmax(axis=1)
         largest[part], argmax[part] = slab[each, leader], leader + offset
@@ -285,11 +295,16 @@ def _product(values: Floats, factor: float) -> tuple[Floats, Floats]:
     return product, ((a * c - product) + a * d + b * c) + b * d
 
 
-def _slabs(rows: int, classes: int) -> Iterator[slice]:
-    """Cut rows into some that are converted together; a shard without classes has nothing to look at."""
-    together = max(1, _SLAB // max(1, classes))
-    for start in range(0, rows if classes else 0, together):
-        yield slice(start, min(start + together, rows))
+def _slabs(rows: int, classes: int) -> Iterator[tuple[slice, Floats]]:
+    """Cut rows into some that are converted together, and give the memory for that, which is always the same.
+
+    A shard without classes has nothing to look at.
+    """
+    together = min(rows, max(1, _SLAB // max(1, classes)))
+    memory = np.empty((together, classes))
+    for start in range(0, rows if classes else 0, max(1, together)):
+        count = min(together, rows - start)
+        yield slice(start, start + count), memory[:count]
 
 
 def _ranked_above(slab: Floats, logit: Floats, place: Integers) -> Integers:
@@ -485,14 +500,16 @@ def divergences_of(
             logs = np.log(rest)
             columns.append((base, logs + whole.transform.gap(whole.top, base), logs - whole.log_sum))
         off = _terms(columns[0][2], columns[1][2])
-    for part in _slabs(rows, classes):
-        slabs = []
-        for values, whole, (base, rest, _) in zip(logits, wholes, columns, strict=True):
-            slab = np.empty((part.stop - part.start, classes + 1))
-            slab[:, :-1] = -whole.transform.gap(base[part, None], values[part].astype(np.float64))
+    # A shard without classes has nothing to look at.
+    pairs = zip(_slabs(rows if classes else 0, classes + 1), _slabs(rows, classes + 1), strict=False)
+    for (part, first), (_, second) in pairs:
+        for slab, values, whole, (base, rest, _) in zip(
+            (first, second), logits, wholes, columns, strict=True
+        ):
+            np.copyto(slab[:, :-1], values[part], casting="unsafe")
+            whole.transform.lower(slab[:, :-1], base[part, None])
             slab[:, -1] = rest[part]
-            slabs.append(slab)
-        _, _, *found, _, _, _ = _xent_rs.compare_rows(slabs[0], slabs[1], None, _COMPARER, {})
+        _, _, *found, _, _, _ = _xent_rs.compare_rows(first, second, None, _COMPARER, {})
         for to, values, taken in zip((kl, reverse_kl, jensen_shannon), found, off, strict=True):
             with np.errstate(invalid="ignore"):
                 to[part] = np.where(np.isinf(values), values, np.maximum(values - taken[part], 0.0))

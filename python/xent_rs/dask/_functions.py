@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -206,8 +206,9 @@ def cross_entropy(
     Notes
     -----
     With all classes in one chunk the losses of ``reduction='none'`` are those of `xent_rs.cross_entropy`, to
-    the bit. A sum, and so a mean, is exact here, rounded once, for any chunks; that of
-    `xent_rs.cross_entropy` is rounded some times, in float64, and may differ from it in the last bits.
+    the bit. Sums are exact here, rounded once, and so the mean is the same for any chunks of rows: that of
+    classes is the loss of `xent_rs.evaluate`, to the bit. `xent_rs.cross_entropy` adds up in another way; its
+    sums and means are within the promised accuracy of these.
 
     Examples
     --------
@@ -482,6 +483,8 @@ def _checked(keywords: Options, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options; what is wrong with those that are no Dask arrays is said now."""
     lazy = {name: value for name, value in options.items() if isinstance(value, da.Array)}
     given = with_arrays({name: value for name, value in options.items() if name not in lazy})
+    if isinstance(given.get("top_k"), Iterable):  # which may be read but once
+        given["top_k"] = tuple(given["top_k"])
     split_every = given.get("split_every")
     if split_every is not None and integer(split_every, "split_every is") < 2:
         raise ValueError(f"split_every is {split_every}; expected at least 2")
