@@ -1,5 +1,6 @@
 """`xent_rs.dask`: the local functions' bits in any chunks of rows, their accuracy in chunks of classes."""
 
+import inspect
 import os
 import pickle
 import re
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import typing
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -22,6 +24,7 @@ dask = pytest.importorskip("dask", "2025.5", reason="Dask is not installed")
 import dask.array as da  # noqa: E402
 import xent_rs.dask as xd  # noqa: E402
 from dask.base import tokenize  # noqa: E402
+from dask.delayed import Delayed  # noqa: E402
 
 from ..bounds import CrossEntropyBounds, assert_within  # noqa: E402
 from ..comparison_oracle import divergences, log_softmax  # noqa: E402
@@ -396,6 +399,7 @@ print([sorted(map(str, dict(result.__dask_graph__()))) for result in results])
 @pytest.mark.parametrize("classes", [30, 8])
 def test_names_depend_on_what_is_computed_alone(classes, python):
     source = NAMES.format(classes=classes)
+    python(f"import dask; dask.config.set({{'tokenize.ensure-deterministic': True}})\n{source}")
     assert python(source).stdout == python(source, PYTHONHASHSEED="7").stdout
     logits, targets = da.zeros((20, 30), chunks=(7, classes)), np.arange(20)
     names = {
@@ -796,6 +800,15 @@ def test_stored_bfloat16_keeps_its_dtype(client, tmp_path):
         losses = xd.cross_entropy(lazy, np.zeros(40, int), reduction="none").compute()
         expected = xent_rs.cross_entropy(logits, np.zeros(40, int), reduction="none")
         np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+def test_help_has_the_options_and_types_can_be_resolved():
+    for function in (xd.evaluate, xd.compare, xd.cross_entropy):
+        local = getattr(xent_rs, function.__name__)
+        names = [*inspect.signature(local).parameters, "split_every"]
+        assert list(inspect.signature(function).parameters) == names
+        assert all(f"{name} : " in function.__doc__ or f"{name}, " in function.__doc__ for name in names)
+        assert typing.get_type_hints(function)["return"] in (da.Array, Delayed)
 
 
 def test_missing_parts_are_said_in_a_sentence(python):
