@@ -230,8 +230,8 @@ def partial_row_statistics(
     -----
     A shard is computed in float64 whatever its dtype is, a mebibyte at a time, so that the result is within
     the accuracy of `row_statistics`, and mostly nearer to the true values; another cut into shards may change
-    the last bit. It takes some four times as long as `row_statistics` of the same float32 logits, on one
-    thread.
+    the last bit, and so may another kind of CPU, as NumPy's exponentials take part. It takes some four times
+    as long as `row_statistics` of the same float32 logits, on one thread.
 
     It is the loss of tensor parallelism: in PyTorch ``loss_parallel`` of ``torch.distributed.tensor``, and
     Megatron's ``vocab_parallel_cross_entropy`` [1]_, of which `logsumexp` and `target_log_probability` are

@@ -72,7 +72,8 @@ def evaluate(logits: da.Array, targets: da.Array | ArrayLike, **options: Unpack[
     With all classes in one chunk the result is that of `xent_rs.evaluate` of the whole array (of an array of
     NumPy in C order, the classes last) to the bit, whatever the chunks of rows, the scheduler and
     `split_every` are. With the classes in several chunks it is within the accuracy of that, the same for any
-    chunks of rows; sums over rows are exact here as there.
+    chunks of rows; NumPy's exponentials, which take part then, may differ in a last bit between kinds of CPU.
+    Sums over rows are exact here as there.
 
     Examples
     --------
