@@ -129,9 +129,12 @@ def flat(blocks: Any) -> Iterator[Any]:
         yield blocks
 
 
-def place(offsets: Sequence[Any]) -> tuple[int, ...]:
-    """Return where a block begins in the rows, and last in the classes."""
-    return tuple(int(only(offset)[0]) for offset in offsets)
+def numbers(parts: Sequence[Any]) -> tuple[int, ...]:
+    """Return what a block has one number of along each axis.
+
+    That is where it begins, along the axes of the rows and last in the classes, or how long it is.
+    """
+    return tuple(int(only(part)[0]) for part in parts)
 
 
 def _classes_last(block: Any, axis: int, name: str) -> Block:
@@ -151,7 +154,7 @@ def evaluated(
     share_the_cpus()
     block = _classes_last(only(logits), task.axis, "logits")
     evaluator = Evaluator(**task.options, weight=joined(weight), axis=-1)
-    with targets_at(place(offsets)[:-1], targets, task.classes, task.ignore_index):
+    with targets_at(numbers(offsets)[:-1], targets, task.classes, task.ignore_index):
         evaluator.update(block, targets, sample_weight=sample_weight)
     return evaluator
 
@@ -171,7 +174,7 @@ def compared(
     before = _classes_last(only(reference), task.axis, "reference")
     after = _classes_last(only(candidate), task.axis, "candidate")
     comparer = Comparer(**task.options, weight=joined(weight), axis=-1)
-    with targets_at(place(offsets)[:-1], targets, task.classes, task.ignore_index):
+    with targets_at(numbers(offsets)[:-1], targets, task.classes, task.ignore_index):
         comparer.update(before, after, targets, sample_weight=sample_weight, groups=groups)
     return comparer
 
@@ -182,7 +185,7 @@ def losses(
     """Return the loss of each row of a block."""
     share_the_cpus()
     block = _classes_last(only(logits), task.axis, "logits")
-    target, position = only(targets), place(offsets)
+    target, position = only(targets), numbers(offsets)
     if task.probabilities:
         target = _probabilities(target, sample_weight, position, task)
     options = {**task.options, "weight": joined(weight), "sample_weight": sample_weight, "reduction": "none"}
@@ -200,7 +203,7 @@ def loss_sums(
     share_the_cpus()
     block = _classes_last(only(logits), task.axis, "logits")
     options = {**task.options, "weight": joined(weight), "sample_weight": sample_weight, "axis": -1}
-    with targets_at(place(offsets)[:-1], targets, task.classes, task.ignore_index):
+    with targets_at(numbers(offsets)[:-1], targets, task.classes, task.ignore_index):
         sums, weights, _, rows, _, _ = _xent_rs.evaluate(block, targets, (1,), _EVALUATE, options)
     weight_sum = ExactSum.of_count(rows) if weights is None else ExactSum.of_bytes(weights[0])
     return LossSums(ExactSum.of_bytes(sums[0]), weight_sum)
@@ -237,7 +240,7 @@ def looked_at(
     """Look at some classes of some rows."""
     share_the_cpus()
     rows = rows_of(_xent_rs.as_array(only(logits), "logits"), task.axis)
-    position, target, weights = place(offsets), only(targets), _doubles(joined(weight))
+    position, target, weights = numbers(offsets), only(targets), _doubles(joined(weight))
     classes, probabilities = None, None
     if task.probabilities:
         probabilities = _probabilities(target, sample_weight, position, task).reshape(rows.shape)
@@ -323,7 +326,7 @@ def merged_losses(
     rows = _Rows.of(shards, targets, sample_weight, task)
     weighted, _ = rows.losses(sample_weight, _doubles(joined(weight)), task)
     with np.errstate(over="ignore", under="ignore"):
-        return weighted.astype(dtype).reshape(place(lengths))
+        return weighted.astype(dtype).reshape(numbers(lengths))
 
 
 @in_default_environment
@@ -364,7 +367,7 @@ def compared_shard(
 ) -> Divergences:
     """Compare some classes of some rows, given what is known of all: the second round."""
     share_the_cpus()
-    offset, classes = place(offsets)[-1], only(reference).shape[task.axis]
+    offset, classes = numbers(offsets)[-1], only(reference).shape[task.axis]
     number = next(
         number
         for number, pair in enumerate(pairs)
