@@ -42,6 +42,7 @@ EXTRAS = {
     "bfloat16",
     "boosting",
     "completion",
+    "dask",
     "demo",
     "jax",
     "keras",

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 # The command line is no interface for imports; what is for a framework has its types from there.
-PRIVATE = ("xent_rs.cli", "xent_rs.jax", "xent_rs.keras", "xent_rs.torch")
+PRIVATE = ("xent_rs.cli", "xent_rs.dask", "xent_rs.jax", "xent_rs.keras", "xent_rs.torch")
 
 
 def main(python: str) -> None:

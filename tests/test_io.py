@@ -489,7 +489,7 @@ def test_a_file_that_was_replaced_since_it_was_opened_is_refused(tmp_path, forma
     again = pickle.loads(pickle.dumps(stored))
     blocks = io.row_blocks(stored, targets, max_bytes=16)
     next(blocks)
-    path = stored.shards[0].path
+    path = stored.files[0].path
     os.replace(tmp_path / "new" / path.name, path)
     assert len(list(blocks)) == 2, "the file is open: its numbers are the ones that were checked"
     for opened in (stored, again):

@@ -33,6 +33,8 @@ GroupComparison                     -- and of each group
 Estimate                            -- a figure and its standard error
 row_statistics                      -- log-sum-exp, argmax, entropy, the target's rank, ... of each row
 RowStatistics                       -- what it returns
+partial_row_statistics              -- the same of logits whose classes are in shards, in several processes
+RowState                            -- what it returns, to be merged
 
 Softmax
 -------
@@ -49,6 +51,7 @@ io                                  -- arrays in files (.npy, .npz, .safetensors
 Frameworks, each a module to import by itself
 ---------------------------------------------
 xent_rs.boosting                    -- objectives for XGBoost and LightGBM
+xent_rs.dask                        -- evaluate, compare and cross_entropy of Dask arrays
 
 Settings
 --------
@@ -78,6 +81,7 @@ from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entrop
 from ._estimates import Estimate
 from ._evaluation import Evaluation, Evaluator, evaluate
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
+from ._partial_statistics import RowState, partial_row_statistics
 from ._settings import get_num_threads, release_memory, set_num_threads, show_config
 from ._softmax import log_softmax, logsumexp, selective_log_softmax, softmax
 from ._statistics import RowStatistics, row_statistics
@@ -103,6 +107,7 @@ __all__ = [
     "Evaluator",
     "GroupComparison",
     "InternalError",
+    "RowState",
     "RowStatistics",
     "__version__",
     "binary_cross_entropy",
@@ -118,6 +123,7 @@ __all__ = [
     "kl_divergence_with_grad",
     "log_softmax",
     "logsumexp",
+    "partial_row_statistics",
     "probability",
     "release_memory",
     "row_statistics",

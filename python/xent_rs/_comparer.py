@@ -142,9 +142,20 @@ class Comparer:
                 f"reference has {classes} classes along axis {self._axis}; "
                 f"expected {self._sums.classes}, as in the batches before"
             )
-        models = _ModelRows(*of_reference), _ModelRows(*of_candidate)
-        rows = _Rows(counts, kl, reverse_kl, js, same_top, *models)
-        seen = _summed(classes, rows, class_targets, self._weight, row_weight, labels)
+        models = ModelRows(*of_reference), ModelRows(*of_candidate)
+        rows = ComparedRows(counts, kl, reverse_kl, js, same_top, *models)
+        self._update_rows(classes, rows, class_targets, row_weight, labels)
+
+    def _update_rows(
+        self,
+        classes: int,
+        rows: ComparedRows,
+        targets: NDArray[Any] | None,
+        sample_weight: NDArray[Any] | None,
+        labels: NDArray[Any] | None,
+    ) -> None:
+        """Add rows of which all is known."""
+        seen = _summed(classes, rows, targets, self._weight, sample_weight, labels)
         self._sums = seen if self._sums is None else self._sums + seen
 
     def merge(self, other: Comparer) -> Comparer:
@@ -212,6 +223,10 @@ class Comparer:
         options = ", ".join(f"{name}={text_of(value)}" for name, value in self._options().items())
         sums = self._sums or _Sums.of_nothing()
         return f"<Comparer({options}): {sums.rows} rows, {sums.ignored} ignored>"
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        """Return what Dask makes names of: the rows' values in their order, as they came."""
+        return type(self).__qualname__, self._options(), None if self._sums is None else self._counted()
 
     def _options(self) -> dict[str, object]:
         return {
@@ -371,7 +386,7 @@ def compare_at(
 
 
 @dataclass(frozen=True)
-class _ModelRows:
+class ModelRows:
     """What the compiled module says of one model in each row."""
 
     loss: Floats
@@ -381,7 +396,7 @@ class _ModelRows:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class ComparedRows:
     """What it says of both."""
 
     counts: NDArray[np.bool_]
@@ -389,8 +404,8 @@ class _Rows:
     reverse_kl: Floats
     jensen_shannon: Floats
     same_top: NDArray[np.bool_]
-    reference: _ModelRows
-    candidate: _ModelRows
+    reference: ModelRows
+    candidate: ModelRows
 
 
 @dataclass(frozen=True)
@@ -598,7 +613,7 @@ class _Sums:
 @in_default_environment
 def _summed(
     classes: int,
-    rows: _Rows,
+    rows: ComparedRows,
     targets: NDArray[Any] | None,
     weight: NDArray[np.float64] | None,
     sample_weight: NDArray[Any] | None,
@@ -638,7 +653,7 @@ def _summed(
     )
 
 
-def _model_sums(rows: _ModelRows, counts: slice | NDArray[np.bool_], has_targets: bool) -> _ModelSums:
+def _model_sums(rows: ModelRows, counts: slice | NDArray[np.bool_], has_targets: bool) -> _ModelSums:
     confidence, hit = rows.max_probability[counts], rows.hit[counts]
     bins = CalibrationBins.of(confidence, hit) if has_targets else NO_BINS
     return _ModelSums(ExactSum.of_values(rows.entropy[counts]), bins)

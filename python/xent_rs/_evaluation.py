@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
@@ -245,6 +246,32 @@ class Evaluator:
             classes,
         )
 
+    def _update_rows(
+        self,
+        classes: int,
+        losses: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        entropies: NDArray[np.float64],
+        ranks: NDArray[np.int64],
+        ignored: int,
+    ) -> None:
+        """Add rows that count, of which all is known, the weighted losses and the weights among it.
+
+        A row without a softmax has the rank -1.
+        """
+        self._sums += _Sums(
+            loss=ExactSum.of_values(losses),
+            squared_loss=ExactSum.of_values(losses * losses),
+            entropy=ExactSum.of_values(entropies),
+            weight=ExactSum.of_values(weights),
+            squared_weight=ExactSum.of_values(weights * weights),
+            product=ExactSum.of_values(weights * losses),
+            hits=tuple(int(np.count_nonzero((ranks >= 0) & (ranks < k))) for k in self._ks),
+            rows=len(losses),
+            ignored=ignored,
+            classes=classes,
+        )
+
     def merge(self, other: Evaluator) -> Evaluator:
         """Add everything that another evaluator has seen.
 
@@ -315,6 +342,10 @@ class Evaluator:
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={text_of(value)}" for name, value in self._options().items())
         return f"<Evaluator({options}): {self._sums.rows} rows, {self._sums.ignored} ignored>"
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        """Return what Dask makes names of."""
+        return type(self).__qualname__, self._options(), self._sums.as_json()
 
     def _options(self) -> dict[str, object]:
         return {

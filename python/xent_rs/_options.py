@@ -229,6 +229,16 @@ Groups: TypeAlias = Annotated[
     """,
 ]
 
+# Dask.
+
+SplitEvery: TypeAlias = Annotated[
+    "int | None",
+    None,
+    """int, optional
+    How many chunks' results are merged at a time; by default what Dask is configured for. It changes no bit.
+    """,
+]
+
 # Results.
 
 MeanOfRows: TypeAlias = Annotated[
@@ -512,6 +522,12 @@ class CompareOptions(TypedDict, total=False):
     temperature: Temperature
     axis: Axis
     groups: Groups
+
+
+class SplitOptions(TypedDict, total=False):
+    """How a Dask graph is built."""
+
+    split_every: SplitEvery
 
 
 class Options(Keywords):

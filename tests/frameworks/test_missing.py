@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX", "keras": "Keras"}
+FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX", "keras": "Keras", "dask": "Dask"}
 frameworks = pytest.mark.parametrize("name", FRAMEWORKS)
 
 
@@ -46,6 +46,7 @@ def test_a_missing_framework_is_named_with_the_command_that_installs_it(name, mo
         ("jax", "0.5", "0.4.36.dev20241206"),
         ("keras", "3.10", "3.9.2"),
         ("keras", "3.10", "2.15.0"),
+        ("dask", "2025.5", "2025.4.1"),
     ],
 )
 def test_a_framework_that_is_too_old_is_named_with_its_version(name, oldest, version, monkeypatch):

@@ -153,7 +153,7 @@ def _fingerprint(array: io.StoredArray) -> str:
     """Return what an input is known by: its files, and where the numbers are in them."""
     places = [
         (layout.offset, layout.shape, layout.dtype.name, layout.strides, layout.member, shard.stamp)
-        for shard in array.shards
+        for shard in array.files
         for layout in [shard.layout]
     ]
     return hashlib.sha256(repr(places).encode()).hexdigest()

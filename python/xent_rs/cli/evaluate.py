@@ -238,7 +238,7 @@ def _output(
     if path.exists():
         if not path.is_file():
             raise ValueError(f"{path}: not a regular file")
-        for shard in (shard for array in inputs.values() for shard in array.shards):
+        for shard in (shard for array in inputs.values() for shard in array.files):
             if path.samefile(shard.path):
                 raise ValueError(f"{path}: is read as {shard.name}; expected a new file")
     if arguments.state is not None:

@@ -69,7 +69,7 @@ class StoredArray:
     ----------
     name : str
         What was opened: ``FILE`` or ``FILE:KEY``, where ``FILE`` may stand for several.
-    shards : tuple of Shard
+    files : tuple of Shard
         The files, in the order of their rows: the first axis goes through one after the other.
 
     Examples
@@ -79,25 +79,25 @@ class StoredArray:
     >>> for number in range(11):
     ...     np.save(f"logits-{number}.npy", np.full((2, 3), number, np.float32))
     >>> logits = io.open_array("logits-*.npy")
-    >>> logits.shape, logits.dtype, len(logits.shards)
+    >>> logits.shape, logits.dtype, len(logits.files)
     ((22, 3), dtype('float32'), 11)
     >>> logits[19:, 0]
     array([ 9., 10., 10.], dtype=float32)
     """
 
     name: str
-    shards: tuple[Shard, ...]
+    files: tuple[Shard, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of steps along each axis."""
-        first = self.shards[0].layout.shape
-        return (sum(shard.layout.shape[0] for shard in self.shards), *first[1:]) if first else first
+        first = self.files[0].layout.shape
+        return (sum(shard.layout.shape[0] for shard in self.files), *first[1:]) if first else first
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """What the numbers are, big-endian ones as stored."""
-        return self.shards[0].layout.dtype
+        return self.files[0].layout.dtype
 
     @property
     def ndim(self) -> int:
@@ -112,10 +112,10 @@ class StoredArray:
     @property
     def chunks(self) -> tuple[tuple[int, ...], ...] | None:
         """Lengths of what lies together, along each axis and as Dask has them; None for a single file."""
-        if len(self.shards) == 1:
+        if len(self.files) == 1:
             return None
         return (
-            tuple(shard.layout.shape[0] for shard in self.shards),
+            tuple(shard.layout.shape[0] for shard in self.files),
             *((length,) for length in self.shape[1:]),
         )
 
@@ -138,6 +138,16 @@ class StoredArray:
         if copy is None:  # which NumPy 1 does not take
             return np.asarray(self[...], dtype)
         return np.array(self[...], dtype, copy=copy)
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        """Return what Dask makes names of: the files, with size and time of the last change, unread."""
+        return (
+            type(self).__qualname__,
+            [
+                (os.path.abspath(shard.path), shard.stamp, repr(shard.layout), shard.layout.dtype.name)
+                for shard in self.files
+            ],
+        )
 
     def map(self) -> NDArray[Any]:
         """Return the whole array, memory-mapped and read-only.
@@ -178,11 +188,11 @@ class StoredArray:
         if any(part.start >= part.stop for part in index):
             return
         if not index:
-            yield self.shards[0], index
+            yield self.files[0], index
             return
         rows, *others = index
         start = 0
-        for shard in self.shards:
+        for shard in self.files:
             stop = start + shard.layout.shape[0]
             if max(start, rows.start) < min(stop, rows.stop):
                 part = slice(max(start, rows.start) - start, min(stop, rows.stop) - start)
