@@ -7,8 +7,8 @@ array, whose rows come in natural order (part-9 before part-10): a pattern such 
 or the index of a sharded safetensors file (model.safetensors.index.json). They are read block by block, so
 they may be larger than memory. Of equal logits the first counts as larger.
 
-With --head LOGITS are hidden states: what goes into the last layer of the model, whose weights --head names, as
-in --head model.safetensors:lm_head.weight. The logits are made of them some rows at a time.
+With --head LOGITS are hidden states: what goes into the last layer of the model, whose weights --head names,
+as in --head model.safetensors:lm_head.weight. The logits are made of them some rows at a time.
 """
 
 from __future__ import annotations
