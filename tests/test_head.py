@@ -235,6 +235,19 @@ def test_weights_and_hidden_states_of_any_layout(random, small_steps, dtype, lay
     assert same(evaluate(hidden, targets, linear_weight=placed, linear_bias=bias), expected)
 
 
+def test_what_the_matrix_library_would_copy_is_copied_in_slices():
+    """Everything that has no unit stride, overlaps or is misaligned; NumPy would make a copy of it all."""
+    matrix = np.zeros((9, 6), np.float32)
+    for layout in ("rows of classes", "rows of features"):
+        assert _head._is_multiplied_in_place(LAYOUTS[layout](matrix))
+    assert _head._is_multiplied_in_place(np.zeros((9, 8), np.float32)[::2, :6])
+    for layout in ("every other feature", "backwards", "misaligned"):
+        assert not _head._is_multiplied_in_place(LAYOUTS[layout](matrix))
+    overlapping = np.lib.stride_tricks.as_strided(matrix, (9, 6), (8, 4))
+    for other in (np.broadcast_to(np.float32(2), (9, 6)), overlapping):
+        assert not _head._is_multiplied_in_place(other)
+
+
 def test_a_layer_of_one_class_one_feature_or_none(random):
     for features, classes in itertools.product((0, 1, 3), (1, 2)):
         hidden, weight, bias, targets = model(random, 5, features, classes)
