@@ -182,7 +182,7 @@ LinearWeight: TypeAlias = Annotated[
     """array_like of float16, bfloat16, float32 or float64, optional
     The weights of the model's last layer, its head, of shape (C, K): a row for each class. `logits` are
     then hidden states of K features along `axis`, and what is evaluated is
-    ``hidden @ linear_weight.T + linear_bias``, of which 256 rows are in memory at a time.
+    ``hidden @ linear_weight.T + linear_bias``, of which 256 to 1,024 rows are in memory at a time.
     """,
 ]
 LinearBias: TypeAlias = Annotated[
@@ -226,8 +226,8 @@ PairedLinearWeight: TypeAlias = Annotated[
     """array_like of float16, bfloat16, float32 or float64, or a tuple of two, optional
     The weights of the last layer, the head, of both models or of each, of shape (C, K): a row for each
     class. `reference` and `candidate` are then hidden states of K features along `axis`, and what is compared
-    is ``hidden @ linear_weight.T + linear_bias``, of which 256 rows are in memory at a time. In a tuple each
-    model has its own K, and one that is given by logits has None.
+    is ``hidden @ linear_weight.T + linear_bias``, of which 256 to 1,024 rows are in memory at a time. In a
+    tuple each model has its own, with a K of its own, and one that is given by logits has None.
     """,
 ]
 PairedLinearBias: TypeAlias = Annotated[
