@@ -4,13 +4,12 @@
 
 For weights of each dtype: the size of the hidden states and of the logits that are never all in memory, the
 time of NumPy's products in float32, 256 rows at a time, and that of each call as a multiple of it. All calls
-take turns, so that whatever else the machine does meets all of them.
+take turns, and of each the shortest time counts: whatever else the machine does makes times longer.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -71,7 +70,7 @@ def _line(dtype: np.dtype[Any], rows: int, features: int, classes: int, repeats:
     _check(evaluate(), compare(), wide_hidden, wide, targets)
     calls: dict[str, Callable[[], Any]] = {"products": products, "evaluate": evaluate, "compare": compare}
     samples = timing.interleaved(calls, repeats)
-    times = {name: statistics.median(seconds) for name, seconds in samples.items()}
+    times = {name: min(seconds) for name, seconds in samples.items()}
     return (
         dtype.name,
         f"{hidden.nbytes / 1e6:.1f} MB",

@@ -23,8 +23,8 @@ from ._environment import in_default_environment
 _ROWS = 256
 
 # Weights that have to be converted are so once for all rows in memory. With 256 that takes 7 % (bfloat16) to
-# 19 % (float16) of the time of the products, with 1,024 a quarter of that. So there are more rows, if they
-# take no more memory than this.
+# 19 % (float16) of the time of the products on two cores, with 1,024 a quarter of that. So there are more
+# rows, if they take no more memory than this.
 _MOST_ROWS = 1024
 _LOGITS_BYTES = 256 << 20
 
