@@ -3,10 +3,11 @@
 Products of small integers are exact in any order of summation: what is made of them has the bits of what is
 made of the logits. Products of any numbers are held to the bound of a sum of products in floating point,
 
-    |error of a logit| <= g (sum |h w| + |bias|)      g = n u / (1 - n u), n = K + 2, u = 2^-24 (or 2^-53)
+    |error of a logit| <= g (sum |h w| + |bias|)      g = n u / (1 - n u), n = K + 1, u = 2^-24 (or 2^-53)
 
-for K features: K roundings of products and sums, one of the bias and one of its sum. With d the largest of a
-row's, divided by the temperature, a log-sum-exp changes by d at most, a loss by 2 d times its shares.
+for K features: of each product K roundings at most, its own and those of sums, and that of the bias's sum.
+With d the largest of a row's, divided by the temperature, a log-sum-exp changes by d at most, a loss by 2 d
+times its shares.
 """
 
 import itertools
@@ -66,7 +67,7 @@ def logit_errors(hidden, weight, bias, dtype):
     """How far each logit may be from the exact one."""
     hidden, weight, bias = (np.abs(np.asarray(x).astype(np.float64)) for x in (hidden, weight, bias))
     u = 2.0**-53 if dtype == np.float64 else 2.0**-24
-    n = hidden.shape[1] + 2
+    n = hidden.shape[1] + 1
     return n * u / (1 - n * u) * (hidden @ weight.T + bias)
 
 

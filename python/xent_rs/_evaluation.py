@@ -379,7 +379,7 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     """Evaluate logits: mean loss, perplexity, accuracy and entropy, in one pass over the memory.
 
     With ``z = logits / temperature`` and ``p = softmax(z)``: the loss is ``mean(logsumexp(z) - z[target])``,
-    the perplexity ``exp(loss)`` and the entropy ``mean(-sum(p * ln(p)))``. The options are those of
+    the perplexity ``exp(loss)`` [1]_ and the entropy ``mean(-sum(p * ln(p)))``. The options are those of
     `cross_entropy`.
 
     Parameters
