@@ -13,7 +13,7 @@ from xent_rs.cli.benchmark.cases import GRADIENT, JOBS, LOSS
 from xent_rs.cli.benchmark.contenders import CONTENDERS
 from xent_rs.cli.benchmark.measuring import Settings
 
-from benches import tables
+from benches import head, tables
 from benches.__main__ import main
 from benches.suites import SUITES, axis1, beside, binary, growth, kinds, memory, options, threads
 
@@ -243,3 +243,12 @@ def test_plot_of_nothing(capsys):
         run(capsys, "--suite", "smallest", "--plot", "bench.png")
     expected = "expected a suite among peers, options, binary, growth, threads, classes"
     assert capsys.readouterr().err.endswith(f"error: --plot has nothing to draw; {expected}\n")
+
+
+def test_hidden_states_beside_their_products(capsys):
+    assert head.main(["--features", "8", "--classes", "50", "--rows", "300", "--repeats", "1"]) == 0
+    title, header, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith("300 rows, 8 features, 50 classes, ")
+    assert header.split("  ")[-1] == "compare (products twice)"
+    assert [line.split()[0] for line in lines] == ["float32", "bfloat16", "float16"]
+    assert all(float(line.split()[-1]) > 0 for line in lines)

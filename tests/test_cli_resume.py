@@ -47,7 +47,7 @@ import os, signal, sys
 import xent_rs.io
 from xent_rs.cli import _journal, main
 blocks, limit, survived = xent_rs.io.row_blocks, int(sys.argv[1]), int(sys.argv[2])
-xent_rs.io.row_blocks = lambda *args, **options: blocks(*args, **options, max_bytes=limit)
+xent_rs.io.row_blocks = lambda *args, **options: blocks(*args, **{**options, "max_bytes": limit})
 add = _journal.Journal.add
 def adding(self, counted, losses):
     if self.blocks == survived:

@@ -29,6 +29,7 @@ KL = (
 GRADIENT = "grad_output=None, out=None"
 EVALUATION = f"top_k=(1, 5), {OPTIONS}"
 COMPARISON = "weight=None, sample_weight=None, ignore_index=-100, softcap=None, temperature=1.0, axis=-1"
+HEAD = "linear_weight=None, linear_bias=None"
 SIGNATURES = {
     "cross_entropy": LOSS,
     "cross_entropy_with_grad": f"{LOSS}, {GRADIENT}",
@@ -51,12 +52,14 @@ SIGNATURES = {
     "logsumexp": "logits, *, axis=-1, keepdims=False, temperature=1.0",
     "softmax": "logits, *, axis=-1, temperature=1.0, out=None",
     "log_softmax": "logits, *, axis=-1, temperature=1.0, out=None",
-    "evaluate": f"logits, targets, *, {EVALUATION}",
+    "evaluate": f"logits, targets, *, {EVALUATION}, {HEAD}",
     "Evaluator": f"*, {EVALUATION.replace('sample_weight=None, ', '')}",
-    "Evaluator.update": "self, logits, targets, *, sample_weight=None",
-    "compare": f"reference, candidate, targets=None, *, {COMPARISON}, groups=None",
+    "Evaluator.update": f"self, logits, targets, *, sample_weight=None, {HEAD}",
+    "compare": f"reference, candidate, targets=None, *, {COMPARISON}, groups=None, {HEAD}",
     "Comparer": f"*, {COMPARISON.replace('sample_weight=None, ', '')}",
-    "Comparer.update": "self, reference, candidate, targets=None, *, sample_weight=None, groups=None",
+    "Comparer.update": (
+        f"self, reference, candidate, targets=None, *, sample_weight=None, groups=None, {HEAD}"
+    ),
     "get_num_threads": "",
     "release_memory": "",
     "show_config": "",

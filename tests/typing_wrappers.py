@@ -112,6 +112,8 @@ def results(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     assert_type(evaluation.top_k, dict[int, float])
     evaluator = xent_rs.Evaluator(weight=[1.0] * 10, softcap=30, top_k=(1, 3))
     evaluator.update(logits, targets, sample_weight=[1] * 4)
+    evaluator.update(logits, targets, linear_weight=logits, linear_bias=[0.0] * 10)
+    assert_type(xent_rs.evaluate(logits, targets, linear_weight=logits), xent_rs.Evaluation)
     assert_type(evaluator.result(), xent_rs.Evaluation)
     assert_type(statistics, xent_rs.RowStatistics)
     assert_type(evaluation.as_dict("valid/"), dict[str, float])
@@ -126,10 +128,14 @@ def results(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     assert_type(comparison.as_dict(), dict[str, float])
     comparer = xent_rs.Comparer(weight=[1.0] * 10, temperature=np.float32(2))
     comparer.update(logits, logits, targets, sample_weight=[1] * 4)
+    comparer.update(logits, logits, linear_weight=logits, linear_bias=(None, [0.0] * 10))
+    from_hidden = xent_rs.compare(logits, logits, linear_weight=(logits, None), linear_bias=None)
+    assert_type(from_hidden, xent_rs.Comparison)
     assert_type(comparer.merge(xent_rs.Comparer()).result(), xent_rs.Comparison)
     stored = xent_rs.io.open_array("stored.npy")
     for position, _some_logits, _some_targets in xent_rs.io.row_blocks(stored, stored):
         assert_type(position, tuple[int, ...])
+    xent_rs.evaluate(stored, targets, linear_weight=stored)
     for _, reference, candidate, some_targets, _, _ in xent_rs.io.paired_row_blocks(stored, logits, None):
         assert_type(reference, NDArray[Any])
         assert_type(candidate, NDArray[Any])
@@ -160,6 +166,8 @@ def refused(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     xent_rs.kl_divergence(logits, logits, label_smoothing=0.1)  # type: ignore[call-overload]
     xent_rs.compare(logits, logits, targets, label_smoothing=0.1)  # type: ignore[call-arg]
     xent_rs.compare(logits)  # type: ignore[call-arg]
+    xent_rs.evaluate(logits, targets, linear_weight=(logits, None))  # type: ignore[arg-type]
+    xent_rs.Evaluator(linear_weight=logits)  # type: ignore[call-arg]
     xent_rs.softmax(logits, out=[0.0])  # type: ignore[arg-type]
     xent_rs.softmax(logits, softcap=30.0)  # type: ignore[call-arg]
     xent_rs.oi  # type: ignore[attr-defined]  # noqa: B018

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +30,7 @@ from ._comparison import ComparedModel, Comparison, GroupComparison
 from ._environment import in_default_environment
 from ._estimates import Estimate, Floats, Label, RowGroups, WeightedSums, times
 from ._exact import NOTHING, ExactSum, exp
+from ._head import Batch, Head, batches, heads_of, paired
 from ._options import CompareOptions, ComparerOptions, Options
 from ._quantiles import RowValues
 
@@ -100,19 +103,24 @@ class Comparer:
         *,
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
+        linear_weight: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,
+        linear_bias: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,
     ) -> None:
         """Add a batch.
 
         Parameters
         ----------
         reference, candidate : array_like of float16, bfloat16, float32 or float64
-            The logits of both models, in dtypes of their own: one shape, with the classes along `axis`.
+            The logits of both models, in dtypes of their own: one shape, with the classes along `axis`. With
+            `linear_weight` hidden states, the features along `axis`.
         targets : array_like of integers, optional
             The classes, in the shape of `reference` without `axis`.
         sample_weight : array_like of real numbers, optional
             A weight for each row, in the same shape; by default 1. A row of weight 0 does not count.
         groups : array_like of integers or strings, optional
             The group of each row, in the same shape.
+        linear_weight, linear_bias : array_like of float16, bfloat16, float32 or float64, or a tuple of two
+            The head that makes logits of hidden states, or each model's own, as for `compare`.
 
         Raises
         ------
@@ -122,29 +130,76 @@ class Comparer:
         IndexError
             If a target is neither a class nor `ignore_index`. The comparer is then as it was before.
         """
+        if not hasattr(reference, "shape") or linear_weight is not None:
+            reference = _xent_rs.as_array(reference, "reference")
+        if linear_weight is not None:
+            candidate = _xent_rs.as_array(candidate, "candidate")
+        models = (reference, "reference"), (candidate, "candidate")
+        weights, biases = paired(linear_weight, "linear_weight"), paired(linear_bias, "linear_bias")
+        heads = heads_of(models, self._axis, weights, biases)
+        self._add(reference, candidate, targets, sample_weight, groups, heads)
+
+    def _add(
+        self,
+        reference: ArrayLike,
+        candidate: ArrayLike,
+        targets: ArrayLike | None,
+        sample_weight: ArrayLike | None,
+        groups: ArrayLike | None,
+        heads: Sequence[Head | None],
+    ) -> None:
+        """Add logits or, with heads, hidden states of one model or of both."""
         self._check_kind(targets=targets is not None, groups=groups is not None)
         if targets is None and self._weight is not None:
             raise ValueError("weight is given without targets; expected targets, whose classes it weights")
-        if not hasattr(reference, "shape"):
-            reference = _xent_rs.as_array(reference, "reference")
         labels = None if groups is None else group_labels(groups, row_shape(reference, self._axis))
         class_targets = None if targets is None else _xent_rs.as_array(targets, "targets")
         row_weight = None if sample_weight is None else _xent_rs.as_array(sample_weight, "sample_weight")
+        if not any(heads):
+            seen = self._seen((reference, candidate), class_targets, row_weight, self._axis, labels)
+        else:
+            arrays = (_xent_rs.as_array(reference, "reference"), _xent_rs.as_array(candidate, "candidate"))
+            of_rows = batches(
+                [*zip(arrays, heads, strict=True)],
+                self._axis,
+                class_targets,
+                row_weight,
+                self._ignore_index,
+                self._seen,
+            )
+
+            def seen_of(batch: Batch) -> _Sums:
+                some_labels = None if labels is None else labels.reshape(-1)[batch.rows]
+                return self._seen(batch.logits, batch.targets, batch.sample_weight, -1, some_labels)
+
+            seen = functools.reduce(operator.add, map(seen_of, of_rows))
+        self._sums = seen if self._sums is None else self._sums + seen
+
+    def _seen(
+        self,
+        logits: tuple[ArrayLike, ...],
+        targets: NDArray[Any] | None,
+        sample_weight: NDArray[Any] | None,
+        axis: int,
+        labels: NDArray[Any] | None = None,
+    ) -> _Sums:
+        """Return what the logits of both models add."""
+        reference, candidate = logits
         classes, counts, kl, reverse_kl, js, same_top, of_reference, of_candidate = _xent_rs.compare_rows(
             reference,
             candidate,
-            class_targets,
+            targets,
             _COMPARE,
-            {**self._options(), "sample_weight": row_weight},
+            {**self._options(), "axis": axis, "sample_weight": sample_weight},
         )
         if self._sums is not None and self._sums.classes != classes:
             raise ValueError(
-                f"reference has {classes} classes along axis {self._axis}; "
+                f"reference has {classes} classes along axis {axis}; "
                 f"expected {self._sums.classes}, as in the batches before"
             )
         models = ModelRows(*of_reference), ModelRows(*of_candidate)
         rows = ComparedRows(counts, kl, reverse_kl, js, same_top, *models)
-        self._update_rows(classes, rows, class_targets, row_weight, labels)
+        return _summed(classes, rows, targets, self._weight, sample_weight, labels)
 
     def _update_rows(
         self,
@@ -278,6 +333,7 @@ def compare(
         The logits of both models, in dtypes of their own: one shape, with the classes along `axis` and any
         number of other axes. What is not in memory but has slices, such as an array of files, Zarr, h5py,
         Dask or xarray, is walked over block by block (`xent_rs.io.paired_row_blocks`), and so is all else.
+        With `linear_weight` hidden states, the features along `axis`.
     targets : array_like of integers, optional
         The classes, in the shape of `reference` without `axis`. Without them there is no loss, and no change
         of probability.
@@ -317,6 +373,10 @@ def compare(
     Errors of a perplexity, of a ratio and of a root mean square are those of the mean in them, times the
     derivative. Quantiles are exact, of values that are kept as float32, linear between neighbours.
 
+    From hidden states the logits are made as `evaluate` makes them: some rows at a time, by `numpy.matmul`,
+    with its errors and its bits. Two models of equal numbers have a divergence of 0 then, too, in whatever
+    dtypes, if their weights lie in memory in the same order, classes first or features first.
+
     The figures are those of llama.cpp's ``llama-perplexity --kl-divergence``, without its 16-bit storage.
     ``torch.nn.functional.kl_div``, ``keras.losses.KLDivergence`` and ``optax.kl_divergence`` have the mean
     divergence alone; scikit-learn has ``sklearn.metrics.log_loss`` of each model. The divergence is from
@@ -341,13 +401,28 @@ def compare(
     (0.125, 0.25, 0.5)
     >>> round(result.perplexity_ratio.value, 4), round(result.delta_p.value, 4)
     (1.4142, -0.125)
+
+    From hidden states and the last layer of each model:
+
+    >>> hidden, layer = np.array([[3.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    >>> compare(hidden, hidden.astype(np.float32), [0, 1], linear_weight=(layer, layer / 2)).same_top.value
+    1.0
     """
     given = with_arrays(options)
     groups, sample_weight = given.pop("groups", None), given.pop("sample_weight", None)
+    linear_weight, linear_bias = (given.pop(name, None) for name in ("linear_weight", "linear_bias"))
     _COMPARE.check({**given, "sample_weight": sample_weight})
     comparer = Comparer(**cast(ComparerOptions, given))
     if not (is_read_in_slices(reference) or is_read_in_slices(candidate)):
-        comparer.update(reference, candidate, targets, sample_weight=sample_weight, groups=groups)
+        comparer.update(
+            reference,
+            candidate,
+            targets,
+            sample_weight=sample_weight,
+            groups=groups,
+            linear_weight=linear_weight,
+            linear_bias=linear_bias,
+        )
         return comparer.result()
 
     from .io import SlicedArray, paired_row_blocks  # here, for it takes longer to import than all the rest
@@ -356,18 +431,22 @@ def compare(
         in_slices = is_read_in_slices(value)
         return cast(SlicedArray, value if in_slices else _xent_rs.as_array(cast(ArrayLike, value), name))
 
+    pair = sliced(reference, "reference"), sliced(candidate, "candidate")
+    models = [*zip(pair, ("reference", "candidate"), strict=True)]
+    weights, biases = paired(linear_weight, "linear_weight"), paired(linear_bias, "linear_bias")
+    heads = heads_of(models, comparer._axis, weights, biases)
     blocks = paired_row_blocks(
-        sliced(reference, "reference"),
-        sliced(candidate, "candidate"),
+        *pair,
         None if targets is None else sliced(targets, "targets"),
         None if sample_weight is None else sliced(sample_weight, "sample_weight"),
         cast(SlicedArray, groups)
         if groups is None or is_read_in_slices(groups)
         else group_labels(cast(ArrayLike, groups), None),
         axis=comparer._axis,
+        same_classes=not any(heads),
     )
     for block in blocks:
-        compare_at(comparer, *block)
+        compare_at(comparer, *block, heads=heads)
     return comparer.result()
 
 
@@ -379,10 +458,19 @@ def compare_at(
     targets: NDArray[Any] | None,
     sample_weight: NDArray[Any] | None,
     groups: NDArray[Any] | None,
+    *,
+    heads: Sequence[Head | None] = (None, None),
 ) -> None:
-    """Add a block of larger arrays; a target that is no class is named by its place in them."""
-    with targets_at(position, targets, reference.shape[comparer._axis], comparer._ignore_index):
-        comparer.update(reference, candidate, targets, sample_weight=sample_weight, groups=groups)
+    """Add a block of larger arrays; a target that is no class is named by its place in them.
+
+    With heads the block is of hidden states, of each model that has one.
+    """
+    classes = reference.shape[comparer._axis] if heads[0] is None else heads[0].classes
+    with targets_at(position, targets, classes, comparer._ignore_index):
+        if not any(heads):
+            comparer.update(reference, candidate, targets, sample_weight=sample_weight, groups=groups)
+        else:
+            comparer._add(reference, candidate, targets, sample_weight, groups, heads)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,7 @@ from . import _xent_rs
 from ._arguments import are_equal, class_weight, integer, is_read_in_slices, targets_at, text_of, with_arrays
 from ._environment import in_default_environment
 from ._exact import NOTHING, ExactSum, exp, root_of_ratio, without_zeros
+from ._head import Batch, Head, batches, head_of
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
 
@@ -192,7 +194,13 @@ class Evaluator:
         self._sums = _Sums(hits=(0,) * len(self._ks))
 
     def update(
-        self, logits: ArrayLike, targets: ArrayLike, *, sample_weight: ArrayLike | None = None
+        self,
+        logits: ArrayLike,
+        targets: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        linear_weight: ArrayLike | None = None,
+        linear_bias: ArrayLike | None = None,
     ) -> None:
         """Add a batch.
 
@@ -200,12 +208,14 @@ class Evaluator:
         ----------
         logits : array_like of float16, bfloat16, float32 or float64
             One row of logits for each target, the classes along `axis`; any number of other axes, including
-            none.
+            none. With `linear_weight` hidden states, the features along `axis`.
         targets : array_like of integers
             The classes, in the shape of `logits` without `axis`.
         sample_weight : array_like of real numbers, optional
             A weight for each row in the loss, in the shape of `targets`; by default 1. A row of
             weight 0 does not count; accuracy, `top_k` and entropy count all others alike.
+        linear_weight, linear_bias : array_like of float16, bfloat16, float32 or float64, optional
+            The head that makes logits of hidden states, as for `evaluate`.
 
         Raises
         ------
@@ -215,16 +225,53 @@ class Evaluator:
         IndexError
             If a target is neither a class nor `ignore_index`. The evaluator is then as it was before.
         """
+        if linear_weight is not None:
+            logits = _xent_rs.as_array(logits, "logits")
+        head = head_of(logits, "logits", self._axis, linear_weight, linear_bias)
+        if head is None:
+            self._sums += self._seen(logits, targets, sample_weight, self._axis)
+        else:
+            self._add(cast("NDArray[Any]", logits), targets, sample_weight, head)
+
+    def _add(
+        self,
+        hidden: NDArray[Any],
+        targets: ArrayLike,
+        sample_weight: ArrayLike | None,
+        head: Head,
+        then: Callable[[Batch], object] = lambda batch: None,
+    ) -> None:
+        """Add hidden states; `then` gets each batch of logits that is counted."""
+
+        def seen(batch: Batch) -> _Sums:
+            sums = self._seen(batch.logits[0], batch.targets, batch.sample_weight, -1)
+            then(batch)
+            return sums
+
+        of_rows = batches(
+            [(hidden, head)],
+            self._axis,
+            _xent_rs.as_array(targets, "targets"),
+            None if sample_weight is None else _xent_rs.as_array(sample_weight, "sample_weight"),
+            self._ignore_index,
+            lambda logits, labels, weights, axis: self._seen(logits[0], labels, weights, axis),
+        )
+        self._sums += functools.reduce(operator.add, map(seen, of_rows))
+
+    def _seen(
+        self, logits: ArrayLike, targets: ArrayLike | None, sample_weight: ArrayLike | None, axis: int
+    ) -> _Sums:
+        """Return what logits add."""
         sums, weights, hits, rows, ignored, classes = _xent_rs.evaluate(
             logits,
-            targets,
+            cast(ArrayLike, targets),
             self._ks,
             _EVALUATE,
-            {**self._options(), "sample_weight": sample_weight},
+            {**self._options(), "axis": axis, "sample_weight": sample_weight},
         )
         if self._sums.classes not in (None, classes):
             raise ValueError(
-                f"logits have {classes} classes along axis {self._axis}; "
+                f"logits have {classes} classes along axis {axis}; "
                 f"expected {self._sums.classes}, as in the batches before"
             )
         loss, squared_loss, entropy = map(ExactSum.of_bytes, sums)
@@ -233,7 +280,7 @@ class Evaluator:
         weight, squared_weight, product = (
             (count, count, loss) if weights is None else map(ExactSum.of_bytes, weights)
         )
-        self._sums += _Sums(
+        return _Sums(
             loss,
             squared_loss,
             entropy,
@@ -367,7 +414,7 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     """Evaluate logits: mean loss, perplexity, accuracy and entropy, in one pass over the memory.
 
     With ``z = logits / temperature`` and ``p = softmax(z)``: the loss is ``mean(logsumexp(z) - z[target])``,
-    the perplexity ``exp(loss)`` and the entropy ``mean(-sum(p * ln(p)))``. The options are those of
+    the perplexity ``exp(loss)`` [1]_ and the entropy ``mean(-sum(p * ln(p)))``. The options are those of
     `cross_entropy`.
 
     Parameters
@@ -375,7 +422,8 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     logits : array_like of float16, bfloat16, float32 or float64
         One row of logits for each target, the classes along `axis`; any number of other axes, including none.
         What is not in memory but has slices, such as an array of files, Zarr, h5py, Dask or xarray, is walked
-        over block by block (`xent_rs.io.row_blocks`), and so are its targets.
+        over block by block (`xent_rs.io.row_blocks`), and so are its targets. With `linear_weight` hidden
+        states, the features along `axis`.
     targets : array_like of integers
         The classes, in the shape of `logits` without `axis`.
     **options
@@ -408,10 +456,20 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     ``keras.metrics.SparseTopKCategoricalAccuracy``. Of equal logits the first class counts as larger here, as
     for `numpy.argmax`; for scikit-learn the last does, and Keras counts all that equal the k-th largest.
 
+    With `linear_weight` the logits are never all in memory: those of 256 rows are, and 32 MiB of converted
+    weights. (Of weights of 16 bits, or others that are no plain float32 or float64 matrix, up to 1,024 rows,
+    as long as these have at most 256 MiB.) For rows that do not count there is no product. The products are
+    those of `numpy.matmul`, in float64 if hidden states or weights are float64 and in float32 otherwise, into
+    which 16 bits are converted exactly. So the last bits are those of NumPy's matrix library: its kernels,
+    the number of its threads, and how rows are cut into batches change them. With u = 2**-24 (2**-53) a logit
+    is wrong by at most ``(K + 1) * u / (1 - (K + 1) * u)`` times ``sum(abs(h * w)) + abs(bias)`` [2]_, and a
+    loss by twice as much, over the temperature.
+
     References
     ----------
-    F. Jelinek et al., "Perplexity - a measure of the difficulty of speech recognition tasks",
-    J. Acoust. Soc. Am. 62, S63 (1977).
+    .. [1] F. Jelinek et al., "Perplexity - a measure of the difficulty of speech recognition tasks",
+       J. Acoust. Soc. Am. 62, S63 (1977).
+    .. [2] N. J. Higham, "Accuracy and stability of numerical algorithms", 2nd ed., SIAM 2002, chapter 3.
 
     Examples
     --------
@@ -421,13 +479,26 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     >>> result = evaluate(logits, [0, 2], top_k=(1, 2))
     >>> round(result.bits, 6), round(result.perplexity, 6), result.accuracy, result.top_k
     (1.5, 2.828427, 0.5, {1: 0.5, 2: 1.0})
+
+    From hidden states and the last layer:
+
+    >>> hidden, layer = np.array([[3.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    >>> evaluate(hidden, [0, 1], linear_weight=layer) == evaluate(hidden @ layer.T, [0, 1])
+    True
     """
     given = with_arrays(options)
+    linear_weight, linear_bias = (given.pop(name, None) for name in ("linear_weight", "linear_bias"))
     _EVALUATE.check(given)
     sample_weight = given.pop("sample_weight", None)
     evaluator = Evaluator(**given)
     if not is_read_in_slices(logits):
-        evaluator.update(logits, targets, sample_weight=sample_weight)
+        evaluator.update(
+            logits,
+            targets,
+            sample_weight=sample_weight,
+            linear_weight=linear_weight,
+            linear_bias=linear_bias,
+        )
         return evaluator.result()
 
     from .io import SlicedArray, row_blocks  # here, for it takes longer to import than all the rest
@@ -436,8 +507,9 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOp
     labels = (
         cast(SlicedArray, targets) if is_read_in_slices(targets) else _xent_rs.as_array(targets, "targets")
     )
-    for block in row_blocks(lazy, labels, sample_weight, axis=evaluator._axis):
-        update_at(evaluator, *block)
+    head = head_of(lazy, "logits", evaluator._axis, linear_weight, linear_bias)
+    for position, *block in row_blocks(lazy, labels, sample_weight, axis=evaluator._axis):
+        update_at(evaluator, position, *block, head=head)
     return evaluator.result()
 
 
@@ -447,10 +519,21 @@ def update_at(
     logits: NDArray[Any],
     targets: NDArray[Any],
     sample_weight: NDArray[Any] | None = None,
+    *,
+    head: Head | None = None,
+    then: Callable[[Batch], object] = lambda batch: None,
 ) -> None:
-    """Add a block of larger arrays; a target that is no class is named by its place in them."""
-    with targets_at(position, targets, logits.shape[evaluator._axis], evaluator._ignore_index):
-        evaluator.update(logits, targets, sample_weight=sample_weight)
+    """Add a block of larger arrays; a target that is no class is named by its place in them.
+
+    With a head the block is of hidden states. `then` gets all logits that are counted, in batches then.
+    """
+    classes = logits.shape[evaluator._axis] if head is None else head.classes
+    with targets_at(position, targets, classes, evaluator._ignore_index):
+        if head is None:
+            evaluator.update(logits, targets, sample_weight=sample_weight)
+            then(Batch(slice(None), (logits,), targets, sample_weight))
+        else:
+            evaluator._add(logits, targets, sample_weight, head, then)
 
 
 @dataclass(frozen=True)

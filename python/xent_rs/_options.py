@@ -201,6 +201,23 @@ EvaluatedSampleWeight: TypeAlias = Annotated[
     """,
 ]
 
+LinearWeight: TypeAlias = Annotated[
+    "ArrayLike | None",
+    None,
+    """array_like of float16, bfloat16, float32 or float64, optional
+    The weights of the model's last layer, its head, of shape (C, K): a row for each class. `logits` are
+    then hidden states of K features along `axis`, and what is evaluated is
+    ``hidden @ linear_weight.T + linear_bias``, of which 256 to 1,024 rows are in memory at a time.
+    """,
+]
+LinearBias: TypeAlias = Annotated[
+    "ArrayLike | None",
+    None,
+    """array_like of float16, bfloat16, float32 or float64, optional
+    The bias of that layer, C numbers; ``-inf`` masks a class.
+    """,
+]
+
 # Comparison.
 
 ComparedClassWeight: TypeAlias = Annotated[
@@ -226,6 +243,23 @@ Groups: TypeAlias = Annotated[
     """array_like of integers or strings, optional
     The document, window or user that each row belongs to: the shape of `reference` without `axis`. Standard
     errors are then those of rows that depend on each other within a group.
+    """,
+]
+PairedLinearWeight: TypeAlias = Annotated[
+    "ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None",
+    None,
+    """array_like of float16, bfloat16, float32 or float64, or a tuple of two, optional
+    The weights of the last layer, the head, of both models or of each, of shape (C, K): a row for each
+    class. `reference` and `candidate` are then hidden states of K features along `axis`, and what is compared
+    is ``hidden @ linear_weight.T + linear_bias``, of which 256 to 1,024 rows are in memory at a time. In a
+    tuple each model has its own, with a K of its own, and one that is given by logits has None.
+    """,
+]
+PairedLinearBias: TypeAlias = Annotated[
+    "ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None",
+    None,
+    """array_like of float16, bfloat16, float32 or float64, or a tuple of two, optional
+    The bias of that layer, C numbers, for both models that have one or for each; ``-inf`` masks a class.
     """,
 ]
 
@@ -500,6 +534,8 @@ class EvaluateOptions(TypedDict, total=False):
     focal_gamma: FocalGamma
     poly_epsilon: PolyEpsilon
     axis: Axis
+    linear_weight: LinearWeight
+    linear_bias: LinearBias
 
 
 class ComparerOptions(TypedDict, total=False):
@@ -522,6 +558,8 @@ class CompareOptions(TypedDict, total=False):
     temperature: Temperature
     axis: Axis
     groups: Groups
+    linear_weight: PairedLinearWeight
+    linear_bias: PairedLinearBias
 
 
 class SplitOptions(TypedDict, total=False):

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from .. import _xent_rs, io
+from .._head import Head, heads_of
 from . import _terminal
 from ._journal import Journal
 
@@ -46,6 +49,32 @@ def add_weights(parser: argparse.ArgumentParser, weighted: str) -> None:
         ),
     ):
         _terminal.names_file(parser.add_argument(name, metavar="FILE", help=help_text))
+
+
+def add_heads(parser: argparse.ArgumentParser, hidden: str, *models: str) -> None:
+    """Declare the files of the last layer, of all models or of each, for hidden states in `hidden`."""
+    for prefix, whose in (("", hidden), *((f"{model}-", f"{model.upper()} alone") for model in models)):
+        for option, holds in (
+            (
+                "head",
+                f"weights, (classes, features), of the model's last layer, for hidden states in {whose}",
+            ),
+            ("head-bias", "bias of this layer, a number for each class"),
+        ):
+            argument = parser.add_argument(
+                f"--{prefix}{option}", metavar="FILE:KEY", help=f"file of the {holds}"
+            )
+            _terminal.names_file(argument)
+    add_dtype(parser, "--head-dtype", "the weights hold")
+
+
+def add_dtype(parser: argparse.ArgumentParser, option: str, what: str) -> None:
+    """Declare an option for a dtype that a file does not say; `what` tells whose."""
+    parser.add_argument(
+        option,
+        choices=("float16", "bfloat16", "float32", "float64"),
+        help=f"what {what}; needed only for bfloat16 in .npy and .npz, which NumPy stores as raw bytes",
+    )
 
 
 def add_positions(parser: argparse.ArgumentParser) -> None:
@@ -93,13 +122,68 @@ def positive(text: str) -> int:
     return number
 
 
-def open_options(arguments: argparse.Namespace, *options: str) -> dict[str, io.StoredArray]:
+def open_options(
+    arguments: argparse.Namespace, *options: str, dtype: str | None = None
+) -> dict[str, io.StoredArray]:
     """Open the files that some options name, by the option."""
     return {
-        option: io.open_array(name)
+        option: io.open_array(name, dtype=dtype)
         for option in options
         if (name := getattr(arguments, option.removeprefix("--").replace("-", "_"))) is not None
     }
+
+
+def open_heads(arguments: argparse.Namespace, *models: str) -> dict[str, io.StoredArray]:
+    """Open the files that the options of `add_heads` name, by the option."""
+    found = {}
+    for option in head_options(*models):
+        dtype = None if option.endswith("bias") else arguments.head_dtype
+        found.update(open_options(arguments, option, dtype=dtype))
+    return found
+
+
+def head_options(*models: str) -> list[str]:
+    """Return the options of `add_heads` that name files."""
+    return [
+        f"--{prefix}head{bias}"
+        for prefix in ("", *(f"{model}-" for model in models))
+        for bias in ("", "-bias")
+    ]
+
+
+def heads(
+    inputs: Mapping[str, io.StoredArray], logits: Sequence[io.StoredArray], axis: int, *models: str
+) -> list[Head | None]:
+    """Return the head of each array of logits or hidden states: its model's own, or else that of all."""
+
+    def of(part: str) -> list[tuple[NDArray[Any] | None, str]]:
+        options = [[f"--{model}-{part}", f"--{part}"] for model in models] or [[f"--{part}"]]
+        given = [next((inputs[name] for name in names if name in inputs), None) for names in options]
+        return [(None, f"--{part}") if array is None else (array.map(), array.name) for array in given]
+
+    return heads_of([(array, array.name) for array in logits], axis, of("head"), of("head-bias"))
+
+
+def kind_of(array: io.StoredArray, head: Head | None) -> str:
+    """Return what an array holds, for people."""
+    if head is None:
+        return f"{array.dtype.name} logits of shape {array.shape}"
+    return f"{array.dtype.name} hidden states of shape {array.shape}, {head.classes:,} classes"
+
+
+def row_bytes(arrays: Sequence[io.StoredArray], axis: int) -> int:
+    """Return the size of a row of all arrays together."""
+    return sum(array.shape[axis] * array.dtype.itemsize for array in arrays)
+
+
+def size_of_blocks(
+    arrays: Sequence[io.StoredArray], axis: int, heads: Sequence[Head | None]
+) -> dict[str, int]:
+    """Return the option by which blocks of hidden states are small.
+
+    Products with 64 MiB may take minutes: without progress, and all to be done again after a kill.
+    """
+    return {"max_bytes": min(64 << 20, 1024 * row_bytes(arrays, axis))} if any(heads) else {}
 
 
 def check_order(logits: io.StoredArray, targets: io.StoredArray, name: str) -> None:

@@ -6,6 +6,10 @@ same classes and rows, in dtypes of their own; nothing is copied. Without TARGET
 change of a probability. Every figure has its standard error: of rows that are independent of each other, or
 with --groups or --windows of rows that depend on each other within a group. Of equal logits the first counts
 as larger.
+
+With --head both files are hidden states, of which the last layer of the models makes the logits, some rows at
+a time. Models with layers of their own have --reference-head and --candidate-head. One that has none of these
+is given by its logits.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,11 @@ import numpy as np
 
 from .. import Comparer, io, set_num_threads
 from .._comparer import compare_at
+from .._head import Head
 from . import _inputs, _terminal
 from ._journal import Journal
 
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_MODELS = ("reference", "candidate")
 _PICTURES = (".png", ".svg", ".pdf")
 _WHOLE = ("rows", "ignored", "groups")
 
@@ -39,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
     ]
     _inputs.add_logits_options(parser, "both")
+    _inputs.add_heads(parser, "both", *_MODELS)
     _inputs.add_weights(parser, "the means")
     groups = parser.add_mutually_exclusive_group()
     files.append(
@@ -65,13 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for action in files:
         _terminal.names_file(action)
-    for model in ("reference", "candidate"):
-        parser.add_argument(
-            f"--{model}-dtype",
-            choices=_DTYPES,
-            help=f"what {model.upper()} holds; needed only for bfloat16 in .npy and .npz, which NumPy stores "
-            "as raw bytes",
-        )
+    for model in _MODELS:
+        _inputs.add_dtype(parser, f"--{model}-dtype", f"{model.upper()} holds")
     _terminal.add_threads(parser)
     _terminal.add_json(parser)
 
@@ -85,23 +86,24 @@ def run(arguments: argparse.Namespace) -> int:
         from . import _comparison_plot as plot  # before the work, for it may be missing
     inputs = _inputs_of(arguments)
     reference, candidate = inputs["REFERENCE"], inputs["CANDIDATE"]
+    heads = _inputs.heads(inputs, [reference, candidate], arguments.axis, *_MODELS)
     options = {"--windows": arguments.windows}
-    names = ("REFERENCE", "CANDIDATE", "TARGETS", "--sample-weight", "--weight", "--groups")
+    names = ["REFERENCE", "CANDIDATE", "TARGETS", "--sample-weight", "--weight", "--groups"]
+    names += _inputs.head_options(*_MODELS)
     with _inputs.journal(arguments, "compare", inputs, names, options) as journal:
-        comparer = _compared(arguments, inputs, journal)
+        comparer = _compared(arguments, inputs, heads, journal)
         comparison = comparer.result()
         if arguments.json:
             figures = comparison.as_dict()
             found = {name: int(value) if name in _WHOLE else value for name, value in figures.items()}
             if arguments.bytes is not None:
-                for name in ("reference", "candidate"):
+                for name in _MODELS:
                     bits = found[f"{name}_bits"]
                     found[f"{name}_bits_per_byte"] = bits * comparison.rows / arguments.bytes
             _terminal.print_json(found)
         else:
-            for what, logits in (("reference", reference), ("candidate", candidate)):
-                name = _terminal.printable(logits.name)
-                print(f"{what} {name}: {logits.dtype.name} logits of shape {logits.shape}")
+            for what, logits, head in zip(_MODELS, (reference, candidate), heads, strict=True):
+                print(f"{what} {_terminal.printable(logits.name)}: {_inputs.kind_of(logits, head)}")
             for header, rows in comparison._tables(arguments.bytes):
                 print()
                 _terminal.print_table([*filter(None, [header]), *rows])
@@ -127,11 +129,13 @@ def _inputs_of(arguments: argparse.Namespace) -> dict[str, io.StoredArray]:
         for option in ("shift", "bytes", "weight"):
             if getattr(arguments, option):
                 raise ValueError(f"--{option} is given without TARGETS; expected these, too")
-    if candidate.shape != reference.shape:
+    heads = _inputs.open_heads(arguments, *_MODELS)
+    if not heads and candidate.shape != reference.shape:
         raise ValueError(
             f"{candidate.name}: has shape {candidate.shape}; "
             f"expected {reference.shape}, the shape of {reference.name}"
         )
+    inputs.update(heads)
     inputs.update(_inputs.open_options(arguments, "--sample-weight", "--weight", "--groups"))
     rows = _rows(reference, arguments.axis)
     if rows is not None:
@@ -158,7 +162,10 @@ def _rows(logits: io.StoredArray, axis: int) -> tuple[int, ...] | None:
 
 
 def _compared(
-    arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray], journal: Journal | None
+    arguments: argparse.Namespace,
+    inputs: Mapping[str, io.StoredArray],
+    heads: Sequence[Head | None],
+    journal: Journal | None,
 ) -> Comparer:
     """Compare block by block, from where the journal ends."""
     reference, candidate = inputs["REFERENCE"], inputs["CANDIDATE"]
@@ -186,9 +193,11 @@ def _compared(
         shift=int(arguments.shift),
         score_from=arguments.score_from,
         skip=0 if journal is None else journal.blocks,
+        same_classes=not any(heads),
+        **_inputs.size_of_blocks([reference, candidate], arguments.axis, heads),
     )
     assert rows is not None
-    row_bytes = reference.shape[arguments.axis] * (reference.dtype.itemsize + candidate.dtype.itemsize)
+    row_bytes = _inputs.row_bytes([reference, candidate], arguments.axis)
     size = math.prod(_inputs.scored(rows, arguments)) * row_bytes
     with _terminal.progress(size, "compare", unit="B", unit_scale=True, unit_divisor=1024) as bar:
         if journal is not None and journal.blocks:
@@ -196,7 +205,7 @@ def _compared(
         for block in blocks:
             # What a block adds goes into the journal; sums are exact, so that merging changes no bit.
             part = Comparer(**options)
-            compare_at(part, *block)
+            compare_at(part, *block, heads=heads)
             if journal is not None:
                 journal.add(None, part._counted())
             comparer.merge(part)

@@ -6,6 +6,9 @@ base.kld:targets of what llama-perplexity --kl-divergence-base base.kld has writ
 array, whose rows come in natural order (part-9 before part-10): a pattern such as "logits-*.npy", a folder,
 or the index of a sharded safetensors file (model.safetensors.index.json). They are read block by block, so
 they may be larger than memory. Of equal logits the first counts as larger.
+
+With --head LOGITS are hidden states: what goes into the last layer of the model, whose weights --head names,
+as in --head model.safetensors:lm_head.weight. The logits are made of them some rows at a time.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 
 from .. import Evaluation, Evaluator, cross_entropy, io, set_num_threads
 from .._evaluation import update_at
+from .._head import Batch, Head
 from ..io._formats import npy
 from . import _inputs, _terminal
 from ._journal import Journal
@@ -37,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("targets", metavar="TARGETS", help="file of the targets (integers, the classes)"),
     ]
     _inputs.add_logits_options(parser, "LOGITS")
+    _inputs.add_heads(parser, "LOGITS")
     _inputs.add_weights(parser, "the loss")
     files.append(
         parser.add_argument(
@@ -86,11 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K,...",
         help="count hits among the K largest (default: 1,5)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float16", "bfloat16", "float32", "float64"),
-        help="what LOGITS hold; needed only for bfloat16 in .npy and .npz, which NumPy stores as raw bytes",
-    )
+    _inputs.add_dtype(parser, "--dtype", "LOGITS hold")
     _terminal.add_threads(parser)
     _terminal.add_json(parser)
 
@@ -106,19 +107,22 @@ def run(arguments: argparse.Namespace) -> int:
         "LOGITS": logits,
         "TARGETS": targets,
         **_inputs.open_options(arguments, "--sample-weight", "--weight"),
+        **_inputs.open_heads(arguments),
     }
     of = f"the shape of {targets.name}"
     _inputs.check_rows(inputs.get("--sample-weight"), targets.shape, of, "one weight a row")
+    (head,) = _inputs.heads(inputs, [logits], arguments.axis)
     with _journal(arguments, inputs) as journal:
-        evaluation = _evaluated(arguments, inputs, journal)
-        found, table = asdict(evaluation), evaluation._table(classes=logits.shape[arguments.axis])
+        evaluation = _evaluated(arguments, inputs, head, journal)
+        classes = logits.shape[arguments.axis] if head is None else head.classes
+        found, table = asdict(evaluation), evaluation._table(classes)
         if arguments.bytes is not None:
             found["bits_per_byte"] = evaluation.bits * evaluation.rows / arguments.bytes
             table.append(("bits per byte", f"{found['bits_per_byte']:.6g}"))
         if arguments.json:
             _terminal.print_json(found)
         else:
-            print(f"{_terminal.printable(logits.name)}: {logits.dtype.name} logits of shape {logits.shape}")
+            print(f"{_terminal.printable(logits.name)}: {_inputs.kind_of(logits, head)}")
             _terminal.print_table(table)
         if journal is not None:
             sys.stdout.flush()
@@ -127,7 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluated(
-    arguments: argparse.Namespace, inputs: Mapping[str, io.StoredArray], journal: Journal | None
+    arguments: argparse.Namespace,
+    inputs: Mapping[str, io.StoredArray],
+    head: Head | None,
+    journal: Journal | None,
 ) -> Evaluation:
     """Evaluate block by block, from where the journal ends."""
     logits, targets, weight = inputs["LOGITS"], inputs["TARGETS"], inputs.get("--weight")
@@ -151,10 +158,22 @@ def _evaluated(
         shift=int(arguments.shift),
         score_from=arguments.score_from,
         skip=0 if journal is None else journal.blocks,
+        **_inputs.size_of_blocks([logits], arguments.axis, [head]),
     )
+    row_bytes = _inputs.row_bytes([logits], arguments.axis)
     rows = _inputs.scored(targets.shape, arguments)
-    row_bytes = logits.shape[arguments.axis] * logits.dtype.itemsize
-    losses_dtype = np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32)  # as `cross_entropy`
+    dtype = logits.dtype if head is None else head.dtype
+    losses_dtype = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)  # as `cross_entropy`
+    of_axis = {**options, "axis": arguments.axis if head is None else -1}
+    losses = np.empty(0, losses_dtype)
+
+    def counted(batch: Batch) -> None:
+        (of_rows,), labels, weights = batch.logits, np.asarray(batch.targets), batch.sample_weight
+        if arguments.output is not None:
+            found = cross_entropy(of_rows, labels, sample_weight=weights, reduction="none", **of_axis)
+            losses[batch.rows] = found.reshape(-1)
+        bar.update(labels.size * row_bytes)
+
     with (
         _output(arguments, rows, losses_dtype, inputs) as append_losses,
         _terminal.progress(
@@ -165,18 +184,12 @@ def _evaluated(
             done = _go_on(journal, evaluator, append_losses, losses_dtype)
             bar.update(done * row_bytes)
         for position, some_logits, some_targets, *rest in blocks:
-            some_weights = rest[0] if rest else None
-            update_at(evaluator, position, some_logits, some_targets, some_weights)
-            losses = b""
+            losses = np.empty(some_targets.size if arguments.output else 0, losses_dtype)
+            update_at(evaluator, position, some_logits, some_targets, *rest, head=head, then=counted)
             if append_losses is not None:
-                of_rows = cross_entropy(
-                    some_logits, some_targets, sample_weight=some_weights, reduction="none", **options
-                )
-                losses = np.asarray(of_rows, losses_dtype).tobytes()
-                append_losses(losses)
+                append_losses(losses.tobytes())
             if journal is not None:
-                journal.add(evaluator._counted(), losses)
-            bar.update(some_logits.nbytes)
+                journal.add(evaluator._counted(), losses.tobytes())
     return evaluator.result()
 
 
@@ -192,7 +205,7 @@ def _journal(
         "--top-k": list(arguments.top_k),
         "--output": arguments.output is not None,
     }
-    names = ("LOGITS", "TARGETS", "--sample-weight", "--weight")
+    names = ("LOGITS", "TARGETS", "--sample-weight", "--weight", *_inputs.head_options())
     return _inputs.journal(arguments, "evaluate", inputs, names, options)
 
 

@@ -159,6 +159,7 @@ def paired_row_blocks(
     score_from: int = 0,
     skip: int = 0,
     max_bytes: int = 64 << 20,
+    same_classes: bool = True,
 ) -> Iterator[PairedBlock]:
     """Walk over the logits of two models together, in the blocks of `row_blocks`.
 
@@ -176,6 +177,8 @@ def paired_row_blocks(
         As in `row_blocks`.
     max_bytes : int, default 64 MiB
         The largest size of a block of both logits together. A block holds at least one row.
+    same_classes : bool, default True
+        Whether the logits must have one length along `axis`. Hidden states of two models may have two.
 
     Yields
     ------
@@ -206,7 +209,7 @@ def paired_row_blocks(
     """
     by_row = {"targets": targets, "sample_weight": sample_weight, "groups": groups}
     logits = {"reference": reference, "candidate": candidate}
-    return _walk(logits, by_row, axis, shift, score_from, skip, max_bytes)
+    return _walk(logits, by_row, axis, shift, score_from, skip, max_bytes, same_classes=same_classes)
 
 
 def _walk(
@@ -217,6 +220,8 @@ def _walk(
     score_from: int,
     skip: int,
     max_bytes: int,
+    *,
+    same_classes: bool = True,
 ) -> Iterator[tuple[Any, ...]]:
     """Give the blocks of logits of one shape and of what has a number for each of their rows, or None."""
     for name, array in {**logits, **by_row}.items():
@@ -234,10 +239,14 @@ def _walk(
     if not -len(shape) <= axis < len(shape):
         expected = f"{-len(shape)} to {len(shape) - 1}"
         raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
-    for other, array in logits.items():
-        if array.shape != shape:
-            raise ValueError(f"{other} has shape {array.shape}; expected {shape}, the shape of {name}")
     class_axis = axis % len(shape)
+    for other, array in logits.items():
+        lengths = list(array.shape)
+        if not same_classes and len(lengths) == len(shape):
+            lengths[class_axis] = shape[class_axis]
+        if tuple(lengths) != shape:
+            but = "" if same_classes else f" but for axis {axis}"
+            raise ValueError(f"{other} has shape {array.shape}; expected {shape}, the shape of {name}{but}")
     rows = shape[:class_axis] + shape[class_axis + 1 :]
     for other, array in by_row.items():
         if array is not None and array.shape != rows:
@@ -254,16 +263,16 @@ def _walk(
         positions -= count
 
     scored = (*rows[:-1], positions) if rows else ()
-    row_bytes = shape[class_axis] * sum(np.dtype(array.dtype).itemsize for array in logits.values())
+    row_bytes = sum(array.shape[class_axis] * np.dtype(array.dtype).itemsize for array in logits.values())
     borders = _borders(logits.values(), class_axis, score_from)
     indices = list(_cut(scored, borders, row_bytes, max_bytes))[skip:]
     by_target = [_moved(index, score_from + shift) for index in indices]
-    classes = (slice(0, shape[class_axis]),)
-    with_classes = [
-        index[:class_axis] + classes + index[class_axis:]
-        for index in (_moved(index, score_from) for index in indices)
-    ]
-    blocks = [_blocks(array, name, with_classes) for name, array in logits.items()]
+    by_logits = [_moved(index, score_from) for index in indices]
+    blocks = []
+    for name, array in logits.items():
+        classes = (slice(0, array.shape[class_axis]),)
+        with_classes = [index[:class_axis] + classes + index[class_axis:] for index in by_logits]
+        blocks.append(_blocks(array, name, with_classes))
     blocks += [_blocks(array, name, by_target) for name, array in by_row.items()]
     positions_of = (tuple(part.start for part in index) for index in by_target)
     return zip(positions_of, *blocks, strict=True)

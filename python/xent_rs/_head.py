@@ -1,0 +1,375 @@
+"""Logits from hidden states and the last layer of a model, the head, without ever holding all of them.
+
+``logits = hidden @ weight.T + bias`` has C / K times the size of the hidden states, for C classes and K
+features. Here some rows of it are in memory at a time. The products are those of NumPy's matrix library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _xent_rs
+from ._arguments import row_shape
+from ._environment import in_default_environment
+
+# How many rows have their logits in memory. With 256 each number of the weights that is read goes into as
+# many products, which is enough work for a matrix library to be busy with. The bits of a product depend on
+# the number of rows, so this one depends neither on the machine nor on threads.
+_ROWS = 256
+
+# Weights that have to be converted are so once for all rows in memory. With 256 that takes 7 % (bfloat16) to
+# 19 % (float16) of the time of the products on two cores, with 1,024 a quarter of that. So there are more
+# rows, if they take no more memory than this.
+_MOST_ROWS = 1024
+_LOGITS_BYTES = 256 << 20
+
+# How much of the weights is multiplied, and converted, at once. In slices of 16 MiB products take 4 %
+# longer, of 4 MiB 29 %. It does not depend on the dtype of the weights: equal numbers are to have products
+# of equal bits.
+_SLICE_BYTES = 32 << 20
+
+# How many numbers of 16 bits are widened at once: they, and what becomes of them, are to stay in the cache.
+_WIDENED = 1 << 16
+
+_FLOATS = "expected float16, bfloat16, float32 or float64"
+
+
+class Head:
+    """The last layer of a model, for hidden states of one dtype and number of features.
+
+    Parameters
+    ----------
+    hidden : array with shape and dtype
+        The hidden states, of which nothing else is looked at.
+    name : str
+        What errors call them.
+    axis : int
+        The axis of the features.
+    weight : array_like
+        A row of weights for each class.
+    bias : array_like or None
+        A number for each class.
+    weight_name, bias_name : str, optional
+        What errors call these.
+
+    Attributes
+    ----------
+    classes : int
+        Number of classes.
+    rows : int
+        How many rows `logits` takes at most.
+    dtype : dtype
+        What is computed in: float64 if hidden states or weights are float64, else float32.
+    """
+
+    def __init__(
+        self,
+        hidden: Any,
+        name: str,
+        axis: int,
+        weight: ArrayLike,
+        bias: ArrayLike | None,
+        *,
+        weight_name: str = "linear_weight",
+        bias_name: str = "linear_bias",
+    ) -> None:
+        self._weight = _xent_rs.as_array(weight, weight_name)
+        sizes = _size(self._weight.dtype, weight_name), _size(hidden.dtype, name)
+        self.dtype = np.dtype(np.float64 if 8 in sizes else np.float32)
+        if self._weight.ndim != 2:
+            raise ValueError(
+                f"{weight_name} has shape {self._weight.shape}; expected two axes, (classes, features)"
+            )
+        self.classes, self._features = self._weight.shape
+        if not self.classes:
+            raise ValueError(f"{weight_name} has shape {self._weight.shape}; expected at least one class")
+        self._check_features(tuple(hidden.shape), name, axis, weight_name)
+        self._bias: NDArray[Any] | None = None
+        if bias is not None:
+            numbers = _xent_rs.as_array(bias, bias_name)
+            _size(numbers.dtype, bias_name)
+            if numbers.shape != (self.classes,):
+                raise ValueError(
+                    f"{bias_name} has shape {numbers.shape}; "
+                    f"expected {(self.classes,)}, one number for each class of {weight_name}"
+                )
+            self._bias = np.empty((1, self.classes), self.dtype)
+            _convert(numbers[np.newaxis], self._bias)
+        self._step = max(1, _SLICE_BYTES // (max(1, self._features) * self.dtype.itemsize))
+        self._in_place = self._weight.dtype == self.dtype and _is_multiplied_in_place(self._weight)
+        self.rows = _ROWS
+        if not self._in_place and self._step < self.classes:
+            fit = _LOGITS_BYTES // (self.classes * self.dtype.itemsize)
+            self.rows = max(_ROWS, min(_MOST_ROWS, fit // _ROWS * _ROWS))
+        self._logits = np.empty((0, self.classes), self.dtype)
+        self._converted: NDArray[Any] | None = None
+        self._converted_from = -1
+
+    def _check_features(self, shape: tuple[int, ...], name: str, axis: int, weight_name: str) -> None:
+        if not shape:
+            raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the features")
+        if not -len(shape) <= axis < len(shape):
+            expected = f"{-len(shape)} to {len(shape) - 1}"
+            raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
+        if shape[axis] != self._features:
+            hint = f" ({weight_name}.T?)" if shape[axis] == self.classes else ""
+            raise ValueError(
+                f"{name} {_has(name)} shape {shape}, {shape[axis]} features along axis {axis}; "
+                f"expected {self._features}, as {weight_name} of shape {self._weight.shape} has{hint}"
+            )
+
+    @in_default_environment
+    def logits(self, hidden: NDArray[Any]) -> NDArray[Any]:
+        """Return the logits of some rows in memory that those of the next call overwrite."""
+        if len(hidden) > len(self._logits):
+            self._logits = np.empty((len(hidden), self.classes), self.dtype)
+        logits = self._logits[: len(hidden)]
+        states = np.empty(hidden.shape, self.dtype)
+        _convert(hidden, states)
+        with np.errstate(all="ignore"):  # what is not finite says so in the logits
+            for start in range(0, self.classes, self._step):
+                stop = min(start + self._step, self.classes)
+                some = logits[:, start:stop]
+                np.matmul(states, self._factor(start, stop), out=some)
+                if self._bias is not None:
+                    np.add(some, self._bias[:, start:stop], out=some)
+        return logits
+
+    def zeros(self, hidden: tuple[int, ...], axis: int) -> NDArray[np.float32]:
+        """Return zeros in the shape of the logits of hidden states."""
+        shape = list(hidden)
+        shape[axis] = self.classes
+        return _zeros(tuple(shape))
+
+    def _factor(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the weights of some classes as the right factor, (features, classes), that is not copied."""
+        weight = self._weight[start:stop]
+        if self._in_place:
+            return weight.T
+        # In the order in which they lie in memory.
+        by_class = abs(weight.strides[0]) >= abs(weight.strides[1])
+        if self._converted is None:
+            self._converted = np.empty(min(self._step, self.classes) * self._features, self.dtype)
+        source = weight if by_class else weight.T
+        converted = self._converted[: weight.size].reshape(source.shape)
+        if self._converted_from != start:  # otherwise the slice is all of the weights, and is there
+            self._converted_from = -1
+            _convert(source, converted)
+            self._converted_from = start
+        return converted.T if by_class else converted
+
+
+Named = tuple[ArrayLike | None, str]
+
+
+def head_of(
+    hidden: Any, name: str, axis: int, weight: ArrayLike | None, bias: ArrayLike | None
+) -> Head | None:
+    """Return the head of hidden states; None without weights, of logits."""
+    (head,) = heads_of([(hidden, name)], axis, [(weight, "linear_weight")], [(bias, "linear_bias")])
+    return head
+
+
+def heads_of(
+    models: Sequence[tuple[Any, str]], axis: int, weights: Sequence[Named], biases: Sequence[Named]
+) -> list[Head | None]:
+    """Return the heads of models, each hidden states or logits; None for logits.
+
+    Everything comes with what errors call it. A bias that all models have is for those that have weights.
+    """
+    heads: list[Head | None] = []
+    is_common = any(weight is not None for weight, _ in weights) and len({name for _, name in biases}) == 1
+    for (hidden, name), (weight, weight_name), (bias, bias_name) in zip(models, weights, biases, strict=True):
+        if weight is not None:
+            names = {"weight_name": weight_name, "bias_name": bias_name}
+            heads.append(Head(hidden, name, axis, weight, bias, **names))
+            continue
+        if bias is not None and not is_common:
+            raise ValueError(f"{bias_name} is given without {weight_name}; expected that, too")
+        heads.append(None)
+    if any(heads):
+        _check_fit(models, axis, heads, [name for _, name in weights])
+    return heads
+
+
+def _check_fit(
+    models: Sequence[tuple[Any, str]], axis: int, heads: Sequence[Head | None], weight_names: Sequence[str]
+) -> None:
+    """Refuse models with other rows, or other classes, than the first one."""
+    first, of = models[0]
+    for hidden, name in models:
+        shape = list(first.shape)
+        if len(shape) == len(hidden.shape):
+            shape[axis] = hidden.shape[axis]
+        if hidden.shape != tuple(shape):
+            raise ValueError(
+                f"{name} has shape {hidden.shape}; "
+                f"expected {tuple(shape)}, the shape of {of} but for axis {axis}"
+            )
+    (expected, of), *others = (
+        (hidden.shape[axis], name) if head is None else (head.classes, weight_name)
+        for (hidden, name), head, weight_name in zip(models, heads, weight_names, strict=True)
+    )
+    for found, name in others:
+        if found != expected:
+            raise ValueError(f"{name} has {found} classes; expected {expected}, as {of} has")
+
+
+def paired(given: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None, name: str) -> list[Named]:
+    """Return what belongs to each of two models, from one thing for both or from a tuple, with its name."""
+    if not isinstance(given, tuple):
+        return [(given, name)] * 2
+    if len(given) != 2:
+        raise ValueError(f"{name} is a tuple of {len(given)}; expected two, for reference and candidate")
+    return [(of_model, f"{name}[{number}]") for number, of_model in enumerate(given)]
+
+
+Logits = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, in one axis: their numbers in C order, each model's logits, and what else they have."""
+
+    rows: NDArray[np.intp] | slice
+    logits: Logits
+    targets: NDArray[Any] | None
+    sample_weight: NDArray[Any] | None
+
+
+def batches(
+    models: Sequence[tuple[NDArray[Any], Head | None]],
+    axis: int,
+    targets: NDArray[Any] | None,
+    sample_weight: NDArray[Any] | None,
+    ignore_index: int,
+    check: Callable[[Logits, NDArray[Any] | None, NDArray[Any] | None, int], object],
+) -> Iterator[Batch]:
+    """Give the rows of models, (hidden states, head) or (logits, None) each, in batches until all are given.
+
+    Rows that count come first, with logits that the next ones overwrite. All others come at last, with zeros
+    for logits: there is no product for them. Before all that `check` refuses what is wrong with targets and
+    weights. It gets logits, these, and the axis of the classes: zeros, which take no memory, for all rows if
+    something seems to be wrong, and for none otherwise.
+    """
+    in_all = [array if head is None else head.zeros(array.shape, axis) for array, head in models]
+    rows = row_shape(in_all[0], axis)
+    if (
+        rows is not None
+        and all(logits.shape == in_all[0].shape for logits in in_all)
+        and (targets is None or _are_classes(targets, rows, in_all[0].shape[axis], ignore_index))
+        and (sample_weight is None or sample_weight.shape == rows)
+    ):
+        none = np.empty(0, np.intp)
+        of_none = tuple(_rows_of(logits, axis, none) for logits in in_all)
+        check(of_none, _taken(targets, none), _taken(sample_weight, none), -1)
+    else:
+        check(tuple(in_all), targets, sample_weight, axis)
+        assert rows is not None, "logits without rows are refused"
+    counts = np.ones(rows, bool)
+    if targets is not None:
+        counts &= targets != ignore_index
+    if sample_weight is not None:
+        counts &= sample_weight != 0
+    counting, others = (np.flatnonzero(which) for which in (counts, ~counts))
+    step = min(head.rows for _, head in models if head is not None)
+    for start in range(0, len(counting), step):
+        some = counting[start : start + step]
+        found = [(_rows_of(array, axis, some), head) for array, head in models]
+        logits = tuple(array if head is None else head.logits(array) for array, head in found)
+        yield Batch(some, logits, _taken(targets, some), _taken(sample_weight, some))
+    if len(others) or not len(counting):
+        logits = tuple(_zeros((len(others), all_rows.shape[axis])) for all_rows in in_all)
+        yield Batch(others, logits, _taken(targets, others), _taken(sample_weight, others))
+
+
+def _are_classes(targets: NDArray[Any], rows: tuple[int, ...], classes: int, ignore_index: int) -> bool:
+    """Tell whether there is a class, or `ignore_index`, for each row."""
+    if targets.dtype.kind not in "iu" or targets.shape != rows:
+        return False
+    return bool((((targets >= 0) & (targets < classes)) | (targets == ignore_index)).all())
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return logits of any shape in the memory of one."""
+    return np.broadcast_to(np.zeros((), np.float32), shape)
+
+
+def _rows_of(array: NDArray[Any], axis: int, rows: NDArray[np.intp]) -> NDArray[Any]:
+    """Return some rows of an array, in one axis; that of the classes or features comes last."""
+    by_row = np.moveaxis(array, axis, -1)
+    by_row = by_row.reshape(1, -1) if by_row.ndim == 1 else by_row
+    found: NDArray[Any] = by_row[np.unravel_index(rows, by_row.shape[:-1])]
+    return found
+
+
+def _taken(values: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[Any] | None:
+    """Return what some rows have, if there is anything."""
+    return None if values is None else values.reshape(-1)[rows]
+
+
+def _size(dtype: np.dtype[Any], name: str) -> int:
+    """Return the size of a number of one of our dtypes; refuse others."""
+    if not (_is_bfloat16(dtype) or (dtype.kind == "f" and dtype.itemsize in (2, 4, 8))):
+        raise TypeError(f"{name} {_has(name)} dtype {dtype}; {_FLOATS}")
+    return dtype.itemsize
+
+
+def _has(name: str) -> str:
+    return "have" if name == "logits" else "has"
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Tell whether numbers are bfloat16: of `ml_dtypes` or, without it, bytes in a field of that name."""
+    return dtype.itemsize == 2 and (dtype.name == "bfloat16" or dtype.names == ("bfloat16",))
+
+
+def _is_multiplied_in_place(matrix: NDArray[Any]) -> bool:
+    """Tell whether the matrix library reads a matrix where it is; of any other NumPy makes a copy."""
+    size = matrix.itemsize
+    return matrix.flags.aligned and any(
+        inner == size and outer % size == 0 and outer >= size * length
+        for inner, outer, length in (
+            (matrix.strides[1], matrix.strides[0], matrix.shape[1]),
+            (matrix.strides[0], matrix.strides[1], matrix.shape[0]),
+        )
+    )
+
+
+@in_default_environment
+def _convert(values: NDArray[Any], out: NDArray[Any]) -> None:
+    """Write a matrix as float32 or float64; `out` is in C order.
+
+    NumPy takes 1.7 ns for a float16, more than half of what its product with 256 rows takes, and does not
+    know bfloat16 without `ml_dtypes`. So these are widened as integers. bfloat16 is the upper half of a
+    float32. A float16 has 5 bits for the exponent and 10 behind the point, a float32 8 and 23: with the sign
+    at the top and the others 13 places up it is a float32, too small by a factor of 2**112, of subnormal
+    numbers as well. What is not finite has the largest exponent, and seems to be 2**16 or more.
+    """
+    is_half = values.dtype == np.float16
+    if not is_half and values.dtype.names is None:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            np.copyto(out, values)
+        return
+    steps = max(1, _WIDENED // max(1, out.shape[1]))
+    for start in range(0, len(out), steps):
+        some, into = values[start : start + steps], out[start : start + steps]
+        wide = into if out.dtype == np.float32 else np.empty(into.shape, np.float32)
+        bits = wide.view(np.int32)
+        np.copyto(bits, some.view(np.int16))
+        np.left_shift(bits, 13 if is_half else 16, out=bits)
+        if is_half:
+            np.bitwise_and(bits, _WITHOUT_COPIES_OF_THE_SIGN, out=bits)
+            np.multiply(wide, np.float32(2.0**112), out=wide)
+            if wide.size and not -(2.0**16) < wide.min() <= wide.max() < 2.0**16:
+                np.copyto(wide, some)
+        if wide is not into:
+            np.copyto(into, wide)
+
+
+_WITHOUT_COPIES_OF_THE_SIGN = np.int32(-0x70002000)  # the bits 0x8fffe000
