@@ -450,12 +450,18 @@ def losses_of(
     weight: Floats | None,
     smoothing: float,
     z_loss: float,
+    focal_gamma: float,
+    poly_epsilon: float,
 ) -> Floats:
     """Return the loss of each row but for its own weight; `targets` are None if they are probabilities."""
     losses = np.zeros(len(whole.top))
     if targets is not None:
         of_class = np.ones(len(targets)) if weight is None else weight[np.maximum(targets, 0)]
-        losses = times((1 - smoothing) * of_class, whole.losses(target_logit))
+        missed = whole.losses(target_logit)
+        if focal_gamma or poly_epsilon:
+            missing = -np.expm1(-missed)
+            missed = times(missing**focal_gamma, missed) + poly_epsilon * missing
+        losses = times((1 - smoothing) * of_class, missed)
     if shards[0].spread is not None:
         for shard, below in zip(shards, whole.below, strict=True):
             assert shard.spread is not None

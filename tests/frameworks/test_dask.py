@@ -1,6 +1,7 @@
 """`xent_rs.dask`: the local functions' bits in any chunks of rows, their accuracy in chunks of classes."""
 
 import inspect
+import itertools
 import os
 import pickle
 import re
@@ -82,7 +83,10 @@ OPTIONS = [
     {"temperature": 0.7, "softcap": 9.0},
     {"label_smoothing": 0.1, "z_loss": 1e-3, "weighted": True},
     {"weighted": True, "ignore_index": 3},
+    {"focal_gamma": 2.0, "poly_epsilon": -0.5, "weighted": True},
 ]
+# What a comparison of models has not.
+OF_LOSSES = ("label_smoothing", "z_loss", "focal_gamma", "poly_epsilon")
 
 
 def options_of(case, sample_weight, weight):
@@ -100,7 +104,7 @@ def test_any_chunks_of_rows_give_the_bits_of_the_local_functions(dtype, case, sc
     reference, candidate, targets, sample_weight, weight, groups = problem(dtype)
     targets = np.where(targets == -100, case.get("ignore_index", -100), targets)
     options = options_of(case, sample_weight, weight)
-    common = {name: value for name, value in options.items() if name not in ("label_smoothing", "z_loss")}
+    common = {name: value for name, value in options.items() if name not in OF_LOSSES}
     evaluation = xent_rs.evaluate(reference, targets, **options)
     comparison = xent_rs.compare(reference, candidate, targets, groups=groups, **common)
     losses = xent_rs.cross_entropy(reference, targets, reduction="none", **options)
@@ -158,8 +162,9 @@ def test_a_single_sample(classes):
 # Sums and means of losses.
 
 
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("case", OPTIONS[:3], ids=str)
+@pytest.mark.parametrize(
+    ("case", "soft"), [*itertools.product(OPTIONS[:3], (False, True)), (OPTIONS[4], False)], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 def test_sums_and_means_are_exact(dtype, case, soft):
     reference, _, targets, sample_weight, weight, _ = problem(dtype)
@@ -242,7 +247,7 @@ def test_chunks_of_classes_are_as_accurate_and_chunks_of_rows_change_nothing(dty
     reference, candidate, targets, sample_weight, weight, groups = problem(dtype)
     targets = np.where(targets == -100, case.get("ignore_index", -100), targets)
     options = options_of(case, sample_weight, weight)
-    common = {name: value for name, value in options.items() if name not in ("label_smoothing", "z_loss")}
+    common = {name: value for name, value in options.items() if name not in OF_LOSSES}
     evaluation = xent_rs.evaluate(reference, targets, top_k=(1, 2, 20, 100), **options)
     comparison = xent_rs.compare(reference, candidate, targets, groups=groups, **common)
     random = np.random.default_rng(3)
@@ -262,8 +267,9 @@ def test_chunks_of_classes_are_as_accurate_and_chunks_of_rows_change_nothing(dty
         assert len(set(seen)) == 1
 
 
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("case", OPTIONS[:3], ids=str)
+@pytest.mark.parametrize(
+    ("case", "soft"), [*itertools.product(OPTIONS[:3], (False, True)), (OPTIONS[4], False)], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 def test_losses_of_rows_against_the_oracle(dtype, case, soft):
     """Targets of the largest class, too: relative accuracy."""
@@ -275,7 +281,7 @@ def test_losses_of_rows_against_the_oracle(dtype, case, soft):
         targets[4] = np.arange(CLASSES) == 5
     options = options_of(case, sample_weight, weight)
     softmax = Softmax(reference, case.get("temperature", 1.0), case.get("softcap"))
-    names = ("weight", "sample_weight", "label_smoothing", "z_loss")
+    names = ("weight", "sample_weight", *OF_LOSSES)
     oracle = CrossEntropy(softmax, targets, **{name: options[name] for name in names if name in options})
     bounds = CrossEntropyBounds(oracle, np.dtype(dtype))
     for classes in (1, 5, 20):

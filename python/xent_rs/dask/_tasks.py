@@ -281,7 +281,9 @@ class _Rows:
             target_logit=target_logits(self.shards),
             weight=weight,
             smoothing=task.smoothing,
-            z_loss=float(task.options.get("z_loss", 0.0)),
+            **{
+                name: float(task.options.get(name, 0.0)) for name in ("z_loss", "focal_gamma", "poly_epsilon")
+            },
         )
         row_weight = np.ones(len(each)) if sample_weight is None else _doubles(sample_weight).reshape(-1)
         weighted = np.where(self.counts, times(row_weight, each), 0.0)
