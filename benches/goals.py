@@ -149,6 +149,15 @@ def binary(job: str) -> Reader:
     }
 
 
+def comparison(kind: str) -> Reader:
+    """Return a reader of the time of comparing two models by that of reading both, by shape."""
+    return lambda suites: {
+        where(result): result["median"] / result["roof"]
+        for result in suites.get("compare", [])
+        if (result["contender"], result["kind"]) == ("xent_rs", kind)
+    }
+
+
 def options(names: Collection[str], job: str) -> Reader:
     """Return a reader of the three largest times of options beyond their bytes, by that of the plain call."""
 
@@ -365,6 +374,16 @@ GOALS = [
     Goal("bfloat16 and float16 in cache; the three worst", "<= {} x float32", 1.15, sixteen, at_most=True),
     Goal("binary loss, 4 Mi elements", ">= {} R", 0.80, binary(LOSS)),
     Goal("binary loss + gradient, 4 Mi elements", ">= {} W", 0.80, binary(GRADIENT)),
+    *(
+        Goal(
+            f"two float32 models compared, {kind}",
+            "<= {} x reading both",
+            {"avx2": 2.5, "avx512": 1.3},
+            comparison(kind),
+            at_most=True,
+        )
+        for kind in ("rounded", "another model")
+    ),
     *(
         Goal(f"{name}, {job}, beyond its bytes", "<= {} x plain", limit, options((name,), job), at_most=True)
         for name, limits in OPTIONS.items()

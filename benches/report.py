@@ -143,6 +143,7 @@ HEADINGS = {
     "targets": "Soft targets, KL divergence and softcap",
     "options": "Options and other functions",
     "binary": "Binary cross-entropy",
+    "compare": "Two models compared",
     "smallest": "The smallest call",
     "growth": "Growth",
     "threads": "Threads",
