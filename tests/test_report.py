@@ -435,3 +435,17 @@ def test_the_guard_fails_when_a_kind_on_axis_1_takes_longer(monkeypatch):
         for job in ("loss", "loss + gradient")
         for number in (2, 21, 1000)
     }
+
+
+def test_the_guard_fails_when_the_rows_of_two_models_take_longer(monkeypatch):
+    rows_of = guard.comparison.rows_of
+
+    def slower(problem):
+        call = rows_of(problem)
+        return lambda: [call() for _ in range(6)].pop()
+
+    monkeypatch.setattr(guard.comparison, "rows_of", slower)
+    failures = {failure.partition(":")[0] for failure in measured(guard.comparison_checks(), "rows")}
+    assert failures >= {
+        f"two models compared, rows, {kind}, {classes} classes" for kind, classes in guard.OF_EXP_COMPARED
+    }

@@ -17,8 +17,9 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from xent_rs import compare
+from xent_rs import _xent_rs, compare
 from xent_rs._bfloat16 import bfloat16
+from xent_rs._comparer import _COMPARE
 from xent_rs._quantiles import FRACTIONS
 from xent_rs.cli.benchmark.cases import Array, Case, reads
 from xent_rs.cli.benchmark.contenders import torch_tensors
@@ -141,8 +142,15 @@ def _figures(
     return found
 
 
-def _xent_rs(problem: Problem) -> Callable[[], Any]:
+def ours(problem: Problem) -> Callable[[], Any]:
+    """Return the call that has all figures."""
     return partial(compare, problem.reference, problem.candidate, problem.targets)
+
+
+def rows_of(problem: Problem) -> Callable[[], Any]:
+    """Return the call of the compiled module, which has the figures of each row."""
+    arrays = problem.reference, problem.candidate, problem.targets
+    return partial(_xent_rs.compare_rows, *arrays, _COMPARE, {})
 
 
 def _numpy(problem: Problem) -> Callable[[], Figures]:
@@ -210,7 +218,7 @@ def _torch(problem: Problem) -> Callable[[], Figures]:
 
 # contender, package, what makes the call
 WAYS: tuple[tuple[str, str, Callable[[Problem], Callable[[], Any]]], ...] = (
-    ("xent_rs", "xent_rs", _xent_rs),
+    ("xent_rs", "xent_rs", ours),
     ("NumPy", "numpy", _numpy),
     ("PyTorch", "torch", _torch),
 )
