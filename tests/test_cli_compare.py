@@ -521,6 +521,35 @@ def test_files_larger_than_the_memory_it_may_use(tmp_path):
     assert found["reference_loss"] == pytest.approx(np.log(classes), rel=1e-7)
 
 
+# Prints the figures, and how much memory the process held at most, in KiB.
+PEAK = """
+import re, sys
+from pathlib import Path
+from xent_rs.cli import main
+status = main(["compare", *sys.argv[1:], "--json"])
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1], file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    """What is mapped counts, too: the blocks that were read go back."""
+    peaks = []
+    for rows in (2, 16_000):
+        names = [tmp_path / f"{name}-{rows}.npy" for name in ("reference", "candidate", "targets")]
+        for name in names[:2]:
+            sparse(name, (rows, 32_000))  # 2 GB
+        np.save(names[2], np.arange(rows))
+        done = subprocess.run([sys.executable, "-c", PEAK, *names], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["rows"] == rows
+        peaks.append(int(done.stderr) << 10)
+    small, large = peaks
+    assert large - small < 200e6
+
+
 def test_without_matplotlib_nothing_is_begun(files, tmp_path):
     os.mkdir("missing")
     done = start("compare", *NAMES, "--plot", "a.png", env=without("matplotlib", Path("missing")))
