@@ -208,7 +208,7 @@ def test_goals_are_computed_from_the_record():
                 peer("xent_rs", 4.0, kind="rounded", rows=16, classes=10),
                 peer("NumPy", 9.0, kind="rounded"),
                 peer("xent_rs", 9.0, kind="rounded, bfloat16"),
-                peer("xent_rs", 1.25, kind="another model"),
+                peer("xent_rs", 1.3, kind="another model"),
             ],
             "threads": [peer("xent_rs", 2.0, roof=1.8, threads=1, of_full_roof=0.5)],
             "classes": [
@@ -270,11 +270,11 @@ def test_goals_are_computed_from_the_record():
             "missed by 4.3 %",
         ],
         "binary loss, 4 Mi elements": ["0.8 (float32 targets), 0.625 (bool targets)", "missed by 22 %"],
-        "two float32 models compared, rounded": [
-            "1.25 (2048 x 32000), 4 (16 x 10)",
-            "missed by 208 %",
+        "two float32 models compared, C >= 1000": [
+            "1.25 (rounded, 2048 x 32000), 1.3 (another model, 2048 x 32000)",
+            "met",
         ],
-        "two float32 models compared, another model": ["1.25", "met"],
+        "two float32 models compared, fewer classes": ["4", "missed by 208 %"],
         "softcap, loss, beyond its bytes": ["1.9", "met"],
         "loss, every other option, beyond its bytes; the three worst": ["1.5", "missed by 20 %"],
         "smallest call, loss": ["0.5", "met"],
