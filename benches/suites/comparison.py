@@ -177,7 +177,7 @@ def _numpy_rows(reference: Array, candidate: Array, targets: Array) -> Rows:
 
 
 def _numpy_log_softmax(logits: Array) -> Array:
-    z = logits - logits.max(axis=1, keepdims=True)
+    z: Array = logits - logits.max(axis=1, keepdims=True)
     z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
     return z
 
