@@ -6,6 +6,7 @@
   targets   soft targets, KL divergence and softcap against PyTorch and JAX
   options   each option and each function against the plain loss and its gradient
   binary    binary cross-entropy
+  compare   two models compared, against NumPy and PyTorch
   smallest  what a call costs
   growth    time per element up to 10^9 elements, as far as the memory goes: that is 9 GB
   threads   one to all

@@ -149,6 +149,19 @@ def binary(job: str) -> Reader:
     }
 
 
+def comparison(which: Callable[[Result], bool]) -> Reader:
+    """Return a reader of the time of comparing two float32 models by that of reading both."""
+
+    def values(suites: Suites) -> dict[str, float]:
+        return {
+            f"{result['kind']}, {where(result)}": result["median"] / result["roof"]
+            for result in suites.get("compare", [])
+            if result["contender"] == "xent_rs" and "bfloat16" not in result["kind"] and which(result)
+        }
+
+    return values
+
+
 def options(names: Collection[str], job: str) -> Reader:
     """Return a reader of the three largest times of options beyond their bytes, by that of the plain call."""
 
@@ -365,6 +378,19 @@ GOALS = [
     Goal("bfloat16 and float16 in cache; the three worst", "<= {} x float32", 1.15, sixteen, at_most=True),
     Goal("binary loss, 4 Mi elements", ">= {} R", 0.80, binary(LOSS)),
     Goal("binary loss + gradient, 4 Mi elements", ">= {} W", 0.80, binary(GRADIENT)),
+    *(
+        Goal(
+            f"two float32 models compared, {classes}",
+            "<= {} x reading both",
+            {"avx2": 2.5, "avx512": 1.3},
+            comparison(which),
+            at_most=True,
+        )
+        for classes, which in (
+            ("C >= 1000", lambda result: result["classes"] >= 1000),
+            ("fewer classes", lambda result: result["classes"] < 1000),
+        )
+    ),
     *(
         Goal(f"{name}, {job}, beyond its bytes", "<= {} x plain", limit, options((name,), job), at_most=True)
         for name, limits in OPTIONS.items()

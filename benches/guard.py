@@ -26,7 +26,7 @@ from xent_rs.cli.benchmark.cases import GRADIENT, LOSS, Case
 from xent_rs.cli.benchmark.contenders import CONTENDERS, at_level
 from xent_rs.cli.benchmark.reference import numpy_loss, numpy_loss_and_gradient
 
-from .suites import binary, classes, kinds, options
+from .suites import binary, classes, comparison, kinds, options
 from .suites.kinds import CLASSES, KL, SOFT, SOFTCAP
 
 # 256 KiB of float32.
@@ -120,6 +120,18 @@ OF_EXP_BINARY = {
     "xent_rs, bool targets": 2.4,
     "xent_rs, out=": 3.2,
     "xent_rs, bool targets, out=": 3.3,
+}
+
+# ... and of two models compared: the figures of rows alone, as the compiled module gives them, and all of it.
+OF_EXP_COMPARED = {
+    ("rounded", 2): (160.0, 350.0),
+    ("rounded", 10): (34.0, 94.0),
+    ("rounded", 100): (13.0, 50.0),
+    ("rounded", 1000): (5.9, 40.0),
+    ("another model", 1000): (9.9, 45.0),
+    ("rounded", 4096): (4.9, 39.0),
+    ("another model", 4096): (8.9, 43.0),
+    ("rounded, bfloat16", 4096): (5.1, 39.0),
 }
 
 # These limits are for one CPU. NumPy's exponential is another program than ours, and scalar steps take more
@@ -220,11 +232,16 @@ def option_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
                 yield {name: call}, [Ratio(name, plain, limit)] if limit is not None else []
 
 
+def exponential() -> tuple[str, Call]:
+    """Return NumPy's exponential of float32 numbers, with its name."""
+    logits = Case.random(*SHAPE, "float32")
+    return f"np.exp of {logits.name}", lambda: np.exp(logits.logits, out=logits.out)
+
+
 def exponential_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
     """Yield few and many classes, last and on axis 1, and binary targets, against an exponential."""
-    logits = Case.random(*SHAPE, "float32")
-    exp = f"np.exp of {logits.name}"
-    yield {exp: lambda: np.exp(logits.logits, out=logits.out)}, []
+    exp, call = exponential()
+    yield {exp: call}, []
     elements = math.prod(SHAPE)
     for place, table in (("last", OF_EXP), ("on axis 1", OF_EXP_IMAGES)):
         for (kind, number), limits in table.items():
@@ -243,6 +260,20 @@ def exponential_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
             check(call())
             name = f"{job}, binary, {contender}"
             yield {name: call}, [Ratio(name, exp, ON_ANOTHER_CPU * OF_EXP_BINARY[contender])]
+
+
+def comparison_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
+    """Yield two models compared, against an exponential."""
+    exp, call = exponential()
+    yield {exp: call}, []
+    for (kind, number), limits in OF_EXP_COMPARED.items():
+        case = Case.random(math.prod(SHAPE) // number, number, "float32")
+        problem = comparison.Problem(case, kind)
+        calls = {"rows": comparison.rows_of(problem), "all": comparison.ours(problem)}
+        problem.check("xent_rs", calls["all"]())
+        for (what, call), limit in zip(calls.items(), limits, strict=True):
+            name = f"two models compared, {what}, {kind}, {number} classes"
+            yield {name: call}, [Ratio(name, exp, ON_ANOTHER_CPU * limit)]
 
 
 def smallest_checks() -> Iterator[tuple[dict[str, Call], list[Ratio]]]:
@@ -303,6 +334,7 @@ def main() -> int:
                 option_checks(),
                 first_axis_checks(),
                 exponential_checks(),
+                comparison_checks(),
                 smallest_checks(),
             )
             texts, failures = measure(*checks, PATIENCE)

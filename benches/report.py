@@ -30,7 +30,7 @@ from xent_rs.cli._terminal import significant
 from . import frameworks, goals, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a record holds: it takes about 25 minutes on two cores. Other shapes are in the suite `classes`.
+# What a record holds: it takes about 30 minutes on two cores. Other shapes are in the suite `classes`.
 SHAPES = ["2048x32000", "512x128256", "16384x1000", "262144x10"]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 RECORD = ["--json", "--levels", "--repeats", "5"]
@@ -143,6 +143,7 @@ HEADINGS = {
     "targets": "Soft targets, KL divergence and softcap",
     "options": "Options and other functions",
     "binary": "Binary cross-entropy",
+    "compare": "Two models compared",
     "smallest": "The smallest call",
     "growth": "Growth",
     "threads": "Threads",

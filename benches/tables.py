@@ -118,6 +118,24 @@ def _threads(results: Sequence[Result]) -> list[Table]:
     return [("threads, float32", lines)]
 
 
+def _compare(results: Sequence[Result]) -> list[Table]:
+    """Return a table for each kind of candidate: a line for each shape and contender."""
+    found = []
+    for kind, of_kind in grouped(results, lambda result: result["kind"]).items():
+        lines = [["", "median", "minimum", "times reading both"]]
+        lines += [
+            [
+                f"{result['contender']}, {shape(result)}",
+                time(result["median"]),
+                time(result["minimum"]),
+                significant(result["median"] / result["roof"]),
+            ]
+            for result in of_kind
+        ]
+        found.append((f"a float32 reference compared with a candidate: {kind}", lines))
+    return found
+
+
 def _memory(results: Sequence[Result]) -> list[Table]:
     """Return one table: a line for each contender and job, a column for each shape."""
     shapes = _unique(shape(result) for result in results)
@@ -185,6 +203,7 @@ _TABLES: dict[str, Callable[[Sequence[Result]], list[Table]]] = {
     "targets": _classes,
     "options": _options,
     "binary": peers,
+    "compare": _compare,
     "smallest": _smallest,
     "growth": _growth,
     "threads": _threads,

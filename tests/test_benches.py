@@ -15,7 +15,20 @@ from xent_rs.cli.benchmark.measuring import Settings
 
 from benches import head, tables
 from benches.__main__ import main
-from benches.suites import SUITES, axis1, beside, binary, growth, kinds, memory, options, threads
+from benches.suites import (
+    SUITES,
+    axis1,
+    beside,
+    binary,
+    comparison,
+    growth,
+    kinds,
+    memory,
+    options,
+    threads,
+)
+
+from .comparison_oracle import llama
 
 NUMPY_ONLY = [contender for contender in CONTENDERS if contender.package in ("xent_rs", "numpy")]
 
@@ -215,6 +228,40 @@ def test_a_wrong_binary_loss_is_not_timed():
     call, check = binary.prepare(case, "xent_rs", lambda case: lambda: 0.7, True)
     with pytest.raises(ArithmeticError, match=r"^xent_rs, 5 x 6 float32: the loss is off by"):
         check(call())
+
+
+@pytest.mark.parametrize("way", comparison.WAYS, ids=lambda way: way[0])
+@pytest.mark.parametrize("kind", comparison.KINDS)
+def test_each_figure_of_a_comparison_is_checked(kind, way):
+    """One of this package that is off by 1e-5 is refused, of a peer by 1e-3."""
+    _, package, make = way
+    pytest.importorskip(package)
+    problem = comparison.Problem(comparison.Case.random(50, 7, "float32"), kind)
+    answer = make(problem)()
+    problem.check(package, answer)
+    figures = answer if isinstance(answer, dict) else answer.as_dict()
+    for figure, value in problem.expected.items():
+        of = next(of for of in ("kl", "same_top", "loss", "delta_p") if of in figure)
+        message = f"^{package}, {kind}, 50 x 7 float32: the {of} is off by"
+        with pytest.raises(ArithmeticError, match=message):
+            problem.check(package, {**figures, figure: value + (1e-5 if package == "xent_rs" else 1e-3)})
+    with pytest.raises(ArithmeticError, match="the same_top is off by nan"):
+        problem.check(package, {**figures, "same_top": float("nan")})
+
+
+def test_a_comparison_in_float64_is_that_of_llama_cpp():
+    """What answers are compared with."""
+    problem = comparison.Problem(comparison.Case.random(50, 7, "float32"), "another model")
+    expected = llama(problem.reference, problem.candidate, problem.targets)
+    figures = problem.expected
+    names = ("kl", "same_top", "reference_loss", "candidate_loss", "loss_change", "delta_p", "delta_p_rms")
+    for name in names:
+        assert (figures[name], figures[f"{name}_error"]) == pytest.approx(expected[name], rel=1e-9), name
+    for name in ("kl", "delta_p"):
+        assert figures[f"{name}_min"] == pytest.approx(expected[f"{name}_min"])
+        assert figures[f"{name}_max"] == pytest.approx(expected[f"{name}_max"])
+        quantiles = [value for key, value in figures.items() if key.startswith(f"{name}_q")]
+        assert quantiles == pytest.approx([*expected[f"{name}_quantiles"].values()])
 
 
 # pictures

@@ -62,6 +62,19 @@ def figures(capsys, *arguments):
     return json.loads(output, parse_constant=pytest.fail)
 
 
+def printed(comparison):
+    """What `--json` has of a comparison: its flat dict, and each group by itself."""
+    groups = comparison.by_group
+    if groups is None:
+        return comparison.as_dict()
+    names = ("rows", "kl", "reference_perplexity", "candidate_perplexity")
+    of_group = {
+        str(label): {name: getattr(group, name) for name in names if getattr(group, name) is not None}
+        for label, group in groups.items()
+    }
+    return {**comparison.as_dict(), "by_group": of_group}
+
+
 NAMES = ("reference.npy", "candidate.npy", "tokens.npy")
 
 
@@ -98,15 +111,23 @@ def test_json_has_the_figures_of_compare(files, capsys, names):
 def test_options(files, capsys, arguments, options):
     options = {name: files.get(value, value) for name, value in options.items()}
     expected = compare(files["reference"], files["candidate"], files["tokens"], **options)
-    assert figures(capsys, *NAMES, *arguments) == expected.as_dict()
+    assert figures(capsys, *NAMES, *arguments) == printed(expected)
 
 
 def test_windows_are_the_steps_along_the_first_axis(files, capsys):
     windows = np.repeat(np.arange(ROWS)[:, None], POSITIONS, axis=1)
     expected = compare(files["reference"], files["candidate"], files["tokens"], groups=windows)
     found = figures(capsys, *NAMES, "--windows")
-    assert found == expected.as_dict()
+    assert found == printed(expected)
     assert found["groups"] == ROWS
+    # Each window by itself.
+    assert list(found["by_group"]) == [str(window) for window in range(ROWS)]
+    of_window = found["by_group"]["3"]
+    assert (of_window["rows"], type(of_window["rows"])) == (POSITIONS, int)
+    losses = xent_rs.cross_entropy(files["candidate"][3], files["tokens"][3], reduction="none")
+    assert of_window["candidate_perplexity"] == pytest.approx(np.exp(losses.mean(dtype=np.float64)))
+    without_targets = figures(capsys, *NAMES[:2], "--groups", "documents.npy")
+    assert {tuple(group) for group in without_targets["by_group"].values()} == {("rows", "kl")}
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -134,7 +155,7 @@ def test_next_tokens_and_bits_per_byte(files, capsys):
         groups=files["documents"][:, 2:],
     )
     per_byte = {name: found.pop(f"{name}_bits_per_byte") for name in ("reference", "candidate")}
-    assert found == expected.as_dict()
+    assert found == printed(expected)
     assert per_byte["candidate"] == expected.candidate.bits * expected.rows / 99
     assert expected.rows == ROWS * (POSITIONS - 2)
     _, output, _ = run(capsys, "compare", *NAMES, "--bytes", "99")
@@ -498,6 +519,35 @@ def test_files_larger_than_the_memory_it_may_use(tmp_path):
     found = json.loads(done.stdout)
     assert (found["rows"], found["kl"], found["loss_change"]) == (rows, 0.0, 0.0)
     assert found["reference_loss"] == pytest.approx(np.log(classes), rel=1e-7)
+
+
+# Prints the figures, and how much memory the process held at most, in KiB.
+PEAK = """
+import re, sys
+from pathlib import Path
+from xent_rs.cli import main
+status = main(["compare", *sys.argv[1:], "--json"])
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1], file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    """What is mapped counts, too: the blocks that were read go back."""
+    peaks = []
+    for rows in (2, 16_000):
+        names = [tmp_path / f"{name}-{rows}.npy" for name in ("reference", "candidate", "targets")]
+        for name in names[:2]:
+            sparse(name, (rows, 32_000))  # 2 GB
+        np.save(names[2], np.arange(rows))
+        done = subprocess.run([sys.executable, "-c", PEAK, *names], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["rows"] == rows
+        peaks.append(int(done.stderr) << 10)
+    small, large = peaks
+    assert large - small < 200e6
 
 
 def test_without_matplotlib_nothing_is_begun(files, tmp_path):

@@ -203,6 +203,13 @@ def test_goals_are_computed_from_the_record():
             "memory": [{**peer("xent_rs", 1), "above": 2 * 2**20 + 16 * 2048}],
             "growth": [peer("xent_rs", 1.0, rows=31), peer("xent_rs", 12.0, rows=310)],
             "binary": [peer("xent_rs", 1.25), peer("xent_rs, bool targets", 1.6)],
+            "compare": [
+                peer("xent_rs", 1.25, kind="rounded"),
+                peer("xent_rs", 4.0, kind="rounded", rows=16, classes=10),
+                peer("NumPy", 9.0, kind="rounded"),
+                peer("xent_rs", 9.0, kind="rounded, bfloat16"),
+                peer("xent_rs", 1.3, kind="another model"),
+            ],
             "threads": [peer("xent_rs", 2.0, roof=1.8, threads=1, of_full_roof=0.5)],
             "classes": [
                 peer("xent_rs, axis=0", 1.0, rows=16_000, classes=1000),
@@ -263,6 +270,11 @@ def test_goals_are_computed_from_the_record():
             "missed by 4.3 %",
         ],
         "binary loss, 4 Mi elements": ["0.8 (float32 targets), 0.625 (bool targets)", "missed by 22 %"],
+        "two float32 models compared, C >= 1000": [
+            "1.25 (rounded, 2048 x 32000), 1.3 (another model, 2048 x 32000)",
+            "met",
+        ],
+        "two float32 models compared, fewer classes": ["4", "missed by 208 %"],
         "softcap, loss, beyond its bytes": ["1.9", "met"],
         "loss, every other option, beyond its bytes; the three worst": ["1.5", "missed by 20 %"],
         "smallest call, loss": ["0.5", "met"],
@@ -422,4 +434,18 @@ def test_the_guard_fails_when_a_kind_on_axis_1_takes_longer(monkeypatch):
         f"{job}, KL divergence, {number} classes on axis 1"
         for job in ("loss", "loss + gradient")
         for number in (2, 21, 1000)
+    }
+
+
+def test_the_guard_fails_when_the_rows_of_two_models_take_longer(monkeypatch):
+    rows_of = guard.comparison.rows_of
+
+    def slower(problem):
+        call = rows_of(problem)
+        return lambda: [call() for _ in range(6)].pop()
+
+    monkeypatch.setattr(guard.comparison, "rows_of", slower)
+    failures = {failure.partition(":")[0] for failure in measured(guard.comparison_checks(), "rows")}
+    assert failures >= {
+        f"two models compared, rows, {kind}, {classes} classes" for kind, classes in guard.OF_EXP_COMPARED
     }

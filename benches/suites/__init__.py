@@ -6,7 +6,20 @@ which is the first of the suites; the formulas that answers are compared with ar
 
 from xent_rs.cli.benchmark import peers
 
-from . import axis1, beside, binary, classes, growth, memory, options, sixteen, smallest, targets, threads
+from . import (
+    axis1,
+    beside,
+    binary,
+    classes,
+    comparison,
+    growth,
+    memory,
+    options,
+    sixteen,
+    smallest,
+    targets,
+    threads,
+)
 
 #: What `python -m benches --suite` offers.
 SUITES = {
@@ -16,6 +29,7 @@ SUITES = {
     "targets": targets.run,
     "options": options.run,
     "binary": binary.run,
+    "compare": comparison.run,
     "smallest": smallest.run,
     "growth": growth.run,
     "threads": threads.run,

@@ -31,8 +31,8 @@ from xent_rs.cli.benchmark.measuring import Entry, Results, Settings, Skips, pro
 
 from tests import bounds, oracle
 
-_SHAPES = ((2048, 32_000), (16_384, 1000), (262_144, 10))
-_QUICK_SHAPES = ((64, 32_000), (2048, 10))
+SHAPES = ((2048, 32_000), (16_384, 1000), (262_144, 10))
+QUICK_SHAPES = ((64, 32_000), (2048, 10))
 
 PLAIN = "plain"
 
@@ -294,7 +294,7 @@ TASKS = (
 
 def run(settings: Settings) -> tuple[Results, Skips]:
     """Time every option and function on each shape, in float32."""
-    shapes = _QUICK_SHAPES if settings.quick else _SHAPES
+    shapes = QUICK_SHAPES if settings.quick else SHAPES
     results: Results = []
     with progress(len(shapes) * steps(len(TASKS), len(JOBS), settings.repeats)) as bar:
         for rows, classes in shapes:

@@ -18,6 +18,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from .. import Comparer, io, set_num_threads
 from .._comparer import compare_at
+from .._comparison import GroupComparison
 from .._head import Head
 from . import _inputs, _terminal
 from ._journal import Journal
@@ -95,11 +97,15 @@ def run(arguments: argparse.Namespace) -> int:
         comparison = comparer.result()
         if arguments.json:
             figures = comparison.as_dict()
-            found = {name: int(value) if name in _WHOLE else value for name, value in figures.items()}
+            found: dict[str, Any] = {
+                name: int(value) if name in _WHOLE else value for name, value in figures.items()
+            }
             if arguments.bytes is not None:
                 for name in _MODELS:
                     bits = found[f"{name}_bits"]
                     found[f"{name}_bits_per_byte"] = bits * comparison.rows / arguments.bytes
+            if comparison.by_group is not None:
+                found["by_group"] = {label: _of_group(group) for label, group in comparison.by_group.items()}
             _terminal.print_json(found)
         else:
             for what, logits, head in zip(_MODELS, (reference, candidate), heads, strict=True):
@@ -114,6 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
         if journal is not None:
             journal.remove()
     return 0
+
+
+def _of_group(group: GroupComparison) -> dict[str, float]:
+    """Return the figures of a group by name, without those that need targets where there are none."""
+    return {name: value for name, value in asdict(group).items() if value is not None}
 
 
 def _inputs_of(arguments: argparse.Namespace) -> dict[str, io.StoredArray]:
