@@ -520,8 +520,8 @@ class EvaluatorOptions(TypedDict, total=False):
     axis: Axis
 
 
-class EvaluateOptions(TypedDict, total=False):
-    """The options of `evaluate`: those of `Evaluator` and of its batches."""
+class EvaluateLogitsOptions(TypedDict, total=False):
+    """The options of `Evaluator` and of its batches of logits."""
 
     top_k: TopK
     weight: EvaluatedClassWeight
@@ -534,6 +534,11 @@ class EvaluateOptions(TypedDict, total=False):
     focal_gamma: FocalGamma
     poly_epsilon: PolyEpsilon
     axis: Axis
+
+
+class EvaluateOptions(EvaluateLogitsOptions, total=False):
+    """The options of `evaluate`: those of `Evaluator` and of its batches."""
+
     linear_weight: LinearWeight
     linear_bias: LinearBias
 
@@ -548,8 +553,8 @@ class ComparerOptions(TypedDict, total=False):
     axis: Axis
 
 
-class CompareOptions(TypedDict, total=False):
-    """The options of `compare`: those of `Comparer` and of its batches."""
+class CompareLogitsOptions(TypedDict, total=False):
+    """The options of `Comparer` and of its batches of logits."""
 
     weight: ComparedClassWeight
     sample_weight: ComparedSampleWeight
@@ -558,6 +563,11 @@ class CompareOptions(TypedDict, total=False):
     temperature: Temperature
     axis: Axis
     groups: Groups
+
+
+class CompareOptions(CompareLogitsOptions, total=False):
+    """The options of `compare`: those of `Comparer` and of its batches."""
+
     linear_weight: PairedLinearWeight
     linear_bias: PairedLinearBias
 

@@ -19,9 +19,9 @@ import xent_rs
 from .. import _xent_rs
 from .._arguments import group_labels, integer, with_arrays
 from .._options import (
-    CompareOptions,
+    CompareLogitsOptions,
     CrossEntropyOptions,
-    EvaluateOptions,
+    EvaluateLogitsOptions,
     MeanOptions,
     Options,
     SplitOptions,
@@ -32,8 +32,8 @@ from ._tasks import Task
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_EVALUATE = Options("evaluate", EvaluateOptions, SplitOptions)
-_COMPARE = Options("compare", CompareOptions, SplitOptions)
+_EVALUATE = Options("evaluate", EvaluateLogitsOptions, SplitOptions)
+_COMPARE = Options("compare", CompareLogitsOptions, SplitOptions)
 _LOSS = Options("cross_entropy", CrossEntropyOptions, MeanOptions, SplitOptions)
 
 
@@ -52,7 +52,8 @@ def evaluate(logits: da.Array, targets: da.Array | ArrayLike, **options: Unpack[
     targets : dask.array.Array or array_like of integers
         The classes, in the shape of `logits` without `axis`; in other chunks they are rechunked.
     **options
-        Those of `EvaluateOptions` and `SplitOptions` (`xent_rs._options`); weights may be Dask arrays, too.
+        Those of `EvaluateLogitsOptions` and `SplitOptions` (`xent_rs._options`); weights may be Dask arrays,
+        too. (Of hidden states, ``hidden @ linear_weight.T`` is a Dask array of logits.)
 
     Returns
     -------
@@ -123,8 +124,8 @@ def compare(
     targets : dask.array.Array or array_like of integers, optional
         The classes, in the shape of `reference` without `axis`; in other chunks they are rechunked.
     **options
-        Those of `CompareOptions` and `SplitOptions` (`xent_rs._options`); weights and groups may be Dask
-        arrays, too.
+        Those of `CompareLogitsOptions` and `SplitOptions` (`xent_rs._options`); weights and groups may be
+        Dask arrays, too.
 
     Returns
     -------
@@ -248,10 +249,10 @@ def cross_entropy(
 
 if TYPE_CHECKING:
 
-    class _EvaluateOptions(EvaluateOptions, SplitOptions, total=False):
+    class _EvaluateOptions(EvaluateLogitsOptions, SplitOptions, total=False):
         """All options of `evaluate`."""
 
-    class _CompareOptions(CompareOptions, SplitOptions, total=False):
+    class _CompareOptions(CompareLogitsOptions, SplitOptions, total=False):
         """All options of `compare`."""
 
     class _LossOptions(CrossEntropyOptions, MeanOptions, SplitOptions, total=False):
