@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +38,14 @@ class CalibrationBins:
         rows = np.bincount(bins, minlength=BINS)
         # Numbers of a byte are sorted without comparing them.
         by_bin = confidence[np.argsort(bins, kind="stable")]
+        edges = [0, *np.cumsum(rows).tolist()]
         return cls(
             tuple(rows.tolist()),
             tuple(np.bincount(bins[hit], minlength=BINS).tolist()),
-            tuple(ExactSum.of_values(values) for values in np.split(by_bin, np.cumsum(rows)[:-1])),
+            tuple(
+                ExactSum.of_values(by_bin[first:last]) if first < last else NOTHING
+                for first, last in itertools.pairwise(edges)
+            ),
         )
 
     def __add__(self, other: CalibrationBins) -> CalibrationBins:

@@ -198,11 +198,20 @@ class WeightedSums:
             squared_weight = self.squared_weight.units * UNITS
         if count < 2 or not weight.units or any(value.not_finite for value in exact):
             return None
+        # In the largest unit of which all are whole numbers: most of their digits are zeros at the end.
+        unit = min(
+            _zeros_at_the_end(weight.units),
+            _zeros_at_the_end(total.units),
+            *(_zeros_at_the_end(square) // 2 for square in (squares, products, squared_weight)),
+        )
+        a, b = total.units >> unit, weight.units >> unit
+        squares, products, squared_weight = (
+            square >> 2 * unit for square in (squares, products, squared_weight)
+        )
         # sum((a - m b)**2) with m = A / B, times B**2.
-        left = squares * weight.units**2 - 2 * total.units * products * weight.units
-        left += squared_weight * total.units**2
+        left = squares * b**2 - 2 * a * products * b + squared_weight * a**2
         # The squares of rows are rounded: what should be 0 may be less.
-        return Fraction(count * max(left, 0), (count - 1) * weight.units**4)
+        return Fraction(count * max(left, 0), (count - 1) * b**4)
 
     def _by_group(self) -> Mapping[Label, GroupSums]:
         return functools.reduce(_merged, self.pieces)
@@ -247,6 +256,11 @@ class WeightedSums:
                     (by_group,) if by_group else (),
                 )
         raise ValueError(f"expected sums of {columns} columns")
+
+
+def _zeros_at_the_end(number: int) -> int:
+    """Return how often 2 divides a number; 0 has as many zeros as anyone likes."""
+    return (number & -number).bit_length() - 1 if number else 1 << 20
 
 
 def times(weight: Floats | None, values: Floats) -> Floats:
