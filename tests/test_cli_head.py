@@ -211,6 +211,7 @@ def test_compare(files, capsys, arguments, pair, bias):
     found = figures(capsys, "compare", first, second, *options)
     assert found == compare(reference, candidate).as_dict()
     found = figures(capsys, "compare", first, second, "tokens.npy", *options, "--windows")
+    assert list(found.pop("by_group")) == [str(row) for row in range(ROWS)]
     assert found == compare(reference, candidate, targets, groups=windows).as_dict()
     others = ["--shift", "--score-from", "1", "--sample-weight", "rows.npy", "--temperature", "2"]
     found = figures(capsys, "compare", first, second, "tokens.npy", *options, *others)

@@ -173,6 +173,22 @@ def test_the_end_of_confidence(level, classes, dtype):
     assert grad[0, 0] == pytest.approx(-2 * missing**2, rel=1e-5)
 
 
+def test_the_largest_gamma(level):
+    """What has no probability has its plain loss, and what has some none."""
+    logits = np.array([[0.0, -1e4], [0.0, -5.0]])
+    for gamma in (1e4, 1e50, 1e100):
+        losses, grad = xent_rs.cross_entropy_with_grad(logits, [1, 1], focal_gamma=gamma, reduction="none")
+        p = 1 / (1 + math.exp(5))
+        assert losses.tolist() == [1e4, pytest.approx(-math.log(p) * (1 - p) ** gamma, rel=1e-9, abs=1e-300)]
+        assert grad[0].tolist() == [1, -1]
+        assert np.isfinite(grad).all()
+        found, slope = xent_rs.binary_cross_entropy_with_grad(
+            [math.inf, -math.inf], [0.5, 1.0], focal_gamma=gamma, reduction="none"
+        )
+        assert found.tolist() == [math.inf] * 2
+        assert not np.isnan(slope).any()
+
+
 def test_the_end_of_confidence_of_binary_losses(level):
     logits = np.array([math.inf, -math.inf, math.inf, -math.inf, math.nan, 40.0, -40.0], np.float32)
     losses, grad = xent_rs.binary_cross_entropy_with_grad(
@@ -191,8 +207,9 @@ def test_the_end_of_confidence_of_binary_losses(level):
 @pytest.mark.parametrize(
     ("options", "targets", "message"),
     [
-        ({"focal_gamma": -1}, [0, 1], "focal_gamma is -1.0; expected a finite number, at least 0"),
-        ({"focal_gamma": math.nan}, [0, 1], "focal_gamma is nan; expected a finite number, at least 0"),
+        ({"focal_gamma": -1}, [0, 1], "focal_gamma is -1.0; expected a number from 0 to 1e100"),
+        ({"focal_gamma": math.nan}, [0, 1], "focal_gamma is nan; expected a number from 0 to 1e100"),
+        ({"focal_gamma": 1e101}, [0, 1], "focal_gamma is 1e+101; expected a number from 0 to 1e100"),
         ({"poly_epsilon": math.inf}, [0, 1], "poly_epsilon is inf; expected a finite number"),
         (
             {"focal_gamma": 2},
@@ -213,6 +230,13 @@ def test_errors(options, targets, message):
     for function in (xent_rs.cross_entropy, xent_rs.cross_entropy_with_grad):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             function(logits, targets, **options)
+
+
+def test_an_evaluator_refuses_what_its_batches_would():
+    with pytest.raises(
+        ValueError, match=r"^focal_gamma is 2.0 with label_smoothing 0.1; expected one of them$"
+    ):
+        xent_rs.Evaluator(focal_gamma=2, label_smoothing=0.1)
 
 
 def test_there_is_no_hessian():

@@ -129,7 +129,8 @@ class WeightedSums:
         rows = len(columns[0])
         weighted = [times(weight, column) for column in columns]
         totals = tuple(ExactSum.of_values(values) for values in weighted)
-        squares = tuple(ExactSum.of_values(values * values) for values in weighted)
+        with np.errstate(over="ignore", under="ignore"):
+            squares = tuple(ExactSum.of_values(values * values) for values in weighted)
         if weight is None:
             weight_sum = squared_weight = ExactSum.of_count(rows)
             products = totals

@@ -123,7 +123,7 @@ FocalGamma: TypeAlias = Annotated[
     0.0,
     """float, optional
     The loss of a row is multiplied by ``(1 - p)**focal_gamma``, p being the probability of its class (focal
-    loss); at least 0. For class indices without `label_smoothing`.
+    loss); 0 to 1e100. For class indices without `label_smoothing`.
     """,
 ]
 FocalGammaOfTwo: TypeAlias = Annotated[
@@ -131,7 +131,7 @@ FocalGammaOfTwo: TypeAlias = Annotated[
     0.0,
     """float, optional
     The loss of an element is multiplied by ``(1 - p)**focal_gamma``, p being the probability of its target,
-    after the smoothing (focal loss); at least 0.
+    after the smoothing (focal loss), for targets from 0 to 1; 0 to 1e100.
     """,
 ]
 PolyEpsilon: TypeAlias = Annotated[

@@ -300,7 +300,8 @@ impl<S: Simd, R: Real> Between<S, R> {
         if !d.abs().simd_le(R::splat(simd, Self::NEAR)).all_true() {
             return self.add_far(values, d, series, sums);
         }
-        let log = self.log(values[0], 0);
+        // A masked class is not near, but what both models have at the end of the numbers is.
+        let log = R::splat(simd, R::UNDERFLOW).max(self.log(values[0], 0));
         let [p] = R::exps(simd, [log], Boost::None);
         let q = p.mul_add(d + series[0], p);
         sums[0] = p.mul_add(series[0], sums[0]);
@@ -372,20 +373,20 @@ impl<S: Simd, R: Real> Between<S, R> {
         let mut terms = [kl, reverse, js, p * logs[0], q * logs[1]];
         let is_finite = size.simd_lt(lanes(f64::INFINITY));
         if !is_finite.all_true() {
-            terms = self.masked(values, logs, terms, is_finite);
+            terms = self.masked(values, (d, logs), terms, is_finite);
         }
         for (sum, term) in sums.iter_mut().zip(terms) {
             *sum += term;
         }
     }
 
-    /// The terms where some classes are masked, in one of the rows or in both, or where one of them is NaN or infinite; `is_finite` says
-    /// of which classes the terms are right.
+    /// The terms where some classes are masked, in one of the rows or in both, or where d overflows, or where one of them is NaN;
+    /// `is_finite` says of which classes the terms are right.
     #[inline(always)]
     fn masked(
         &self,
         values: [R::Lanes<S>; 2],
-        logs: [R::Lanes<S>; 2],
+        (d, logs): (R::Lanes<S>, [R::Lanes<S>; 2]),
         [kl, reverse, js, entropies @ ..]: [R::Lanes<S>; TERMS],
         is_finite: Mask<S, R>,
     ) -> [R::Lanes<S>; TERMS] {
@@ -395,6 +396,12 @@ impl<S: Simd, R: Real> Between<S, R> {
         let [p, q] = R::exps(self.simd, logs, Boost::None);
         // γ is ln 2 at most.
         let largest = lanes(std::f64::consts::LN_2 / 2.0) * (p + q);
+        // Of a finite class that is so far away that d is infinite there is as little in one model as of a masked one; in the other
+        // it weighs nothing, or more than anything.
+        let overflows = d.abs().simd_eq(infinite);
+        let weighed = |weight: R::Lanes<S>, other| weight.simd_eq(zero).select(other, infinite);
+        let [kl, reverse] = [overflows.select(weighed(p, q), kl), overflows.select(weighed(q, p), reverse)];
+        let js = overflows.select(largest, js);
         [
             first.select(second.select(zero, q), second.select(infinite, kl)),
             first.select(second.select(zero, infinite), second.select(p, reverse)),

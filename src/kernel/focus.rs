@@ -21,10 +21,10 @@ pub struct Focus {
     pub epsilon: f64,
 }
 
-/// Beyond it p counts nothing beside 1.
+/// From it on p is taken as 0: it is less than 10⁻²⁹⁵.
 const LARGEST_LOSS: f64 = 680.0;
 
-/// 2^1000: what is left of 1 beyond them counts nothing whatever its power is multiplied by.
+/// 2^1000, and what is left of 1 beyond them taken as that of these.
 const LARGEST_ODDS: f64 = f64::from_bits(2023 << 52);
 
 impl Focus {
@@ -36,7 +36,9 @@ impl Focus {
         // NaN passes: on x86 `a.min(b)` is b when either is NaN.
         let bounded = lanes(LARGEST_LOSS).min(loss);
         let [inverse_odds, _] = exp_minus_one(simd, [bounded, loss.simd_eq(bounded).select(lost, zero)]);
-        let power = power_of_share(simd, self.gamma, one / inverse_odds);
+        // However large γ is, a p of 0 has a power of 1.
+        let odds = loss.simd_lt(lanes(LARGEST_LOSS)).select(one / inverse_odds, zero);
+        let power = power_of_share(simd, self.gamma, odds);
         // L·O goes to 1 with L.
         let share = inverse_odds.simd_eq(zero).select(one, bounded / inverse_odds);
         let (p, missing) = (one / (one + inverse_odds), inverse_odds / (one + inverse_odds));
@@ -128,6 +130,7 @@ mod tests {
             assert!(found[2].is_nan() && slopes[2].is_nan());
             assert!(found[3] <= 1e-320 && (slopes[3] - 1.0).abs() < 1e-15);
             assert_eq!((found[4], slopes[4]), (701.0, 1.0));
+            assert_eq!(level.run(Of(ends, Focus { gamma: 1e100, epsilon: 0.0 }))[0][4], 700.0);
             let [found, slopes] = level.run(Of(ends, Focus { gamma: 0.0, epsilon: 0.0 }));
             assert_eq!((found[0], slopes[0], found[1]), (0.0, 1.0, f64::INFINITY));
         }

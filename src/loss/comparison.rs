@@ -29,6 +29,8 @@ use crate::simd::{self, Kernel};
 pub struct Comparison<'a> {
     /// The logits of the reference and of the candidate.
     pub models: [Array<'a>; 2],
+    /// Whether the classes of a row lie apart in one of them: then all rows go by the kernels for such.
+    pub lies_across: bool,
     /// What becomes of logits first.
     pub transform: Transform,
     /// The targets, if there are any.
@@ -121,14 +123,14 @@ impl Comparison<'_> {
         (self.transform.temperature(), self.transform.softcap())
     }
 
-    /// Whether rows come on a stage: those of few classes, and those that lie lane by lane in memory, if both models' logits
-    /// compute in the same type.
+    /// Whether rows come on a stage: those of few classes, and those whose classes lie apart, if both models' logits compute in
+    /// the same type.
     #[inline(always)]
     fn is_staged<R: Real + Element<Real = R>>(&self) -> bool {
         let [reference, candidate] = &self.models;
         let classes = reference.classes();
         reference.dtype().is_double() == candidate.dtype().is_double()
-            && (classes <= most_classes::<R>() || classes <= MOST_STAGED && self.models.iter().any(Array::lies_across))
+            && (classes <= most_classes::<R>() || classes <= MOST_STAGED && self.lies_across)
     }
 
     /// The log-sum-exps of some rows, and by how much they are apart.
@@ -221,7 +223,8 @@ impl Rows<'_> {
                 of.first = rows.start;
                 of.rows.resize(rows.len(), OfRow::default());
                 let (logits, transform) = (of.logits, comparison.transform);
-                Reading { range: rows.clone(), logits, transform, normalized: None, settled: true }.run(simd, of);
+                let settled = Some(comparison.lies_across);
+                Reading { range: rows.clone(), logits, transform, normalized: None, settled }.run(simd, of);
             }
             let at_a_time = if is_staged { Stage::<R>::tiles(reference.classes()) * R::LANES } else { R::LANES };
             for first in rows.clone().step_by(at_a_time) {

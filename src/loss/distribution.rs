@@ -62,8 +62,8 @@ pub(super) struct Reading<'a> {
     pub(super) logits: &'a Array<'a>,
     pub(super) transform: Transform,
     pub(super) normalized: Option<Normalized<'a>>,
-    /// Whether bits must not depend on where rows are cut into batches.
-    pub(super) settled: bool,
+    /// If bits must not depend on where rows are cut into batches: whether the classes of rows lie apart.
+    pub(super) settled: Option<bool>,
 }
 
 /// What the softmax of some tiles needs, and its logarithm.

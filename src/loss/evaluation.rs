@@ -150,9 +150,10 @@ impl Kernel for Rows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Box<Sums> {
-        let (range, logits, transform) = (self.range.clone(), self.logits, self.problem.transform);
+        let (range, logits) = (self.range.clone(), self.logits);
+        let Problem { transform, settled, .. } = *self.problem;
         let mut summing = Summing { of: self, sums: Box::default() };
-        Reading { range, logits, transform, normalized: None, settled: true }.run(simd, &mut summing);
+        Reading { range, logits, transform, normalized: None, settled }.run(simd, &mut summing);
         for (all, hits) in summing.of.all.iter().zip(&summing.of.found) {
             all.fetch_add(*hits, Ordering::Relaxed);
         }

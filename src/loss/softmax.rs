@@ -19,7 +19,7 @@ use crate::simd::{self, Kernel};
 /// What `check` returned.
 pub fn log_sum_exps(logits: &Array, transform: Transform, out: &mut ArrayMut, check: Check) -> Result<()> {
     run(logits, out, logits.dtype().size(), check, |range, out| {
-        let reading = Reading { range, logits, transform, normalized: None, settled: false };
+        let reading = Reading { range, logits, transform, normalized: None, settled: None };
         Work { reading, user: LogSumExps { logits, transform, out } }
     })
 }
@@ -34,7 +34,7 @@ pub fn softmax(logits: &Array, transform: Transform, log: bool, out: &mut ArrayM
     let traffic = logits.dtype().size() + 2 * out.dtype().size();
     run(logits, out, traffic, check, |range, out| {
         let normalized = Some(Normalized { out, log, store });
-        Work { reading: Reading { range, logits, transform, normalized, settled: false }, user: Nobody }
+        Work { reading: Reading { range, logits, transform, normalized, settled: None }, user: Nobody }
     })
 }
 
@@ -54,7 +54,7 @@ pub fn selected_log_softmax(
         return Ok(());
     }
     run(logits, out, logits.dtype().size(), check, |range, out| {
-        let reading = Reading { range, logits, transform, normalized: None, settled: false };
+        let reading = Reading { range, logits, transform, normalized: None, settled: None };
         Work { reading, user: Selected { logits, transform, index, out } }
     })
 }

@@ -87,7 +87,7 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         let (range, logits, transform) = (self.range.clone(), self.logits, self.transform);
-        Reading { range, logits, transform, normalized: None, settled: false }.run(simd, &mut self);
+        Reading { range, logits, transform, normalized: None, settled: None }.run(simd, &mut self);
     }
 }
 

@@ -45,8 +45,8 @@ pub struct Problem<'a> {
     pub z_loss: f64,
     /// What becomes of the losses of classes; none with label smoothing or other targets.
     pub focus: Option<Focus>,
-    /// Whether bits must not depend on where rows are cut into batches.
-    pub settled: bool,
+    /// If bits must not depend on where rows are cut into batches: whether the classes of rows lie apart.
+    pub settled: Option<bool>,
 }
 
 impl<'p> Problem<'p> {
@@ -60,7 +60,7 @@ impl<'p> Problem<'p> {
             label_smoothing: 0.0,
             z_loss: 0.0,
             focus: None,
-            settled: false,
+            settled: None,
         }
     }
 

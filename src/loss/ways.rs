@@ -35,14 +35,14 @@ impl Way {
     /// whether all else that is read of so many rows lies as they do, and `fits` whether results can be written so.
     ///
     /// The logits and targets alone decide by which kernel losses are computed; those in place have the same bits as on a stage.
-    /// What is `settled` goes by the same kernel wherever rows are cut into batches.
+    /// What is `settled`, classes that lie apart or do not, goes by the same kernel wherever rows are cut into batches.
     #[inline(always)]
     pub(super) fn of<R: Real + Element<Real = R>>(
         logits: &Array,
         first: usize,
         left: usize,
         most: usize,
-        settled: bool,
+        settled: Option<bool>,
         lies_alike: impl FnOnce(usize) -> bool,
         fits: impl FnOnce(usize) -> bool,
     ) -> Self {
@@ -58,11 +58,12 @@ impl Way {
             && u32::try_from(classes).is_ok()
             && logits.neighbours(first, tiles * lanes).is_some()
             && lies_alike(tiles * lanes)
-            && (on_stage || !settled);
+            && (on_stage || settled.is_none());
         if lie_so && fits(tiles * lanes) {
             return Self::Strip(tiles);
         }
-        if few || on_stage && settled && logits.lies_across() || tiles > 0 && (lie_so || on_stage && !settled) {
+        let as_tiles = settled.unwrap_or(tiles > 0);
+        if few || lie_so || as_tiles && on_stage {
             // What fills no tile goes by the same kernel as it does where tiles are worked on in place.
             let most = if few || tiles == 0 { left } else { tiles * lanes };
             return Self::Staged((Stage::<R>::tiles(classes) * lanes).min(most));

@@ -252,6 +252,11 @@ impl<'py> Logits<'py> {
         shape
     }
 
+    /// Whether the classes of a row lie apart: on an inner axis they do, even if it is as good as the last.
+    pub(super) fn lies_across(&self, view: &Array) -> bool {
+        self.axis.is_some_and(|axis| axis + 1 < self.array.ndim()) || view.lies_across()
+    }
+
     /// The shape with one class, as results with `keepdims` have.
     pub(super) fn shape_with_one_class(&self) -> Vec<usize> {
         let mut shape = self.array.shape().to_vec();

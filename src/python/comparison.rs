@@ -46,6 +46,7 @@ pub(super) fn compare_rows<'py>(
         }
         let mut figures = RowResult::of::<f64>(py, &[FIGURES, logits.row_shape().iter().product()])?.kind_by_kind();
         let (models, mut out) = ([logits.view(), logits.view_of(&candidate)], figures.view());
+        let lies_across = models.iter().any(|model| logits.lies_across(model));
         let labels = targets.as_ref().map(|targets| view(targets, None));
         let weight = options.sample_weight.as_ref().map(|weight| view(weight, None));
         detached(py, |check| {
@@ -54,6 +55,7 @@ pub(super) fn compare_rows<'py>(
                 labels: labels.as_ref().map(read).transpose()?,
                 sample_weight: weight.map(|weight| weight.copy("sample_weight", check)).transpose()?,
                 transform: scalars.transform(),
+                lies_across,
                 models,
             };
             compare(&comparison, &mut out, check)

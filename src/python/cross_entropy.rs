@@ -78,19 +78,11 @@ pub(super) struct Call<'py> {
     role: Role,
 }
 
-/// What looks at the probability of a class needs one: neither all of them nor two targets in one.
+/// What looks at the probability of a class needs one.
 fn check_focus(scalars: &Scalars, role: Role) -> Result<()> {
-    let Scalars { focal_gamma, poly_epsilon, label_smoothing, .. } = *scalars;
-    let options = [("focal_gamma", focal_gamma), ("poly_epsilon", poly_epsilon)];
-    let Some((name, value)) = options.into_iter().find(|(_, value)| *value != 0.0) else { return Ok(()) };
-    let reason = if role != Role::Classes {
-        "probabilities as targets; expected class indices, whose probability it looks at".to_owned()
-    } else if label_smoothing != 0.0 {
-        format!("label_smoothing {}; expected one of them", label_smoothing.text())
-    } else {
-        return Ok(());
-    };
-    Err(Error::Value(format!("{name} is {} with {reason}", value.text())))
+    let Some((name, value)) = scalars.focus().filter(|_| role != Role::Classes) else { return Ok(()) };
+    let text = "probabilities as targets; expected class indices, whose probability it looks at";
+    Err(Error::Value(format!("{name} is {} with {text}", value.text())))
 }
 
 /// What targets are.
@@ -116,7 +108,7 @@ impl<'a> Unread<'a> {
     pub(super) fn read(&self, check: Check) -> Result<Problem<'a>> {
         let copy = |weights: &Option<Array>, name| weights.as_ref().map(|it| it.copy(name, check)).transpose();
         let Scalars { ignore_index, label_smoothing, z_loss, focal_gamma, poly_epsilon, .. } = self.scalars;
-        let is_focused = focal_gamma != 0.0 || poly_epsilon != 0.0;
+        let is_focused = self.scalars.focus().is_some();
         Ok(Problem {
             targets: match self.role {
                 Role::Classes => {
@@ -130,7 +122,7 @@ impl<'a> Unread<'a> {
             sample_weight: copy(&self.sample_weight, "sample_weight")?,
             label_smoothing,
             z_loss,
-            settled: false,
+            settled: None,
             focus: is_focused.then_some(Focus { gamma: focal_gamma, epsilon: poly_epsilon }),
         })
     }

@@ -38,8 +38,9 @@ pub(super) fn evaluate<'py>(
         let top_k: Vec<usize> = top_k.iter().map(positive).collect::<PyResult<_>>()?;
         let call = Call::of_classes(logits, targets, keywords.options(options)?)?;
         let (view, unread) = (call.logits.view(), call.unread());
+        let lies_across = call.logits.lies_across(&view);
         let (tally, has_weights, counted, ignored) = detached(logits.py(), |check| {
-            let problem = Problem { settled: true, ..unread.read(check)? };
+            let problem = Problem { settled: Some(lies_across), ..unread.read(check)? };
             let Targets::Classes(labels) = &problem.targets else { unreachable!("classes were asked for") };
             let rows = labels.rows();
             let counted = problem.counted(rows);

@@ -9,6 +9,7 @@ use pyo3::types::{PyDict, PyString};
 use super::arguments::{self, integer, not_negative, number, positive};
 use super::arrays::as_array;
 use super::guard;
+use crate::dtype::Number;
 use crate::error::Error;
 use crate::loss::Reduction;
 use crate::row::Transform;
@@ -91,6 +92,14 @@ impl Keywords {
             );
             return Err(Error::Value(text).into());
         }
+        let Scalars { label_smoothing, .. } = options.scalars;
+        // A binary target is one number, smoothed or not; of classes there would be several.
+        let of_classes = self.defaults.bind(given.py()).contains("poly_epsilon")?;
+        if let Some((name, value)) = options.scalars.focus().filter(|_| of_classes && label_smoothing != 0.0) {
+            let (value, smoothing) = (value.text(), label_smoothing.text());
+            let text = format!("{name} is {value} with label_smoothing {smoothing}; expected one of them");
+            return Err(Error::Value(text).into());
+        }
         Ok(options)
     }
 
@@ -119,6 +128,12 @@ impl Scalars {
         reduction: Reduction::None,
         denominator: None,
     };
+
+    /// What looks at the probability of a class, by its name, if anything does.
+    pub(super) fn focus(&self) -> Option<(&'static str, f64)> {
+        let options = [("focal_gamma", self.focal_gamma), ("poly_epsilon", self.poly_epsilon)];
+        options.into_iter().find(|(_, value)| *value != 0.0)
+    }
 
     pub(super) fn transform(&self) -> Transform {
         Environment::DEFAULT.run(|| Transform::new(self.temperature, self.softcap))
@@ -155,7 +170,11 @@ impl<'py> Options<'py> {
                 scalars.label_smoothing = number(name, value, "expected a number from 0 to 1", is_share)?;
             }
             "z_loss" => scalars.z_loss = not_negative(name, value)?,
-            "focal_gamma" => scalars.focal_gamma = not_negative(name, value)?,
+            "focal_gamma" => {
+                // No power of more can be told from one of this.
+                let is_fine = |value| (0.0..=1e100).contains(&value);
+                scalars.focal_gamma = number(name, value, "expected a number from 0 to 1e100", is_fine)?;
+            }
             "poly_epsilon" => {
                 scalars.poly_epsilon = number(name, value, "expected a finite number", f64::is_finite)?;
             }

@@ -92,7 +92,9 @@ impl Weighted {
         let slope = (no - yes) * (rarer * likelier);
         // Of an infinite logit there is nothing, whatever it is multiplied by.
         let of_power = slope.simd_eq(zero).select(zero, lanes(self.focal_gamma) * (loss / missing) * slope);
-        [power * loss, power * (gradient + of_power)]
+        // Of an infinite loss there is no part, however small the power.
+        let infinite = loss.simd_eq(lanes(f64::INFINITY));
+        [infinite.select(loss, power * loss), power * (gradient + of_power)]
     }
 }
 

@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="GAMMA",
-        help="the loss is multiplied by this power of 1 - p, p being the target's probability (default: 0)",
+        help="the loss, of which perplexity and bits are then made, is multiplied by this power of 1 - p, "
+        "p being the target's probability (default: 0)",
     )
     parser.add_argument(
         "--poly-epsilon",
