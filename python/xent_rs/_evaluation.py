@@ -306,13 +306,16 @@ class Evaluator:
 
         A row without a softmax has the rank -1.
         """
+        with np.errstate(over="ignore", invalid="ignore"):  # a square may be infinite: there is no error then
+            products = losses * losses, weights * weights, weights * losses
+        squared_loss, squared_weight, product = map(ExactSum.of_values, products)
         self._sums += _Sums(
             loss=ExactSum.of_values(losses),
-            squared_loss=ExactSum.of_values(losses * losses),
+            squared_loss=squared_loss,
             entropy=ExactSum.of_values(entropies),
             weight=ExactSum.of_values(weights),
-            squared_weight=ExactSum.of_values(weights * weights),
-            product=ExactSum.of_values(weights * losses),
+            squared_weight=squared_weight,
+            product=product,
             hits=tuple(int(np.count_nonzero((ranks >= 0) & (ranks < k))) for k in self._ks),
             rows=len(losses),
             ignored=ignored,
