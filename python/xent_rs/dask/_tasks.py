@@ -29,14 +29,15 @@ from .._shards import (
     Divergences,
     Floats,
     Integers,
+    Rows,
     Shard,
     Shares,
     Transform,
     Whole,
     divergences_of,
+    int64_classes,
     losses_of,
     ranks,
-    rows_of,
     shard_of,
     target_logits,
     whole_of,
@@ -239,11 +240,11 @@ def looked_at(
 ) -> Shard:
     """Look at some classes of some rows."""
     share_the_cpus()
-    rows = rows_of(_xent_rs.as_array(only(logits), "logits"), task.axis)
+    rows = Rows.of(_xent_rs.as_array(only(logits), "logits"), task.axis)
     position, target, weights = numbers(offsets), only(targets), _doubles(joined(weight))
     classes, probabilities = None, None
     if task.probabilities:
-        probabilities = _probabilities(target, sample_weight, position, task).reshape(rows.shape)
+        probabilities = Rows.of(_probabilities(target, sample_weight, position, task), -1)
     elif target is not None:
         classes = checked_classes(target, task.classes, task.ignore_index, position[:-1]).reshape(-1)
     shares = None
@@ -269,7 +270,7 @@ class _Rows:
         whole = whole_of(found, task.transform)
         classes = None
         if targets is not None:
-            classes = np.where(targets == task.ignore_index, NO_CLASS, targets).astype(np.int64).reshape(-1)
+            classes = int64_classes(targets, task.ignore_index).reshape(-1)
         return cls(found, whole, classes, _counts(classes, sample_weight, len(whole.top)))
 
     def losses(self, sample_weight: Block | None, weight: Floats | None, task: Task) -> tuple[Floats, Floats]:
@@ -378,11 +379,11 @@ def compared_shard(
     befores, afters = [pair.reference for pair in pairs], [pair.candidate for pair in pairs]
     return divergences_of(
         (
-            rows_of(_xent_rs.as_array(only(reference), "reference"), task.axis),
-            rows_of(_xent_rs.as_array(only(candidate), "candidate"), task.axis),
+            Rows.of(_xent_rs.as_array(only(reference), "reference"), task.axis),
+            Rows.of(_xent_rs.as_array(only(candidate), "candidate"), task.axis),
         ),
         number,
-        (befores[number], afters[number]),
+        offset,
         (whole_of(befores, task.transform), whole_of(afters, task.transform)),
     )
 
