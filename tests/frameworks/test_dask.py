@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import multiprocessing
 import os
 import pickle
 import re
@@ -392,7 +393,7 @@ def plain_divergences(first, second, temperature):
 @pytest.mark.parametrize("chunks", [(3, 5), (5, 3), (3, 2, 3), (1,) * 8], ids=str)
 @pytest.mark.parametrize("mask", [-700, -800, -2000, -1e4, -1e9, -1e20, np.finfo(float).min])
 def test_a_chunk_of_classes_masked_by_large_numbers(mask, chunks, temperature):
-    """In one model, in the other, and in both: no probability of these classes is 0, though float64 has none."""
+    """In one model, in the other, and in both: no such class has a probability of 0."""
     logits = 2 * np.random.default_rng(0).standard_normal((3, 8))
     for masked in ((), (0,), (1,), (0, 1)):
         for start, stop in ((5, 8), (0, 3), (0, 5)):
@@ -824,8 +825,14 @@ def test_tasks_share_the_threads_of_a_process():
 
 
 def threads_of_a_block(block):
-    xd._tasks.share_the_cpus()
-    return np.full(block.shape, xent_rs.get_num_threads())
+    """Outside of a task, in it, within one in that, and then."""
+    before = xent_rs.get_num_threads()
+    with xd._tasks.one_thread_in_a_pool():
+        during = xent_rs.get_num_threads()
+        with xd._tasks.one_thread_in_a_pool():
+            within = xent_rs.get_num_threads()
+        after = xent_rs.get_num_threads()
+    return np.array([[before, during, within, after, xent_rs.get_num_threads()]])
 
 
 def test_processes_of_a_pool_take_one_thread_each(monkeypatch):
@@ -837,8 +844,49 @@ def test_processes_of_a_pool_take_one_thread_each(monkeypatch):
         assert same(xd.evaluate(lazy, targets).compute(), xent_rs.evaluate(reference, targets))
         found = xd.compare(lazy, other, targets).compute()
         assert same(found, xent_rs.compare(reference, candidate, targets))
-        threads = da.zeros(2, chunks=1).map_blocks(threads_of_a_block, dtype=int, meta=np.empty(0, int))
-        assert threads.compute().tolist() == [1, 1]
+        meta = {"dtype": int, "meta": np.empty((0, 0), int), "chunks": (1, 5)}
+        threads = da.zeros((6, 1), chunks=(1, 1)).map_blocks(threads_of_a_block, **meta)
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        assert threads.compute().tolist() == [[cpus, 1, 1, 1, cpus]] * 6
+
+
+def numbers_of_threads(connection):
+    """In a child that is no process of a pool: during a task and after an evaluation."""
+    logits, found = da.zeros((8, 10), chunks=(2, 10)), []
+
+    def record(block):
+        with xd._tasks.one_thread_in_a_pool():
+            found.append(xent_rs.get_num_threads())
+        return block
+
+    before = xent_rs.get_num_threads()
+    for chosen in (None, 3):
+        if chosen:
+            xent_rs.set_num_threads(chosen)
+        for scheduler in ("threads", "synchronous"):
+            found.clear()
+            with dask.config.set(scheduler=scheduler):
+                logits.map_blocks(record, meta=logits._meta).compute()
+                xd.evaluate(logits, np.zeros(8, int)).compute()
+            connection.send((chosen or before, scheduler, sorted(set(found)), xent_rs.get_num_threads()))
+
+
+def test_other_children_keep_their_threads(monkeypatch):
+    """Tasks of several threads share those of the process, and whoever has chosen a number has it."""
+    for variable in ("XENT_RS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=numbers_of_threads, args=(there,))
+    process.start()
+    try:
+        for scheduler in ("threads", "synchronous"):
+            number, of, during, after = here.recv()
+            assert (of, after) == (scheduler, number)
+            assert during == [number if scheduler == "threads" else 1]
+        for scheduler in ("threads", "synchronous"):
+            assert here.recv() == (3, scheduler, [3], 3)
+    finally:
+        process.join()
 
 
 @pytest.fixture(scope="module")
