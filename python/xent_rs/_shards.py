@@ -79,7 +79,7 @@ class Rows:
     @property
     def classes(self) -> int:
         """Their number."""
-        return self.array.shape[-1]
+        return int(self.array.shape[-1])
 
     def __getitem__(self, part: slice) -> NDArray[Any]:
         """Return some rows, of shape (rows, classes): a view, or a copy of these alone."""
@@ -568,8 +568,8 @@ def divergences_of(
     # A shard without classes has nothing to look at.
     pairs = zip(_slabs(rows if classes else 0, classes + 1), _slabs(rows, classes + 1), strict=False)
     for (part, first), (_, second) in pairs:
-        for slab, values, whole, rest in zip((first, second), logits, wholes, rests, strict=True):
-            np.copyto(slab[:, :-1], values[part], casting="unsafe")
+        for slab, of_model, whole, rest in zip((first, second), logits, wholes, rests, strict=True):
+            np.copyto(slab[:, :-1], of_model[part], casting="unsafe")
             whole.transform.lower(slab[:, :-1], whole.top[part, None])
             slab[:, -1] = rest[part] + whole.log_sum[part]
         _, _, *found, _, _, _ = _xent_rs.compare_rows(first, second, None, _COMPARER, {})
