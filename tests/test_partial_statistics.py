@@ -327,6 +327,26 @@ def state(start=0, stop=4, targets=TARGETS, **options):
             ValueError,
             "class_offset is -1; expected 0 to 4 for 4 of num_classes 8 in the shard",
         ),
+        (
+            lambda: state(num_classes=3),
+            ValueError,
+            "num_classes is 3; expected at least 4, the classes of the shard",
+        ),
+        (
+            lambda: state(target_logit=np.zeros(3, complex)),
+            TypeError,
+            "target_logit has dtype complex128; expected real numbers",
+        ),
+        (
+            lambda: state(target_logit=["0", "0", "0"]),
+            TypeError,
+            "target_logit has dtype <U1; expected real numbers",
+        ),
+        (
+            lambda: state(target_logit=np.zeros(3, "m8[s]")),
+            TypeError,
+            "target_logit has dtype timedelta64[s]; expected real numbers",
+        ),
         (lambda: state(num_classes=0), ValueError, "num_classes is 0; expected at least 1"),
         (lambda: state(num_classes=True), TypeError, "num_classes is True; expected an integer"),
         (lambda: state(class_offset=0.5), TypeError, "class_offset is 0.5; expected an integer"),
@@ -443,6 +463,14 @@ def test_an_error_leaves_a_state_as_it_was():
 
 def filter_none(statistics):
     return [values for values in statistics if values is not None]
+
+
+@pytest.mark.parametrize("dtype", ["?", "b", "H", "q", ">f4", *DTYPES], ids=str)
+def test_logits_of_targets_in_any_dtype_of_real_numbers(dtype):
+    known = partial_row_statistics(
+        np.array([[1.0, 0.0]], np.float32), [0], class_offset=0, num_classes=2, target_logit=np.ones(1, dtype)
+    )
+    assert known.result().target_rank == 0
 
 
 def test_it_is_a_part_of_the_package():

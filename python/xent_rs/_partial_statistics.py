@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import are_equal, integer, text_of
+from ._arguments import are_equal, are_real, integer, text_of
 from ._environment import in_default_environment
 from ._options import Floats, Options, RowStatisticsOptions
 from ._shards import (
@@ -279,6 +279,8 @@ def partial_row_statistics(
     count = found.shape[axis]
     if classes < 1:
         raise ValueError(f"num_classes is {classes}; expected at least 1")
+    if count > classes:
+        raise ValueError(f"num_classes is {classes}; expected at least {count}, the classes of the shard")
     if not 0 <= offset <= classes - count:
         raise ValueError(
             f"class_offset is {offset}; expected 0 to {classes - count} "
@@ -300,6 +302,8 @@ def partial_row_statistics(
         if targets is None:
             raise ValueError("target_logit is given without targets; expected targets, whose logits they are")
         known = _xent_rs.as_array(target_logit, "target_logit")
+        if not are_real(known.dtype):
+            raise TypeError(f"target_logit has dtype {known.dtype}; expected real numbers")
         if known.shape != shape:
             raise ValueError(f"target_logit has shape {known.shape}; expected {shape}, one number a row")
         known = known.astype(np.float64).reshape(-1)
