@@ -864,6 +864,20 @@ PAIRED = [
         f"linear_weight[1] has dtype int64; {FLOATS}",
     ),
     (
+        LOGITS[0, 0],
+        HIDDEN,
+        {"linear_weight": (None, WEIGHT)},
+        ValueError,
+        "reference has shape (); expected at least one axis, the classes",
+    ),
+    (
+        LOGITS[0],
+        HIDDEN.T,
+        {"linear_weight": (None, WEIGHT), "axis": -2},
+        ValueError,
+        "axis is -2; expected -1 to 0 for reference of shape (9,)",
+    ),
+    (
         LOGITS.astype(int),
         HIDDEN,
         {"linear_weight": (None, WEIGHT)},
@@ -878,8 +892,10 @@ def test_errors_of_two_models(reference, candidate, options, error, message):
     with mock.patch.object(_head.Head, "logits") as multiplied:
         with pytest.raises(error, match=f"^{re.escape(message)}$"):
             compare(reference, candidate, TARGETS, **options)
+        axis = {"axis": options.get("axis", -1)}
+        heads = {name: value for name, value in options.items() if name not in axis}
         with pytest.raises(error, match=f"^{re.escape(message)}$"):
-            Comparer().update(reference, candidate, TARGETS, **options)
+            Comparer(**axis).update(reference, candidate, TARGETS, **heads)
     multiplied.assert_not_called()
 
 

@@ -118,11 +118,7 @@ class Head:
         self._converted_from = -1
 
     def _check_features(self, shape: tuple[int, ...], name: str, axis: int, hint: str) -> None:
-        if not shape:
-            raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the features")
-        if not -len(shape) <= axis < len(shape):
-            expected = f"{-len(shape)} to {len(shape) - 1}"
-            raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
+        _check_axis(shape, name, axis, "features")
         if shape[axis] != self._features:
             asked = f" ({hint})" if hint and shape[axis] == self.classes else ""
             raise ValueError(
@@ -251,6 +247,9 @@ def _check_fit(
     models: Sequence[tuple[Any, str]], axis: int, heads: Sequence[Head | None], weight_names: Sequence[str]
 ) -> None:
     """Refuse models with other rows, or other classes, than the first one."""
+    for (logits, name), head in zip(models, heads, strict=True):
+        if head is None:
+            _check_axis(logits.shape, name, axis, "classes")
     first, of = models[0]
     for hidden, name in models:
         shape = list(first.shape)
@@ -368,6 +367,14 @@ def _size(dtype: np.dtype[Any], name: str) -> int:
     if not (is_bfloat16(dtype) or (dtype.kind == "f" and dtype.itemsize in (2, 4, 8))):
         raise TypeError(f"{name} {_has(name)} dtype {dtype}; {_FLOATS}")
     return dtype.itemsize
+
+
+def _check_axis(shape: tuple[int, ...], name: str, axis: int, what: str) -> None:
+    if not shape:
+        raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the {what}")
+    if not -len(shape) <= axis < len(shape):
+        expected = f"{-len(shape)} to {len(shape) - 1}"
+        raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
 
 
 def _has(name: str) -> str:
