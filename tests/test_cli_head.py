@@ -361,6 +361,34 @@ WRONG = [
         "expected 8, as head.npy of shape (11, 8) has",
     ),
     (
+        ["evaluate", "logits.npy", "tokens.npy", "--head", "head.npy"],
+        "logits.npy has shape (6, 5, 11), 11 features along axis -1; "
+        "expected 8, as head.npy of shape (11, 8) has (logits, without --head?)",
+    ),
+    (
+        ["compare", "logits.npy", "hidden.npy", "--head", "head.npy"],
+        "logits.npy has shape (6, 5, 11), 11 features along axis -1; "
+        "expected 8, as head.npy of shape (11, 8) has (logits, with --candidate-head alone?)",
+    ),
+    (
+        ["compare", "hidden.npy", "logits.npy", "--head", "head.npy", "--candidate-head", "head.npy"],
+        "logits.npy has shape (6, 5, 11), 11 features along axis -1; "
+        "expected 8, as head.npy of shape (11, 8) has (logits, with --reference-head alone?)",
+    ),
+    (
+        [
+            "compare",
+            "hidden.npy",
+            "logits.npy",
+            "--reference-head",
+            "head.npy",
+            "--candidate-head",
+            "head.npy",
+        ],
+        "logits.npy has shape (6, 5, 11), 11 features along axis -1; "
+        "expected 8, as head.npy of shape (11, 8) has (logits, without --candidate-head?)",
+    ),
+    (
         ["compare", "hidden.npy", "narrow.npy", "--head", "head.npy", "--candidate-head", "short.npy"],
         "short.npy has 10 classes; expected 11, as head.npy has",
     ),

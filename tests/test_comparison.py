@@ -70,6 +70,17 @@ def small(rows=60, classes=7, seed=3, dtype=np.float64):
 # Against llama.cpp.
 
 
+@pytest.mark.parametrize("weight", [None, [1e300, 1.0]])
+def test_figures_whose_squares_are_infinite_have_no_error(weight):
+    """And give no warning, which here would be an error."""
+    logits = np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.0]])
+    masked = np.where([[False, True]] * 3, np.finfo(float).min, logits)
+    options = {} if weight is None else {"weight": weight}
+    found = compare(logits, masked, [0, 0, 0], **options)
+    assert 1e307 < found.kl.value < math.inf
+    assert math.isnan(found.kl.error)
+
+
 @pytest.mark.parametrize("how", ["float16", "int8"])
 def test_the_figures_of_llama_cpp_on_a_real_pair(digits, how):
     logits, targets = digits

@@ -14,6 +14,7 @@ import itertools
 import math
 import pickle
 import re
+import sys
 from unittest import mock
 
 import numpy as np
@@ -600,7 +601,8 @@ ERRORS = [
         {"linear_weight": WEIGHT.T},
         ValueError,
         "logits have shape (4, 6), 6 features along axis -1; "
-        "expected 9, as linear_weight of shape (6, 9) has (linear_weight.T?)",
+        "expected 9, as linear_weight of shape (6, 9) has "
+        "(logits, without linear_weight? or linear_weight.T?)",
     ),
     (
         {"linear_weight": WEIGHT, "axis": 0},
@@ -679,6 +681,7 @@ def test_errors(tmp_path, options, error, message, stored):
         with pytest.raises(error, match=f"^{re.escape(message)}$"):
             evaluate(hidden, TARGETS, **options)
         of_reference = message.replace("logits have", "reference has").replace("for logits", "for reference")
+        of_reference = of_reference.replace("without linear_weight?", "with linear_weight=(None, ...)?")
         with pytest.raises(error, match=f"^{re.escape(of_reference)}$"):
             compare(hidden, hidden, TARGETS, **options)
     multiplied.assert_not_called()
@@ -712,18 +715,54 @@ def test_errors_of_hidden_states_and_targets(hidden, targets, error, message):
 
 
 def test_another_number_of_classes_than_before():
-    evaluator = Evaluator()
-    evaluator.update(HIDDEN, TARGETS, linear_weight=WEIGHT)
-    with pytest.raises(
-        ValueError, match=r"^logits have 8 classes along axis -1; expected 9, as in the batches"
+    """It is said of the argument that has the classes, and of the caller's axis."""
+    few, head, logits, hidden = WEIGHT[1:], {"linear_weight": WEIGHT[1:]}, np.zeros((8, 4)), HIDDEN.T
+    of_logits = "{} 8 classes along axis 0; expected 9, as in the batches before"
+    of_weights = "{} has 8 classes; expected 9, as in the batches before"
+    evaluator = Evaluator(axis=0)
+    evaluator.update(hidden, TARGETS, linear_weight=WEIGHT)
+    before = repr(evaluator.result())
+    for array, options, text in (
+        (hidden, head, of_weights.format("linear_weight")),
+        (logits, {}, of_logits.format("logits have")),
     ):
-        evaluator.update(HIDDEN, TARGETS, linear_weight=WEIGHT[1:])
-    comparer = Comparer()
-    comparer.update(HIDDEN, HIDDEN, linear_weight=WEIGHT)
-    with pytest.raises(
-        ValueError, match=r"^reference has 8 classes along axis -1; expected 9, as in the batch"
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            evaluator.update(array, TARGETS, **options)
+    assert repr(evaluator.result()) == before
+    comparer = Comparer(axis=0)
+    comparer.update(hidden, hidden, linear_weight=WEIGHT)
+    before = repr(comparer.result())
+    for pair, weights, text in (
+        ((hidden, hidden), few, of_weights.format("linear_weight")),
+        ((hidden, hidden), (few, few), of_weights.format("linear_weight[0]")),
+        ((hidden, logits), (few, None), of_weights.format("linear_weight[0]")),
+        ((logits, hidden), (None, few), of_logits.format("reference has")),
+        ((logits, logits), None, of_logits.format("reference has")),
     ):
-        comparer.update(HIDDEN, HIDDEN, linear_weight=WEIGHT[1:])
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            comparer.update(*pair, linear_weight=weights)
+    assert repr(comparer.result()) == before
+
+
+def test_structured_dtypes_are_those_that_logits_have():
+    """bfloat16 without `ml_dtypes` alone: two bytes, unsigned, in the machine's order."""
+    swapped = ">u2" if sys.byteorder == "little" else "<u2"
+    for field in ("i2", "f2", "S2", swapped, ("u1", 2)):
+        dtype = np.dtype([("bfloat16", *(field if isinstance(field, tuple) else (field,)))])
+        found = re.escape(f"has dtype {np.zeros(1, dtype).dtype}; {FLOATS}")
+        array = np.zeros((9, 6), dtype)
+        with pytest.raises(TypeError, match=f"^linear_weight {found}$"):
+            evaluate(HIDDEN, TARGETS, linear_weight=array)
+        with pytest.raises(TypeError, match=f"^linear_bias {found}$"):
+            evaluate(HIDDEN, TARGETS, linear_weight=WEIGHT, linear_bias=array[:, 0])
+        with pytest.raises(TypeError, match=f"^logits {found.replace('has', 'have')}$"):
+            evaluate(array[:4], TARGETS, linear_weight=WEIGHT)
+        with pytest.raises(TypeError, match=r"^logits have dtype "):
+            evaluate(array[:4], TARGETS)
+    bare = np.ones((9, 6), np.float32).view(np.uint32) >> 16
+    bare = bare.astype(np.uint16).view([("bfloat16", "=u2")])
+    head = _head.Head(bare, "logits", -1, bare, bare[:, 0])
+    assert (head.logits(bare) == 7).all()
 
 
 LOGITS = np.zeros((4, 9))
@@ -773,6 +812,24 @@ PAIRED = [
     ),
     (
         HIDDEN,
+        LOGITS,
+        {"linear_weight": WEIGHT},
+        ValueError,
+        "candidate has shape (4, 9), 9 features along axis -1; "
+        "expected 6, as linear_weight of shape (9, 6) has "
+        "(logits, with linear_weight=(..., None)? or linear_weight.T?)",
+    ),
+    (
+        LOGITS,
+        HIDDEN,
+        {"linear_weight": (WEIGHT, WEIGHT)},
+        ValueError,
+        "reference has shape (4, 9), 9 features along axis -1; "
+        "expected 6, as linear_weight[0] of shape (9, 6) has "
+        "(logits, with linear_weight=(None, ...)? or linear_weight[0].T?)",
+    ),
+    (
+        HIDDEN,
         HIDDEN,
         {"linear_weight": (WEIGHT, WEIGHT, WEIGHT)},
         ValueError,
@@ -807,6 +864,20 @@ PAIRED = [
         f"linear_weight[1] has dtype int64; {FLOATS}",
     ),
     (
+        LOGITS[0, 0],
+        HIDDEN,
+        {"linear_weight": (None, WEIGHT)},
+        ValueError,
+        "reference has shape (); expected at least one axis, the classes",
+    ),
+    (
+        LOGITS[0],
+        HIDDEN.T,
+        {"linear_weight": (None, WEIGHT), "axis": -2},
+        ValueError,
+        "axis is -2; expected -1 to 0 for reference of shape (9,)",
+    ),
+    (
         LOGITS.astype(int),
         HIDDEN,
         {"linear_weight": (None, WEIGHT)},
@@ -821,8 +892,10 @@ def test_errors_of_two_models(reference, candidate, options, error, message):
     with mock.patch.object(_head.Head, "logits") as multiplied:
         with pytest.raises(error, match=f"^{re.escape(message)}$"):
             compare(reference, candidate, TARGETS, **options)
+        axis = {"axis": options.get("axis", -1)}
+        heads = {name: value for name, value in options.items() if name not in axis}
         with pytest.raises(error, match=f"^{re.escape(message)}$"):
-            Comparer().update(reference, candidate, TARGETS, **options)
+            Comparer(**axis).update(reference, candidate, TARGETS, **heads)
     multiplied.assert_not_called()
 
 

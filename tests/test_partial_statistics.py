@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import pickle
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -170,6 +171,97 @@ def test_other_axes_and_samples():
     assert partial_row_statistics([1.0, 2.0], class_offset=0, num_classes=2).result().argmax == 1
 
 
+def test_memory_is_that_of_some_rows_whatever_the_axis():
+    """Nothing is copied but what is converted at a time, however the classes lie in memory."""
+    logits = np.zeros((7, 4000, 440), np.float32)  # 47 MiB
+    targets = np.zeros((7, 440), np.int64)
+    for axis, shard, of in (
+        (1, logits, targets),
+        (0, logits.transpose(1, 2, 0), np.zeros((440, 7), np.int64)),
+        (-1, logits.transpose(2, 0, 1), np.zeros((440, 7), np.int64)),
+        (1, logits[:, ::2, ::-1], targets),
+    ):
+        options = {"class_offset": 0, "num_classes": shard.shape[axis], "axis": axis}
+        tracemalloc.start()
+        try:
+            partial_row_statistics(shard, of, **options)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 6 << 20, f"axis {axis}: {peak / 2**20:.1f} MiB"
+
+
+@pytest.mark.parametrize("axis", range(4))
+def test_rows_are_in_the_order_of_c_however_they_lie(axis):
+    random = np.random.default_rng(axis)
+    whole = random.standard_normal((4, 6, 3, 5))
+    for logits in (whole, np.asfortranarray(whole), whole[::2, ::-1], whole[:, 1:, ::2], whole[:1, :, :1]):
+        classes = logits.shape[axis]
+        last = np.ascontiguousarray(np.moveaxis(logits, axis, -1))
+        targets = random.integers(classes, size=last.shape[:-1])
+        for one in (False, True):  # one shard has all targets
+            edges = [0, classes] if one else [0, classes // 2, classes]
+            found, expected = (
+                merged(
+                    [
+                        partial_row_statistics(
+                            np.take(of, range(start, stop), along),
+                            targets,
+                            class_offset=start,
+                            num_classes=classes,
+                            axis=along,
+                        )
+                        for start, stop in itertools.pairwise(edges)
+                    ]
+                ).result()
+                for of, along in ((logits, axis), (last, -1))
+            )
+            assert same_bits(filter_none(found), filter_none(expected))
+            whole_rows = row_statistics(last, targets)
+            assert np.array_equal(found.argmax, whole_rows.argmax)
+            if one:
+                assert np.array_equal(
+                    partial_row_statistics(logits, targets, class_offset=0, num_classes=classes, axis=axis)
+                    .result()
+                    .target_rank,
+                    whole_rows.target_rank,
+                )
+
+
+@pytest.mark.parametrize("dtype", np.typecodes["AllInteger"])
+def test_targets_of_any_integer_dtype(dtype):
+    logits = np.random.default_rng(0).standard_normal((5, 40))
+    targets = np.array([0, 39, 99, 20, 99], dtype)
+    found = in_two_rounds(logits, [10, 20], targets, ignore_index=99)
+    expected = row_statistics(logits, targets, ignore_index=99)
+    assert np.array_equal(found.target_rank, expected.target_rank)
+    np.testing.assert_allclose(found.target_log_probability, expected.target_log_probability, rtol=1e-14)
+
+
+@pytest.mark.parametrize("values", [1, 2, 3])
+def test_ranks_among_equal_logits(values):
+    """Of equal ones the first ranks higher, before the target's shard, in it and behind it."""
+    random = np.random.default_rng(values)
+    logits = random.integers(values, size=(200, 30)).astype(np.float32)
+    targets = random.integers(30, size=200)
+    targets[::7] = -100
+    expected = row_statistics(logits, targets).target_rank
+    for cuts in ([], [10, 20], [1], [29], list(range(1, 30))):
+        assert np.array_equal(in_two_rounds(logits, cuts, targets).target_rank, expected)
+
+
+def test_ranks_among_equal_logits_take_no_loop_over_rows(monkeypatch):
+    """The target alone equals itself: nothing is looked for; and equal ones are counted at once."""
+    calls, count_nonzero = [], np.count_nonzero
+    monkeypatch.setattr(
+        np, "count_nonzero", lambda *args, **kw: calls.append(1) or count_nonzero(*args, **kw)
+    )
+    for logits in (np.arange(40_000.0).reshape(1000, 40), np.zeros((1000, 40))):
+        calls.clear()
+        partial_row_statistics(logits, np.full(1000, 7), class_offset=0, num_classes=40)
+        assert len(calls) < 10
+
+
 def test_states_are_small_and_say_what_they_have():
     logits = np.zeros((1000, 4000), np.float32)
     state = partial_row_statistics(logits[:, :1000], class_offset=0, num_classes=4000)
@@ -234,6 +326,26 @@ def state(start=0, stop=4, targets=TARGETS, **options):
             lambda: state(class_offset=-1),
             ValueError,
             "class_offset is -1; expected 0 to 4 for 4 of num_classes 8 in the shard",
+        ),
+        (
+            lambda: state(num_classes=3),
+            ValueError,
+            "num_classes is 3; expected at least 4, the classes of the shard",
+        ),
+        (
+            lambda: state(target_logit=np.zeros(3, complex)),
+            TypeError,
+            "target_logit has dtype complex128; expected real numbers",
+        ),
+        (
+            lambda: state(target_logit=["0", "0", "0"]),
+            TypeError,
+            "target_logit has dtype <U1; expected real numbers",
+        ),
+        (
+            lambda: state(target_logit=np.zeros(3, "m8[s]")),
+            TypeError,
+            "target_logit has dtype timedelta64[s]; expected real numbers",
         ),
         (lambda: state(num_classes=0), ValueError, "num_classes is 0; expected at least 1"),
         (lambda: state(num_classes=True), TypeError, "num_classes is True; expected an integer"),
@@ -351,6 +463,14 @@ def test_an_error_leaves_a_state_as_it_was():
 
 def filter_none(statistics):
     return [values for values in statistics if values is not None]
+
+
+@pytest.mark.parametrize("dtype", ["?", "b", "H", "q", ">f4", *DTYPES], ids=str)
+def test_logits_of_targets_in_any_dtype_of_real_numbers(dtype):
+    known = partial_row_statistics(
+        np.array([[1.0, 0.0]], np.float32), [0], class_offset=0, num_classes=2, target_logit=np.ones(1, dtype)
+    )
+    assert known.result().target_rank == 0
 
 
 def test_it_is_a_part_of_the_package():

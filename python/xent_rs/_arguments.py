@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
+from ._bfloat16 import is_bfloat16
 from ._cross_entropy import cross_entropy
 from ._environment import in_default_environment
 
@@ -109,6 +110,11 @@ def with_arrays(options: Mapping[str, Any]) -> dict[str, Any]:
         if options.get(name) is not None
     }
     return {**options, **arrays}
+
+
+def are_real(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a dtype is one of real numbers that we read: of up to 8 bytes, truth values included."""
+    return (dtype.kind in "biuf" and dtype.itemsize <= 8) or is_bfloat16(dtype)
 
 
 def are_equal(a: object, b: object) -> bool:

@@ -30,7 +30,7 @@ from ._comparison import ComparedModel, Comparison, GroupComparison
 from ._environment import in_default_environment
 from ._estimates import Estimate, Floats, Label, RowGroups, WeightedSums, times
 from ._exact import NOTHING, ExactSum, exp
-from ._head import Batch, Head, batches, heads_of, paired
+from ._head import Batch, Head, batches, check_classes, heads_of_two, other_classes
 from ._options import CompareOptions, ComparerOptions, Options
 from ._quantiles import RowValues
 
@@ -46,9 +46,10 @@ class Comparer:
     """Compare the logits of two models that come in batches, in any order and in any number of processes.
 
     Sums are exact: however rows are cut into batches, in whatever order these come or comparers are merged,
-    on any number of threads, the result has the same bits. All batches have the same number of classes, and
-    either all have targets (and groups) or none has. A comparer can be pickled. It is not meant to be updated
-    by several threads at once: give each its own and merge them.
+    on any number of threads, the result has the same bits. From hidden states, with `linear_weight`, the last
+    bits of the logits depend on the batches and on NumPy's threads. All batches have the same number of
+    classes, and either all have targets (and groups) or none has. A comparer can be pickled. It is not meant
+    to be updated by several threads at once: give each its own and merge them.
 
     For quantiles it keeps the divergence of each row and, with targets, the change of probability: 8 bytes a
     row, 84 MB for 10.5 million rows. With groups it keeps a few sums of each group besides, some kilobytes.
@@ -135,8 +136,7 @@ class Comparer:
         if linear_weight is not None:
             candidate = _xent_rs.as_array(candidate, "candidate")
         models = (reference, "reference"), (candidate, "candidate")
-        weights, biases = paired(linear_weight, "linear_weight"), paired(linear_bias, "linear_bias")
-        heads = heads_of(models, self._axis, weights, biases)
+        heads = heads_of_two(models, self._axis, linear_weight, linear_bias)
         self._add(reference, candidate, targets, sample_weight, groups, heads)
 
     def _add(
@@ -159,6 +159,8 @@ class Comparer:
             seen = self._seen((reference, candidate), class_targets, row_weight, self._axis, labels)
         else:
             arrays = (_xent_rs.as_array(reference, "reference"), _xent_rs.as_array(candidate, "candidate"))
+            before = None if self._sums is None else self._sums.classes
+            check_classes(arrays[0], "reference", heads[0], self._axis, before)
             of_rows = batches(
                 [*zip(arrays, heads, strict=True)],
                 self._axis,
@@ -193,10 +195,7 @@ class Comparer:
             {**self._options(), "axis": axis, "sample_weight": sample_weight},
         )
         if self._sums is not None and self._sums.classes != classes:
-            raise ValueError(
-                f"reference has {classes} classes along axis {axis}; "
-                f"expected {self._sums.classes}, as in the batches before"
-            )
+            raise other_classes("reference has", classes, axis, self._sums.classes)
         models = ModelRows(*of_reference), ModelRows(*of_candidate)
         rows = ComparedRows(counts, kl, reverse_kl, js, same_top, *models)
         return _summed(classes, rows, targets, self._weight, sample_weight, labels)
@@ -433,8 +432,7 @@ def compare(
 
     pair = sliced(reference, "reference"), sliced(candidate, "candidate")
     models = [*zip(pair, ("reference", "candidate"), strict=True)]
-    weights, biases = paired(linear_weight, "linear_weight"), paired(linear_bias, "linear_bias")
-    heads = heads_of(models, comparer._axis, weights, biases)
+    heads = heads_of_two(models, comparer._axis, linear_weight, linear_bias)
     blocks = paired_row_blocks(
         *pair,
         None if targets is None else sliced(targets, "targets"),

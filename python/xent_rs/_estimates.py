@@ -127,16 +127,16 @@ class WeightedSums:
     def of(cls, columns: Sequence[Floats], weight: Floats | None, groups: RowGroups | None) -> WeightedSums:
         """Sum columns; without weights they are 1."""
         rows = len(columns[0])
-        weighted = [times(weight, column) for column in columns]
-        totals = tuple(ExactSum.of_values(values) for values in weighted)
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore"):  # a square may be infinite: there is no error then
+            weighted = [times(weight, column) for column in columns]
+            totals = tuple(ExactSum.of_values(values) for values in weighted)
             squares = tuple(ExactSum.of_values(values * values) for values in weighted)
-        if weight is None:
-            weight_sum = squared_weight = ExactSum.of_count(rows)
-            products = totals
-        else:
-            weight_sum, squared_weight = ExactSum.of_values(weight), ExactSum.of_values(weight * weight)
-            products = tuple(ExactSum.of_values(times(weight, values)) for values in weighted)
+            if weight is None:
+                weight_sum = squared_weight = ExactSum.of_count(rows)
+                products = totals
+            else:
+                weight_sum, squared_weight = ExactSum.of_values(weight), ExactSum.of_values(weight * weight)
+                products = tuple(ExactSum.of_values(times(weight, values)) for values in weighted)
         pieces: tuple[Mapping[Label, GroupSums], ...] = ()
         if groups is not None:
             by_group = {

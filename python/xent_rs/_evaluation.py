@@ -16,7 +16,7 @@ from . import _xent_rs
 from ._arguments import are_equal, class_weight, integer, is_read_in_slices, targets_at, text_of, with_arrays
 from ._environment import in_default_environment
 from ._exact import NOTHING, ExactSum, exp, root_of_ratio, without_zeros
-from ._head import Batch, Head, batches, head_of
+from ._head import Batch, Head, batches, check_classes, head_of, other_classes
 from ._options import EvaluateOptions, EvaluatorOptions, Options
 from ._tables import html_table, text_table
 
@@ -135,7 +135,8 @@ class Evaluator:
     With ``z = logits / temperature`` and ``p = softmax(z)`` each row has the loss ``logsumexp(z) -
     z[target]``, or that of `cross_entropy` with the same options, and the entropy ``-sum(p * ln(p))``. Their
     sums are exact (integers, in units of 2**-1074): however rows are cut into batches, in whatever order they
-    come or evaluators are merged, on any number of threads, the result has the same bits.
+    come or evaluators are merged, on any number of threads, the result has the same bits. From hidden states,
+    with `linear_weight`, the last bits of the logits depend on the batches and on NumPy's threads.
 
     All batches have the same number of classes. An evaluator can be pickled. It is not meant to be updated by
     several threads at once: give each its own and merge them.
@@ -242,6 +243,7 @@ class Evaluator:
         then: Callable[[Batch], object] = lambda batch: None,
     ) -> None:
         """Add hidden states; `then` gets each batch of logits that is counted."""
+        check_classes(hidden, "logits", head, self._axis, self._sums.classes)
 
         def seen(batch: Batch) -> _Sums:
             sums = self._seen(batch.logits[0], batch.targets, batch.sample_weight, -1)
@@ -270,10 +272,7 @@ class Evaluator:
             {**self._options(), "axis": axis, "sample_weight": sample_weight},
         )
         if self._sums.classes not in (None, classes):
-            raise ValueError(
-                f"logits have {classes} classes along axis {axis}; "
-                f"expected {self._sums.classes}, as in the batches before"
-            )
+            raise other_classes("logits have", classes, axis, self._sums.classes)
         loss, squared_loss, entropy = map(ExactSum.of_bytes, sums)
         count = ExactSum.of_count(rows)
         # Without weights they are 1.
@@ -306,13 +305,16 @@ class Evaluator:
 
         A row without a softmax has the rank -1.
         """
+        with np.errstate(over="ignore", invalid="ignore"):  # a square may be infinite: there is no error then
+            products = losses * losses, weights * weights, weights * losses
+        squared_loss, squared_weight, product = map(ExactSum.of_values, products)
         self._sums += _Sums(
             loss=ExactSum.of_values(losses),
-            squared_loss=ExactSum.of_values(losses * losses),
+            squared_loss=squared_loss,
             entropy=ExactSum.of_values(entropies),
             weight=ExactSum.of_values(weights),
-            squared_weight=ExactSum.of_values(weights * weights),
-            product=ExactSum.of_values(weights * losses),
+            squared_weight=squared_weight,
+            product=product,
             hits=tuple(int(np.count_nonzero((ranks >= 0) & (ranks < k))) for k in self._ks),
             rows=len(losses),
             ignored=ignored,

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
 from ._arguments import row_shape
+from ._bfloat16 import is_bfloat16
 from ._environment import in_default_environment
 
 # How many rows have their logits in memory. With 256 each number of the weights that is read goes into as
@@ -56,9 +57,13 @@ class Head:
         A number for each class.
     weight_name, bias_name : str, optional
         What errors call these.
+    hint : str, optional
+        What an error asks where the features are as many as there are classes.
 
     Attributes
     ----------
+    name : str
+        What errors call the weights.
     classes : int
         Number of classes.
     rows : int
@@ -77,7 +82,9 @@ class Head:
         *,
         weight_name: str = "linear_weight",
         bias_name: str = "linear_bias",
+        hint: str = "",
     ) -> None:
+        self.name = weight_name
         self._weight = _xent_rs.as_array(weight, weight_name)
         sizes = _size(self._weight.dtype, weight_name), _size(hidden.dtype, name)
         self.dtype = np.dtype(np.float64 if 8 in sizes else np.float32)
@@ -88,7 +95,7 @@ class Head:
         self.classes, self._features = self._weight.shape
         if not self.classes:
             raise ValueError(f"{weight_name} has shape {self._weight.shape}; expected at least one class")
-        self._check_features(tuple(hidden.shape), name, axis, weight_name)
+        self._check_features(tuple(hidden.shape), name, axis, hint)
         self._bias: NDArray[Any] | None = None
         if bias is not None:
             numbers = _xent_rs.as_array(bias, bias_name)
@@ -110,17 +117,13 @@ class Head:
         self._converted: NDArray[Any] | None = None
         self._converted_from = -1
 
-    def _check_features(self, shape: tuple[int, ...], name: str, axis: int, weight_name: str) -> None:
-        if not shape:
-            raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the features")
-        if not -len(shape) <= axis < len(shape):
-            expected = f"{-len(shape)} to {len(shape) - 1}"
-            raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
+    def _check_features(self, shape: tuple[int, ...], name: str, axis: int, hint: str) -> None:
+        _check_axis(shape, name, axis, "features")
         if shape[axis] != self._features:
-            hint = f" ({weight_name}.T?)" if shape[axis] == self.classes else ""
+            asked = f" ({hint})" if hint and shape[axis] == self.classes else ""
             raise ValueError(
                 f"{name} {_has(name)} shape {shape}, {shape[axis]} features along axis {axis}; "
-                f"expected {self._features}, as {weight_name} of shape {self._weight.shape} has{hint}"
+                f"expected {self._features}, as {self.name} of shape {self._weight.shape} has{asked}"
             )
 
     @in_default_environment
@@ -164,6 +167,25 @@ class Head:
         return converted.T if by_class else converted
 
 
+def check_classes(array: NDArray[Any], name: str, head: Head | None, axis: int, expected: int | None) -> None:
+    """Refuse a model whose number of classes is another than `expected`, that of the batches before.
+
+    It is said of the head or, without one, of the logits as the caller has them: they are counted in batches
+    whose classes are in the last axis.
+    """
+    if head is None:
+        if expected not in (None, array.shape[axis]):
+            raise other_classes(f"{name} {_has(name)}", array.shape[axis], axis, expected)
+    elif expected not in (None, head.classes):
+        raise other_classes(f"{head.name} has", head.classes, None, expected)
+
+
+def other_classes(what: str, found: int, axis: int | None, expected: int | None) -> ValueError:
+    """Return the error of another number of classes than in the batches before; `what` begins it."""
+    along = "" if axis is None else f" along axis {axis}"
+    return ValueError(f"{what} {found} classes{along}; expected {expected}, as in the batches before")
+
+
 Named = tuple[ArrayLike | None, str]
 
 
@@ -171,22 +193,46 @@ def head_of(
     hidden: Any, name: str, axis: int, weight: ArrayLike | None, bias: ArrayLike | None
 ) -> Head | None:
     """Return the head of hidden states; None without weights, of logits."""
-    (head,) = heads_of([(hidden, name)], axis, [(weight, "linear_weight")], [(bias, "linear_bias")])
+    weights, biases = [(weight, "linear_weight")], [(bias, "linear_bias")]
+    hint = "logits, without linear_weight? or linear_weight.T?"
+    (head,) = heads_of([(hidden, name)], axis, weights, biases, [hint])
     return head
 
 
+def heads_of_two(
+    models: Sequence[tuple[Any, str]],
+    axis: int,
+    weight: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None,
+    bias: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None,
+) -> list[Head | None]:
+    """Return the heads of two models, from one for both or from tuples."""
+    weights, biases = paired(weight, "linear_weight"), paired(bias, "linear_bias")
+    hints = [
+        f"logits, with linear_weight={alone}? or {name}.T?"
+        for alone, (_, name) in zip(("(None, ...)", "(..., None)"), weights, strict=True)
+    ]
+    return heads_of(models, axis, weights, biases, hints)
+
+
 def heads_of(
-    models: Sequence[tuple[Any, str]], axis: int, weights: Sequence[Named], biases: Sequence[Named]
+    models: Sequence[tuple[Any, str]],
+    axis: int,
+    weights: Sequence[Named],
+    biases: Sequence[Named],
+    hints: Sequence[str],
 ) -> list[Head | None]:
     """Return the heads of models, each hidden states or logits; None for logits.
 
-    Everything comes with what errors call it. A bias that all models have is for those that have weights.
+    Everything comes with what errors call it, and each model with what to ask if its array looks like logits.
+    A bias that all models have is for those that have weights.
     """
     heads: list[Head | None] = []
     is_common = any(weight is not None for weight, _ in weights) and len({name for _, name in biases}) == 1
-    for (hidden, name), (weight, weight_name), (bias, bias_name) in zip(models, weights, biases, strict=True):
+    for (hidden, name), (weight, weight_name), (bias, bias_name), hint in zip(
+        models, weights, biases, hints, strict=True
+    ):
         if weight is not None:
-            names = {"weight_name": weight_name, "bias_name": bias_name}
+            names = {"weight_name": weight_name, "bias_name": bias_name, "hint": hint}
             heads.append(Head(hidden, name, axis, weight, bias, **names))
             continue
         if bias is not None and not is_common:
@@ -201,6 +247,9 @@ def _check_fit(
     models: Sequence[tuple[Any, str]], axis: int, heads: Sequence[Head | None], weight_names: Sequence[str]
 ) -> None:
     """Refuse models with other rows, or other classes, than the first one."""
+    for (logits, name), head in zip(models, heads, strict=True):
+        if head is None:
+            _check_axis(logits.shape, name, axis, "classes")
     first, of = models[0]
     for hidden, name in models:
         shape = list(first.shape)
@@ -315,18 +364,21 @@ def _taken(values: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[Any] 
 
 def _size(dtype: np.dtype[Any], name: str) -> int:
     """Return the size of a number of one of our dtypes; refuse others."""
-    if not (_is_bfloat16(dtype) or (dtype.kind == "f" and dtype.itemsize in (2, 4, 8))):
+    if not (is_bfloat16(dtype) or (dtype.kind == "f" and dtype.itemsize in (2, 4, 8))):
         raise TypeError(f"{name} {_has(name)} dtype {dtype}; {_FLOATS}")
     return dtype.itemsize
 
 
+def _check_axis(shape: tuple[int, ...], name: str, axis: int, what: str) -> None:
+    if not shape:
+        raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the {what}")
+    if not -len(shape) <= axis < len(shape):
+        expected = f"{-len(shape)} to {len(shape) - 1}"
+        raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
+
+
 def _has(name: str) -> str:
     return "have" if name == "logits" else "has"
-
-
-def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Tell whether numbers are bfloat16: of `ml_dtypes` or, without it, bytes in a field of that name."""
-    return dtype.itemsize == 2 and (dtype.name == "bfloat16" or dtype.names == ("bfloat16",))
 
 
 def _is_multiplied_in_place(matrix: NDArray[Any]) -> bool:

@@ -11,10 +11,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import are_equal, integer, text_of
+from ._arguments import are_equal, are_real, integer, text_of
 from ._environment import in_default_environment
 from ._options import Floats, Options, RowStatisticsOptions
-from ._shards import NO_CLASS, Integers, Shard, Transform, rows_of, shard_of, target_logits, whole_of
+from ._shards import (
+    NO_CLASS,
+    Integers,
+    Rows,
+    Shard,
+    Transform,
+    int64_classes,
+    shard_of,
+    target_logits,
+    whole_of,
+)
 from ._statistics import RowStatistics
 
 if TYPE_CHECKING:
@@ -269,6 +279,8 @@ def partial_row_statistics(
     count = found.shape[axis]
     if classes < 1:
         raise ValueError(f"num_classes is {classes}; expected at least 1")
+    if count > classes:
+        raise ValueError(f"num_classes is {classes}; expected at least {count}, the classes of the shard")
     if not 0 <= offset <= classes - count:
         raise ValueError(
             f"class_offset is {offset}; expected 0 to {classes - count} "
@@ -290,14 +302,16 @@ def partial_row_statistics(
         if targets is None:
             raise ValueError("target_logit is given without targets; expected targets, whose logits they are")
         known = _xent_rs.as_array(target_logit, "target_logit")
+        if not are_real(known.dtype):
+            raise TypeError(f"target_logit has dtype {known.dtype}; expected real numbers")
         if known.shape != shape:
             raise ValueError(f"target_logit has shape {known.shape}; expected {shape}, one number a row")
         known = known.astype(np.float64).reshape(-1)
-    rows = rows_of(found, axis)
+    rows = Rows.of(found, axis)
     flat = None if class_of is None else class_of.reshape(-1)
     if known is None and count == classes and flat is not None:
         # The only shard has every target.
-        known = rows[np.arange(len(rows)), np.maximum(flat, 0)].astype(np.float64)
+        known = rows.at(np.maximum(flat, 0)).astype(np.float64)
     shard = shard_of(rows, offset, transform, flat, target_logit=known)
     if known is not None:
         _check_known(known, shard, shape)
@@ -343,8 +357,7 @@ def checked_classes(
 
     `position` is where in larger targets they begin.
     """
-    ignored = targets == ignore_index
-    wrong = ((targets < 0) | (targets >= classes)) & ~ignored
+    wrong = ((targets < 0) | (targets >= classes)) & (targets != ignore_index)
     if wrong.any():
         place = np.argwhere(wrong)[0].tolist()
         value = targets[tuple(place)]
@@ -353,7 +366,7 @@ def checked_classes(
         name = f"targets{place}" if place else "targets"
         expected = f"0 to {classes - 1}, or ignore_index {ignore_index}"
         raise IndexError(f"{name} is {value}; expected {expected}")
-    return np.where(ignored, NO_CLASS, targets.astype(np.int64, copy=False))
+    return int64_classes(targets, ignore_index)
 
 
 def _check_known(known: NDArray[np.float64], shard: Shard, shape: tuple[int, ...]) -> None:

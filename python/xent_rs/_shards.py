@@ -44,6 +44,59 @@ _FEW = 16
 NO_CLASS = -1
 
 
+def int64_classes(targets: NDArray[Any], ignore_index: int) -> Integers:
+    """Return targets of any integer dtype as int64, `NO_CLASS` where they are ignored."""
+    # Not the other way round: unsigned integers have no -1.
+    return np.where(targets == ignore_index, NO_CLASS, targets.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An array as rows in one axis, in the order of C, of which nothing is copied but what is taken.
+
+    Attributes
+    ----------
+    array : ndarray
+        The classes are in its last axis, whose numbers lie in memory anyhow.
+    """
+
+    array: NDArray[Any]
+
+    @classmethod
+    def of(cls, block: NDArray[Any], axis: int) -> Rows:
+        """Return the rows of an array that has its classes along `axis`."""
+        moved = np.moveaxis(block, axis, -1)
+        leading = range(moved.ndim - 2)
+        if moved.ndim == 1 or all(
+            moved.strides[i] == moved.strides[i + 1] * moved.shape[i + 1] for i in leading
+        ):
+            moved = moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])
+        return cls(moved)
+
+    def __len__(self) -> int:
+        return math.prod(self.array.shape[:-1])
+
+    @property
+    def classes(self) -> int:
+        """Their number."""
+        return int(self.array.shape[-1])
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        """Return some rows, of shape (rows, classes): a view, or a copy of these alone."""
+        if self.array.ndim == 2:
+            return self.array[part]
+        found: NDArray[Any] = self.array[self._places(np.arange(*part.indices(len(self))))]
+        return found
+
+    def at(self, classes: Integers) -> NDArray[Any]:
+        """Return the number of one class in each row."""
+        found: NDArray[Any] = self.array[(*self._places(np.arange(len(self))), classes)]
+        return found
+
+    def _places(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], ...]:
+        return np.unravel_index(rows, self.array.shape[:-1])
+
+
 @dataclass(frozen=True)
 class Transform:
     """How logits x become z: ``softcap·tanh(x / softcap) / temperature``, or ``x / temperature``."""
@@ -123,7 +176,7 @@ class Shares:
         The weights of the shard's classes.
     counts : ndarray of bool
         Which rows count: what others hold is not looked at.
-    probabilities : ndarray or None
+    probabilities : Rows or None
         Those of the shard's classes in each row, if they are the targets.
     """
 
@@ -131,7 +184,7 @@ class Shares:
     all_classes: int
     weight: Floats | None
     counts: NDArray[np.bool_]
-    probabilities: NDArray[Any] | None = None
+    probabilities: Rows | None = None
 
     def of_slab(self, logits: Floats, rows: slice, transform: Transform) -> tuple[Floats, Floats]:
         """Return ``Σ share·(lse - z)``, with the lse of the shard alone, and ``Σ share``."""
@@ -203,7 +256,7 @@ class Shard:
 
 @in_default_environment
 def shard_of(
-    logits: NDArray[Any],
+    logits: Rows,
     offset: int,
     transform: Transform,
     targets: Integers | None = None,
@@ -216,7 +269,7 @@ def shard_of(
 
     Parameters
     ----------
-    logits : ndarray of shape (rows, classes)
+    logits : Rows
         The logits of the shard.
     offset : int
         Which of all classes is its first.
@@ -231,7 +284,7 @@ def shard_of(
     shares : Shares, optional
         What the shard's classes count.
     """
-    rows, classes = logits.shape
+    rows, classes = len(logits), logits.classes
     tops = min(tops, classes)
     largest, others, entropy = np.full(rows, -np.inf), np.zeros(rows), np.zeros(rows)
     argmax = np.full(rows, offset, np.int64)
@@ -309,11 +362,15 @@ def _slabs(rows: int, classes: int) -> Iterator[tuple[slice, Floats]]:
 
 def _ranked_above(slab: Floats, logit: Floats, place: Integers) -> Integers:
     """Count the classes of a shard that rank above a target: of equal logits the first ranks higher."""
+    classes = slab.shape[1]
     count: Integers = np.count_nonzero(slab > logit[:, None], axis=1)
     equal = slab == logit[:, None]
-    # Mostly there are none, or the target alone.
-    for row in np.flatnonzero(equal.any(axis=1)):
-        count[row] += np.count_nonzero(equal[row, : max(0, place[row])])
+    equals = np.count_nonzero(equal, axis=1)
+    # All of a shard before the target's, none of one behind it. In its own it is mostly the only one.
+    count += np.where(place >= classes, equals, 0)
+    some = np.flatnonzero((place >= 0) & (place < classes) & (equals > 1))
+    if len(some):
+        count[some] += np.count_nonzero(equal[some] & (np.arange(classes) < place[some, None]), axis=1)
     return count
 
 
@@ -353,10 +410,8 @@ class Whole:
         The log-sum-exp less the largest z; NaN where the largest is not finite.
     entropy : ndarray
         The entropy in nats, NaN likewise.
-    terms : ndarray of shape (shards, rows)
-        The sum of the exponentials of each shard, where the largest of all has 1.
     below : ndarray of shape (shards, rows)
-        How far the log-sum-exp of each shard is below that of all.
+        How far the log-sum-exp of each shard is below that of all; NaN likewise.
     """
 
     transform: Transform
@@ -364,7 +419,6 @@ class Whole:
     argmax: Integers
     log_sum: Floats
     entropy: Floats
-    terms: Floats
     below: Floats
 
     @property
@@ -383,9 +437,17 @@ class Whole:
         gap, lost = self.transform.precise_gap(self.top, target_logit)
         return gap + (self.log_sum + lost)
 
-    def rest(self, number: int) -> Floats:
-        """Return the terms of all shards but one."""
-        return _sum(np.delete(self.terms, number, axis=0))
+    def log_rest(self, number: int) -> Floats:
+        """Return the logarithm of the probability of all shards but one together, ``-inf`` if it is 0.
+
+        A probability itself would be 0 as soon as it is below e**-745.
+        """
+        logs = -np.delete(self.below, number, axis=0)
+        if not len(logs):
+            return np.where(np.isnan(self.log_sum), np.nan, -np.inf)
+        most = logs.max(axis=0)
+        with np.errstate(all="ignore"):
+            return np.where(np.isneginf(most), -np.inf, most + np.log(_sum(np.exp(logs - most))))
 
 
 @in_default_environment
@@ -398,8 +460,7 @@ def whole_of(shards: Sequence[Shard], transform: Transform) -> Whole:
     top = largest[lead, each]
     with np.errstate(all="ignore"):
         gaps, lost = transform.precise_gap(top, largest)
-        terms = (1 + others) * np.exp(-gaps) * (1 - lost)
-        beside = terms.copy()
+        beside = (1 + others) * np.exp(-gaps) * (1 - lost)
         beside[lead, each] = others[lead, each]
         log_sum = np.where(np.isfinite(top), np.log1p(_sum(beside)), np.nan)
         below = np.maximum(log_sum + gaps - np.log1p(others), 0.0)
@@ -407,7 +468,7 @@ def whole_of(shards: Sequence[Shard], transform: Transform) -> Whole:
         entropies = np.stack([shard.entropy for shard in shards])
         entropy = _sum(times(np.exp(-below), entropies + below))
     argmax = np.stack([shard.argmax for shard in shards])[lead, each]
-    return Whole(transform, top, argmax, log_sum, entropy, terms, below)
+    return Whole(transform, top, argmax, log_sum, entropy, below)
 
 
 def _sum(terms: Floats) -> Floats:
@@ -484,50 +545,46 @@ class Divergences:
 
 @in_default_environment
 def divergences_of(
-    logits: tuple[NDArray[Any], NDArray[Any]],
+    logits: tuple[Rows, Rows],
     number: int,
-    shards: tuple[Shard, Shard],
+    offset: int,
     wholes: tuple[Whole, Whole],
 ) -> Divergences:
     """Compare the classes of shard `number` in two models of which all log-sum-exps are known.
 
     One more class holds what the other shards have, so that the softmax of the shard and that class has the
-    probabilities of all classes; what that class adds is taken off again. No part of a divergence is larger
-    than the whole, so that nothing is lost by that but some last bits of float64.
+    probabilities of all classes; what that class adds is taken off again. Logits, and the logarithm of what
+    that class has, are taken relative to the largest logit of the whole row. What is far below that loses
+    digits of its distance, but as few as the distance itself has in float64, and has as small a probability;
+    relative to the largest of the shard, that class would lose all of its own where the shard is masked by
+    large numbers. No part of a divergence is larger than the whole, so that nothing is lost by what is
+    taken off but some last bits of float64.
     """
-    rows, classes = logits[0].shape
+    rows, classes = len(logits[0]), logits[0].classes
     kl, reverse_kl, jensen_shannon = np.zeros(rows), np.zeros(rows), np.zeros(rows)
-    columns = []
+    rests = [whole.log_rest(number) for whole in wholes]
     with np.errstate(all="ignore"):
-        for shard, whole in zip(shards, wholes, strict=True):
-            # Logits are taken relative to the largest of the shard, or of all where the shard has none.
-            base = np.where(np.isfinite(shard.largest), shard.largest, whole.top)
-            rest = whole.rest(number)
-            logs = np.log(rest)
-            columns.append((base, logs + whole.transform.gap(whole.top, base), logs - whole.log_sum))
-        off = _terms(columns[0][2], columns[1][2])
+        off = _terms(*rests)
     # A shard without classes has nothing to look at.
     pairs = zip(_slabs(rows if classes else 0, classes + 1), _slabs(rows, classes + 1), strict=False)
     for (part, first), (_, second) in pairs:
-        for slab, values, whole, (base, rest, _) in zip(
-            (first, second), logits, wholes, columns, strict=True
-        ):
-            np.copyto(slab[:, :-1], values[part], casting="unsafe")
-            whole.transform.lower(slab[:, :-1], base[part, None])
-            slab[:, -1] = rest[part]
+        for slab, of_model, whole, rest in zip((first, second), logits, wholes, rests, strict=True):
+            np.copyto(slab[:, :-1], of_model[part], casting="unsafe")
+            whole.transform.lower(slab[:, :-1], whole.top[part, None])
+            slab[:, -1] = rest[part] + whole.log_sum[part]
         _, _, *found, _, _, _ = _xent_rs.compare_rows(first, second, None, _COMPARER, {})
         for to, values, taken in zip((kl, reverse_kl, jensen_shannon), found, off, strict=True):
             with np.errstate(invalid="ignore"):
                 to[part] = np.where(np.isinf(values), values, np.maximum(values - taken[part], 0.0))
-    return Divergences(shards[0].offset, kl, reverse_kl, jensen_shannon)
+    return Divergences(offset, kl, reverse_kl, jensen_shannon)
 
 
 def _terms(log_p: Floats, log_q: Floats) -> tuple[Floats, Floats, Floats]:
     """Return what one class adds to KL(p || q), KL(q || p) and their Jensen-Shannon divergence."""
     p, q = np.exp(log_p), np.exp(log_q)
-    change = np.where((p == 0) & (q == 0), 0.0, log_q - log_p)
-    kl = np.where(p == 0, q, p * _expm1_beyond(change))
-    reverse_kl = np.where(q == 0, p, q * _expm1_beyond(-change))
+    # A class is masked if its logarithm says so: e**-746, which is 0, is none that costs infinity.
+    change = np.where(np.isneginf(log_p) & np.isneginf(log_q), 0.0, log_q - log_p)
+    kl, reverse_kl = _divergence(p, q, change), _divergence(q, p, -change)
     # sqrt(p q) (h sinh h - cosh h log cosh h), with h half the change; or as it is defined.
     half = change / 2
     near = np.sqrt(p * q) * (
@@ -536,6 +593,14 @@ def _terms(log_p: Floats, log_q: Floats) -> tuple[Floats, Floats, Floats]:
     mean = (p + q) / 2
     far = 0.5 * (_times_log(p, p / mean) + _times_log(q, q / mean))
     return kl, reverse_kl, np.where(np.abs(half) < 1, near, far)
+
+
+def _divergence(p: Floats, q: Floats, change: Floats) -> Floats:
+    """Return ``q - p - p·log(q / p)``, with the logarithm `change`."""
+    # Of a large change the exponential, q / p, may be infinite, and p may be 0.
+    near = p * _expm1_beyond(np.clip(change, -1, 1))
+    far = q - p - np.where(np.isinf(change), np.minimum(change, 0.0), p * change)
+    return np.where(np.abs(change) < 1, near, far)
 
 
 def _times_log(p: Floats, ratio: Floats) -> Floats:
@@ -548,9 +613,3 @@ def _expm1_beyond(x: Floats) -> Floats:
     for divisor in range(12, 2, -1):
         series = 1 + x / divisor * series
     return np.where(np.abs(x) < 0.25, x * x / 2 * series, np.expm1(x) - x)
-
-
-def rows_of(block: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Return an array as (rows, classes); it is copied if its rows do not lie evenly."""
-    moved = np.moveaxis(block, axis, -1)
-    return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import multiprocessing
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 import typing
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -358,6 +360,116 @@ def test_chunks_that_differ_are_cut_where_either_is():
     close(
         xd.compare(lazy, other, targets).compute(), xent_rs.compare(reference, candidate, targets), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("dtype", np.typecodes["AllInteger"])
+def test_ignored_targets_of_any_integer_dtype(dtype):
+    """Unsigned ones have no -1 for rows without a class."""
+    reference, candidate, targets, sample_weight, weight, groups = problem()
+    targets = np.where(targets == -100, 99, targets).astype(dtype)
+    options = {"ignore_index": 99, "sample_weight": sample_weight, "weight": weight}
+    lazy, other = (da.from_array(x, chunks=(17, 10)) for x in (reference, candidate))
+    expected = xent_rs.evaluate(reference, targets, **options)
+    assert expected.ignored > 5
+    close(xd.evaluate(lazy, targets, **options).compute(), expected, rtol=1e-6)
+    expected = xent_rs.compare(reference, candidate, targets, groups=groups, **options)
+    found = xd.compare(lazy, other, targets, groups=groups, **options).compute()
+    close(found, expected, rtol=2e-5, atol=1e-7)
+    for reduction in ("none", "sum", "mean"):
+        losses = xd.cross_entropy(lazy, targets, reduction=reduction, **options).compute()
+        expected = xent_rs.cross_entropy(reference, targets, reduction=reduction, **options)
+        np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+def plain_divergences(first, second, temperature):
+    """KL(p || q), KL(q || p) and Jensen-Shannon's of a row, in float64, as they are defined."""
+    gaps = [(row - row.max()) / temperature for row in (first, second)]
+    (a, p), (b, q) = ((gap - np.log(np.exp(gap).sum()), np.exp(gap) / np.exp(gap).sum()) for gap in gaps)
+    middle = np.logaddexp(a, b) - np.log(2)
+    return (p * (a - b)).sum(), (q * (b - a)).sum(), (p * (a - middle) + q * (b - middle)).sum() / 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("chunks", [(3, 5), (5, 3), (3, 2, 3), (1,) * 8], ids=str)
+@pytest.mark.parametrize("mask", [-700, -800, -2000, -1e4, -1e9, -1e20, np.finfo(float).min])
+def test_a_chunk_of_classes_masked_by_large_numbers(mask, chunks, temperature):
+    """In one model, in the other, and in both: no such class has a probability of 0."""
+    logits = 2 * np.random.default_rng(0).standard_normal((3, 8))
+    for masked in ((), (0,), (1,), (0, 1)):
+        for start, stop in ((5, 8), (0, 3), (0, 5)):
+            pair = [logits, 1.3 * logits + 0.1]
+            for number in masked:
+                pair[number] = pair[number].copy()
+                pair[number][:, start:stop] = mask
+            lazy = [da.from_array(of, chunks=(2, chunks)) for of in pair]
+            found = xd.compare(*lazy, temperature=temperature).compute(scheduler="synchronous")
+            rows = [plain_divergences(*of_row, temperature) for of_row in zip(*pair, strict=True)]
+            for name, values in zip(
+                ("kl", "reverse_kl", "jensen_shannon"), zip(*rows, strict=True), strict=True
+            ):
+                value, context = getattr(found, name).value, f"{name}, {masked} {start}:{stop}"
+                expected = np.sum(np.array(values) / 3)
+                np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-15, err_msg=context)
+
+
+@pytest.mark.parametrize("gap", [500.0, 744.0, 746.0, 800.0, 2000.0, 1e300])
+def test_divergences_beyond_the_smallest_number(gap):
+    """Of two classes in two chunks: the second model gives one of them less than float64 can hold."""
+    reference, candidate = np.array([[0.0, -1.0]]), np.array([[0.0, -gap]])
+    for order in (slice(None), slice(None, None, -1)):
+        lazy = [da.from_array(x[:, order], chunks=(1, 1)) for x in (reference, candidate)]
+        found = xd.compare(*lazy).compute()
+        expected = plain_divergences(reference[0], candidate[0], 1.0)
+        for name, value in zip(("kl", "reverse_kl", "jensen_shannon"), expected, strict=True):
+            assert getattr(found, name).value == pytest.approx(value, rel=1e-13), name
+        # A class that is masked costs infinity, however small its probability is in the other model.
+        excluded = da.from_array(np.array([[0.0, -np.inf]])[:, order], chunks=(1, 1))
+        assert xd.compare(lazy[1], excluded).compute().kl.value == np.inf
+        assert xd.compare(excluded, lazy[1]).compute().kl.value == pytest.approx(np.exp(-gap), abs=1e-300)
+
+
+@pytest.mark.parametrize("weight", [None, [1e300, 0.0]])
+def test_losses_whose_squares_are_infinite_have_no_error(weight):
+    """And no warning, as where the classes are in one chunk."""
+    logits, targets = np.array([[0.0, 1e200], [1e200, 0.0], [0.0, 0.0]]), [0, 1, 0]
+    options = {} if weight is None else {"weight": weight}
+    for chunks in ((2, 1), (2, 2)):
+        lazy = da.from_array(logits, chunks=chunks)
+        found, expected = xd.evaluate(lazy, targets, **options), xent_rs.evaluate(logits, targets, **options)
+        assert same(found.compute(), expected)
+        found = xd.compare(lazy, lazy, targets, **options).compute()
+        assert same(found, xent_rs.compare(logits, logits, targets, **options))
+
+
+def test_memory_of_blocks_whose_classes_lie_apart():
+    """Some rows are taken at a time: of logits, of two models, and of probabilities as targets."""
+    shape, tasks = (2, 4000, 500), xd._tasks
+    logits, other = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+    targets = np.zeros((2, 500), np.int64)
+    options = {"ignore_index": -100}
+    task, soft = (tasks.Task(1, 8000, is_soft, options) for is_soft in (False, True))
+    offsets = [np.array([0]), np.array([0]), np.array([0])]
+    later = [*offsets[:2], np.array([4000])]
+
+    def first(number):
+        return tasks.looked_at_both(logits, other, targets, *number, task=task)
+
+    pairs = tasks.together([first(offsets), first(later)])
+    calls = {
+        "one model": lambda: tasks.looked_at(logits, targets, None, None, *offsets, task=task),
+        "two models": lambda: tasks.compared_shard(logits, other, pairs, *later, task=task),
+        # A truth value for each probability: whether it is one.
+        "probabilities": lambda: tasks.looked_at(logits, other, None, None, *offsets, task=soft),
+    }
+    for name, call in calls.items():
+        tracemalloc.start()
+        try:
+            call()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        allowed = 8 << 20 if name != "probabilities" else (8 << 20) + 2 * logits.size
+        assert peak < allowed, f"{name}: {peak / 2**20:.1f} MiB beside {logits.nbytes / 2**20:.1f}"
 
 
 # Graphs: lazy, named by what they are of, small.
@@ -713,8 +825,14 @@ def test_tasks_share_the_threads_of_a_process():
 
 
 def threads_of_a_block(block):
-    xd._tasks.share_the_cpus()
-    return np.full(block.shape, xent_rs.get_num_threads())
+    """Outside of a task, in it, within one in that, and then."""
+    before = xent_rs.get_num_threads()
+    with xd._tasks.one_thread_in_a_pool():
+        during = xent_rs.get_num_threads()
+        with xd._tasks.one_thread_in_a_pool():
+            within = xent_rs.get_num_threads()
+        after = xent_rs.get_num_threads()
+    return np.array([[before, during, within, after, xent_rs.get_num_threads()]])
 
 
 def test_processes_of_a_pool_take_one_thread_each(monkeypatch):
@@ -726,8 +844,49 @@ def test_processes_of_a_pool_take_one_thread_each(monkeypatch):
         assert same(xd.evaluate(lazy, targets).compute(), xent_rs.evaluate(reference, targets))
         found = xd.compare(lazy, other, targets).compute()
         assert same(found, xent_rs.compare(reference, candidate, targets))
-        threads = da.zeros(2, chunks=1).map_blocks(threads_of_a_block, dtype=int, meta=np.empty(0, int))
-        assert threads.compute().tolist() == [1, 1]
+        meta = {"dtype": int, "meta": np.empty((0, 0), int), "chunks": (1, 5)}
+        threads = da.zeros((6, 1), chunks=(1, 1)).map_blocks(threads_of_a_block, **meta)
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        assert threads.compute().tolist() == [[cpus, 1, 1, 1, cpus]] * 6
+
+
+def numbers_of_threads(connection):
+    """In a child that is no process of a pool: during a task and after an evaluation."""
+    logits, found = da.zeros((8, 10), chunks=(2, 10)), []
+
+    def record(block):
+        with xd._tasks.one_thread_in_a_pool():
+            found.append(xent_rs.get_num_threads())
+        return block
+
+    before = xent_rs.get_num_threads()
+    for chosen in (None, 3):
+        if chosen:
+            xent_rs.set_num_threads(chosen)
+        for scheduler in ("threads", "synchronous"):
+            found.clear()
+            with dask.config.set(scheduler=scheduler):
+                logits.map_blocks(record, meta=logits._meta).compute()
+                xd.evaluate(logits, np.zeros(8, int)).compute()
+            connection.send((chosen or before, scheduler, sorted(set(found)), xent_rs.get_num_threads()))
+
+
+def test_other_children_keep_their_threads(monkeypatch):
+    """Tasks of several threads share those of the process, and whoever has chosen a number has it."""
+    for variable in ("XENT_RS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=numbers_of_threads, args=(there,))
+    process.start()
+    try:
+        for scheduler in ("threads", "synchronous"):
+            number, of, during, after = here.recv()
+            assert (of, after) == (scheduler, number)
+            assert during == [number if scheduler == "threads" else 1]
+        for scheduler in ("threads", "synchronous"):
+            assert here.recv() == (3, scheduler, [3], 3)
+    finally:
+        process.join()
 
 
 @pytest.fixture(scope="module")

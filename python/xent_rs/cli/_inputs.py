@@ -156,12 +156,21 @@ def heads(
 ) -> list[Head | None]:
     """Return the head of each array of logits or hidden states: its model's own, or else that of all."""
 
+    def options_of(part: str) -> list[list[str]]:
+        return [[f"--{model}-{part}", f"--{part}"] for model in models] or [[f"--{part}"]]
+
     def of(part: str) -> list[tuple[NDArray[Any] | None, str]]:
-        options = [[f"--{model}-{part}", f"--{part}"] for model in models] or [[f"--{part}"]]
+        options = options_of(part)
         given = [next((inputs[name] for name in names if name in inputs), None) for names in options]
         return [(None, f"--{part}") if array is None else (array.map(), array.name) for array in given]
 
-    return heads_of([(array, array.name) for array in logits], axis, of("head"), of("head-bias"))
+    # What to do about a file that looks like logits: drop its own head, or give the other model's alone.
+    hints = []
+    for number, names in enumerate(options_of("head")):
+        others = [f"--{model}-head" for model in models if model != models[number]]
+        way = f"with {others[0]} alone" if others and "--head" in inputs else f"without {names[0]}"
+        hints.append(f"logits, {way}?")
+    return heads_of([(array, array.name) for array in logits], axis, of("head"), of("head-bias"), hints)
 
 
 def kind_of(array: io.StoredArray, head: Head | None) -> str:

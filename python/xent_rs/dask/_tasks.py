@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,14 +31,15 @@ from .._shards import (
     Divergences,
     Floats,
     Integers,
+    Rows,
     Shard,
     Shares,
     Transform,
     Whole,
     divergences_of,
+    int64_classes,
     losses_of,
     ranks,
-    rows_of,
     shard_of,
     target_logits,
     whole_of,
@@ -96,16 +99,37 @@ class Task:
         )
 
 
-def share_the_cpus() -> None:
-    """Take one thread in a process of a pool, whose other processes have the other CPUs.
+# The number of threads that `one_thread_in_a_pool` has put back; None before.
+_put_back: int | None = None
+
+
+@contextmanager
+def one_thread_in_a_pool() -> Iterator[None]:
+    """Take one thread for a task in a process of a pool, whose other processes have the other CPUs.
 
     Threads of one process share its threads, so that there are never more than `get_num_threads` says; the
     workers of `distributed` are told how many these are (``OMP_NUM_THREADS``). Nobody tells the processes of
-    Dask's scheduler "processes".
+    Dask's scheduler "processes", which run tasks in their main thread. So only there, and only if nobody has
+    said how many threads to take, a task takes one, and puts back what was. Any other child of
+    `multiprocessing` that computes in its main thread (scheduler "synchronous") looks the same, and has one
+    thread as long as the task takes. What remains is that `set_num_threads` is then where the number is from,
+    as `show_config` tells.
     """
-    in_a_pool = multiprocessing.parent_process() is not None
-    if in_a_pool and _xent_rs.config()["num_threads_source"] == "available CPUs":
-        _xent_rs.set_num_threads(1)
+    global _put_back
+    in_a_pool = (
+        multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread()
+    )
+    before = _xent_rs.get_num_threads()
+    is_chosen = before != _put_back and _xent_rs.config()["num_threads_source"] != "available CPUs"
+    if not in_a_pool or is_chosen:
+        yield
+        return
+    _xent_rs.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _put_back = before
+        _xent_rs.set_num_threads(before)
 
 
 def only(blocks: Any) -> Any:
@@ -147,11 +171,11 @@ def _classes_last(block: Any, axis: int, name: str) -> Block:
 # All classes in one block.
 
 
+@one_thread_in_a_pool()
 def evaluated(
     logits: Any, targets: Block, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
 ) -> Evaluator:
     """Evaluate a block of rows."""
-    share_the_cpus()
     block = _classes_last(only(logits), task.axis, "logits")
     evaluator = Evaluator(**task.options, weight=joined(weight), axis=-1)
     with targets_at(numbers(offsets)[:-1], targets, task.classes, task.ignore_index):
@@ -159,6 +183,7 @@ def evaluated(
     return evaluator
 
 
+@one_thread_in_a_pool()
 def compared(
     reference: Any,
     candidate: Any,
@@ -170,7 +195,6 @@ def compared(
     task: Task,
 ) -> Comparer:
     """Compare a block of rows."""
-    share_the_cpus()
     before = _classes_last(only(reference), task.axis, "reference")
     after = _classes_last(only(candidate), task.axis, "candidate")
     comparer = Comparer(**task.options, weight=joined(weight), axis=-1)
@@ -179,11 +203,11 @@ def compared(
     return comparer
 
 
+@one_thread_in_a_pool()
 def losses(
     logits: Any, targets: Any, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
 ) -> Any:
     """Return the loss of each row of a block."""
-    share_the_cpus()
     block = _classes_last(only(logits), task.axis, "logits")
     target, position = only(targets), numbers(offsets)
     if task.probabilities:
@@ -193,6 +217,7 @@ def losses(
         return _xent_rs.cross_entropy(block, target, _LOSS, {**options, "axis": -1})
 
 
+@one_thread_in_a_pool()
 def loss_sums(
     logits: Any, targets: Any, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
 ) -> LossSums:
@@ -200,7 +225,6 @@ def loss_sums(
     if task.probabilities:  # of which the compiled module sums rounded losses alone
         shard = looked_at(logits, targets, sample_weight, weight, *offsets, task=task)
         return summed([shard], None, sample_weight, weight, task=task)
-    share_the_cpus()
     block = _classes_last(only(logits), task.axis, "logits")
     options = {**task.options, "weight": joined(weight), "sample_weight": sample_weight, "axis": -1}
     with targets_at(numbers(offsets)[:-1], targets, task.classes, task.ignore_index):
@@ -228,6 +252,7 @@ def _probabilities(
 # The classes in several blocks.
 
 
+@one_thread_in_a_pool()
 def looked_at(
     logits: Any,
     targets: Any,
@@ -238,12 +263,11 @@ def looked_at(
     tops: int = 0,
 ) -> Shard:
     """Look at some classes of some rows."""
-    share_the_cpus()
-    rows = rows_of(_xent_rs.as_array(only(logits), "logits"), task.axis)
+    rows = Rows.of(_xent_rs.as_array(only(logits), "logits"), task.axis)
     position, target, weights = numbers(offsets), only(targets), _doubles(joined(weight))
     classes, probabilities = None, None
     if task.probabilities:
-        probabilities = _probabilities(target, sample_weight, position, task).reshape(rows.shape)
+        probabilities = Rows.of(_probabilities(target, sample_weight, position, task), -1)
     elif target is not None:
         classes = checked_classes(target, task.classes, task.ignore_index, position[:-1]).reshape(-1)
     shares = None
@@ -269,7 +293,7 @@ class _Rows:
         whole = whole_of(found, task.transform)
         classes = None
         if targets is not None:
-            classes = np.where(targets == task.ignore_index, NO_CLASS, targets).astype(np.int64).reshape(-1)
+            classes = int64_classes(targets, task.ignore_index).reshape(-1)
         return cls(found, whole, classes, _counts(classes, sample_weight, len(whole.top)))
 
     def losses(self, sample_weight: Block | None, weight: Floats | None, task: Task) -> tuple[Floats, Floats]:
@@ -364,11 +388,11 @@ def together(pairs: Any) -> list[ShardPair]:
     return sorted(flat(pairs), key=lambda pair: (pair.reference.offset, pair.reference.classes))
 
 
+@one_thread_in_a_pool()
 def compared_shard(
     reference: Any, candidate: Any, pairs: Sequence[ShardPair], *offsets: Any, task: Task
 ) -> Divergences:
     """Compare some classes of some rows, given what is known of all: the second round."""
-    share_the_cpus()
     offset, classes = numbers(offsets)[-1], only(reference).shape[task.axis]
     number = next(
         number
@@ -378,11 +402,11 @@ def compared_shard(
     befores, afters = [pair.reference for pair in pairs], [pair.candidate for pair in pairs]
     return divergences_of(
         (
-            rows_of(_xent_rs.as_array(only(reference), "reference"), task.axis),
-            rows_of(_xent_rs.as_array(only(candidate), "candidate"), task.axis),
+            Rows.of(_xent_rs.as_array(only(reference), "reference"), task.axis),
+            Rows.of(_xent_rs.as_array(only(candidate), "candidate"), task.axis),
         ),
         number,
-        (befores[number], afters[number]),
+        offset,
         (whole_of(befores, task.transform), whole_of(afters, task.transform)),
     )
 
