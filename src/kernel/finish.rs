@@ -91,6 +91,22 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// Make of the losses what `focus` makes of them, and write the slopes.
+    #[inline(never)]
+    pub fn focus<S: Simd>(&mut self, simd: S, focus: Focus, slopes: &mut PerLane<f64>) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                for half in (0..MOST_LANES).step_by(HALF) {
+                    let losses = [load(simd, &self.loss, half), load(simd, &self.lost, half)];
+                    let [loss, slope] = focus.of(simd, losses);
+                    store(loss, &mut self.loss, half);
+                    store(slope, slopes, half);
+                }
+            },
+        );
+    }
+
     /// The other exponentials over the own one.
     #[inline(always)]
     pub fn ratio(&self) -> &PerLane<f64> {

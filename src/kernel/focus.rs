@@ -9,7 +9,6 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::finish::{HALF, PerLane, load, store};
 use crate::math::{Boost, Real, Twice, exp_minus_one, log_one_plus};
 
 /// What becomes of the losses of classes.
@@ -45,21 +44,6 @@ impl Focus {
         let slope = power.mul_add(lanes(self.gamma).mul_add(share, one), lanes(self.epsilon) * p);
         [power.mul_add(loss, lanes(self.epsilon) * missing), slope]
     }
-
-    /// What becomes of the losses of some rows, and the slopes.
-    #[inline(never)]
-    pub fn of_rows<S: Simd>(&self, simd: S, losses: &mut PerLane<f64>, lost: &PerLane<f64>, slopes: &mut PerLane<f64>) {
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                for half in (0..losses.len()).step_by(HALF) {
-                    let [loss, slope] = self.of(simd, [load(simd, losses, half), load(simd, lost, half)]);
-                    store(loss, losses, half);
-                    store(slope, slopes, half);
-                }
-            },
-        );
-    }
 }
 
 /// `(1 − p)^γ` of probabilities with these odds, `p / (1 − p)`: 0 to the power of 0 is 1.
@@ -82,6 +66,8 @@ pub fn power_of_share<S: Simd>(simd: S, gamma: f64, odds: f64x8<S>) -> f64x8<S> 
 mod tests {
     use super::*;
     use crate::simd::{Kernel, Level};
+
+    const HALF: usize = 8;
 
     struct Of([f64; HALF], Focus);
 

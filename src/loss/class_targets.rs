@@ -303,7 +303,7 @@ fn weigh<S: Simd>(
             }
             let mut slopes = [1.0; MOST_LANES];
             if let Some(focus) = problem.focus {
-                focus.of_rows(simd, &mut losses.loss, &losses.lost, &mut slopes);
+                losses.focus(simd, focus, &mut slopes);
             }
             for lane in 0..MOST_LANES {
                 let weighted = weights[lane] * losses.loss[lane];
