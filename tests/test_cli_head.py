@@ -330,6 +330,14 @@ WRONG = [
         "bias.npy is given without --head; expected that, too",
     ),
     (
+        ["evaluate", "logits.npy", "tokens.npy", "--head-dtype", "float32"],
+        "--head-dtype is float32 without --head; expected that, too",
+    ),
+    (
+        ["compare", "logits.npy", "logits.npy", "--head-dtype", "bfloat16"],
+        "--head-dtype is bfloat16 without --head; expected that, too",
+    ),
+    (
         ["evaluate", "hidden.npy", "tokens.npy", "--head", "heads.npz"],
         "heads.npz: holds 'w', 'narrow', 'b'; choose one with heads.npz:KEY",
     ),

@@ -139,6 +139,8 @@ def open_heads(arguments: argparse.Namespace, *models: str) -> dict[str, io.Stor
     for option in head_options(*models):
         dtype = None if option.endswith("bias") else arguments.head_dtype
         found.update(open_options(arguments, option, dtype=dtype))
+    if arguments.head_dtype is not None and not found:
+        raise ValueError(f"--head-dtype is {arguments.head_dtype} without --head; expected that, too")
     return found
 
 
