@@ -31,13 +31,13 @@ pub struct Compared {
     /// The Jensen-Shannon divergence.
     pub js: PerLane<f64>,
     /// What each row tells by itself.
-    pub models: [Shapes; 2],
+    pub models: [Distributions; 2],
 }
 
 /// What rows tell of their distributions, one row a lane.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
-pub struct Shapes {
+pub struct Distributions {
     /// The entropy, in nats.
     pub entropy: PerLane<f64>,
     /// The largest logit.
@@ -447,7 +447,7 @@ mod tests {
             });
             let of_tile = compare_tiles::<S, T>(simd, tiles, &levels, (1.0, None));
             let numbers = |of: &Compared, lane: usize| {
-                let model = |of: &Shapes| [of.entropy[lane], of.top[lane], of.leader[lane] as f64];
+                let model = |of: &Distributions| [of.entropy[lane], of.top[lane], of.leader[lane] as f64];
                 let ([a, b, c], [d, e, f]) = (model(&of.models[0]), model(&of.models[1]));
                 [of.kl[lane], of.reverse_kl[lane], of.js[lane], a, b, c, d, e, f]
             };

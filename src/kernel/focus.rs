@@ -37,7 +37,7 @@ impl Focus {
         let [inverse_odds, _] = exp_minus_one(simd, [bounded, loss.simd_eq(bounded).select(lost, zero)]);
         // However large γ is, a p of 0 has a power of 1.
         let odds = loss.simd_lt(lanes(LARGEST_LOSS)).select(one / inverse_odds, zero);
-        let power = power_of_share(simd, self.gamma, odds);
+        let power = focal_power(simd, self.gamma, odds);
         // L·O goes to 1 with L.
         let share = inverse_odds.simd_eq(zero).select(one, bounded / inverse_odds);
         let (p, missing) = (one / (one + inverse_odds), inverse_odds / (one + inverse_odds));
@@ -48,7 +48,7 @@ impl Focus {
 
 /// `(1 − p)^γ` of probabilities with these odds, `p / (1 − p)`: 0 to the power of 0 is 1.
 #[inline(always)]
-pub fn power_of_share<S: Simd>(simd: S, gamma: f64, odds: f64x8<S>) -> f64x8<S> {
+pub fn focal_power<S: Simd>(simd: S, gamma: f64, odds: f64x8<S>) -> f64x8<S> {
     let lanes = |value: f64| f64x8::splat(simd, value);
     if gamma == 0.0 {
         return lanes(1.0);

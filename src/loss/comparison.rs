@@ -9,8 +9,7 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::distribution::{Reading, Use};
 use super::labels::Labels;
-use super::options::bring_in_all;
-use super::ways::tiles_of;
+use super::ways::{bring_in_all, tiles_of};
 use super::{Check, Chunks};
 use crate::array::{Array, ArrayMut, RowsMut};
 use crate::element::Element;

@@ -8,9 +8,8 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::options::bring_in_all;
 use super::plan::lanes_of;
-use super::ways::{BATCH_BYTES, Way, is_strip, most_tiles, strip_mut_of, strip_of, tiles_of};
+use super::ways::{BATCH_BYTES, Way, bring_in_all, is_strip, most_tiles, strip_mut_of, strip_of, tiles_of};
 use crate::array::{Array, RowsMut};
 use crate::element::Element;
 use crate::kernel::finish::{self, Coefficients, Losses, MOST_LANES, PerLane, Sum, Sums};

@@ -12,8 +12,7 @@ use fearless_simd::Simd;
 use super::Found;
 use super::plan::{Goal, Plan, RowGradients, Teacher, lanes_of};
 use super::rows::{Rows, add_by_row, scales};
-use super::ways::{strip_mut_of, strip_of, tiles_of};
-use crate::array::Array;
+use super::ways::{bring_in_all, strip_mut_of, strip_of, tiles_of};
 use crate::dtype::Dtype;
 use crate::element::Element;
 use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
@@ -729,26 +728,4 @@ fn are_finite(numbers: &PerLane<f64>, own: &Own) -> bool {
 #[inline(always)]
 fn bits_of(lanes: &PerLane<f64>) -> u32 {
     lanes.iter().enumerate().fold(0, |bits, (lane, value)| bits | u32::from(*value != 0.0) << lane)
-}
-
-/// Bring in all rows of an array of any dtype that computes in `R`, and as many more, anything, as tiles of `lanes` have; whether there
-/// was memory for it.
-#[inline(never)]
-pub(super) fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
-    simd: S,
-    stage: &mut Stage<R>,
-    array: &Array,
-    rows: Range<usize>,
-    lanes: usize,
-) -> bool {
-    let mut wings = Stage::empty();
-    if !stage.reserve(rows.len().next_multiple_of(lanes), array.classes()) || !wings.reserve(R::LANES, array.classes())
-    {
-        return false;
-    }
-    for tile in 0..rows.len().next_multiple_of(lanes.max(R::LANES)) / R::LANES {
-        let first = (rows.start + tile * R::LANES).min(rows.end - 1);
-        stage.bring_in(simd, tile, array, first..rows.end.min(first + R::LANES), &mut wings);
-    }
-    true
 }

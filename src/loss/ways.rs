@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use fearless_simd::Simd;
+
 use crate::array::{Array, RowsMut};
 use crate::element::Element;
 use crate::kernel::stage::{MOST_STAGED, Stage, most_classes};
@@ -132,4 +134,26 @@ pub(super) fn is_strip<R: Real + Element<Real = R>>(out: Option<&mut RowsMut>, f
 #[inline(always)]
 pub(super) fn tiles_of<R: Real>(rows: Range<usize>) -> impl Fn(usize) -> Range<usize> {
     move |tile| rows.start + tile * R::LANES..rows.end.min(rows.start + (tile + 1) * R::LANES)
+}
+
+/// Bring in all rows of an array of any dtype that computes in `R`, and as many more, anything, as tiles of `lanes` have; whether there
+/// was memory for it.
+#[inline(never)]
+pub(super) fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    stage: &mut Stage<R>,
+    array: &Array,
+    rows: Range<usize>,
+    lanes: usize,
+) -> bool {
+    let mut wings = Stage::empty();
+    if !stage.reserve(rows.len().next_multiple_of(lanes), array.classes()) || !wings.reserve(R::LANES, array.classes())
+    {
+        return false;
+    }
+    for tile in 0..rows.len().next_multiple_of(lanes.max(R::LANES)) / R::LANES {
+        let first = (rows.start + tile * R::LANES).min(rows.end - 1);
+        stage.bring_in(simd, tile, array, first..rows.end.min(first + R::LANES), &mut wings);
+    }
+    true
 }

@@ -22,7 +22,7 @@
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use crate::element::Element;
-use crate::kernel::focus::power_of_share;
+use crate::kernel::focus::focal_power;
 use crate::math::{Boost, Real, Total};
 use crate::rows::BLOCK;
 
@@ -88,7 +88,7 @@ impl Weighted {
         // The probabilities of yes and of no, none a difference where it is small.
         let (of_yes, of_no) = (above.select(likelier, rarer), above.select(rarer, likelier));
         let (missing, right) = (yes.mul_add(of_no, no * of_yes), yes.mul_add(of_yes, no * of_no));
-        let power = power_of_share(simd, self.focal_gamma, right / missing);
+        let power = focal_power(simd, self.focal_gamma, right / missing);
         let slope = (no - yes) * (rarer * likelier);
         // Of an infinite logit there is nothing, whatever it is multiplied by.
         let of_power = slope.simd_eq(zero).select(zero, lanes(self.focal_gamma) * (loss / missing) * slope);
