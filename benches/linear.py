@@ -3,10 +3,10 @@
     python -m benches.linear            tables
     python -m benches.linear --json     the same as JSON, with all samples
 
-`linear_cross_entropy_with_grad` beside its three matrix products alone, and beside PyTorch: `cross_entropy` of all
-logits, its own `linear_cross_entropy` and `xent_rs.torch.linear_cross_entropy`. Calls are made in turns; but for
-those of the other matrix library, whose threads would be in their way. `python -m benches.report --record linear`
-keeps the answer and shows it.
+`linear_cross_entropy_with_grad` beside its three matrix products alone, and beside PyTorch: `cross_entropy`
+of all logits, its own `linear_cross_entropy` and `xent_rs.torch.linear_cross_entropy`. Calls with one matrix
+library are made in turns; the threads of another would be in their way. `python -m benches.report --record
+linear` keeps the answer and shows it.
 """
 
 from __future__ import annotations
@@ -199,7 +199,9 @@ def _fields(way: Way, shape: Sequence[int], dtype: str) -> dict[str, Any]:
     return {**fields, "rows": rows, "features": features, "classes": classes}
 
 
-def _timed(ways: Sequence[Way], shape: tuple[int, int, int], dtype: str, repeats: int) -> list[dict[str, Any]]:
+def _timed(
+    ways: Sequence[Way], shape: tuple[int, int, int], dtype: str, repeats: int
+) -> list[dict[str, Any]]:
     layer = Layer.random(*shape, dtype)
     logits = layer.hidden.astype(np.float32) @ layer.weight.astype(np.float32).T
     expected = cross_entropy_with_grad(logits, layer.targets, out=logits)[0]
@@ -301,7 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="samples of each time (default: 5)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="samples of each time (default: 5)"
+    )
     parser.add_argument("--quick", action="store_true", help="one small shape")
     parser.add_argument("--probe", nargs=4, type=int, help=argparse.SUPPRESS)
     _terminal.add_threads(parser)

@@ -9,8 +9,8 @@
 There is a record for each CPU and SIMD level; ``XENT_RS_SIMD=avx2`` before the first command makes that of
 AVX2. README has the comparison with peers on the CPU of the newest record, at its best level, and from all
 records where a peer is faster; docs/performance.md has everything else of the former, and the goals of all.
-What the modules for frameworks take is recorded apart, for the frameworks are large, and so is the loss of hidden
-states, which takes long; the newest of either is shown.
+What the modules for frameworks take is recorded apart, for the frameworks are large, and so is the loss of
+hidden states, which takes long; the newest of either is shown.
 
 No figure of these pages comes from elsewhere. Needs xent_rs, and to draw the pictures matplotlib.
 """

@@ -79,7 +79,10 @@ def test_logits_are_within_the_bound(random, of_hidden, of_weight):
         weight = random.standard_normal((classes, features)).astype(of_weight)
         bias = 100 * random.standard_normal(classes)
         head = _head.Head(hidden, "logits", -1, weight, bias)
-        found, wide = head.logits(head.states(hidden)), np.longdouble if head.dtype == np.float64 else np.float64
+        found, wide = (
+            head.logits(head.states(hidden)),
+            np.longdouble if head.dtype == np.float64 else np.float64,
+        )
         assert found.dtype == (np.float64 if np.float64 in (of_hidden, of_weight) else np.float32)
         exact = hidden.astype(wide) @ weight.astype(wide).T + bias.astype(wide)
         bound = logit_errors(hidden, weight, bias, head.dtype)

@@ -89,11 +89,8 @@ from ._cross_entropy_shard import cross_entropy_grad
 from ._estimates import Estimate
 from ._evaluation import Evaluation, Evaluator, evaluate
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
-from ._linear_cross_entropy import (
-    LinearGradients,
-    linear_cross_entropy,
-    linear_cross_entropy_with_grad,
-)
+from ._linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_grad
+from ._linear_gradients import LinearGradients
 from ._partial_statistics import RowState, partial_row_statistics
 from ._settings import get_num_threads, release_memory, set_num_threads, show_config
 from ._softmax import log_softmax, logsumexp, selective_log_softmax, softmax

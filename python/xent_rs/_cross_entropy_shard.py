@@ -27,7 +27,7 @@ def cross_entropy_grad(
     num_classes: SupportsIndex | None = None,
     **options: Unpack[ShardGradientOptions],
 ) -> Floats:
-    r"""The gradient of `cross_entropy` with respect to a shard of the classes, from the log-sum-exp of all.
+    r"""Return the gradient of `cross_entropy` for a shard of the classes, from the log-sum-exp of all.
 
     With the classes in shards, each in a process of its own, a row's gradient for the class c of a shard is
     :math:`(e^{z_c - \mathrm{lse}} - [c = y]) / T`, in general that of `cross_entropy_with_grad`: nothing of

@@ -258,8 +258,10 @@ def heads_of(
         models, weights, biases, hints, strict=True
     ):
         if weight is not None:
-            names = {"weight_name": weight_name, "bias_name": bias_name, "hint": hint}
-            heads.append(Head(hidden, name, axis, weight, bias, **names))
+            head = Head(
+                hidden, name, axis, weight, bias, weight_name=weight_name, bias_name=bias_name, hint=hint
+            )
+            heads.append(head)
             continue
         if bias is not None and not is_common:
             raise ValueError(f"{bias_name} is given without {weight_name}; expected that, too")

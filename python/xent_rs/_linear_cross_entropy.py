@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,7 @@ from ._cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._environment import in_default_environment
 from ._exact import ExactSum
 from ._head import Head, are_classes, counting_rows, rows_of, taken
+from ._linear_gradients import ALL_GRADIENTS, GradientSums, LinearGradients, Wanted
 from ._options import (
     Floats,
     LinearCrossEntropyGradientOptions,
@@ -157,24 +158,6 @@ GRADIENT = Options(
 )
 
 
-class LinearGradients(NamedTuple):
-    """The gradients that `linear_cross_entropy_with_grad` returns.
-
-    Attributes
-    ----------
-    hidden : ndarray
-        That of the hidden states, in their shape; zeros for rows that do not count.
-    linear_weight : ndarray
-        That of the weights, (C, K).
-    linear_bias : ndarray or None
-        That of the bias, (C,); None without a bias.
-    """
-
-    hidden: Floats
-    linear_weight: Floats
-    linear_bias: Floats | None
-
-
 @overload
 def linear_cross_entropy_with_grad(
     hidden: ArrayLike,
@@ -254,7 +237,8 @@ def linear_cross_entropy_with_grad(
     -----
     Gradients are summed in float32, or float64 if hidden states or weights are float64, that of the bias in
     float64, and those of 16 bits rounded once from that. Above what `linear_cross_entropy` has in memory are
-    the gradients, 8 MiB, and for 16-bit weights the float32 sums of their gradient. When interrupted (Ctrl-C), `out` holds a part of the sums.
+    the gradients, 8 MiB, and for 16-bit weights the float32 sums of their gradient. When interrupted
+    (Ctrl-C), `out` holds a part of the sums.
 
     Examples
     --------
@@ -282,9 +266,6 @@ def linear_cross_entropy_with_grad(
     return loss, LinearGradients(hidden_gradient, weight_gradient, bias_gradient)
 
 
-#: Whether gradients of hidden states, weights and bias are wanted.
-Wanted = tuple[bool, bool, bool]
-ALL_GRADIENTS: Wanted = (True, True, True)
 _NO_GRADIENTS: Wanted = (False, False, False)
 
 
@@ -323,7 +304,9 @@ def linear_loss(
     head = Head(states, "hidden", axis, linear_weight, linear_bias, products=products)
     out, grad_output = given.pop("out", None), given.pop("grad_output", None)
     rows = _Rows.of(states, axis, head, targets, given, grad_output)
-    gradients = _Gradients(head, products, states, axis, wanted, out, rows.inputs()) if any(wanted) else None
+    gradients = (
+        GradientSums(head, products, states, axis, wanted, out, rows.inputs()) if any(wanted) else None
+    )
 
     reduction, divisor = given.pop("reduction"), rows.divisor(given.pop("denominator"))
     is_mean = reduction == "mean"
@@ -397,7 +380,7 @@ class _Rows:
         none = np.zeros((0, head.classes), head.dtype)
         no_class = np.zeros(0, np.int64)
         is_each = grad_output is not None and reduction == "none"
-        of_none = {} if is_each else {"grad_output": grad_output}
+        of_none: dict[str, Any] = {} if is_each else {"grad_output": grad_output}
         # The focal loss is of classes alone.
         looked_at = none if _are_probabilities(of_targets) else no_class
         cross_entropy_with_grad(none, looked_at, weight=weight, **others, **of_none)
@@ -417,7 +400,7 @@ class _Rows:
         if not fits:
             cross_entropy(zeros, of_targets, weight=weight, sample_weight=sample_weight, axis=axis, **others)
             raise AssertionError("cross_entropy takes what does not fit")
-        if is_each:
+        if is_each and grad_output is not None:
             each = np.asarray(_xent_rs.as_array(grad_output, "grad_output"))
             if each.shape not in ((), shape):
                 expected = f"{shape}, one number for each loss, or a scalar"
@@ -458,9 +441,7 @@ def _are_probabilities(targets: NDArray[Any]) -> bool:
     return is_bfloat16(targets.dtype) or (targets.dtype.kind == "f" and targets.itemsize <= 8)
 
 
-def _are_not_negative(
-    probabilities: NDArray[Any], axis: int, counting: NDArray[np.intp], head: Head
-) -> bool:
+def _are_not_negative(probabilities: NDArray[Any], axis: int, counting: NDArray[np.intp], head: Head) -> bool:
     """Tell whether no probability of the rows that count is below 0 or NaN."""
     for start in range(0, len(counting), head.rows):
         some = rows_of(probabilities, axis, counting[start : start + head.rows])
@@ -469,133 +450,6 @@ def _are_not_negative(
         if not (some >= 0).all():
             return False
     return True
-
-
-class _Gradients:
-    """The gradients of hidden states, weights and bias, as far as they are wanted."""
-
-    def __init__(
-        self,
-        head: Head,
-        products: Products,
-        hidden: NDArray[Any],
-        axis: int,
-        wanted: Wanted,
-        out: object,
-        inputs: Sequence[tuple[str, NDArray[Any]]],
-    ) -> None:
-        self._head, self._products, self._axis = head, products, axis
-        inputs = [("hidden", hidden), (head.name, head.weight), *inputs]
-        if head.bias is not None:
-            inputs.append(("linear_bias", head.bias))
-        of_hidden, of_weight, of_bias = _outputs(out, head, hidden, inputs)
-        self._hidden, self._weight, self._bias = None, None, None
-        self._weight_sums, self._bias_sums = None, None
-        self._is_empty = True
-        if wanted[0]:
-            self._hidden = np.zeros_like(hidden, _native(hidden)) if of_hidden is None else of_hidden
-        if wanted[1]:
-            shape = head.weight.shape
-            self._weight = np.empty(shape, _native(head.weight)) if of_weight is None else of_weight
-            is_summed_there = self._weight.dtype == head.dtype and self._weight.flags.carray
-            self._weight_sums = self._weight if is_summed_there else np.empty(shape, head.dtype)
-        if wanted[2] and head.bias is not None:
-            self._bias = np.empty(head.classes, _native(head.bias)) if of_bias is None else of_bias
-            self._bias_sums = np.zeros((1, head.classes))
-
-    def add(self, rows: NDArray[np.intp], states: NDArray[Any], of_logits: NDArray[Any]) -> None:
-        """Take in what some rows, with these states and derivatives of logits, contribute."""
-        if self._hidden is not None:
-            self._write(rows, self._head.gradient_of_states(of_logits))
-        if self._weight_sums is not None:
-            multiply = self._products.multiply if self._is_empty else self._products.add_product
-            multiply(of_logits.T, states, self._weight_sums)
-        if self._bias_sums is not None:
-            sums = np.empty((1, self._head.classes), self._head.dtype)
-            self._products.multiply(np.ones((1, len(rows)), sums.dtype), of_logits, sums)
-            with np.errstate(all="ignore"):
-                self._bias_sums += sums
-        self._is_empty = False
-
-    def _write(self, rows: NDArray[np.intp], found: NDArray[Any]) -> None:
-        """Write the gradient of the hidden states of some rows."""
-        assert self._hidden is not None
-        by_row = np.moveaxis(self._hidden, self._axis, -1)
-        by_row = by_row.reshape(1, -1) if by_row.ndim == 1 else by_row
-        rounded = np.empty(found.shape, by_row.dtype)
-        self._products.round(found, rounded)
-        by_row[np.unravel_index(rows, by_row.shape[:-1])] = rounded
-
-    def result(self, counting: NDArray[np.intp]) -> tuple[Floats | None, Floats | None, Floats | None]:
-        """Return the gradients; rows that do not count have zeros."""
-        if self._hidden is not None:
-            rows = self._hidden.size // max(1, self._hidden.shape[self._axis])
-            others = np.setdiff1d(np.arange(rows), counting, assume_unique=True)
-            for start in range(0, len(others), self._head.rows):
-                some = others[start : start + self._head.rows]
-                zeros = np.zeros((len(some), self._hidden.shape[self._axis]), self._head.dtype)
-                self._write(some, zeros)
-        if self._weight_sums is not None and self._weight is not None:
-            if self._is_empty:
-                self._weight_sums[...] = 0
-            if self._weight_sums is not self._weight:
-                self._products.round(self._weight_sums, self._weight)
-        if self._bias_sums is not None and self._bias is not None:
-            self._products.round(self._bias_sums, self._bias[np.newaxis])
-        return self._hidden, self._weight, self._bias
-
-
-def _native(array: NDArray[Any]) -> np.dtype[Any]:
-    return array.dtype.newbyteorder("=")
-
-
-def _outputs(
-    out: object, head: Head, hidden: NDArray[Any], inputs: Sequence[tuple[str, NDArray[Any]]]
-) -> list[NDArray[Any] | None]:
-    """Return where the gradients go, None for those that are to be new; refuse what does not fit."""
-    if out is None:
-        return [None, None, None]
-    if not isinstance(out, tuple) or len(out) not in (2, 3):
-        raise TypeError(
-            f"out is {f'a tuple of {len(out)}' if isinstance(out, tuple) else f'a {type(out).__name__}'}; "
-            "expected a tuple of two or three, for hidden states, weights and bias, each an array or None"
-        )
-    outputs = [*out, None][:3]
-    if head.bias is None and outputs[2] is not None:
-        raise ValueError("out[2] is given without linear_bias; expected None")
-    for number, (array, of) in enumerate(zip(outputs, (hidden, head.weight, head.bias), strict=True)):
-        if array is None or of is None:
-            continue
-        name = f"out[{number}]"
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} is a {type(array).__name__}; expected a numpy.ndarray or None")
-        if array.shape != of.shape:
-            raise ValueError(f"{name} has shape {array.shape}; expected {of.shape}")
-        allowed = {_native(of), head.dtype}
-        if array.dtype not in allowed:
-            text = " or ".join(sorted(map(str, allowed)))
-            raise ValueError(f"{name} has dtype {array.dtype}; expected {text}")
-        if not array.flags.writeable:
-            raise ValueError(f"{name} is read-only; expected a writeable array")
-        if np.lib.array_utils.byte_bounds(array)[1] - np.lib.array_utils.byte_bounds(array)[0] < array.nbytes:
-            raise ValueError(
-                f"{name} has elements that share memory; expected an array without internal overlap"
-            )
-        for other, values in [
-            *inputs,
-            *((f"out[{k}]", outputs[k]) for k in range(number) if outputs[k] is not None),
-        ]:
-            is_in_place = number == 0 and array.ctypes.data == hidden.ctypes.data and _lies_as(array, hidden)
-            if not (other == "hidden" and is_in_place) and np.may_share_memory(array, values):
-                allowed_text = "the hidden states' array itself or " if number == 0 else ""
-                raise ValueError(
-                    f"{name} overlaps {other}; expected {allowed_text}memory that nothing else uses"
-                )
-    return outputs
-
-
-def _lies_as(array: NDArray[Any], other: NDArray[Any]) -> bool:
-    return array.dtype == other.dtype and array.shape == other.shape and array.strides == other.strides
 
 
 def _with_progress(rows: NDArray[np.intp], step: int, progress: bool) -> Iterator[NDArray[np.intp]]:

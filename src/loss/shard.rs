@@ -26,6 +26,12 @@ use crate::simd::{self, Kernel};
 /// `exp(lse − z)` is taken as no more than that of this: of classes that are less likely nothing is left.
 const FARTHEST: f64 = 682.0;
 
+/// What its rounding makes of lse at most, as a share.
+const ROUNDING: f64 = f64::EPSILON / 2.0;
+
+/// From here on that is more than the digits of a probability in float32.
+const LARGE: f64 = 1e8;
+
 /// What is known of rows of which there is a shard.
 #[derive(Debug)]
 pub struct Shard<'a> {
@@ -172,11 +178,7 @@ impl<'a> Work<'a> {
             let own = here.map(|own| row.get(own));
             targets.points.logit[lane] = own.unwrap_or(0.0);
             let lse = self.shard.log_sum_exps[first + lane];
-            let distance = |logit: f64| {
-                let [high, low] = self.shard.problem.transform.difference(simd, logit, 0.0);
-                let [distance, lost] = two_sum(lse, -high);
-                [distance, if distance.is_finite() { lost - low } else { 0.0 }]
-            };
+            let distance = |logit: f64| self.distance(simd, lse, logit);
             let reference = own.filter(|logit| distance(*logit)[0] < 1.0);
             let reference = reference.unwrap_or_else(|| self.reference::<S, R>(simd, first + lane, lse));
             let [high, low] = distance(reference);
@@ -199,17 +201,30 @@ impl<'a> Work<'a> {
         found
     }
 
+    /// `lse − z` of a logit as a sum of two; 0 where lse is so large that its own rounding is all that it is.
+    #[inline(always)]
+    fn distance<S: Simd>(&self, simd: S, lse: f64, logit: f64) -> [f64; 2] {
+        let [high, low] = self.shard.problem.transform.difference(simd, logit, 0.0);
+        let [distance, lost] = two_sum(lse, -high);
+        if !distance.is_finite() {
+            return [distance, 0.0];
+        }
+        let distance = two_sum(distance, lost - low);
+        let is_nothing = lse.abs() > LARGE && distance[0].abs() <= lse.abs() * ROUNDING;
+        if is_nothing { [0.0; 2] } else { distance }
+    }
+
     /// A logit that none of a row exceeds by much, whose z is lse or a little less.
     fn reference<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, row: usize, lse: f64) -> f64 {
         let transform = self.shard.problem.transform;
-        if transform.softcap().is_some() {
-            // No logit has a z above the cap; so the largest one here.
+        if transform.softcap().is_some() || lse.abs() > LARGE {
+            // No logit has a z above the cap, and a logit that is near lse may be far from every one: the largest one here.
             return log_sum_exp::<S, R>(simd, self.logits.row(row), transform).reference;
         }
         let largest = -Real::to_f64(R::LOWEST);
         let wanted = (lse * transform.temperature()).clamp(-largest, largest);
         let nearest = Real::to_f64(<R as Real>::from_f64(wanted));
-        if nearest <= wanted || wanted.is_nan() {
+        if nearest <= wanted + wanted.abs() * 4.0 * ROUNDING || wanted.is_nan() {
             return nearest;
         }
         if R::LANES == f32::LANES { f64::from((nearest as f32).next_down()) } else { nearest.next_down() }

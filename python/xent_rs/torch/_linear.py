@@ -13,7 +13,7 @@ from .._linear_cross_entropy import GRADIENT, LOSS, linear_loss
 from .._products import Matrix, Products
 from ._formulas import FORMULAS
 from ._functions import check_tensors, number, stands_for_several, within_reach
-from ._operators import as_tensor, array, loss_tensor, register
+from ._operators import array, as_tensor, loss_tensor, register
 
 
 def linear_cross_entropy(
@@ -218,11 +218,12 @@ _TENSORS = (
     "Tensor? sample_weight, Tensor? denominator"
 )
 _NUMBERS = (
-    "int ignore_index, float label_smoothing, float z_loss, float? softcap, float temperature, str reduction, "
-    "ScalarType dtype"
+    "int ignore_index, float label_smoothing, float z_loss, float? softcap, float temperature, "
+    "str reduction, ScalarType dtype"
 )
-_NAMES = ("weight", "sample_weight", "denominator") + tuple(
-    argument.split()[1] for argument in _NUMBERS.split(", ")[:-1]
+_NAMES = (
+    *("weight", "sample_weight", "denominator"),
+    *(argument.split()[1] for argument in _NUMBERS.split(", ")[:-1]),
 )
 
 
@@ -232,7 +233,9 @@ def _call(
     input, linear_weight, linear_bias, targets, *of_rows = tensors
     given = dict(zip(_NAMES, (*of_rows, *values), strict=True))
     options = {name: array(value) if isinstance(value, Tensor) else value for name, value in given.items()}
-    assert input is not None and linear_weight is not None and targets is not None
+    assert input is not None
+    assert linear_weight is not None
+    assert targets is not None
     layer = (array(input), array(linear_weight), None if linear_bias is None else array(linear_bias))
     options.update(others.pop("options", {}))
     return linear_loss(layer, array(targets), keywords, options, products=_PRODUCTS, **others)
@@ -257,12 +260,11 @@ def _loss_with_grad(
     return (loss_tensor(found, dtype), *gradients)
 
 
-def _gradients_of_no_data(
-    wanted: list[bool], *parts: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tensors for the gradients, in the dtype in which they are summed; empty ones where none is wanted."""
+def _gradients_of_no_data(wanted: list[bool], *parts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors for the gradients, of the dtype in which they are summed; empty if not wanted."""
     input, linear_weight, _ = parts
-    assert input is not None and linear_weight is not None
+    assert input is not None
+    assert linear_weight is not None
     sizes = [part.dtype.itemsize for part in (input, linear_weight)]
     dtype = torch.float64 if 8 in sizes else torch.float32
     first, second, third = (
@@ -299,9 +301,7 @@ class _LinearLoss(torch.autograd.Function):
     """The loss, with the gradients of a mean or a sum along with it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, own_options: bool, numbers: tuple[Any, ...], *tensors: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, own_options: bool, numbers: tuple[Any, ...], *tensors: Tensor | None) -> Tensor:
         ctx.own_options, ctx.numbers = own_options, numbers
         ctx.wanted = list(ctx.needs_input_grad[2:5])
         *_, reduction, _ = numbers
