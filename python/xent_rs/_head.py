@@ -6,7 +6,6 @@ features. Here some rows of it are in memory at a time. The products are those o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -348,8 +347,7 @@ def batches(
     else:
         check(tuple(in_all), targets, sample_weight, axis)
         assert rows is not None, "logits without rows are refused"
-    counting = counting_rows(rows, targets, sample_weight, ignore_index)
-    others = np.setdiff1d(np.arange(math.prod(rows)), counting, assume_unique=True)
+    counting, others = counting_rows(rows, targets, sample_weight, ignore_index)
     step = min(head.rows for _, head in models if head is not None)
     for start in range(0, len(counting), step):
         some = counting[start : start + step]
@@ -366,14 +364,14 @@ def counting_rows(
     targets: NDArray[Any] | None,
     sample_weight: NDArray[Any] | None,
     ignore_index: int,
-) -> NDArray[np.intp]:
-    """Return the numbers, in C order, of the rows that count."""
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the numbers, in C order, of the rows that count, and of the others."""
     counts = np.ones(rows, bool)
     if targets is not None:
         counts &= targets != ignore_index
     if sample_weight is not None:
         counts &= sample_weight != 0
-    return np.flatnonzero(counts)
+    return np.flatnonzero(counts), np.flatnonzero(~counts)
 
 
 def are_classes(targets: NDArray[Any], rows: tuple[int, ...], classes: int, ignore_index: int) -> bool:

@@ -312,8 +312,9 @@ def linear_loss(
     is_mean = reduction == "mean"
     losses = np.zeros(rows.shape, head.dtype) if reduction == "none" else None
     sums = []
-    # A step on a mean of nothing changes nothing.
-    counting = rows.counting[:0] if is_mean and divisor == 0 else rows.counting
+    counting, left_out = rows.counting, rows.left_out
+    if is_mean and divisor == 0:  # a step on a mean of nothing changes nothing
+        counting, left_out = counting[:0], np.arange(len(counting) + len(left_out))
     for some in _with_progress(counting, head.rows, progress):
         inner = rows.options(some)
         if losses is not None:
@@ -334,7 +335,7 @@ def linear_loss(
             sums.append(loss)
         else:
             losses.reshape(-1)[some] = loss
-    found = (None, None, None) if gradients is None else gradients.result(counting)
+    found = (None, None, None) if gradients is None else gradients.result(left_out)
     if losses is not None:
         return losses, found
     total = ExactSum.of_values(np.array(sums, np.float64))
@@ -354,8 +355,9 @@ class _Rows:
     # One for each row, if there is one for each loss.
     grad_output: NDArray[Any] | None
     others: dict[str, Any]
-    # The numbers of those that count.
+    # The numbers of those that count, and of the others.
     counting: NDArray[np.intp]
+    left_out: NDArray[np.intp]
 
     @classmethod
     def of(
@@ -393,7 +395,9 @@ class _Rows:
         if fits and (sample_weight is None or sample_weight.shape == shape):
             if sample_weight is not None:
                 cross_entropy(none, no_class, sample_weight=sample_weight.reshape(-1)[:0])
-            counting = counting_rows(shape, of_targets if are_indices else None, sample_weight, ignore_index)
+            counting, left_out = counting_rows(
+                shape, of_targets if are_indices else None, sample_weight, ignore_index
+            )
             fits = are_indices or _are_not_negative(of_targets, axis, counting, head)
         else:
             fits = False
@@ -408,7 +412,9 @@ class _Rows:
             cross_entropy_with_grad(none, no_class, grad_output=each.reshape(-1)[:0], reduction="none")
             each = np.broadcast_to(each, shape).reshape(-1)
         del others["reduction"], others["denominator"]
-        return cls(shape, axis, of_targets, are_indices, sample_weight, weight, each, others, counting)
+        return cls(
+            shape, axis, of_targets, are_indices, sample_weight, weight, each, others, counting, left_out
+        )
 
     def targets_of(self, some: NDArray[np.intp]) -> NDArray[Any]:
         """Return the targets of some rows."""

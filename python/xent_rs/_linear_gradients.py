@@ -71,7 +71,11 @@ class GradientSums:
     def add(self, rows: NDArray[np.intp], states: NDArray[Any], of_logits: NDArray[Any]) -> None:
         """Take in what some rows, with these states and derivatives of logits, contribute."""
         if self._hidden is not None:
-            self._write(rows, self._head.gradient_of_states(of_logits))
+            found = self._head.gradient_of_states(of_logits)
+            by_row, place = self._by_row(rows)
+            rounded = np.empty(found.shape, by_row.dtype)
+            self._products.round(found, rounded)
+            by_row[place] = rounded
         if self._weight_sums is not None:
             multiply = self._products.multiply if self._is_empty else self._products.add_product
             multiply(of_logits.T, states, self._weight_sums)
@@ -82,24 +86,18 @@ class GradientSums:
                 self._bias_sums += sums
         self._is_empty = False
 
-    def _write(self, rows: NDArray[np.intp], found: NDArray[Any]) -> None:
-        """Write the gradient of the hidden states of some rows."""
+    def _by_row(self, rows: NDArray[np.intp]) -> tuple[NDArray[Any], tuple[NDArray[np.intp], ...]]:
+        """Return the gradient of the hidden states with the features last, and where some rows are in it."""
         assert self._hidden is not None
         by_row = np.moveaxis(self._hidden, self._axis, -1)
         by_row = by_row.reshape(1, -1) if by_row.ndim == 1 else by_row
-        rounded = np.empty(found.shape, by_row.dtype)
-        self._products.round(found, rounded)
-        by_row[np.unravel_index(rows, by_row.shape[:-1])] = rounded
+        return by_row, np.unravel_index(rows, by_row.shape[:-1])
 
-    def result(self, counting: NDArray[np.intp]) -> tuple[Floats | None, Floats | None, Floats | None]:
+    def result(self, left_out: NDArray[np.intp]) -> tuple[Floats | None, Floats | None, Floats | None]:
         """Return the gradients; rows that do not count have zeros."""
         if self._hidden is not None:
-            rows = self._hidden.size // max(1, self._hidden.shape[self._axis])
-            others = np.setdiff1d(np.arange(rows), counting, assume_unique=True)
-            for start in range(0, len(others), self._head.rows):
-                some = others[start : start + self._head.rows]
-                zeros = np.zeros((len(some), self._hidden.shape[self._axis]), self._head.dtype)
-                self._write(some, zeros)
+            by_row, place = self._by_row(left_out)
+            by_row[place] = 0
         if self._weight_sums is not None and self._weight is not None:
             if self._is_empty:
                 self._weight_sums[...] = 0
@@ -142,7 +140,7 @@ def _outputs(
             raise ValueError(f"{name} has dtype {array.dtype}; expected {text}")
         if not array.flags.writeable:
             raise ValueError(f"{name} is read-only; expected a writeable array")
-        if np.lib.array_utils.byte_bounds(array)[1] - np.lib.array_utils.byte_bounds(array)[0] < array.nbytes:
+        if _overlaps_itself(array):
             raise ValueError(
                 f"{name} has elements that share memory; expected an array without internal overlap"
             )
@@ -157,6 +155,18 @@ def _outputs(
                     f"{name} overlaps {other}; expected {allowed_text}memory that nothing else uses"
                 )
     return outputs
+
+
+def _overlaps_itself(array: NDArray[Any]) -> bool:
+    """Tell whether elements share memory, or might: by strides that are less than what lies between them."""
+    reach = array.itemsize
+    for stride, length in sorted(
+        (abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True)
+    ):
+        if length > 1 and stride < reach:
+            return array.size > 1
+        reach += stride * (length - 1)
+    return False
 
 
 def _lies_as(array: NDArray[Any], other: NDArray[Any]) -> bool:
