@@ -62,20 +62,27 @@ def test_shards_are_within_the_bound(random, dtype, classes, options):
     u = 2.0**-53
     for targets in targets_of(softmax).values():
         oracle = CrossEntropy(softmax, targets, **of_rows)
-        lse = softmax.logsumexp.astype(np.float64)
+        with np.errstate(over="ignore"):
+            lse = softmax.logsumexp.astype(np.float64)
+        # With a temperature below 1 there are log-sum-exps beyond float64.
+        fits = np.isinf(softmax.logsumexp) | ~np.isinf(lse)
         bound = CrossEntropyBounds(oracle, dtype).gradients()
         # A rounding of lse, and what is farther than can be told.
         mass = (np.abs(oracle.mass) + 2 * oracle.z_loss * np.abs(softmax.logsumexp)) * np.abs(oracle.scale)
         with np.errstate(invalid="ignore", over="ignore"):
             of_lse = 4 * u * (np.abs(softmax.logsumexp) + 1) * mass
-            of_lse = of_lse + 4 * u * oracle.z_loss * np.abs(softmax.logsumexp * oracle.scale)
+            of_lse = of_lse + 8 * u * oracle.z_loss * np.abs(softmax.logsumexp * oracle.scale)
             # A cap's slope has its own error where there is next to none.
-            bound = bound + (softmax.slope + 1e-290 * softmax.capped) * (of_lse[:, None] * softmax.probabilities + 1e-296 * mass[:, None])
+            bound = bound + (softmax.slope + 1e-290 * softmax.capped) * (
+                of_lse[:, None] * softmax.probabilities + 2e-296 * mass[:, None]
+            )
         bound = np.where(np.isnan(bound), 0, bound)
         for cuts in cuts_of(random, classes):
             found = gradients(logits, targets, cuts, lse, reduction="sum", **options)
             assert found.dtype == dtype
-            assert_within("gradient of shards", found, oracle.gradients, bound, dtype, names=names)
+            assert np.isnan(found[~fits]).all()
+            exact, names_of_rows = oracle.gradients[fits], [*itertools.compress(names, fits)]
+            assert_within("gradient of shards", found[fits], exact, bound[fits], dtype, names=names_of_rows)
 
 
 def test_a_confident_row_keeps_its_digits():
