@@ -222,19 +222,23 @@ def try_out(wheel: Path, python: str) -> None:
         print(f"{wheel.name}: the quickest tests took {time.monotonic() - begin:.0f} s", flush=True)
 
 
-def runs_here(wheel: Path, python: str) -> bool:
-    """Return whether an interpreter takes a wheel of this name."""
+def fits(wheel: Path, version: tuple[int, int], free_threaded: bool, libc: str, machine: str, system: str) -> bool:
+    """Return whether an interpreter, as it describes itself, takes a wheel of this name."""
+    _, _, _, abi, target = wheel.stem.split("-")
+    if abi != (f"cp{version[0]}{version[1]}t" if free_threaded else "abi3"):
+        return False
+    name = {"linux": "manylinux" if libc == "glibc" else "musllinux", "darwin": "macosx", "win32": "win"}[system]
+    return any(each.startswith(name) and each.endswith(f"_{machine.lower()}") for each in target.split("."))
+
+
+def fits_here(wheel: Path, python: str) -> bool:
+    """Return whether an interpreter on this machine takes a wheel of this name."""
     source = (
         "import json, platform, sys, sysconfig;"
         "print(json.dumps([sys.version_info[:2], bool(sysconfig.get_config_var('Py_GIL_DISABLED')),"
         " platform.libc_ver()[0], platform.machine(), sys.platform]))"
     )
-    version, free_threaded, libc, machine, system = json.loads(output([python, "-c", source]))
-    _, _, tag, abi, target = wheel.stem.split("-")
-    if free_threaded or abi != "abi3":
-        return free_threaded and abi == f"cp{version[0]}{version[1]}t" and machine in target
-    of_system = {"linux": "manylinux" if libc == "glibc" else "musllinux", "darwin": "macos", "win32": "win"}[system]
-    return of_system in target and machine.lower() in target.replace("win_amd64", "amd64")
+    return fits(wheel, *json.loads(output([python, "-c", source])))
 
 
 def everything(out: Path, interpreters: Sequence[str], build_std: bool) -> None:
@@ -248,7 +252,7 @@ def everything(out: Path, interpreters: Sequence[str], build_std: bool) -> None:
     wheels = sorted(out.glob("*.whl"))
     check([*sorted(out.glob("*.tar.gz")), *wheels])
     for wheel in wheels:
-        fitting = [python for python in interpreters if runs_here(wheel, python)]
+        fitting = [python for python in interpreters if fits_here(wheel, python)]
         for python in fitting:
             try_out(wheel, python)
         if not fitting:
