@@ -1,9 +1,9 @@
-"""Print what CHANGELOG.md says of a version, for the release of its tag, and check that all agree on the version.
+"""Print what CHANGELOG.md says of a version, for the release of its tag.
 
     python scripts/release_notes.py v0.1.0
 
-Fails unless Cargo.toml, CITATION.cff and the newest heading of CHANGELOG.md have the version of the tag, and nothing
-stands under *Unreleased*.
+Fails unless Cargo.toml, CITATION.cff and the newest heading of CHANGELOG.md have the version of the tag, and
+nothing stands under *Unreleased*.
 """
 
 import re
@@ -27,8 +27,8 @@ def notes(tag: str, cargo: str, citation: str, changelog: str) -> str:
         ("CITATION.cff", r"^version: (.*)$", citation),
     ):
         found = re.search(pattern, text, re.MULTILINE)
-        if not found or found[1] != version:
-            raise ValueError(f"{name} has version {found[1] if found else 'none'}; expected {version}, of tag {tag}")
+        if (said := found[1] if found else "none") != version:
+            raise ValueError(f"{name} has version {said}; expected {version}, of tag {tag}")
     found = sections(changelog)
     if found.pop("Unreleased", ""):
         raise ValueError(f"CHANGELOG.md has changes under Unreleased; expected them under {version}")
@@ -41,8 +41,10 @@ def notes(tag: str, cargo: str, citation: str, changelog: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python scripts/release_notes.py TAG")
-    files = [(ROOT / name).read_text(encoding="utf-8") for name in ("Cargo.toml", "CITATION.cff", "CHANGELOG.md")]
+    cargo, citation, changelog = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("Cargo.toml", "CITATION.cff", "CHANGELOG.md")
+    )
     try:
-        print(notes(sys.argv[1], *files))
+        print(notes(sys.argv[1], cargo, citation, changelog))
     except ValueError as error:
         sys.exit(f"error: {error}")

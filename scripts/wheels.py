@@ -1,16 +1,16 @@
 """Build the source distribution and the wheels, check them, and try them out where there is no Rust.
 
-    python scripts/wheels.py                                   all that this machine can build, into dist/
-    python scripts/wheels.py build sdist musllinux-x86_64      some of it
-    python scripts/wheels.py build macos-arm64 --interpreter python3.14t       a free-threaded one
-    python scripts/wheels.py check dist/*                      what is inside, on which systems it claims to run, how large
-    python scripts/wheels.py try dist/*.whl --python python3.10                install, first loss, the quickest tests
-    python -m pytest $(python scripts/wheels.py smoke)         these tests, on what is installed
+    python scripts/wheels.py                                all that this machine can build, into dist/
+    python scripts/wheels.py build sdist musllinux-x86_64   some of it
+    python scripts/wheels.py build macos-arm64 --interpreter python3.14t    a free-threaded one
+    python scripts/wheels.py check dist/*                   what is inside, where it claims to run, how large
+    python scripts/wheels.py try dist/*.whl --python python3.10     installation, first loss, quickest tests
+    python -m pytest $(python scripts/wheels.py smoke)      these tests, on what is installed
 
-One wheel for each platform serves every CPython from 3.10 on, by the stable ABI; a free-threaded CPython needs one of
-its own. Linux wheels are linked by zig, against the oldest C library of their platform, on any Linux. A platform
-whose standard library of Rust is missing is skipped by the first command, which says so, and is an error of the second.
-The tools are installed into an environment under target/, from the package index.
+One wheel for each platform serves every CPython from 3.10 on, by the stable ABI; a free-threaded CPython
+needs one of its own. Linux wheels are linked by zig, against the oldest C library of their platform, on any
+Linux. A platform whose standard library of Rust is missing is skipped by the first command, which says so,
+and is an error of the second. The tools are installed into an environment under target/, from the index.
 """
 
 import argparse
@@ -42,7 +42,13 @@ SMOKE = [
     f"tests/test_{name}.py"
     for name in ("binary", "cross_entropy", "edge_cases", "kl", "settings", "softmax", "threads")
 ]
-SMOKE_NEEDS = ["hypothesis>=6.100", "ml_dtypes>=0.5", "pytest>=8.3", "pytest-benchmark>=5.1", "pytest-timeout>=2.3"]
+SMOKE_NEEDS = [
+    "hypothesis>=6.100",
+    "ml_dtypes>=0.5",
+    "pytest>=8.3",
+    "pytest-benchmark>=5.1",
+    "pytest-timeout>=2.3",
+]
 LARGEST_FILE = 6 * 2**20
 #: Seconds from `pip install` of the wheel, NumPy's included, to the first loss.
 LONGEST_START = 60.0
@@ -67,7 +73,7 @@ PLATFORMS = {
 }
 
 
-class Failure(Exception):
+class PackageError(Exception):
     """What is wrong, in a sentence."""
 
 
@@ -76,7 +82,9 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
     print("$", *command, flush=True)
     finished = subprocess.run(command, cwd=ROOT, env={**os.environ, **(environment or {})}, check=False)
     if finished.returncode:
-        raise Failure(f"{Path(command[0]).name} {command[1]} failed, with exit status {finished.returncode}")
+        raise PackageError(
+            f"{Path(command[0]).name} {command[1]} failed, with exit status {finished.returncode}"
+        )
 
 
 def output(command: Sequence[str | Path]) -> str:
@@ -112,9 +120,15 @@ def lacking(name: str, build_std: bool) -> str:
     rustc = os.environ.get("RUSTC", "rustc")
     if build_std:
         source = Path(output([rustc, "--print", "sysroot"]).strip(), "lib/rustlib/src/rust/library")
-        return "" if source.exists() else "the source of Rust's standard library (rustup component add rust-src)"
-    library = Path(output([rustc, "--print", "target-libdir", "--target", target]).strip())
-    return "" if any(library.glob("libstd-*")) else f"Rust's standard library for it (rustup target add {target})"
+        found, wanted = (
+            source.exists(),
+            "the source of Rust's standard library (rustup component add rust-src)",
+        )
+    else:
+        library = Path(output([rustc, "--print", "target-libdir", "--target", target]).strip())
+        found = any(library.glob("libstd-*"))
+        wanted = f"Rust's standard library for it (rustup target add {target})"
+    return "" if found else wanted
 
 
 def build(name: str, out: Path, interpreter: str | None = None, build_std: bool = False) -> None:
@@ -124,7 +138,7 @@ def build(name: str, out: Path, interpreter: str | None = None, build_std: bool 
         run([maturin, "sdist", "--out", out])
         return
     if missing := lacking(name, build_std):
-        raise Failure(f"{name} cannot be built here, which lacks {missing}")
+        raise PackageError(f"{name} cannot be built here, which lacks {missing}")
     target, compatibility = PLATFORMS[name]
     command = [maturin, "build", "--release", "--locked", "--target", target, "--out", out]
     if compatibility:
@@ -145,14 +159,14 @@ def build(name: str, out: Path, interpreter: str | None = None, build_std: bool 
 def check(files: Sequence[Path]) -> None:
     """Check what is inside of sdists and wheels, and on which systems the wheels claim to run."""
     if not files:
-        raise Failure("no file to check")
+        raise PackageError("no file to check")
     run([sys.executable, ".ci/check_packages.py", *files])
     run([tools() / "twine", "check", "--strict", *files])
     for file in files:
         size = file.stat().st_size
         print(f"{file.name}: {size / 1e6:.2f} MB", flush=True)
         if size > LARGEST_FILE:
-            raise Failure(f"{file.name} has {size} bytes; expected at most {LARGEST_FILE}")
+            raise PackageError(f"{file.name} has {size} bytes; expected at most {LARGEST_FILE}")
     wheels = [file for file in files if file.suffix == ".whl"]
     for wheel in wheels:
         run([tools() / "check-wheel-contents", wheel])
@@ -165,13 +179,13 @@ def check(files: Sequence[Path]) -> None:
 def check_libraries(wheel: Path) -> None:
     """Check that auditwheel finds a wheel to run on the systems that its name promises."""
     said = " ".join(output([tools() / "auditwheel", "show", wheel]).split())
-    found = re.search(r'consistent with the following platform tag: "((many|musl)linux)_(\d+)_(\d+)_(\w+)"', said)
-    promised = re.search(r"((many|musl)linux)_(\d+)_(\d+)_(x86_64|aarch64)", wheel.name)
+    found = re.search(r'consistent with the following platform tag: "(\w+linux)_(\d+)_(\d+)_(\w+)"', said)
+    promised = re.search(r"(manylinux|musllinux)_(\d+)_(\d+)_(x86_64|aarch64)", wheel.name)
     print(f"auditwheel: {said}", flush=True)
-    if not found or not promised or found[1] != promised[1] or found[5] != promised[5]:
-        raise Failure(f"{wheel.name}: auditwheel finds {found[0] if found else 'no tag'}")
-    if (int(found[3]), int(found[4])) > (int(promised[3]), int(promised[4])):
-        raise Failure(f"{wheel.name} needs a newer C library than it promises: {found[0]}")
+    if not found or not promised or found[1] != promised[1] or found[4] != promised[4]:
+        raise PackageError(f"{wheel.name}: auditwheel finds {found[0] if found else 'no tag'}")
+    if (int(found[2]), int(found[3])) > (int(promised[2]), int(promised[3])):
+        raise PackageError(f"{wheel.name} needs a newer C library than it promises: {found[0]}")
 
 
 def first_example(wheel: Path) -> str:
@@ -181,7 +195,7 @@ def first_example(wheel: Path) -> str:
         page = BytesParser().parsebytes(archive.read(name)).get_payload()
     found = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     if not found or ">>> import xent_rs" not in found[1]:
-        raise Failure(f"{wheel.name}: its page begins without an example")
+        raise PackageError(f"{wheel.name}: its page begins without an example")
     return found[1]
 
 
@@ -195,14 +209,15 @@ def without_rust(path: str) -> str:
 
 
 def try_out(wheel: Path, python: str) -> None:
-    """Install a wheel into a fresh environment without Rust, compute README's first loss and run the quickest tests."""
+    """Install a wheel where there is no Rust, compute README's first loss and run the quickest tests."""
     wheel = wheel.resolve()
     with tempfile.TemporaryDirectory() as folder:
         run([python, "-m", "venv", folder])
         inside = scripts_of(Path(folder)) / "python"
         environment = {"PATH": without_rust(os.environ["PATH"]), "PYTHONPATH": "", "VIRTUAL_ENV": folder}
         begin = time.monotonic()
-        run([inside, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--only-binary", ":all:", wheel], environment)
+        install = [inside, "-m", "pip", "install", "--quiet"]
+        run([*install, "--no-cache-dir", "--only-binary", ":all:", wheel], environment)
         installed = time.monotonic()
         example = Path(folder, "example.txt")
         example.write_text(first_example(wheel), encoding="utf-8")
@@ -214,20 +229,23 @@ def try_out(wheel: Path, python: str) -> None:
             flush=True,
         )
         if done - begin > LONGEST_START:
-            raise Failure(f"{wheel.name}: that takes longer than {LONGEST_START:.0f} s")
+            raise PackageError(f"{wheel.name}: that takes longer than {LONGEST_START:.0f} s")
         run([inside, "-m", "xent_rs", "info"], environment)
-        run([inside, "-m", "pip", "install", "--quiet", *SMOKE_NEEDS], environment)
+        run([*install, *SMOKE_NEEDS], environment)
         begin = time.monotonic()
         run([inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SMOKE], environment)
         print(f"{wheel.name}: the quickest tests took {time.monotonic() - begin:.0f} s", flush=True)
 
 
-def fits(wheel: Path, version: tuple[int, int], free_threaded: bool, libc: str, machine: str, system: str) -> bool:
+def fits(
+    wheel: Path, version: Sequence[int], free_threaded: bool, libc: str, machine: str, system: str
+) -> bool:
     """Return whether an interpreter, as it describes itself, takes a wheel of this name."""
     _, _, _, abi, target = wheel.stem.split("-")
     if abi != (f"cp{version[0]}{version[1]}t" if free_threaded else "abi3"):
         return False
-    name = {"linux": "manylinux" if libc == "glibc" else "musllinux", "darwin": "macosx", "win32": "win"}[system]
+    linux = "manylinux" if libc == "glibc" else "musllinux"
+    name = {"linux": linux, "darwin": "macosx", "win32": "win"}[system]
     return any(each.startswith(name) and each.endswith(f"_{machine.lower()}") for each in target.split("."))
 
 
@@ -278,7 +296,7 @@ def main() -> None:
         each.add_argument(
             "--build-std",
             action="store_true",
-            help="compile Rust's standard library too, of a toolchain that has its source and unstable features",
+            help="compile Rust's standard library, too; needs its source and unstable features",
         )
     for each in (parser, trying):
         each.add_argument("--python", default=sys.executable, help="the interpreter to try (this one)")
@@ -296,8 +314,8 @@ def main() -> None:
             print(*SMOKE)
         else:
             everything(options.out, [options.python], options.build_std)
-    except Failure as failure:
-        sys.exit(f"error: {failure}")
+    except PackageError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -44,21 +44,20 @@ def test_notes_of_a_release_are_the_section_of_its_version():
 @pytest.mark.parametrize(
     ("tag", "cargo", "citation", "unreleased", "message"),
     [
-        ("v0.1.0", CARGO, CITATION, "", "Cargo.toml has version 0.2.0; expected 0.1.0, of tag v0.1.0"),
-        ("v0.2.0", CARGO, "version: 0.1.0", "", "CITATION.cff has version 0.1.0; expected 0.2.0, of tag v0.2.0"),
-        ("v0.2.0", CARGO, CITATION, "- New.\n", "CHANGELOG.md has changes under Unreleased; expected them under 0.2.0"),
-        (
-            "v0.3.0",
-            CARGO.replace("2", "3"),
-            CITATION.replace("0.2", "0.3"),
-            "",
-            "the newest version of CHANGELOG.md is 0.2.0; expected 0.3.0",
-        ),
+        ("v0.1.0", "0.2.0", "0.2.0", "", "Cargo.toml has version 0.2.0; expected 0.1.0, of tag v0.1.0"),
+        ("v0.2.0", "0.2.0", "0.1.0", "", "CITATION.cff has version 0.1.0; expected 0.2.0, of tag v0.2.0"),
+        ("v0.2.0", "0.2.0", "0.2.0", "- New.\n", "CHANGELOG.md has changes under Unreleased; expected them"),
+        ("v0.3.0", "0.3.0", "0.3.0", "", "the newest version of CHANGELOG.md is 0.2.0; expected 0.3.0"),
     ],
 )
 def test_a_tag_of_another_version_has_no_notes(tag, cargo, citation, unreleased, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        script("release_notes").notes(tag, cargo, citation, CHANGELOG.format(unreleased=unreleased))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        script("release_notes").notes(
+            tag,
+            CARGO.replace("0.2.0", cargo),
+            CITATION.replace("0.2.0", citation),
+            CHANGELOG.format(unreleased=unreleased),
+        )
 
 
 def test_crate_and_citation_have_one_version():
@@ -84,24 +83,29 @@ def test_installations_without_rust_see_none(tmp_path):
     assert wheels.without_rust(f"{with_rust}{separator}{without}") == str(without)
 
 
+ABI3 = "cp310-abi3-manylinux_2_17_{0}.manylinux2014_{0}"
+FREE_THREADED = "cp314-cp314t-manylinux_2_17_{0}.manylinux2014_{0}"
+
+
 @pytest.mark.parametrize(
-    ("name", "system", "fits"),
+    ("name", "interpreter", "fits"),
     [
-        ("cp310-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64", ((3, 13), False, "glibc", "x86_64", "linux"), True),
-        ("cp310-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64", ((3, 13), False, "", "x86_64", "linux"), False),
-        ("cp310-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64", ((3, 14), True, "glibc", "x86_64", "linux"), False),
-        ("cp314-cp314t-manylinux_2_17_x86_64.manylinux2014_x86_64", ((3, 14), True, "glibc", "x86_64", "linux"), True),
-        ("cp314-cp314t-manylinux_2_17_x86_64.manylinux2014_x86_64", ((3, 15), True, "glibc", "x86_64", "linux"), False),
-        ("cp310-abi3-manylinux_2_17_aarch64.manylinux2014_aarch64", ((3, 13), False, "glibc", "x86_64", "linux"), False),
+        (ABI3.format("x86_64"), ((3, 13), False, "glibc", "x86_64", "linux"), True),
+        (ABI3.format("x86_64"), ((3, 13), False, "", "x86_64", "linux"), False),
+        (ABI3.format("x86_64"), ((3, 14), True, "glibc", "x86_64", "linux"), False),
+        (ABI3.format("aarch64"), ((3, 13), False, "glibc", "x86_64", "linux"), False),
+        (FREE_THREADED.format("x86_64"), ((3, 14), True, "glibc", "x86_64", "linux"), True),
+        (FREE_THREADED.format("x86_64"), ((3, 14), False, "glibc", "x86_64", "linux"), False),
+        (FREE_THREADED.format("x86_64"), ((3, 15), True, "glibc", "x86_64", "linux"), False),
         ("cp310-abi3-musllinux_1_2_x86_64", ((3, 13), False, "", "x86_64", "linux"), True),
         ("cp310-abi3-macosx_11_0_arm64", ((3, 10), False, "", "arm64", "darwin"), True),
         ("cp310-abi3-win_amd64", ((3, 10), False, "", "AMD64", "win32"), True),
         ("cp310-abi3-win_arm64", ((3, 12), False, "", "AMD64", "win32"), False),
     ],
 )
-def test_wheels_are_tried_where_they_fit(name, system, fits):
+def test_wheels_are_tried_where_they_fit(name, interpreter, fits):
     wheel = Path(f"dist/xent_rs-0.1.0-{name}.whl")
-    assert script("wheels").fits(wheel, *system) == fits
+    assert script("wheels").fits(wheel, *interpreter) == fits
 
 
 @pytest.mark.skipif(not WORKFLOWS, reason="an sdist without .github/")
@@ -109,7 +113,7 @@ def test_actions_are_pinned_to_one_commit_each():
     """By a full hash, with the version beside it; zizmor cannot see that two files pin different ones."""
     pins = {}
     for workflow in WORKFLOWS:
-        for action, pin in re.findall(r"uses: ([\w./-]+)@(.*)$", workflow.read_text(encoding="utf-8"), re.MULTILINE):
+        for action, pin in re.findall(r"uses: ([\w./-]+)@(.*)\n", workflow.read_text(encoding="utf-8")):
             assert re.fullmatch(r"[0-9a-f]{40} # v\d+(\.\d+)*", pin), f"{workflow.name}: {action}@{pin}"
             assert pins.setdefault(action, pin) == pin, f"{workflow.name}: {action}@{pin}"
     assert pins
