@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+RUSTC = os.environ.get("RUSTC", "rustc")
 TOOLS = [
     "abi3audit>=0.0.26,<0.1",
     "auditwheel>=6.8,<7",
@@ -108,6 +109,12 @@ def tools() -> Path:
     return scripts_of(environment)
 
 
+def has_standard_library(target: str) -> bool:
+    """Return whether the Rust compiler has its standard library compiled for a target."""
+    library = Path(output([RUSTC, "--print", "target-libdir", "--target", target]).strip())
+    return any(library.glob("libstd-*"))
+
+
 def lacking(name: str, build_std: bool) -> str:
     """Return what this machine lacks to build for a platform; nothing where it can."""
     target = PLATFORMS[name].target
@@ -117,18 +124,14 @@ def lacking(name: str, build_std: bool) -> str:
         return "the linker and the libraries of Windows"
     if PLATFORMS[name].compatibility and not sys.platform.startswith("linux"):
         return "Linux"
-    rustc = os.environ.get("RUSTC", "rustc")
-    if build_std:
-        source = Path(output([rustc, "--print", "sysroot"]).strip(), "lib/rustlib/src/rust/library")
-        found, wanted = (
-            source.exists(),
-            "the source of Rust's standard library (rustup component add rust-src)",
-        )
-    else:
-        library = Path(output([rustc, "--print", "target-libdir", "--target", target]).strip())
-        found = any(library.glob("libstd-*"))
-        wanted = f"Rust's standard library for it (rustup target add {target})"
-    return "" if found else wanted
+    if not shutil.which(RUSTC):
+        return "Rust"
+    if has_standard_library(target):
+        return ""
+    if not build_std:
+        return f"Rust's standard library for it (rustup target add {target})"
+    source = Path(output([RUSTC, "--print", "sysroot"]).strip(), "lib/rustlib/src/rust/library")
+    return "" if source.exists() else "the source of Rust's standard library (rustup component add rust-src)"
 
 
 def build(name: str, out: Path, interpreter: str | None = None, build_std: bool = False) -> None:
@@ -145,7 +148,7 @@ def build(name: str, out: Path, interpreter: str | None = None, build_std: bool 
         command += ["--zig", "--compatibility", compatibility]
     if interpreter:
         command += ["--interpreter", interpreter]
-    if build_std:
+    if build_std and not has_standard_library(target):
         command += ["-Z", "build-std=std,panic_unwind"]
     environment = {"PATH": f"{tools()}{os.pathsep}{os.environ['PATH']}"}
     if target.endswith("-musl"):
@@ -296,7 +299,7 @@ def main() -> None:
         each.add_argument(
             "--build-std",
             action="store_true",
-            help="compile Rust's standard library, too; needs its source and unstable features",
+            help="compile Rust's standard library where it is missing; needs its source and unstable features",
         )
     for each in (parser, trying):
         each.add_argument("--python", default=sys.executable, help="the interpreter to try (this one)")
