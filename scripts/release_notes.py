@@ -29,13 +29,13 @@ def notes(tag: str, cargo: str, citation: str, changelog: str) -> str:
         found = re.search(pattern, text, re.MULTILINE)
         if (said := found[1] if found else "none") != version:
             raise ValueError(f"{name} has version {said}; expected {version}, of tag {tag}")
-    found = sections(changelog)
-    if found.pop("Unreleased", ""):
+    versions = sections(changelog)
+    if versions.pop("Unreleased", ""):
         raise ValueError(f"CHANGELOG.md has changes under Unreleased; expected them under {version}")
-    newest = next(iter(found), "none")
+    newest = next(iter(versions), "none")
     if newest != version:
         raise ValueError(f"the newest version of CHANGELOG.md is {newest}; expected {version}")
-    return found[version]
+    return versions[version]
 
 
 if __name__ == "__main__":

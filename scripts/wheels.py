@@ -143,7 +143,7 @@ def build(name: str, out: Path, interpreter: str | None = None, build_std: bool 
     if missing := lacking(name, build_std):
         raise PackageError(f"{name} cannot be built here, which lacks {missing}")
     target, compatibility = PLATFORMS[name]
-    command = [maturin, "build", "--release", "--locked", "--target", target, "--out", out]
+    command: list[str | Path] = [maturin, "build", "--release", "--locked", "--target", target, "--out", out]
     if compatibility:
         command += ["--zig", "--compatibility", compatibility]
     if interpreter:
@@ -195,7 +195,7 @@ def first_example(wheel: Path) -> str:
     """Return the first example of the page that the wheel carries, which is README's."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        page = BytesParser().parsebytes(archive.read(name)).get_payload()
+        page = str(BytesParser().parsebytes(archive.read(name)).get_payload())
     found = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     if not found or ">>> import xent_rs" not in found[1]:
         raise PackageError(f"{wheel.name}: its page begins without an example")
@@ -219,7 +219,7 @@ def try_out(wheel: Path, python: str) -> None:
         inside = scripts_of(Path(folder)) / "python"
         environment = {"PATH": without_rust(os.environ["PATH"]), "PYTHONPATH": "", "VIRTUAL_ENV": folder}
         begin = time.monotonic()
-        install = [inside, "-m", "pip", "install", "--quiet"]
+        install: list[str | Path] = [inside, "-m", "pip", "install", "--quiet"]
         run([*install, "--no-cache-dir", "--only-binary", ":all:", wheel], environment)
         installed = time.monotonic()
         example = Path(folder, "example.txt")
@@ -299,7 +299,7 @@ def main() -> None:
         each.add_argument(
             "--build-std",
             action="store_true",
-            help="compile Rust's standard library where it is missing; needs its source and unstable features",
+            help="compile missing standard libraries of Rust; needs their source and unstable features",
         )
     for each in (parser, trying):
         each.add_argument("--python", default=sys.executable, help="the interpreter to try (this one)")
