@@ -150,7 +150,10 @@ def build(name: str, out: Path, interpreter: str | None = None, build_std: bool 
         command += ["--interpreter", interpreter]
     if build_std and not has_standard_library(target):
         command += ["-Z", "build-std=std,panic_unwind"]
-    environment = {"PATH": f"{tools()}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        "PATH": f"{tools()}{os.pathsep}{os.environ['PATH']}",
+        "CARGO_PROFILE_RELEASE_DEBUG": "none",  # it would be stripped
+    }
     if target.endswith("-musl"):
         # A module that Python loads is linked to the C library that Python runs on.
         environment["RUSTFLAGS"] = f"{os.environ.get('RUSTFLAGS', '')} -C target-feature=-crt-static".strip()
