@@ -200,7 +200,7 @@ def first_example(wheel: Path) -> str:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         page = str(BytesParser().parsebytes(archive.read(name)).get_payload())
     found = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    if not found or ">>> import xent_rs" not in found[1]:
+    if not found or "xent_rs" not in found[1]:
         raise PackageError(f"{wheel.name}: its page begins without an example")
     return found[1]
 
@@ -214,6 +214,12 @@ def without_rust(path: str) -> str:
     )
 
 
+def seconds_of_children() -> float:
+    """Return how long the commands that are done kept a CPU busy; 0 on Windows."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def try_out(wheel: Path, python: str) -> None:
     """Install a wheel where there is no Rust, compute README's first loss and run the quickest tests."""
     wheel = wheel.resolve()
@@ -221,20 +227,22 @@ def try_out(wheel: Path, python: str) -> None:
         run([python, "-m", "venv", folder])
         inside = scripts_of(Path(folder)) / "python"
         environment = {"PATH": without_rust(os.environ["PATH"]), "PYTHONPATH": "", "VIRTUAL_ENV": folder}
-        begin = time.monotonic()
+        begin, busy = time.monotonic(), seconds_of_children()
         install: list[str | Path] = [inside, "-m", "pip", "install", "--quiet"]
         run([*install, "--no-cache-dir", "--only-binary", ":all:", wheel], environment)
         installed = time.monotonic()
         example = Path(folder, "example.txt")
         example.write_text(first_example(wheel), encoding="utf-8")
         run([inside, "-m", "doctest", example], environment)
-        done = time.monotonic()
+        done, busy = time.monotonic(), seconds_of_children() - busy
         print(
             f"{wheel.name}: from `pip install` to a first loss {done - begin:.1f} s "
-            f"({installed - begin:.1f} s to install it and NumPy, {done - installed:.1f} s to compute)",
+            f"({installed - begin:.1f} s to install it and NumPy, {done - installed:.1f} s to compute; "
+            f"{busy:.1f} s of one CPU)",
             flush=True,
         )
-        if done - begin > LONGEST_START:
+        # On a machine with other work to do the clock says nothing, and Windows does not count.
+        if min(done - begin, busy or done - begin) > LONGEST_START:
             raise PackageError(f"{wheel.name}: that takes longer than {LONGEST_START:.0f} s")
         run([inside, "-m", "xent_rs", "info"], environment)
         run([*install, *SMOKE_NEEDS], environment)
