@@ -4,12 +4,13 @@
     python scripts/wasm.py --check     build, and fail unless that is the module that is there
     python scripts/wasm.py --test      run the unit tests of the core as WebAssembly, in Node.js
 
-Needs Rust's target: `rustup target add wasm32-unknown-unknown`, for the tests `wasm32-wasip1`. A toolchain that has
-its standard library in source alone does too: `RUSTC_BOOTSTRAP=1 CARGO_UNSTABLE_BUILD_STD=std,panic_abort` before
-the command has cargo build that first. cargo takes `RUSTC`, `CARGO_TARGET_DIR` and its other variables as always.
+Needs Rust's target: `rustup target add wasm32-unknown-unknown`, for the tests `wasm32-wasip1`. A toolchain
+that has its standard library in source alone does too: with `RUSTC_BOOTSTRAP=1` and
+`CARGO_UNSTABLE_BUILD_STD=std,panic_abort` in the environment cargo builds that first. cargo takes `RUSTC`,
+`CARGO_TARGET_DIR` and its other variables as always.
 
-One compiler makes the same bytes of the same sources; another may make others. So `--check` compares bytes if the
-compiler is that of the module that is there, else what both export.
+One compiler makes the same bytes of the same sources; another may make others. So `--check` compares bytes if
+the compiler is that of the module that is there, else what both export.
 """
 
 from __future__ import annotations
@@ -109,9 +110,8 @@ def imports(module: bytes) -> int:
 
 def compiler(module: bytes) -> bytes:
     """Return the section that names the compiler."""
-    return next(
-        (section for kind, section in sections(module) if kind == 0 and b"producers" in section[:10]), b""
-    )
+    named = (section for kind, section in sections(module) if kind == 0 and b"producers" in section[:10])
+    return next(named, b"")
 
 
 def check(module: bytes) -> int:
