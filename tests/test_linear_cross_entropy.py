@@ -488,10 +488,22 @@ def test_memory_is_that_of_some_rows_and_a_slice_of_weights(python, dtype, class
     python(MEMORY.format(dtype=dtype, classes=classes))
 
 
+PROBABILITIES = (
+    MEMORY.split("call =")[0].format(dtype="np.float32", classes=40_000)
+    + """
+targets = np.full((rows, classes), 1 / classes, np.float32)
+xent_rs.linear_cross_entropy(hidden[:256], weight, targets[:256])
+chunk = 256 * classes * 4
+used = growth(lambda: xent_rs.linear_cross_entropy(hidden, weight, targets))
+assert used <= chunk + (16 << 20), f"{used:,} bytes, of which {chunk:,} of logits"
+"""
+)
+
+
 # Errors.
 
 HIDDEN, WEIGHT, TARGETS = np.zeros((4, 6), np.float32), np.zeros((9, 6), np.float32), np.zeros(4, int)
-BIAS = np.zeros(9, np.float32)
+BIAS, SHARED = np.zeros(9, np.float32), np.zeros(24, np.float32)
 FLOATS = "expected float16, bfloat16, float32 or float64"
 
 
@@ -574,6 +586,16 @@ ERRORS = [
         ValueError,
         "out[0] overlaps hidden; expected the hidden states' array its",
     ),
+    (
+        {"out": (np.ma.zeros((4, 6), np.float32), None)},
+        TypeError,
+        "out[0] is a masked array; expected a plain",
+    ),
+    (
+        {"out": (SHARED[:24].reshape(4, 6), None), "grad_output": SHARED[10:14], "reduction": "none"},
+        ValueError,
+        "out[0] overlaps grad_output; expected the hidden states' array itself or memory that nothing else",
+    ),
     ({"smoothing": 1}, TypeError, "linear_cross_entropy_with_grad() got an unexpected keyword argument 'smo"),
 ]
 
@@ -623,3 +645,32 @@ def test_it_is_in_the_package():
     assert {"linear_cross_entropy", "linear_cross_entropy_with_grad", "LinearGradients"} <= set(
         xent_rs.__all__
     )
+
+
+def test_what_other_functions_take(random):
+    """Targets that are an empty list, a factor that is no array yet, and weights at the end of float64."""
+    hidden, weight, _, targets = model(random, dtype=np.float64)
+    assert math.isnan(linear_cross_entropy(hidden[:0], weight, []))
+
+    class Factor:
+        def __array__(self, dtype=None, copy=None):
+            return np.array(2.0)
+
+    once, twice = (
+        linear_cross_entropy_with_grad(hidden, weight, targets, grad_output=factor)[1]
+        for factor in (1, Factor())
+    )
+    assert np.array_equal(2 * once.hidden, twice.hidden)
+    tiny = np.full(20, 1e-310)
+    found = linear_cross_entropy_with_grad(hidden, weight, targets, sample_weight=tiny)[1]
+    assert found.hidden == pytest.approx(once.hidden, rel=1e-3)
+    with np.errstate(all="raise"):
+        linear_cross_entropy(
+            hidden, weight, targets, weight=np.full(9, 1e300), sample_weight=1e300 + 0 * tiny
+        )
+
+
+@linux
+def test_memory_of_probabilities(python):
+    """They are read in place, and looked at some rows at a time."""
+    python(PROBABILITIES)

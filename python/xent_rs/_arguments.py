@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,23 @@ def integer(value: object, what: str) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{what} {value!r}; expected an integer") from None
+
+
+def place_of_shard(class_offset: object, num_classes: object, count: int) -> tuple[int, int]:
+    """Return where a shard of so many classes begins, and of how many classes; None stands for no others."""
+    offset = integer(class_offset, "class_offset is")
+    classes = offset + count if num_classes is None else integer(num_classes, "num_classes is")
+    if not 1 <= classes <= sys.maxsize:
+        expected = "at least 1" if classes < 1 else f"at most {sys.maxsize}"
+        raise ValueError(f"num_classes is {classes}; expected {expected}")
+    if count > classes:
+        raise ValueError(f"num_classes is {classes}; expected at least {count}, the classes of the shard")
+    if not 0 <= offset <= classes - count:
+        raise ValueError(
+            f"class_offset is {offset}; expected 0 to {classes - count} "
+            f"for {count} of num_classes {classes} in the shard"
+        )
+    return offset, classes
 
 
 def has_slices(value: object) -> bool:

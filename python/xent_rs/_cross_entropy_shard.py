@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _xent_rs
-from ._arguments import integer, row_shape
+from ._arguments import integer, place_of_shard, row_shape
 from ._options import Floats, GradientOptions, MeanOptions, Options, ShardGradientOptions, ShardOptions
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def cross_entropy_grad(
 
     Notes
     -----
-    The logits are read once, and nothing but the gradient is allocated. With p the probability over all
+    The logits are read once, with a softcap or an `lse` beyond ±1e8 twice, and nothing but the gradient is
+    allocated. With p the probability over all
     classes a gradient is within u·(|z - lse| + 4)·p of its value and what a rounding of `lse` changes; the
     target's is made of ``exp(lse - z) - 1``, no difference. In float64 p is right to 2e-296 at best. A row
     whose `lse` is not finite is NaN. One that is less than a logit of its row means nothing, and neither does
@@ -107,25 +108,19 @@ def cross_entropy_grad(
     _GRADIENT.check(options)
     axis = integer({**_GRADIENT.defaults, **options}["axis"], "axis is")
     found = _xent_rs.as_array(logits, "logits")
-    offset = integer(class_offset, "class_offset is")
     rows = row_shape(found, axis)
     here = 0 if rows is None else found.shape[axis]
-    classes = offset + here if num_classes is None else integer(num_classes, "num_classes is")
-    if rows is not None:
-        if classes < 1:
-            raise ValueError(f"num_classes is {classes}; expected at least 1")
-        if here > classes:
-            raise ValueError(f"num_classes is {classes}; expected at least {here}, the classes of the shard")
-        if not 0 <= offset <= classes - here:
-            raise ValueError(
-                f"class_offset is {offset}; expected 0 to {classes - here} "
-                f"for {here} of num_classes {classes} in the shard"
-            )
+    # An axis that there is not others say.
+    offset, classes = (0, 1) if rows is None else place_of_shard(class_offset, num_classes, here)
     if rows is not None and not here:
         # What is wrong is said of a shard of one class.
-        others = {name: value for name, value in options.items() if name not in ("axis", "out")}
         one = np.zeros((*rows, 1), found.dtype)
-        _xent_rs.cross_entropy_grad(one, targets, lse, (0, classes), _GRADIENT, others)
         out = options.get("out")
-        return np.empty_like(found) if out is None else out
+        others: dict[str, Any] = {**options, "axis": -1, "out": None}
+        if isinstance(out, np.ndarray) and out.shape == found.shape:
+            others["out"] = np.zeros(one.shape, out.dtype)
+        elif out is not None:
+            others["out"] = out
+        new = _xent_rs.cross_entropy_grad(one, targets, lse, (0, classes), _GRADIENT, others)
+        return np.empty(found.shape, new.dtype) if out is None else out
     return _xent_rs.cross_entropy_grad(found, targets, lse, (offset, classes), _GRADIENT, options)

@@ -387,10 +387,16 @@ def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def rows_of(array: NDArray[Any], axis: int, rows: NDArray[np.intp]) -> NDArray[Any]:
-    """Return some rows of an array, in one axis; that of the classes or features comes last."""
+    """Return some rows of an array, in rising order; the axis of the classes or features comes last."""
     by_row = np.moveaxis(array, axis, -1)
     by_row = by_row.reshape(1, -1) if by_row.ndim == 1 else by_row
-    found: NDArray[Any] = by_row[np.unravel_index(rows, by_row.shape[:-1])]
+    if by_row.flags.c_contiguous:
+        by_row = by_row.reshape(-1, by_row.shape[-1])
+    found: NDArray[Any]
+    if by_row.ndim == 2 and len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        found = by_row[rows[0] : rows[-1] + 1]  # in place, as they follow each other
+    else:
+        found = by_row[np.unravel_index(rows, by_row.shape[:-1])]
     return found
 
 

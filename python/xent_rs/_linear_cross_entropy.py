@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,9 @@ from ._products import Products
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+# How many probabilities are looked at together.
+_LOOKED_AT = 1 << 20
 
 LOSS = Options("linear_cross_entropy", LinearCrossEntropyOptions, MeanOptions)
 
@@ -126,10 +130,10 @@ def linear_cross_entropy(
     -----
     Rows that do not count, ignored ones and those of weight 0, are left out before the product. The products
     are those of `numpy.matmul`, in float64 if hidden states or weights are float64 and in float32 otherwise,
-    into which 16 bits are converted exactly, 32 MiB of weights at a time. (Of weights of 16 bits, or others
-    that are no plain matrix of float32 or float64, up to 1,024 rows are in memory, as long as their logits
-    take at most 256 MiB.) So the last bits are those of NumPy's matrix library: its kernels and the number of
-    its threads change them. With u = 2**-24 (2**-53) a logit is wrong by at most ``(K + 1) * u / (1 - (K + 1)
+    into which others are converted exactly, 32 MiB of weights at a time. (Of weights that are no plain matrix
+    of what is computed in, up to 1,024 rows are in memory, as long as their logits take at most 256 MiB. Of
+    probabilities a copy of as many rows is, unless the rows that count follow each other.) So the last bits
+    are those of NumPy's matrix library: its kernels and the number of its threads change them. With u = 2**-24 (2**-53) a logit is wrong by at most ``(K + 1) * u / (1 - (K + 1)
     * u)`` times ``sum(abs(h * w)) + abs(bias)`` [1]_, and a loss by twice as much, over the temperature.
 
     It is ``torch.nn.functional.linear_cross_entropy``, the fused linear cross-entropy of Liger-Kernel and Cut
@@ -235,8 +239,8 @@ def linear_cross_entropy_with_grad(
 
     Notes
     -----
-    Gradients are summed in float32, or float64 if hidden states or weights are float64, that of the bias in
-    float64, and those of 16 bits rounded once from that. Above what `linear_cross_entropy` has in memory are
+    Gradients are summed in float32, or float64 if hidden states or weights are float64, and those of 16 bits
+    rounded once from that. Above what `linear_cross_entropy` has in memory are
     the gradients, 8 MiB, and for 16-bit weights the float32 sums of their gradient. When interrupted
     (Ctrl-C), `out` holds a part of the sums.
 
@@ -315,14 +319,17 @@ def linear_loss(
     counting, left_out = rows.counting, rows.left_out
     if is_mean and divisor == 0:  # a step on a mean of nothing changes nothing
         counting, left_out = counting[:0], np.arange(len(counting) + len(left_out))
+    # Any other divisor than a denominator can be divides afterwards.
+    divides = is_mean and 0 < divisor < math.inf
+    later = divisor if is_mean and not divides else 1.0
     for some in _with_progress(counting, head.rows, progress):
         inner = rows.options(some)
         if losses is not None:
-            inner["grad_output"] = rows.grad_output if rows.grad_output is None else rows.grad_output[some]
+            inner["reduction"] = "none"
+            inner["grad_output"] = None if rows.grad_output is None else rows.grad_output[some]
         else:
-            factor = 1.0 if grad_output is None else float(grad_output)
-            inner["grad_output"] = factor / divisor if is_mean else factor
-        inner["reduction"] = "sum" if losses is None else "none"
+            inner["grad_output"] = rows.factor / later
+            inner.update({"reduction": "mean", "denominator": divisor} if divides else {"reduction": "sum"})
         found_states = head.states(rows_of(states, axis, some))
         logits = head.logits(found_states)
         if gradients is None:
@@ -339,7 +346,7 @@ def linear_loss(
     if losses is not None:
         return losses, found
     total = ExactSum.of_values(np.array(sums, np.float64))
-    return total.over(ExactSum.of_values(np.array([divisor if is_mean else 1.0]))), found
+    return total.over(ExactSum.of_values(np.array([later]))), found
 
 
 @dataclass(frozen=True)
@@ -352,7 +359,8 @@ class _Rows:
     are_classes: bool
     sample_weight: NDArray[Any] | None
     weight: NDArray[Any] | None
-    # One for each row, if there is one for each loss.
+    # What multiplies the gradient of a mean or a sum, and that of each loss if they are results.
+    factor: float
     grad_output: NDArray[Any] | None
     others: dict[str, Any]
     # The numbers of those that count, and of the others.
@@ -373,6 +381,8 @@ class _Rows:
         shape = row_shape(hidden, axis)
         assert shape is not None, "a head refuses hidden states without features"
         of_targets = _xent_rs.as_array(targets, "targets")
+        if isinstance(targets, (list, tuple)) and not of_targets.size:
+            of_targets = of_targets.astype(np.int64)  # of no numbers NumPy makes floats
         weight, sample_weight = (
             None if given[name] is None else _xent_rs.as_array(given[name], name)
             for name in ("weight", "sample_weight")
@@ -381,8 +391,9 @@ class _Rows:
         reduction = others["reduction"]
         none = np.zeros((0, head.classes), head.dtype)
         no_class = np.zeros(0, np.int64)
-        is_each = grad_output is not None and reduction == "none"
-        of_none: dict[str, Any] = {} if is_each else {"grad_output": grad_output}
+        factors = None if grad_output is None else _xent_rs.as_array(grad_output, "grad_output")
+        is_each = reduction == "none"
+        of_none: dict[str, Any] = {} if is_each else {"grad_output": factors}
         # The focal loss is of classes alone.
         looked_at = none if _are_probabilities(of_targets) else no_class
         cross_entropy_with_grad(none, looked_at, weight=weight, **others, **of_none)
@@ -391,7 +402,6 @@ class _Rows:
         are_indices = are_classes(of_targets, shape, head.classes, ignore_index)
         zeros = head.zeros(hidden.shape, axis)
         fits = are_indices or (_are_probabilities(of_targets) and of_targets.shape == zeros.shape)
-        each: NDArray[Any] | None = None
         if fits and (sample_weight is None or sample_weight.shape == shape):
             if sample_weight is not None:
                 cross_entropy(none, no_class, sample_weight=sample_weight.reshape(-1)[:0])
@@ -404,16 +414,25 @@ class _Rows:
         if not fits:
             cross_entropy(zeros, of_targets, weight=weight, sample_weight=sample_weight, axis=axis, **others)
             raise AssertionError("cross_entropy takes what does not fit")
-        if is_each and grad_output is not None:
-            each = np.asarray(_xent_rs.as_array(grad_output, "grad_output"))
-            if each.shape not in ((), shape):
+        if is_each and factors is not None:
+            if factors.shape not in ((), shape):
                 expected = f"{shape}, one number for each loss, or a scalar"
-                raise ValueError(f"grad_output has shape {each.shape}; expected {expected}")
-            cross_entropy_with_grad(none, no_class, grad_output=each.reshape(-1)[:0], reduction="none")
-            each = np.broadcast_to(each, shape).reshape(-1)
+                raise ValueError(f"grad_output has shape {factors.shape}; expected {expected}")
+            cross_entropy_with_grad(none, no_class, grad_output=factors.reshape(-1)[:0], reduction="none")
+            factors = np.broadcast_to(factors, shape).reshape(-1)
         del others["reduction"], others["denominator"]
         return cls(
-            shape, axis, of_targets, are_indices, sample_weight, weight, each, others, counting, left_out
+            shape=shape,
+            axis=axis,
+            targets=of_targets,
+            are_classes=are_indices,
+            sample_weight=sample_weight,
+            weight=weight,
+            factor=1.0 if factors is None or is_each else float(factors.astype(np.float64)),
+            grad_output=factors if is_each else None,
+            others=others,
+            counting=counting,
+            left_out=left_out,
         )
 
     def targets_of(self, some: NDArray[np.intp]) -> NDArray[Any]:
@@ -434,12 +453,19 @@ class _Rows:
         if self.sample_weight is not None:
             weights = self.sample_weight.reshape(-1)[self.counting].astype(np.float64)
         if self.weight is not None and self.are_classes:
-            weights = weights * self.weight.astype(np.float64)[self.targets.reshape(-1)[self.counting]]
+            of_classes = self.weight.astype(np.float64)[self.targets.reshape(-1)[self.counting]]
+            with np.errstate(all="ignore"):
+                weights = weights * of_classes
         return ExactSum.of_values(weights).over(ExactSum.of_count(1))
 
     def inputs(self) -> list[tuple[str, NDArray[Any]]]:
         """Return what else than states and weights is read, with its name."""
-        arrays = {"targets": self.targets, "weight": self.weight, "sample_weight": self.sample_weight}
+        arrays = {
+            "targets": self.targets,
+            "weight": self.weight,
+            "sample_weight": self.sample_weight,
+            "grad_output": self.grad_output,
+        }
         return [(name, array) for name, array in arrays.items() if array is not None]
 
 
@@ -449,8 +475,9 @@ def _are_probabilities(targets: NDArray[Any]) -> bool:
 
 def _are_not_negative(probabilities: NDArray[Any], axis: int, counting: NDArray[np.intp], head: Head) -> bool:
     """Tell whether no probability of the rows that count is below 0 or NaN."""
-    for start in range(0, len(counting), head.rows):
-        some = rows_of(probabilities, axis, counting[start : start + head.rows])
+    step = max(1, _LOOKED_AT // head.classes)
+    for start in range(0, len(counting), step):
+        some = rows_of(probabilities, axis, counting[start : start + step])
         if is_bfloat16(some.dtype):
             some = head.states(some)
         if not (some >= 0).all():

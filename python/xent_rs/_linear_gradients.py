@@ -66,7 +66,7 @@ class GradientSums:
             self._weight_sums = self._weight if is_summed_there else np.empty(shape, head.dtype)
         if wanted[2] and head.bias is not None:
             self._bias = np.empty(head.classes, _native(head.bias)) if of_bias is None else of_bias
-            self._bias_sums = np.zeros((1, head.classes))
+            self._bias_sums = np.zeros((1, head.classes), head.dtype)
 
     def add(self, rows: NDArray[np.intp], states: NDArray[Any], of_logits: NDArray[Any]) -> None:
         """Take in what some rows, with these states and derivatives of logits, contribute."""
@@ -80,10 +80,8 @@ class GradientSums:
             multiply = self._products.multiply if self._is_empty else self._products.add_product
             multiply(of_logits.T, states, self._weight_sums)
         if self._bias_sums is not None:
-            sums = np.empty((1, self._head.classes), self._head.dtype)
-            self._products.multiply(np.ones((1, len(rows)), sums.dtype), of_logits, sums)
-            with np.errstate(all="ignore"):
-                self._bias_sums += sums
+            ones = np.ones((1, len(rows)), self._head.dtype)
+            self._products.add_product(ones, of_logits, self._bias_sums)
         self._is_empty = False
 
     def _by_row(self, rows: NDArray[np.intp]) -> tuple[NDArray[Any], tuple[NDArray[np.intp], ...]]:
@@ -132,6 +130,8 @@ def _outputs(
         name = f"out[{number}]"
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{name} is a {type(array).__name__}; expected a numpy.ndarray or None")
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array; expected a plain array")
         if array.shape != of.shape:
             raise ValueError(f"{name} has shape {array.shape}; expected {of.shape}")
         allowed = {_native(of), head.dtype}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import are_equal, are_real, integer, text_of
+from ._arguments import are_equal, are_real, integer, place_of_shard, text_of
 from ._environment import in_default_environment
 from ._options import Floats, Options, RowStatisticsOptions
 from ._shards import (
@@ -288,20 +288,11 @@ def partial_row_statistics(
     """
     _PARTIAL.check(options)
     given = {**_PARTIAL.defaults, **options}
-    classes, offset = integer(num_classes, "num_classes is"), integer(class_offset, "class_offset is")
     axis = operator.index(given["axis"])
     found = _xent_rs.as_array(logits, "logits")
     shape = _row_shape(found, axis)
     count = found.shape[axis]
-    if classes < 1:
-        raise ValueError(f"num_classes is {classes}; expected at least 1")
-    if count > classes:
-        raise ValueError(f"num_classes is {classes}; expected at least {count}, the classes of the shard")
-    if not 0 <= offset <= classes - count:
-        raise ValueError(
-            f"class_offset is {offset}; expected 0 to {classes - count} "
-            f"for {count} of num_classes {classes} in the shard"
-        )
+    offset, classes = place_of_shard(class_offset, integer(num_classes, "num_classes is"), count)
     # What is wrong with dtypes and options is said by the function that takes them.
     _xent_rs.row_statistics(
         np.empty((0, 1), found.dtype),
