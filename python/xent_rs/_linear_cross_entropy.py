@@ -133,8 +133,9 @@ def linear_cross_entropy(
     into which others are converted exactly, 32 MiB of weights at a time. (Of weights that are no plain matrix
     of what is computed in, up to 1,024 rows are in memory, as long as their logits take at most 256 MiB. Of
     probabilities a copy of as many rows is, unless the rows that count follow each other.) So the last bits
-    are those of NumPy's matrix library: its kernels and the number of its threads change them. With u = 2**-24 (2**-53) a logit is wrong by at most ``(K + 1) * u / (1 - (K + 1)
-    * u)`` times ``sum(abs(h * w)) + abs(bias)`` [1]_, and a loss by twice as much, over the temperature.
+    are those of NumPy's matrix library: its kernels and the number of its threads change them. With u =
+    2**-24 (2**-53) a logit is wrong by at most ``(K + 1) * u / (1 - (K + 1) * u)`` times ``sum(abs(h * w)) +
+    abs(bias)`` [1]_, and a loss by twice as much, over the temperature.
 
     It is ``torch.nn.functional.linear_cross_entropy``, the fused linear cross-entropy of Liger-Kernel and Cut
     Cross-Entropy [2]_. Keras, optax and scikit-learn have nothing like it.

@@ -2,7 +2,10 @@
 
 import itertools
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +31,7 @@ pytestmark = [
 ]
 
 SAMPLES = [operator for operator in op_db if "linear_cross_entropy" in operator.name]
+ROOT = Path(__file__).resolve().parents[2]
 LINEAR = "linear_cross_entropy"
 LINEAR_WITH_GRAD = "linear_cross_entropy_with_grad"
 
@@ -263,7 +267,7 @@ def test_what_the_kernels_do_not_cover_is_pytorchs(calls):
     hidden, weight, _, target = layer()
     soft = torch.rand(6, 5).double().requires_grad_()
     xt.linear_cross_entropy(hidden, weight, soft).backward()
-    assert_close(soft.grad is not None, True)
+    assert soft.grad is not None
     temperature = torch.tensor(2.0, requires_grad=True)
     xt.linear_cross_entropy(hidden, weight, target, temperature=temperature).backward()
     assert temperature.grad is not None
@@ -344,3 +348,95 @@ def test_calls_are_seen():
     with Calls() as seen:
         xt.linear_cross_entropy(hidden, weight, target)
     assert seen.names == [LINEAR_WITH_GRAD]
+
+
+def test_a_gradient_is_the_callers_own():
+    """Also where the graph is kept for another one."""
+    hidden, weight, bias, target = layer()
+    loss = xt.linear_cross_entropy(hidden, weight, target, linear_bias=bias)
+    parts = hidden, weight, bias
+    first = torch.autograd.grad(loss, parts, retain_graph=True)
+    expected = [gradient.clone() for gradient in first]
+    for gradient in first:
+        gradient.zero_()
+    assert_close([*torch.autograd.grad(loss, parts, retain_graph=True)], expected)
+    doubled = hidden * 1
+    doubled.register_hook(lambda gradient: gradient.mul_(2))
+    loss = xt.linear_cross_entropy(doubled, weight, target, linear_bias=bias)
+    for _ in range(2):
+        (found,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+        assert_close(found, 2 * expected[0])
+
+
+def test_a_head_that_is_the_embedding_too():
+    found = []
+    for function in (xt.linear_cross_entropy, reference):
+        torch.manual_seed(0)
+        embedding, target = torch.nn.Embedding(30, 8), torch.randint(0, 30, (40,))
+        function(embedding(target.roll(1)).tanh(), embedding.weight, target).backward()
+        found.append(embedding.weight.grad)
+    assert_close(*found)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_do_not_count_are_in_no_derivative(weighted):
+    hidden, weight, _, target = layer()
+    with torch.no_grad():
+        hidden[2] = math.nan
+    options = {"sample_weight": torch.tensor([1.0, 2, 0, 1, 1, 1]).double()} if weighted else {}
+    if not weighted:
+        target[2] = -100
+    plain = torch.autograd.grad(xt.linear_cross_entropy(hidden, weight, target, **options), (hidden, weight))
+    loss = xt.linear_cross_entropy(hidden, weight, target, **options)
+    again = torch.autograd.grad(loss, (hidden, weight), create_graph=True)
+    assert_close(again, plain)
+    assert all(gradient.isfinite().all() for gradient in again)
+
+
+def test_second_derivatives_of_mixed_dtypes_outside_of_autocast():
+    hidden, weight, _, target = layer(dtype=torch.float32)
+    hidden = hidden.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = xt.linear_cross_entropy(hidden, weight, target)
+    found = torch.autograd.grad(loss, (hidden, weight), create_graph=True)
+    assert [gradient.dtype for gradient in found] == [torch.bfloat16, torch.float32]
+
+
+def test_one_compiled_graph_serves_all_batch_sizes():
+    torch.compiler.reset()
+    compiled = torch.compile(xt.linear_cross_entropy, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows in (5, 9, 300):
+        hidden, weight, _, target = layer(rows)
+        found = torch.autograd.grad(compiled(hidden, weight, target), (hidden, weight))
+        expected = torch.autograd.grad(reference(hidden, weight, target), (hidden, weight))
+        assert_close(found, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_not_that_of_all_logits():
+    """Neither for a loss with gradients nor for an error of PyTorch's."""
+    script = """
+import torch, xent_rs.torch as xt
+from benches.suites.probe import memory_above
+
+rows, features, classes = 2000, 32, 20_000
+hidden, layer = torch.randn(rows, features, requires_grad=True), torch.nn.Linear(features, classes)
+target = torch.randint(0, classes, (rows,))
+
+def step(target):
+    loss = xt.linear_cross_entropy(hidden, layer.weight, target, linear_bias=layer.bias)
+    loss.backward()
+
+def mistake(target):
+    try:
+        step(target)
+    except ValueError:
+        return
+    raise AssertionError("taken")
+
+step(target[:, None].expand(rows, 1)[:, 0])
+for work, argument in ((step, target), (mistake, target[1:])):
+    above, _ = memory_above(lambda: work(argument))
+    assert above < 60e6, f"{work.__name__}: {above:,} bytes; all logits have {4 * rows * classes:,}"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

@@ -368,6 +368,8 @@ class _Loss(torch.autograd.Function):
             (gradient,) = torch.autograd.grad(loss, logits, grad_output, create_graph=torch.is_grad_enabled())
         elif compiling or gradient is None or grad_output.item() != 1:
             _, gradient = OPERATORS[ctx.name].with_grad(grad_output, logits, *tensors, *ctx.numbers)
+        elif is_graph_kept():
+            gradient = gradient.clone()  # what is kept for another backward pass is not the caller's
         return (None, None, None, None, gradient, *(None for _ in tensors))
 
 
@@ -400,6 +402,14 @@ def stands_for_several(grad_output: Tensor) -> bool:
     )
 
 
+def is_graph_kept() -> bool:
+    """Whether there may be another backward pass through the graph, as by ``retain_graph=True``."""
+    if torch.compiler.is_compiling():
+        return False
+    of_graph_task = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return of_graph_task is None or bool(of_graph_task())
+
+
 def check_tensors(optional: Mapping[str, Any] | None = None, /, **required: Any) -> None:
     """Raise TypeError for what is not a tensor; what is optional may be None."""
     given = {name: value for name, value in (optional or {}).items() if value is not None}
@@ -410,7 +420,9 @@ def check_tensors(optional: Mapping[str, Any] | None = None, /, **required: Any)
 
 def number(value: float | Tensor | None) -> Tensor | None:
     """Return a number as a tensor: a compiled graph then holds for every value."""
-    return value if value is None or isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, Tensor):
+        return value.reshape(()) if value.dim() and value.numel() == 1 else value
+    return None if value is None else torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:

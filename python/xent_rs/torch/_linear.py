@@ -12,7 +12,7 @@ from .. import _xent_rs
 from .._linear_cross_entropy import GRADIENT, LOSS, linear_loss
 from .._products import Matrix, Products
 from ._formulas import FORMULAS
-from ._functions import check_tensors, number, stands_for_several, within_reach
+from ._functions import check_tensors, is_graph_kept, number, stands_for_several, within_reach
 from ._operators import array, as_tensor, loss_tensor, register
 
 
@@ -84,8 +84,8 @@ def linear_cross_entropy(
     at a time; gradients are summed in float32, and rounded once after they are multiplied by the derivative
     of the loss. With ``reduction='none'`` that derivative comes first, and logits are computed again.
 
-    PyTorch takes dimension 1 of the logits for the classes, which with more than two dimensions of `input`
-    is not the last one. Here it always is.
+    PyTorch's own takes `input` of one or two dimensions. Where the kernels do not reach, and for second
+    derivatives, all logits are in memory (docs/torch.md).
 
     Examples
     --------
@@ -140,6 +140,7 @@ def linear_cross_entropy(
             _xent_rs.config()
             if own_options:
                 raise
+            _check_on_meta(own_options, input, linear_weight, *tensors, *numbers)
     return _formula(own_options, input, linear_weight, *tensors, *numbers)
 
 
@@ -155,6 +156,12 @@ def _by_kernels(
     else:
         loss = LINEAR.loss(*parts, *tensors, *numbers)
     return loss
+
+
+def _check_on_meta(*arguments: Any) -> None:
+    """Raise what PyTorch says of tensors of these shapes and dtypes, without their logits."""
+    with torch.no_grad():
+        _formula(*(value.to("meta") if isinstance(value, Tensor) else value for value in arguments))
 
 
 def _go_together(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> bool:
@@ -179,8 +186,19 @@ def _formula(
     targets: Tensor,
     *others: Any,
 ) -> Tensor:
-    """Return the same by PyTorch's own operations."""
+    """Return the same by PyTorch's own operations, of which rows that do not count reach none."""
+    if linear_weight.dim() < 2:
+        raise ValueError(
+            f"linear_weight has shape {tuple(linear_weight.shape)}; expected (classes, features)"
+        )
     classes, *shape, features = linear_weight.shape
+    if not shape:
+        _, sample_weight, _, ignore_index, *_ = others
+        left_out = None if targets.is_floating_point() else targets == ignore_index
+        if sample_weight is not None:
+            left_out = sample_weight == 0 if left_out is None else left_out | (sample_weight == 0)
+        if left_out is not None and left_out.shape == input.shape[:-1]:
+            input = input.masked_fill(left_out.unsqueeze(-1), 0)
     flat_bias = None if linear_bias is None else linear_bias.reshape(-1)
     logits = functional.linear(input, linear_weight.reshape(-1, features), flat_bias)
     if shape:  # of PyTorch alone: a loss of several dimensions for each row
@@ -322,7 +340,11 @@ class _LinearLoss(torch.autograd.Function):
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or stands_for_several(grad_output)):
             # The gradients are to be differentiated in turn, or asked for of many derivatives at once.
             with torch.enable_grad():
-                loss = _formula(ctx.own_options, *tensors, *ctx.numbers)
+                wide = (
+                    torch.float64 if any(part.dtype.itemsize == 8 for part in tensors[:2]) else torch.float32
+                )
+                layer = [None if part is None else part.to(wide) for part in tensors[:3]]
+                loss = _formula(ctx.own_options, *layer, *tensors[3:], *ctx.numbers)
             parts = [part for part, asked in zip(tensors, ctx.wanted, strict=False) if asked]
             found = iter(torch.autograd.grad(loss, parts, grad_output, create_graph=torch.is_grad_enabled()))
             gradients = [next(found) if asked else None for asked in ctx.wanted]
@@ -337,7 +359,10 @@ class _LinearLoss(torch.autograd.Function):
                 results.append(None)
                 continue
             scaled = gradient if factor is None or _is_one(factor) else gradient * factor.to(gradient.dtype)
-            results.append(scaled.to(tensor.dtype))
+            result = scaled.to(tensor.dtype)
+            # What is kept for another backward pass is not the caller's.
+            is_kept = result is gradient and factor is not None and is_graph_kept()
+            results.append(result.clone() if is_kept else result)
         return (None, None, *results, *(None for _ in tensors[3:]))
 
 

@@ -2,8 +2,8 @@
 
 Of each loss there are two: the loss, and the loss with its gradient. They take what the functions of
 `xent_rs` take, without defaults: tensors, then numbers, the last of which are the reduction and the dtype of
-the loss. Classes are along dimension 1, or 0 of one row, as in PyTorch. They have no derivatives:
-`_functions` gives them theirs.
+the loss. Classes are along dimension 1, or 0 of one row, as in PyTorch; those of hidden states are last. They
+have no derivatives: `_functions` and `_linear` give them theirs.
 """
 
 from __future__ import annotations
