@@ -49,6 +49,7 @@ EXTRAS = {
     "lint",
     "plot",
     "progress",
+    "site",
     "test",
     "torch",
 }

@@ -1,0 +1,93 @@
+"""Pages that are read in the repository too, where links lead to files: README, this folder, the examples.
+
+On the site a line that is nothing but a link to a section of README is that section, and links to what is no page
+lead to the page that has it.
+"""
+
+import os
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent.parent
+ROOT = DOCS.parent
+
+#: Files of the repository, and sections of README, and the pages that have them.
+PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "README.md": "index.md",
+    "README.md#accuracy": "accuracy.md",
+    "README.md#command-line": "command_line.md",
+    "README.md#data": "meaning.md#data",
+    "README.md#limits": "limits.md",
+    "README.md#meaning": "meaning.md",
+    "README.md#memory": "settings.md#memory",
+    "README.md#settings": "settings.md",
+    "README.md#speed": "speed.md",
+    "README.md#start": "start.md",
+    "README.md#two-models-compared": "compare.md",
+    "README.md#what-there-is": "meaning.md",
+    "docs/gallery/README.rst": "examples/index.rst",
+}
+
+_HEADING = re.compile(r"^(#+) (.*)\n", re.MULTILINE)
+_LINK = re.compile(r"\]\((?!https?:)([^()#\s]*)(#[^()\s]*)?\)")
+_SECTION = re.compile(r"^\[[^]]*\]\(\.\./([\w.]+\.md)#([\w-]+)\)\n", re.MULTILINE)
+_WHOLE = re.compile(r"^\[[^]]*\]\(\.\./(CHANGELOG|CONTRIBUTING)\.md\)\n", re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-")
+
+
+def section(text: str, name: str, level: int) -> str:
+    """Return what a heading with this anchor stands above, as what stands under one of another level."""
+    (heading,) = (match for match in _HEADING.finditer(text) if anchor(match[2]) == name)
+    depth = len(heading[1])
+    rest = text[heading.end() :]
+    end = next((match.start() for match in _HEADING.finditer(rest) if len(match[1]) <= depth), len(rest))
+    return _HEADING.sub(lambda match: f"{'#' * (len(match[1]) - depth + level)} {match[2]}\n", rest[:end])
+
+
+def at_home(text: str, file: Path) -> str:
+    """Return the text of a file with its links as they lead from a page of the site."""
+
+    def link(match: re.Match[str]) -> str:
+        path = Path(os.path.normpath(file.parent / match[1])) if match[1] else file
+        target = path.relative_to(ROOT).as_posix() + (match[2] or "")
+        if not match[1] and file.parent == DOCS:
+            return match[0]
+        if target in PAGES:
+            return f"]({PAGES[target]})"
+        return f"]({Path(os.path.relpath(path, DOCS)).as_posix()}{match[2] or ''})"
+
+    return _LINK.sub(link, text)
+
+
+def of_site(text: str, page: Path) -> str:
+    """Return the text of a page as the site has it."""
+
+    def included(match: re.Match[str]) -> str:
+        file = ROOT / match[1]
+        level = len([*_HEADING.finditer(text[: match.start()])][-1][1])
+        return at_home(section(file.read_text(encoding="utf-8"), match[2], level), file)
+
+    def whole(match: re.Match[str]) -> str:
+        file = ROOT / f"{match[1]}.md"
+        return at_home(re.sub(r"\A# .*\n", "", file.read_text(encoding="utf-8")), file)
+
+    text = _WHOLE.sub(whole, _SECTION.sub(included, text))
+    return at_home(text, page)
+
+
+def _read(app, name, source):
+    page = Path(app.env.doc2path(name))
+    if page.suffix == ".md" and page.parent == DOCS:
+        source[0] = of_site(source[0], page)
+
+
+def setup(app):
+    """Connect it."""
+    app.connect("source-read", _read)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
