@@ -19,8 +19,6 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(DOCS / "_extensions"), str(ROOT), str(ROOT / "examples")]
 
-import pictures  # noqa: E402
-import repository  # noqa: E402
 import xent_rs  # noqa: E402
 
 project = "xent_rs"
@@ -62,9 +60,9 @@ numpydoc_show_class_members = False
 numpydoc_attributes_as_param_list = True
 # PyTorch is 6 GB: without it the signatures and docstrings of xent_rs.torch are read all the same.
 if importlib.util.find_spec("torch") is None:
-    from sphinx.ext.autodoc import mock
+    from sphinx.ext.autodoc.mock import _MockModule
 
-    mock._MockModule.__version__ = "9999.0"  # what xent_rs.torch asks for
+    _MockModule.__version__ = "9999.0"  # what xent_rs.torch asks for
     autodoc_mock_imports = ["torch"]
 
 # Examples that are run.
@@ -73,14 +71,12 @@ sphinx_gallery_conf = {
     "gallery_dirs": "examples",
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
-    "image_scrapers": (pictures.scraper,),
-    "reset_modules": (pictures.style,),
+    "image_scrapers": ("pictures.scraper",),
+    "reset_modules": ("pictures.style",),
     "backreferences_dir": "examples/of",
     "doc_module": ("xent_rs",),
-    "reference_url": {"xent_rs": None},
     "download_all_examples": False,
-    "abort_on_example_error": True,
-    "min_reported_time": 3600,
+    "write_computation_times": False,
     "show_memory": False,
     "show_signature": False,
 }
@@ -115,6 +111,12 @@ linkcheck_timeout = 20
 linkcheck_retries = 2
 
 
+def _without_explore(app, name, source):
+    """Take the page that computes in the browser out of the contents where there is none."""
+    if name == "index" and not EXPLORE.is_dir():
+        source[0] = source[0].replace("\nexplore\n", "\n")
+
+
 def _copy_explore(app, exception):
     """Copy the page that computes in the browser, which Sphinx need not understand."""
     if exception is None and app.builder.name == "html" and EXPLORE.is_dir():
@@ -127,5 +129,6 @@ def _copy_explore(app, exception):
 
 
 def setup(app):
-    """Connect what is done when the pages are there."""
+    """Connect what is done before and after."""
+    app.connect("source-read", _without_explore)
     app.connect("build-finished", _copy_explore)

@@ -60,6 +60,8 @@ def at_home(text: str, file: Path) -> str:
             return match[0]
         if target in PAGES:
             return f"]({PAGES[target]})"
+        if match[1].endswith(".py") and path.parent == DOCS / "gallery":
+            return f"](examples/{path.stem}.rst)"
         return f"]({Path(os.path.relpath(path, DOCS)).as_posix()}{match[2] or ''})"
 
     return _LINK.sub(link, text)

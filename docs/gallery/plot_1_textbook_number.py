@@ -26,7 +26,7 @@ print("terms:", np.round(terms, 4), " sum:", round(sum(terms), 4))
 #
 # `xent_rs.probability.cross_entropy` is that formula:
 
-print(xent_rs.probability.cross_entropy(truth, guess))
+print(f"{xent_rs.probability.cross_entropy(truth, guess):.6f}")
 
 # %%
 # From logits
@@ -47,7 +47,7 @@ print(xent_rs.softmax(logits + 7))
 # The losses of this package take logits, because a loss of logits keeps digits that probabilities have lost
 # (:doc:`/faq`). The target may be the number of the right class, or the probabilities of all:
 
-print(xent_rs.cross_entropy(logits, 1), xent_rs.cross_entropy(logits + 7, truth))
+print(f"{xent_rs.cross_entropy(logits, 1):.6f} {xent_rs.cross_entropy(logits + 7, truth):.6f}")
 
 # %%
 # What a guess costs
@@ -77,6 +77,6 @@ plt.show()
 # :doc:`next example <plot_2_coins>` is about.
 
 people = np.array([0.3, 0.7, 0.0])
-print("the guess:   ", xent_rs.cross_entropy(logits, people))
-print("the best one:", xent_rs.probability.cross_entropy(people, people))
-print("the entropy: ", xent_rs.probability.entropy(people))
+print(f"the guess:    {xent_rs.cross_entropy(logits, people):.4f}")
+print(f"the best one: {xent_rs.probability.cross_entropy(people, people):.4f}")
+print(f"the entropy:  {xent_rs.probability.entropy(people):.4f}")

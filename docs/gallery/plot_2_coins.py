@@ -14,10 +14,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from xent_rs.probability import cross_entropy, entropy, self_information
 
-print("a fair coin falls heads:          ", self_information(0.5, base=2), "bit")
-print("a die shows six:                  ", round(self_information(1 / 6, base=2), 3), "bits")
-print("a coin of 0.9 heads falls heads:  ", round(self_information(0.9, base=2), 3), "bits")
-print("a coin of 0.9 heads falls tails:  ", round(self_information(0.1, base=2), 3), "bits")
+events = {
+    "a fair coin falls heads": 1 / 2,
+    "a die shows six": 1 / 6,
+    "a coin of 0.9 heads falls heads": 0.9,
+    "a coin of 0.9 heads falls tails": 0.1,
+}
+for event, p in events.items():
+    print(f"{event:32} {self_information(p, base=2):.3f} bits")
 
 # %%
 # What is sure to come is no surprise, and what is rare is a large one. But rare things are rare: on average an unfair coin says less
@@ -73,7 +77,7 @@ plt.show()
 
 belief = np.linspace(0.01, 0.99, 99)
 cost = cross_entropy([0.9, 0.1], np.stack([belief, 1 - belief], axis=1), base=2)
-print("the least is at a belief of", belief[cost.argmin()].round(2), "and costs", cost.min().round(4), "bits")
+print(f"the least is at a belief of {belief[cost.argmin()]:.2f}, and costs {cost.min():.4f} bits")
 
 # %%
 # Bits or nats
@@ -82,4 +86,4 @@ print("the least is at a belief of", belief[cost.argmin()].round(2), "and costs"
 # With the natural logarithm the unit is the nat, 1.4427 bits. Losses come in nats, here as in every framework, since derivatives are
 # simpler then. A model that knows nothing of two classes has the loss log 2:
 
-print(entropy([0.5, 0.5]), "nats =", entropy([0.5, 0.5]) / np.log(2), "bit")
+print(f"{entropy([0.5, 0.5]):.4f} nats are {entropy([0.5, 0.5], base=2):.4f} bits")

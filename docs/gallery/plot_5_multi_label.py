@@ -27,7 +27,7 @@ print("the mean:", round(xent_rs.binary_cross_entropy(logits, targets), 4))
 # The boat costs most: it is there, and the model gave it 30 %. `xent_rs.probability.binary_cross_entropy` has the same number from
 # probabilities:
 
-print(round(xent_rs.probability.binary_cross_entropy(p, targets), 4))
+print(f"{xent_rs.probability.binary_cross_entropy(p, targets):.4f}")
 
 # %%
 # Why not softmax

@@ -15,9 +15,9 @@ import xent_rs
 from xent_rs import probability
 
 weather, belief = np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.25, 0.5])
-print("cross-entropy:", probability.cross_entropy(weather, belief, base=2), "bits")
-print("entropy:      ", probability.entropy(weather, base=2), "bits")
-print("divergence:   ", probability.kl_divergence(weather, belief, base=2), "bits")
+print(f"cross-entropy: {probability.cross_entropy(weather, belief, base=2):.2f} bits")
+print(f"entropy:       {probability.entropy(weather, base=2):.2f} bits")
+print(f"divergence:    {probability.kl_divergence(weather, belief, base=2):.2f} bits")
 
 # %%
 # From logits
@@ -44,8 +44,8 @@ print(f"in float64:               {exact:.6g}")
 # The two directions differ, most of all where one side says "never":
 
 sure, unsure = np.array([1.0, 0.0]), np.array([0.5, 0.5])
-print("the truth is sure, the belief is not:", round(probability.kl_divergence(sure, unsure, base=2), 4), "bit")
-print("the truth is not, the belief is sure:", probability.kl_divergence(unsure, sure, base=2), "bits")
+print(f"the truth is sure, the belief is not: {probability.kl_divergence(sure, unsure, base=2):.0f} bit")
+print(f"the truth is not, the belief is sure: {probability.kl_divergence(unsure, sure, base=2):.0f} bits")
 
 # %%
 # One hump for two
