@@ -32,6 +32,7 @@ PAGES = {
 
 _HEADING = re.compile(r"^(#+) (.*)\n", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!https?:)([^()#\s]*)(#[^()\s]*)?\)")
+_NAMED_BY_FILE = re.compile(r"\[(?:docs/)?\w+\.md\](?=\()")  # on the site, by its title
 _SECTION = re.compile(r"^\[[^]]*\]\(\.\./([\w.]+\.md)#([\w-]+)\)\n", re.MULTILINE)
 _WHOLE = re.compile(r"^\[[^]]*\]\(\.\./(CHANGELOG|CONTRIBUTING)\.md\)\n", re.MULTILINE)
 
@@ -64,7 +65,7 @@ def at_home(text: str, file: Path) -> str:
             return f"](examples/{path.stem}.rst)"
         return f"]({Path(os.path.relpath(path, DOCS)).as_posix()}{match[2] or ''})"
 
-    return _LINK.sub(link, text)
+    return _LINK.sub(link, _NAMED_BY_FILE.sub("[]", text))
 
 
 def of_site(text: str, page: Path) -> str:
@@ -80,7 +81,8 @@ def of_site(text: str, page: Path) -> str:
         return at_home(re.sub(r"\A# .*\n", "", file.read_text(encoding="utf-8")), file)
 
     text = _WHOLE.sub(whole, _SECTION.sub(included, text))
-    return at_home(text, page)
+    # Doctest wants an empty line at the end of a block, readers do not.
+    return at_home(re.sub(r"\n\n```\n", "\n```\n", text), page)
 
 
 def _read(app, name, source):

@@ -36,52 +36,55 @@
     return `${suite.unit === "MiB" ? parts[0] : parts.join("; ")}.`;
   };
 
-  const bars = (cases, suite, say) => {
-    const width = 700, line = 22, label = 190, right = 70;
+  // Bars for each shape: the name beside each or, where there is little room, above it.
+  const bars = (cases, suite, say, width) => {
+    const narrow = width < 560;
+    const [label, right, line] = narrow ? [0, 60, 40] : [200, 70, 22];
     const svg = shape("svg", { role: "group" });
     let y = 0;
     for (const of of cases) {
       const entries = Object.entries(of.values);
       const most = Math.max(...entries.map(([, value]) => value), of.roof ?? 0, 1e-12);
       const at = (value) => label + ((width - label - right) * Math.max(value, 0)) / most;
-      svg.append(shape("text", { x: label, y: y + 16, "font-weight": "bold" }, of.shape));
+      const title = shape("text", { x: label, y: y + 16, "font-weight": "bold" }, of.shape);
+      svg.append(title);
       const top = y + 26;
       entries.forEach(([name, value], index) => {
-        const middle = top + index * line + line / 2;
+        const middle = top + index * line + (narrow ? 28 : line / 2);
         const kind = is_ours(name, suite) ? "ours" : "others";
         const group = shape("g", { tabindex: 0, role: "img", "aria-label": sentence(name, value, of, suite) });
         group.append(
-          shape("rect", { x: 0, y: middle - line / 2, width, height: line, fill: "transparent" }),
-          shape("text", { x: label - 8, y: middle + 4, "text-anchor": "end" }, name),
+          shape("rect", { x: 0, y: top + index * line, width, height: line, fill: "transparent" }),
+          shape("text", narrow ? { x: 0, y: middle - 12 } : { x: label - 8, y: middle + 4, "text-anchor": "end" }, name),
           shape("rect", { x: label, y: middle - 7, width: Math.max(at(value) - label, 1), height: 14, class: kind }),
           shape("text", { x: at(value) + 6, y: middle + 4 }, number(value)),
         );
+        if (of.roof) group.append(shape("line", { x1: at(of.roof), x2: at(of.roof), y1: middle - 10, y2: middle + 10, class: "roof" }));
         say(group);
         svg.append(group);
       });
-      const bottom = top + entries.length * line;
-      if (of.roof) {
-        svg.append(
-          shape("line", { x1: at(of.roof), x2: at(of.roof), y1: top - 4, y2: bottom, class: "roof" }),
-          shape("text", { x: at(of.roof) + 4, y: top - 8, class: "muted" }, of === cases[0] ? `the roof: ${number(of.roof)}` : number(of.roof)),
-        );
-      }
-      y = bottom + 18;
+      if (of.roof) title.textContent = `${of.shape}; the roof, dashed: ${number(of.roof)}`;
+      y = top + entries.length * line + 20;
     }
     svg.setAttribute("viewBox", `0 0 ${width} ${Math.max(y - 10, 10)}`);
     return svg;
   };
 
-  const lines = (cases, suite, say) => {
-    const width = 700, height = 400, left = 48, right = 190, top = 12, bottom = 44;
-    const svg = shape("svg", { role: "group", viewBox: `0 0 ${width} ${height}` });
+  // Lines over the number of classes, both axes logarithmic: the names at their ends or, where there is little room, below.
+  const lines = (cases, suite, say, width) => {
     const names = unique(cases.flatMap((of) => Object.keys(of.values)));
+    const narrow = width < 560;
+    const [left, right, top, bottom] = [44, narrow ? 8 : 190, 12, narrow ? 52 + 18 * (names.length + 1) : 44];
+    const height = narrow ? 300 + bottom : 400;
+    const floor = height - bottom;
+    const svg = shape("svg", { role: "group", viewBox: `0 0 ${width} ${height}` });
     const all = cases.flatMap((of) => [...Object.values(of.values), of.roof].filter((value) => value > 0));
     const [low, high] = [Math.log10(Math.min(...all)) - 0.05, Math.log10(Math.max(...all)) + 0.05];
     const counts = cases.map((of) => Math.log10(of.classes));
     const [least, most] = [Math.min(...counts), Math.max(...counts)];
     const x = (classes) => left + ((width - left - right) * (Math.log10(classes) - least)) / (most - least || 1);
-    const y = (value) => height - bottom - ((height - top - bottom) * (Math.log10(value) - low)) / (high - low || 1);
+    const y = (value) => floor - ((floor - top) * (Math.log10(value) - low)) / (high - low || 1);
+    const path = (points) => points.map(([a, b], index) => `${index ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
     for (let power = Math.floor(low); power <= high; power += 1) {
       for (const digit of [1, 2, 5]) {
         const value = digit * 10 ** power;
@@ -94,39 +97,45 @@
     }
     let last = -Infinity;
     for (const classes of unique(cases.map((of) => of.classes))) {
-      if (x(classes) - last < 52) continue;
+      if (x(classes) - last < 56) continue;
       last = x(classes);
-      svg.append(shape("text", { x: last, y: height - bottom + 18, "text-anchor": "middle", class: "muted" }, classes.toLocaleString("en")));
+      svg.append(shape("text", { x: last, y: floor + 18, "text-anchor": narrow && last > width - 40 ? "end" : "middle", class: "muted" }, classes.toLocaleString("en")));
     }
-    svg.append(shape("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle", class: "muted" }, "number of classes"));
-    const path = (points) => points.map(([a, b], index) => `${index ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
-    svg.append(shape("path", { d: path(cases.filter((of) => of.roof).map((of) => [x(of.classes), y(of.roof)])), class: "roof", fill: "none" }));
-    const ends = [{ name: "the roof", y: y(cases.at(-1).roof), group: null }];
+    svg.append(shape("text", { x: (left + width - right) / 2, y: floor + 38, "text-anchor": "middle", class: "muted" }, "number of classes"));
+    const ends = [];
+    const roofs = cases.filter((of) => of.roof);
+    if (roofs.length) {
+      svg.append(shape("path", { d: path(roofs.map((of) => [x(of.classes), y(of.roof)])), class: "roof", fill: "none" }));
+      ends.push({ name: "the roof, dashed", y: y(roofs.at(-1).roof), group: null, kind: "muted" });
+    }
+    const peers = names.filter((name) => !is_ours(name, suite));
     for (const name of [...names].reverse()) {
-      const kind = is_ours(name, suite) ? "ours" : "others";
-      const group = shape("g");
+      const kind = is_ours(name, suite) ? "ours" : `peer-${peers.indexOf(name) % 6}`;
+      const group = shape("g", { class: kind });
       const points = cases.filter((of) => of.values[name] > 0);
-      group.append(shape("path", { d: path(points.map((of) => [x(of.classes), y(of.values[name])])), class: kind }));
+      group.append(shape("path", { d: path(points.map((of) => [x(of.classes), y(of.values[name])])) }));
       for (const of of points) {
         const dot = shape("circle", {
-          cx: x(of.classes), cy: y(of.values[name]), r: 4, class: kind,
+          cx: x(of.classes), cy: y(of.values[name]), r: 4,
           tabindex: 0, role: "img", "aria-label": sentence(name, of.values[name], of, suite),
         });
         say(dot, group);
         group.append(dot);
       }
       svg.append(group);
-      ends.push({ name, y: y(points.at(-1).values[name]), group });
+      ends.push({ name, y: y(points.at(-1).values[name]), group, kind });
     }
-    // Names at the ends of the lines, moved apart.
-    ends.sort((a, b) => a.y - b.y);
-    ends.forEach((end, index) => { end.y = Math.max(end.y, index ? ends[index - 1].y + 16 : top + 6); });
-    const excess = ends.at(-1).y - (height - bottom);
-    if (excess > 0) ends.forEach((end, index) => { end.y = Math.min(end.y, height - bottom - 16 * (ends.length - 1 - index)); });
+    if (narrow) {
+      ends.reverse().forEach((end, index) => { end.y = floor + 60 + 18 * index; });
+    } else {
+      // Names that would lie on each other are moved apart.
+      ends.sort((a, b) => a.y - b.y);
+      ends.forEach((end, index) => { end.y = Math.max(end.y, index ? ends[index - 1].y + 16 : top + 6); });
+      ends.forEach((end, index) => { end.y = Math.min(end.y, floor - 16 * (ends.length - 1 - index)); });
+    }
     for (const end of ends) {
-      const text = shape("text", { x: width - right + 10, y: end.y + 4, class: end.group ? "" : "muted" }, end.name);
+      const text = shape("text", { x: narrow ? left : width - right + 10, y: end.y + 4, class: `name ${end.kind}` }, end.name);
       if (end.group) {
-        if (is_ours(end.name, suite)) text.setAttribute("font-weight", "bold");
         text.addEventListener("pointerenter", () => svg.querySelectorAll(":scope > g").forEach((group) => group.classList.toggle("dimmed", group !== end.group)));
         text.addEventListener("pointerleave", () => svg.querySelectorAll(".dimmed").forEach((group) => group.classList.remove("dimmed")));
       }
@@ -197,7 +206,7 @@
       const cases = of_group.cases.filter((of) => ticked.includes(of.shape));
       said.textContent = cases.length ? hint : "No shape is ticked.";
       provenance.textContent = of_record.provenance;
-      const drawn = cases.length ? [(of_suite.unit === "ns" ? lines : bars)(cases, of_suite, say)] : [];
+      const drawn = cases.length ? [(of_suite.unit === "ns" ? lines : bars)(cases, of_suite, say, Math.max(picture.clientWidth, 280))] : [];
       drawn.forEach((svg) => svg.setAttribute("aria-label", `${of_suite.name}: ${of_group.label}, ${UNITS[of_suite.unit]}`));
       picture.replaceChildren(element("p", { class: "records-title" }, `${of_group.label}, ${UNITS[of_suite.unit]}; less is better`), ...drawn);
       numbers.replaceChildren(numbers.firstChild, ...(cases.length ? [table(cases, of_suite)] : []));
@@ -221,6 +230,12 @@
     [record, suite, group].forEach((select) => select.addEventListener("change", offer));
     root.querySelector(".records-fallback").replaceWith(controls, picture, said, numbers, provenance);
     offer();
+    let width = picture.clientWidth;
+    new ResizeObserver(() => {
+      if (picture.clientWidth === width) return;
+      width = picture.clientWidth;
+      draw();
+    }).observe(picture);
   };
 
   document.querySelectorAll(".records").forEach(start);
