@@ -1,7 +1,7 @@
 """Check the built site: ``check_site.py FOLDER``.
 
-Links and pictures lead to files that are there, and to anchors that they have; nothing is fetched from elsewhere; pictures say in
-words what they show; and every public name of the package has its place.
+Links and pictures lead to files that are there, and to anchors that they have; nothing is fetched from
+elsewhere; pictures say in words what they show; and every public name of the package has its place.
 """
 
 import ast
@@ -61,11 +61,11 @@ def faults_of_links(site: Path) -> list[str]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if target.is_dir():
                 target /= "index.html"
+            anchor = unquote(parts.fragment) if url in page.links and target in pages else ""
             if not target.is_file():
                 faults.append(f"{name} leads to {url}, which is not there")
-            elif parts.fragment and target in pages and url in page.links:
-                if unquote(parts.fragment) not in pages[target].anchors:
-                    faults.append(f"{name} leads to {url}, which has no such place")
+            elif anchor and anchor not in pages[target].anchors:
+                faults.append(f"{name} leads to {url}, which has no such place")
     return list(dict.fromkeys(faults))
 
 
@@ -79,8 +79,13 @@ def faults_of_names(site: Path) -> list[str]:
         file = file if file.is_file() else PACKAGE / f"{module}.py"
         for statement in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
-                names = [".".join(filter(None, ("xent_rs", module, name))) for name in ast.literal_eval(statement.value)]
-                faults += [f"no page has {name}" for name in names if name not in there | {"xent_rs.__version__"}]
+                names = [
+                    ".".join(filter(None, ("xent_rs", module, name)))
+                    for name in ast.literal_eval(statement.value)
+                ]
+                faults += [
+                    f"no page has {name}" for name in names if name not in there | {"xent_rs.__version__"}
+                ]
     return faults
 
 

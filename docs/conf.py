@@ -23,7 +23,7 @@ import xent_rs  # noqa: E402
 
 project = "xent_rs"
 author = "the xent_rs developers"
-copyright = author  # noqa: A001
+copyright = author
 version = release = xent_rs.__version__
 
 extensions = [
@@ -102,7 +102,9 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {name: [] for name in ("index", "start", "faq", "inside", "changelog", "contributing", "explore")}
+html_sidebars = {
+    name: [] for name in ("index", "start", "faq", "inside", "changelog", "contributing", "explore")
+}
 
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True

@@ -206,7 +206,9 @@ def test_every_public_name_is_in_the_reference():
             listed.add(f"{module}.{name[1]}")
     public = set()
     for file in package.rglob("*.py"):
-        name = ".".join(["xent_rs", *file.relative_to(package).with_suffix("").parts]).removesuffix(".__init__")
+        name = ".".join(["xent_rs", *file.relative_to(package).with_suffix("").parts]).removesuffix(
+            ".__init__"
+        )
         for statement in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
                 public |= {f"{name}.{each}" for each in ast.literal_eval(statement.value)}

@@ -3,7 +3,7 @@
 import matplotlib
 from sphinx_gallery.scrapers import matplotlib_scraper
 
-INK, POINT, PALE = "#1c2a38", "#c8501e", "#9aa7b4"
+INK, POINT, PALE = "#1c2a38", "#c8501e", "#7d8b99"
 
 
 def scraper(block, block_vars, gallery_conf, **keywords):

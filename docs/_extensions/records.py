@@ -1,4 +1,6 @@
-"""The directive ``records``: the recorded benchmarks as a picture that the reader chooses, and without a script as tables.
+"""The directive ``records``: the recorded benchmarks as a picture that the reader chooses.
+
+Without a script it is the comparison with peers as tables.
 
 It reads what `benches.report` shows: the newest record of each CPU and SIMD level, and all of the frameworks.
 """
@@ -6,11 +8,12 @@ It reads what `benches.report` shows: the newest record of each CPU and SIMD lev
 import json
 from html import escape
 
-from benches import frameworks, report, tables
 from docutils import nodes
 from repository import ROOT
 from sphinx.util.docutils import SphinxDirective
 from xent_rs.cli.benchmark.tables import grouped
+
+from benches import frameworks, report, tables
 
 #: Suites whose results are drawn over the number of classes, in nanoseconds an element.
 BY_CLASSES = {"classes", "axis1", "targets"}
@@ -29,7 +32,7 @@ def _provenance(found):
 
 
 def _contender(result):
-    """What a bar or a line stands for."""
+    """Return what a bar or a line stands for."""
     name = result["contender"]
     if "threads" in result:
         name = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
@@ -49,7 +52,7 @@ def _group(results, unit):
         roof = of_shape[0].get("roof") if unit != "MiB" else None
         cases.append(
             {
-                "shape": f"{rows:,} × {classes:,}",
+                "shape": f"{rows:,} x {classes:,}",
                 "classes": classes,
                 "roof": None if roof is None else float(f"{factor * roof:.3g}"),
                 "values": values,

@@ -1,7 +1,7 @@
 """Pages that are read in the repository too, where links lead to files: README, this folder, the examples.
 
-On the site a line that is nothing but a link to a section of README is that section, and links to what is no page
-lead to the page that has it.
+On the site a line that is nothing but a link to a section of README is that section, and links to what is
+no page lead to the page that has it.
 """
 
 import os

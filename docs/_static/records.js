@@ -174,7 +174,7 @@
       return select;
     };
     const [record, suite, group] = [choice("Record"), choice("Experiment"), choice("What")];
-    const shapes = element("fieldset", {}, element("legend", {}, "Shapes, rows × classes"));
+    const shapes = element("fieldset", {}, element("legend", {}, "Shapes, rows x classes"));
     controls.append(shapes);
     const fill = (select, labels) => {
       const before = select.value;

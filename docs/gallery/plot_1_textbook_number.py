@@ -14,11 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xent_rs
 
-truth = np.array([0.0, 1.0, 0.0])  # one-hot: all of the probability on the class that is right
+truth = np.array(
+    [0.0, 1.0, 0.0]
+)  # one-hot: all of the probability on the class that is right
 guess = np.array([0.228, 0.619, 0.153])
 
-terms = [0 if t == 0 else -t * np.log(q) for t, q in zip(truth, guess, strict=True)]
-print("terms:", np.round(terms, 4), " sum:", round(sum(terms), 4))
+terms = -truth * np.log(guess)
+print("terms:", terms.round(4) + 0, " sum:", terms.sum().round(4))
 
 # %%
 # Of a one-hot truth one term is left: **the loss is minus the logarithm of the probability that was given to the right class**.
@@ -47,7 +49,8 @@ print(xent_rs.softmax(logits + 7))
 # The losses of this package take logits, because a loss of logits keeps digits that probabilities have lost
 # (:doc:`/faq`). The target may be the number of the right class, or the probabilities of all:
 
-print(f"{xent_rs.cross_entropy(logits, 1):.6f} {xent_rs.cross_entropy(logits + 7, truth):.6f}")
+print(f"class 1: {xent_rs.cross_entropy(logits, 1):.6f}")
+print(f"one-hot: {xent_rs.cross_entropy(logits + 7, truth):.6f}")
 
 # %%
 # What a guess costs
@@ -59,11 +62,18 @@ print(f"{xent_rs.cross_entropy(logits, 1):.6f} {xent_rs.cross_entropy(logits + 7
 q = np.linspace(0.005, 1, 200)
 figure, axes = plt.subplots()
 axes.plot(q, -np.log(q))
-for name, at, offset in (("the guess: 0.4797", 0.619, (8, 8)), ("one of three: 1.0986", 1 / 3, (8, 8))):
+for name, at, offset in (
+    ("the guess: 0.4797", 0.619, (8, 8)),
+    ("one of three: 1.0986", 1 / 3, (8, 8)),
+):
     axes.plot(at, -np.log(at), "o", color="C1")
-    axes.annotate(name, (at, -np.log(at)), offset, textcoords="offset points", color="C1")
+    axes.annotate(
+        name, (at, -np.log(at)), offset, textcoords="offset points", color="C1"
+    )
 axes.set(
-    title="Loss of a one-hot target", xlabel="probability of the right class", ylabel="cross-entropy (nats)"
+    title="Loss of a one-hot target",
+    xlabel="probability of the right class",
+    ylabel="cross-entropy (nats)",
 )
 axes.set(xlim=(0, 1.01), ylim=(0, 5))
 plt.show()

@@ -37,7 +37,14 @@ heads = np.linspace(0, 1, 201)
 figure, axes = plt.subplots()
 axes.plot(heads, entropy(np.stack([heads, 1 - heads], axis=1), base=2))
 axes.plot([0.5, 0.9], [1, entropy([0.9, 0.1], base=2)], "o", color="C1")
-axes.annotate("fair: 1 bit", (0.5, 1), (0, 7), textcoords="offset points", ha="center", color="C1")
+axes.annotate(
+    "fair: 1 bit",
+    (0.5, 1),
+    (0, 7),
+    textcoords="offset points",
+    ha="center",
+    color="C1",
+)
 axes.annotate(
     "nine of ten: 0.469 bits",
     (0.9, 0.469),
@@ -46,7 +53,13 @@ axes.annotate(
     ha="right",
     color="C1",
 )
-axes.set(title="Entropy of a coin", xlabel="probability of heads", ylabel="bits", ylim=(0, 1.15), xlim=(0, 1))
+axes.set(
+    title="Entropy of a coin",
+    xlabel="probability of heads",
+    ylabel="bits",
+    ylim=(0, 1.15),
+    xlim=(0, 1),
+)
 plt.show()
 
 # %%
@@ -61,9 +74,22 @@ surprise = self_information(np.where(falls, 0.9, 0.1), base=2)
 course = surprise.cumsum() / np.arange(1, len(surprise) + 1)
 
 figure, axes = plt.subplots()
-axes.semilogx(np.arange(1, len(surprise) + 1), course, color="C1", label="mean surprise so far")
-axes.axhline(entropy([0.9, 0.1], base=2), linestyle="--", linewidth=1, label="entropy")
-axes.set(title="A coin of 0.9 heads", xlabel="tosses", ylabel="bits", ylim=(0, 1.2), xlim=(1, len(surprise)))
+axes.semilogx(
+    np.arange(1, len(surprise) + 1),
+    course,
+    color="C1",
+    label="mean surprise so far",
+)
+axes.axhline(
+    entropy([0.9, 0.1], base=2), linestyle="--", linewidth=1, label="entropy"
+)
+axes.set(
+    title="A coin of 0.9 heads",
+    xlabel="tosses",
+    ylabel="bits",
+    ylim=(0, 1.2),
+    xlim=(1, len(surprise)),
+)
 axes.legend()
 plt.show()
 
@@ -77,7 +103,9 @@ plt.show()
 
 belief = np.linspace(0.01, 0.99, 99)
 cost = cross_entropy([0.9, 0.1], np.stack([belief, 1 - belief], axis=1), base=2)
-print(f"the least is at a belief of {belief[cost.argmin()]:.2f}, and costs {cost.min():.4f} bits")
+print(
+    f"the least is at a belief of {belief[cost.argmin()]:.2f}, and costs {cost.min():.4f} bits"
+)
 
 # %%
 # Bits or nats
@@ -86,4 +114,6 @@ print(f"the least is at a belief of {belief[cost.argmin()]:.2f}, and costs {cost
 # With the natural logarithm the unit is the nat, 1.4427 bits. Losses come in nats, here as in every framework, since derivatives are
 # simpler then. A model that knows nothing of two classes has the loss log 2:
 
-print(f"{entropy([0.5, 0.5]):.4f} nats are {entropy([0.5, 0.5], base=2):.4f} bits")
+print(
+    f"{entropy([0.5, 0.5]):.4f} nats are {entropy([0.5, 0.5], base=2):.4f} bits"
+)

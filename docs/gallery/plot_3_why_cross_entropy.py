@@ -29,7 +29,9 @@ def quadratic(logit):
 
 def cross_entropy(logit):
     """Return the cost and its derivative: one call."""
-    return xent_rs.binary_cross_entropy_with_grad(np.array(logit), np.array(0), reduction="none")
+    return xent_rs.binary_cross_entropy_with_grad(
+        np.array(logit), np.array(0), reduction="none"
+    )
 
 
 for start, logit in (("wrong", 1.5), ("badly wrong", 4.0)):
@@ -46,9 +48,14 @@ for start, logit in (("wrong", 1.5), ("badly wrong", 4.0)):
 logits = np.linspace(-6, 6, 241)
 figure, axes = plt.subplots()
 axes.plot(logits, quadratic(logits)[1], color="C2", label="quadratic cost")
-loss, gradient = xent_rs.binary_cross_entropy_with_grad(logits, np.zeros(len(logits), int), reduction="none")
+loss, gradient = xent_rs.binary_cross_entropy_with_grad(
+    logits, np.zeros(len(logits), int), reduction="none"
+)
 axes.plot(logits, gradient, color="C1", label="cross-entropy")
-axes.set(title="How strongly a neuron is pushed back to 0", xlabel="logit (the more, the more wrong)")
+axes.set(
+    title="How strongly a neuron is pushed back to 0",
+    xlabel="logit (the more, the more wrong)",
+)
 axes.set(ylabel="derivative of the cost", xlim=(-6, 6), ylim=(0, 1.05))
 axes.legend(loc="upper left")
 plt.show()
@@ -65,7 +72,9 @@ def train(cost, rate, weight, bias, steps=300):
     """Return the output before each step and after the last."""
     outputs = []
     for _ in range(steps + 1):
-        logit = weight * 1.0 + bias  # the input is 1: weight and bias have the same derivative
+        logit = (
+            weight * 1.0 + bias
+        )  # the input is 1: weight and bias have the same derivative
         outputs.append(1 / (1 + np.exp(-logit)))
         slope = float(cost(logit)[1])
         weight, bias = weight - rate * slope, bias - rate * slope
@@ -74,12 +83,22 @@ def train(cost, rate, weight, bias, steps=300):
 
 figure, panels = plt.subplots(1, 2, sharey=True)
 for axes, (title, cost, rate) in zip(
-    panels, [("quadratic cost", quadratic, 0.15), ("cross-entropy", cross_entropy, 0.02)], strict=True
+    panels,
+    [
+        ("quadratic cost", quadratic, 0.15),
+        ("cross-entropy", cross_entropy, 0.02),
+    ],
+    strict=True,
 ):
-    for label, color, weight, bias in (("starts at 0.82", "C2", 0.6, 0.9), ("starts at 0.98", "C1", 2.0, 2.0)):
+    for label, color, weight, bias in (
+        ("starts at 0.82", "C2", 0.6, 0.9),
+        ("starts at 0.98", "C1", 2.0, 2.0),
+    ):
         outputs = train(cost, rate, weight, bias)
         axes.plot(outputs, color=color, label=label)
-        print(f"{title}, {label}: below one half after {int(np.argmax(outputs < 0.5))} steps")
+        print(
+            f"{title}, {label}: below one half after {int(np.argmax(outputs < 0.5))} steps"
+        )
     axes.set(title=title, xlabel="step", ylim=(0, 1), xlim=(0, 300))
 panels[0].set_ylabel("output (target 0)")
 panels[1].legend()

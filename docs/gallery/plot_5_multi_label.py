@@ -20,7 +20,9 @@ logits = np.log(p) - np.log1p(-p)  # the logit of a probability
 
 losses = xent_rs.binary_cross_entropy(logits, targets, reduction="none")
 for label, target, guess, loss in zip(labels, targets, p, losses, strict=True):
-    print(f"{label:5} {'there' if target else 'not there':10} believed at {guess:.0%}: {loss:.4f}")
+    print(
+        f"{label:5} {'there' if target else 'not there':10} believed at {guess:.0%}: {loss:.4f}"
+    )
 print("the mean:", round(xent_rs.binary_cross_entropy(logits, targets), 4))
 
 # %%
@@ -47,7 +49,9 @@ print("yes or no, each:     ", xent_rs.binary_cross_entropy(best, targets))
 #
 # Documents with some of five labels, told from their words. A linear model, all five losses and their gradient in one call:
 
-x, y = make_multilabel_classification(3_000, 20, n_classes=5, n_labels=2, random_state=0)
+x, y = make_multilabel_classification(
+    3_000, 20, n_classes=5, n_labels=2, random_state=0
+)
 x = (x - x.mean(axis=0)) / x.std(axis=0)
 x, x_test, y, y_test = x[:2_000], x[2_000:], y[:2_000], y[2_000:]
 
@@ -57,7 +61,9 @@ def train(pos_weight=None, steps=200):
     weights, course = np.zeros((x.shape[1] + 1, 5)), []
     inputs = np.column_stack([x, np.ones(len(x))])
     for _ in range(steps):
-        loss, gradient = xent_rs.binary_cross_entropy_with_grad(inputs @ weights, y, pos_weight=pos_weight)
+        loss, gradient = xent_rs.binary_cross_entropy_with_grad(
+            inputs @ weights, y, pos_weight=pos_weight
+        )
         weights -= 3.0 * inputs.T @ gradient
         course.append(loss)
     return weights, course
@@ -65,7 +71,9 @@ def train(pos_weight=None, steps=200):
 
 weights, course = train()
 test_logits = np.column_stack([x_test, np.ones(len(x_test))]) @ weights
-of_label = xent_rs.binary_cross_entropy(test_logits, y_test, reduction="none").mean(axis=0)
+of_label = xent_rs.binary_cross_entropy(
+    test_logits, y_test, reduction="none"
+).mean(axis=0)
 for label in range(5):
     found = (test_logits[:, label] > 0)[y_test[:, label] == 1].mean()
     print(
@@ -93,7 +101,10 @@ precision = [
 
 figure, panels = plt.subplots(1, 2, sharey=True)
 for axes, title, (plain, weighted) in zip(
-    panels, ("Found, of what is there", "There, of what is found"), (recall, precision), strict=True
+    panels,
+    ("Found, of what is there", "There, of what is found"),
+    (recall, precision),
+    strict=True,
 ):
     axes.bar(np.arange(5) - 0.2, plain, 0.4, color="C2", label="plain")
     axes.bar(np.arange(5) + 0.2, weighted, 0.4, color="C1", label="pos_weight")
@@ -109,4 +120,8 @@ plt.show()
 # Where nobody said whether a label holds, `ignore_index` leaves the element out, of the mean too:
 
 known = np.array([1, -1, 1, 0])  # nobody looked for the sea
-print(xent_rs.binary_cross_entropy(logits, known, ignore_index=-1, reduction="none").round(4))
+print(
+    xent_rs.binary_cross_entropy(
+        logits, known, ignore_index=-1, reduction="none"
+    ).round(4)
+)
