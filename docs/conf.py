@@ -7,6 +7,7 @@ Nothing is fetched while it is built, and nothing when it is read. CONTRIBUTING 
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ ROOT = DOCS.parent
 sys.path[:0] = [str(DOCS / "_extensions"), str(ROOT), str(ROOT / "examples")]
 
 import xent_rs  # noqa: E402
+from sphinx.util import inspect  # noqa: E402
 
 project = "xent_rs"
 author = "the xent_rs developers"
@@ -131,7 +133,22 @@ def _copy_explore(app, exception):
         )
 
 
+def _references(app, what, name, thing, options, lines):
+    """Keep the initial of an author from being taken for the first number of a list."""
+    lines[:] = [re.sub(r"^(\.\. \[\d+\] )(?=[A-Z]\.)", r"\1\\", line) for line in lines]
+
+
+def _signature(app, what, name, thing, options, signature, returned):
+    """Return the arguments of a class whose base is not there."""
+    if what == "class" and "__init__" in vars(thing) and signature == "(*args, **kwargs)":
+        own = inspect.signature(thing.__init__, bound_method=True)
+        return inspect.stringify_signature(own, show_annotation=False, show_return_annotation=False), None
+    return None
+
+
 def setup(app):
     """Connect what is done before and after."""
+    app.connect("autodoc-process-docstring", _references, priority=400)  # before numpydoc
+    app.connect("autodoc-process-signature", _signature)
     app.connect("source-read", _without_explore)
     app.connect("build-finished", _copy_explore)

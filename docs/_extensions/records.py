@@ -49,6 +49,7 @@ def _group(results, unit):
             _contender(each): float(f"{factor * each['above' if unit == 'MiB' else 'median']:.3g}")
             for each in of_shape
         }
+        own = {_contender(each): each["own"] for each in of_shape if "own" in each}
         roof = of_shape[0].get("roof") if unit != "MiB" else None
         cases.append(
             {
@@ -56,6 +57,7 @@ def _group(results, unit):
                 "classes": classes,
                 "roof": None if roof is None else float(f"{factor * roof:.3g}"),
                 "values": values,
+                **({"own": own} if own else {}),
             }
         )
     return sorted(cases, key=lambda case: case["classes"]) if unit == "ns" else cases
@@ -109,16 +111,20 @@ def records():
     return shown
 
 
+def _cell(value):
+    return f"<td>{'' if value is None else format(value, 'g')}</td>"
+
+
 def _table(group, unit):
     """Return a group as a table: a line for each contender, a column for each shape."""
     names = list(dict.fromkeys(name for case in group["cases"] for name in case["values"]))
     head = "".join(f'<th scope="col">{escape(case["shape"])}</th>' for case in group["cases"])
     lines = []
     for name in names:
-        cells = "".join(f"<td>{case['values'].get(name, '')}</td>" for case in group["cases"])
+        cells = "".join(_cell(case["values"].get(name)) for case in group["cases"])
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     if any(case["roof"] is not None for case in group["cases"]):
-        cells = "".join(f"<td>{case['roof']}</td>" for case in group["cases"])
+        cells = "".join(_cell(case["roof"]) for case in group["cases"])
         lines.append(f'<tr><th scope="row">the roof</th>{cells}</tr>')
     return (
         f'<table class="table"><caption>{escape(group["label"])}, {unit}</caption>'

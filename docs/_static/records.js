@@ -26,11 +26,12 @@
 
   // What one value says, in a sentence: on hover, on focus, and for who cannot see the picture.
   const sentence = (name, value, of, suite) => {
-    const first = Object.entries(of.values)[0];
+    // Compared with the first, and of frameworks' losses with the framework's own.
+    const other = of.own ? of.own[name] : Object.keys(of.values)[0];
     const parts = [`${name}, ${of.shape}: ${number(value)} ${suite.unit === "ns" ? "ns an element" : suite.unit}`];
-    if (name !== first[0] && first[1] > 0 && value > 0) {
-      const times = value / first[1];
-      parts.push(times >= 1 ? `${number(times)} times as long as ${first[0]}` : `${number(1 / times)} times as fast as ${first[0]}`);
+    if (other && other !== name && of.values[other] > 0 && value > 0) {
+      const times = value / of.values[other];
+      parts.push(times >= 1 ? `${number(times)} times as long as ${other}` : `${number(1 / times)} times as fast as ${other}`);
     }
     if (of.roof && value > 0) parts.push(`${number((100 * of.roof) / value)} % of the roof`);
     return `${suite.unit === "MiB" ? parts[0] : parts.join("; ")}.`;
@@ -38,7 +39,8 @@
 
   // Bars for each shape: the name beside each or, where there is little room, above it.
   const bars = (cases, suite, say, width) => {
-    const narrow = width < 560;
+    const long = cases.some((of) => Object.keys(of.values).some((name) => name.length > 28));
+    const narrow = width < 560 || long;
     const [label, right, line] = narrow ? [0, 60, 40] : [200, 70, 22];
     const svg = shape("svg", { role: "group" });
     let y = 0;
@@ -97,7 +99,7 @@
     }
     let last = -Infinity;
     for (const classes of unique(cases.map((of) => of.classes))) {
-      if (x(classes) - last < 56) continue;
+      if (x(classes) - last < (narrow ? 80 : 56)) continue;
       last = x(classes);
       svg.append(shape("text", { x: last, y: floor + 18, "text-anchor": narrow && last > width - 40 ? "end" : "middle", class: "muted" }, classes.toLocaleString("en")));
     }
@@ -109,11 +111,13 @@
       ends.push({ name: "the roof, dashed", y: y(roofs.at(-1).roof), group: null, kind: "muted" });
     }
     const peers = names.filter((name) => !is_ours(name, suite));
+    const ours = names.filter((name) => is_ours(name, suite));
     for (const name of [...names].reverse()) {
       const kind = is_ours(name, suite) ? "ours" : `peer-${peers.indexOf(name) % 6}`;
       const group = shape("g", { class: kind });
       const points = cases.filter((of) => of.values[name] > 0);
-      group.append(shape("path", { d: path(points.map((of) => [x(of.classes), y(of.values[name])])) }));
+      const dashes = ours.indexOf(name) > 0 ? { "stroke-dasharray": "7 4" } : {};
+      group.append(shape("path", { d: path(points.map((of) => [x(of.classes), y(of.values[name])])), ...dashes }));
       for (const of of points) {
         const dot = shape("circle", {
           cx: x(of.classes), cy: y(of.values[name]), r: 4,
