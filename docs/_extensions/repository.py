@@ -19,6 +19,7 @@ PAGES = {
     "README.md#accuracy": "accuracy.md",
     "README.md#command-line": "command_line.md",
     "README.md#data": "meaning.md#data",
+    "README.md#in-frameworks": "speed.md#in-frameworks",
     "README.md#limits": "limits.md",
     "README.md#meaning": "meaning.md",
     "README.md#memory": "settings.md#memory",
@@ -42,13 +43,11 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-")
 
 
-def section(text: str, name: str, level: int) -> str:
-    """Return what a heading with this anchor stands above, as what stands under one of another level."""
+def section(text: str, name: str) -> str:
+    """Return what stands under a heading with this anchor, without the sections below it."""
     (heading,) = (match for match in _HEADING.finditer(text) if anchor(match[2]) == name)
-    depth = len(heading[1])
-    rest = text[heading.end() :]
-    end = next((match.start() for match in _HEADING.finditer(rest) if len(match[1]) <= depth), len(rest))
-    return _HEADING.sub(lambda match: f"{'#' * (len(match[1]) - depth + level)} {match[2]}\n", rest[:end])
+    end = _HEADING.search(text, heading.end())
+    return text[heading.end() : end.start() if end else None]
 
 
 def at_home(text: str, file: Path) -> str:
@@ -73,8 +72,7 @@ def of_site(text: str, page: Path) -> str:
 
     def included(match: re.Match[str]) -> str:
         file = ROOT / match[1]
-        level = len([*_HEADING.finditer(text[: match.start()])][-1][1])
-        return at_home(section(file.read_text(encoding="utf-8"), match[2], level), file)
+        return at_home(section(file.read_text(encoding="utf-8"), match[2]), file)
 
     def whole(match: re.Match[str]) -> str:
         file = ROOT / f"{match[1]}.md"
