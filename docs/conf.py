@@ -47,7 +47,7 @@ nitpicky = False
 default_role = "py:obj"
 
 # The page that computes in the browser is a part of the package: it goes with the site where it is there.
-EXPLORE = ROOT / "python" / "xent_rs" / "explore"
+EXPLORE = Path(xent_rs.__file__).parent / "explore"
 if not EXPLORE.is_dir():
     exclude_patterns.append("explore.md")
 

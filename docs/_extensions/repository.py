@@ -33,7 +33,7 @@ PAGES = {
 
 _HEADING = re.compile(r"^(#+) (.*)\n", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!https?:)([^()#\s]*)(#[^()\s]*)?\)")
-_NAMED_BY_FILE = re.compile(r"\[(?:docs/)?\w+\.md\](?=\()")  # on the site, by its title
+_NAMED_BY_FILE = re.compile(r"\[(?:README|(?:docs/)?\w+\.md)\](?=\()")  # on the site, by its title
 _SECTION = re.compile(r"^\[[^]]*\]\(\.\./([\w.]+\.md)#([\w-]+)\)\n", re.MULTILINE)
 _WHOLE = re.compile(r"^\[[^]]*\]\(\.\./(CHANGELOG|CONTRIBUTING)\.md\)\n", re.MULTILINE)
 
