@@ -71,6 +71,8 @@ def faults_of_links(site: Path) -> list[str]:
 
 def faults_of_names(site: Path) -> list[str]:
     """Return the public names that have no place on the site."""
+    if not (site / "objects.inv").is_file():
+        return [f"{site} has no objects.inv"]
     packed = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     there = {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}
     faults = []
