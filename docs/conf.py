@@ -139,7 +139,9 @@ def _references(app, what, name, thing, options, lines):
 
 
 def _signature(app, what, name, thing, options, signature, returned):
-    """Return the arguments of a class whose base is not there."""
+    """Return the arguments of a class whose base is not there, and none of a protocol."""
+    if getattr(thing, "_is_protocol", False):
+        return "", None
     if what == "class" and "__init__" in vars(thing) and signature == "(*args, **kwargs)":
         own = inspect.signature(thing.__init__, bound_method=True)
         return inspect.stringify_signature(own, show_annotation=False, show_return_annotation=False), None
