@@ -2,13 +2,15 @@
 
     python -m benches.report --record    run all suites, keep the answer in benches/results/, show it
     python -m benches.report --record frameworks    the same of `benches.frameworks`
+    python -m benches.report --record linear        the same of `benches.linear`
     python -m benches.report             show the newest records
     python -m benches.report --check     fail unless both pages show the newest records
 
 There is a record for each CPU and SIMD level; ``XENT_RS_SIMD=avx2`` before the first command makes that of
 AVX2. README has the comparison with peers on the CPU of the newest record, at its best level, and from all
 records where a peer is faster; docs/performance.md has everything else of the former, and the goals of all.
-What the modules for frameworks take is recorded apart, for the frameworks are large; the newest is shown.
+What the modules for frameworks take is recorded apart, for the frameworks are large, and so is the loss of
+hidden states, which takes long; the newest of either is shown.
 
 No figure of these pages comes from elsewhere. Needs xent_rs, and to draw the pictures matplotlib.
 """
@@ -27,7 +29,7 @@ from typing import Any
 
 from xent_rs.cli._terminal import significant
 
-from . import frameworks, goals, tables
+from . import frameworks, goals, linear, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a record holds: it takes about 30 minutes on two cores. Other shapes are in the suite `classes`.
@@ -153,9 +155,9 @@ HEADINGS = {
 }
 
 
-def of_frameworks(root: Path) -> tuple[str, Report] | None:
-    """Return the newest record of `benches.frameworks`, with its path, if there is one."""
-    paths = (root / "benches" / "results").glob("*/frameworks/*.json")
+def newest(root: Path, folder: str) -> tuple[str, Report] | None:
+    """Return the newest record of a benchmark that is recorded apart, with its path, if there is one."""
+    paths = (root / "benches" / "results").glob(f"*/{folder}/*.json")
     path = max(paths, key=lambda path: (path.stem, path), default=None)
     if path is None:
         return None
@@ -164,7 +166,7 @@ def of_frameworks(root: Path) -> tuple[str, Report] | None:
 
 def frameworks_in_readme(root: Path, _: Records) -> str:
     """Return what stands between the markers of README for frameworks: forward and backward, float32."""
-    found = of_frameworks(root)
+    found = newest(root, "frameworks")
     if found is None:
         return "There is no record."
     path, report = found
@@ -177,7 +179,7 @@ def frameworks_in_readme(root: Path, _: Records) -> str:
 
 def frameworks_in_page(root: Path, _: Records) -> str:
     """Return all tables of frameworks."""
-    found = of_frameworks(root)
+    found = newest(root, "frameworks")
     if found is None:
         return "There is no record."
     path, report = found
@@ -187,14 +189,48 @@ def frameworks_in_page(root: Path, _: Records) -> str:
     return "\n\n".join(blocks)
 
 
+def linear_in_readme(root: Path, _: Records) -> str:
+    """Return what stands between the markers of README for the loss of hidden states: float32, and memory."""
+    found = newest(root, "linear")
+    if found is None:
+        return "There is no record."
+    path, report = found
+    shown = [table for table in linear.tables(report) if "bfloat16" not in table[0]]
+    blocks = [_of_linear(path, report)]
+    for title, lines in shown:
+        blocks += [f"**{capitalised(title)}**", markdown(lines)]
+    return "\n\n".join(blocks)
+
+
+def linear_in_page(root: Path, _: Records) -> str:
+    """Return all tables of the loss of hidden states, of every CPU."""
+    folders = sorted((root / "benches" / "results").glob("*/linear"))
+    blocks = []
+    for folder in folders:
+        path = max(folder.glob("*.json"))
+        report = json.loads(path.read_text(encoding="utf-8"))
+        blocks.append(_of_linear(f"../{path.relative_to(root).as_posix()}", report))
+        for title, lines in linear.tables(report):
+            blocks += [f"**{capitalised(title)}**", markdown(lines)]
+    return "\n\n".join(blocks) or "There is no record."
+
+
 def _of_frameworks(path: str, report: Report) -> str:
+    return _provenance(path, report, "how many times as long the framework's own takes")
+
+
+def _of_linear(path: str, report: Report) -> str:
+    return _provenance(path, report, "how many times as long as the first line with the same matrix library")
+
+
+def _provenance(path: str, report: Report, brackets: str) -> str:
     environment = report["environment"]
     versions = ", ".join(f"{package} {version}" for package, version in environment["versions"].items())
     return (
         f"{machine(report)}, {environment['num_threads']} threads, {report['date']}; xent_rs "
         f"{environment['version']}, Python {environment['python']}, {versions}. Medians of "
-        f"{environment['repeats']} runs in turns; in brackets, how many times as long the framework's own "
-        f"takes. [All the numbers]({path}) come from\n\n```sh\n{report['command']}\n```"
+        f"{environment['repeats']} runs in turns; in brackets, {brackets}. [All the numbers]({path}) come "
+        f"from\n\n```sh\n{report['command']}\n```"
     )
 
 
@@ -329,7 +365,7 @@ def draw(root: Path, report: Report) -> None:
         (root / "docs" / name).unlink(missing_ok=True)
     for name, suite in pictures(report).items():
         plot.draw(drawn, suite, root / "docs" / name)
-    found = of_frameworks(root)
+    found = newest(root, "frameworks")
     if found is not None:
         plot.draw_frameworks(found[1], root / "docs" / frameworks.PICTURE)
 
@@ -368,8 +404,8 @@ def markdown(lines: list[list[str]], column: str = "--:") -> str:
 
 # Page: the names of its markers, and what stands between them.
 PAGES = {
-    "README.md": {"benchmark": of_readme, "frameworks": frameworks_in_readme},
-    "docs/performance.md": {"benchmark": of_page, "frameworks": frameworks_in_page},
+    "README.md": {"benchmark": of_readme, "frameworks": frameworks_in_readme, "linear": linear_in_readme},
+    "docs/performance.md": {"benchmark": of_page, "frameworks": frameworks_in_page, "linear": linear_in_page},
 }
 
 
@@ -404,13 +440,13 @@ def main() -> None:
         "--record",
         nargs="?",
         const="all suites",
-        choices=["all suites", "frameworks"],
-        help="run the benchmark first, or that of frameworks",
+        choices=["all suites", "frameworks", "linear"],
+        help="run the benchmark first, or that of frameworks or of the loss of hidden states",
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is out of date")
     arguments = parser.parse_args()
-    if arguments.record == "frameworks":
-        record(ROOT, ["--json"], "benches.frameworks", "frameworks")
+    if arguments.record in ("frameworks", "linear"):
+        record(ROOT, ["--json"], f"benches.{arguments.record}", arguments.record)
     elif arguments.record:
         record(ROOT, RECORD)
     show(ROOT, arguments.check)

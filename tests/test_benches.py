@@ -13,7 +13,7 @@ from xent_rs.cli.benchmark.cases import GRADIENT, JOBS, LOSS
 from xent_rs.cli.benchmark.contenders import CONTENDERS
 from xent_rs.cli.benchmark.measuring import Settings
 
-from benches import head, tables
+from benches import head, linear, tables
 from benches.__main__ import main
 from benches.suites import (
     SUITES,
@@ -299,3 +299,27 @@ def test_hidden_states_beside_their_products(capsys):
     assert header.split("  ")[-1] == "compare (products twice)"
     assert [line.split()[0] for line in lines] == ["float32", "bfloat16", "float16"]
     assert all(float(line.split()[-1]) > 0 for line in lines)
+
+
+def test_the_loss_of_hidden_states_is_timed_beside_its_products(capsys):
+    assert linear.main(["--quick", "--repeats", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "the three products alone" in printed
+    assert "300 x 8 x 500" in printed
+
+
+def test_tables_of_the_loss_of_hidden_states():
+    def result(way, median=None, above=None):
+        taken = {"median": median} if above is None else {"above_inputs": above}
+        shape = {"rows": 3, "features": 4, "classes": 5, "dtype": "float32"}
+        return {"contender": way.name, "library": way.library, **shape, **taken}
+
+    times = [result(way, 0.5 * (number + 1)) for number, way in enumerate(linear.WAYS)]
+    memory = [result(way, above=number * 10**6) for number, way in enumerate(linear.WAYS)]
+    (_, of_times), (_, of_memory) = linear.tables({"results": [*times, *memory]})
+    assert of_times[0] == ["", "3 x 4 x 5"]
+    assert [line[1] for line in of_times[1:]] == [
+        *("0.500", "1.00 (2.00)", "1.50 (3.00)"),
+        *("2.00", "2.50 (1.25)", "3.00 (1.50)"),
+    ]
+    assert [line[0] for line in of_memory[1:]] == [way.name for way in linear.WAYS[1:]]

@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
-from xent_rs import Comparer, Evaluator, _head, compare, evaluate, io
+from xent_rs import Comparer, Evaluator, _head, _products, compare, evaluate, io
 
 from .bounds import CrossEntropyBounds, assert_within, mean_bound
 from .cases import DTYPES
@@ -58,7 +58,7 @@ def same(found, expected):
 def small_steps(monkeypatch):
     """Several slices of the weights and several widenings, of few numbers."""
     monkeypatch.setattr(_head, "_SLICE_BYTES", 100)
-    monkeypatch.setattr(_head, "_WIDENED", 7)
+    monkeypatch.setattr(_products, "_WIDENED", 7)
 
 
 # Against float64.
@@ -79,7 +79,10 @@ def test_logits_are_within_the_bound(random, of_hidden, of_weight):
         weight = random.standard_normal((classes, features)).astype(of_weight)
         bias = 100 * random.standard_normal(classes)
         head = _head.Head(hidden, "logits", -1, weight, bias)
-        found, wide = head.logits(hidden), np.longdouble if head.dtype == np.float64 else np.float64
+        found, wide = (
+            head.logits(head.states(hidden)),
+            np.longdouble if head.dtype == np.float64 else np.float64,
+        )
         assert found.dtype == (np.float64 if np.float64 in (of_hidden, of_weight) else np.float32)
         exact = hidden.astype(wide) @ weight.astype(wide).T + bias.astype(wide)
         bound = logit_errors(hidden, weight, bias, head.dtype)
@@ -241,13 +244,13 @@ def test_what_the_matrix_library_would_copy_is_copied_in_slices():
     """Everything that has no unit stride, overlaps or is misaligned; NumPy would make a copy of it all."""
     matrix = np.zeros((9, 6), np.float32)
     for layout in ("rows of classes", "rows of features"):
-        assert _head._is_multiplied_in_place(LAYOUTS[layout](matrix))
-    assert _head._is_multiplied_in_place(np.zeros((9, 8), np.float32)[::2, :6])
+        assert _products.is_multiplied_in_place(LAYOUTS[layout](matrix))
+    assert _products.is_multiplied_in_place(np.zeros((9, 8), np.float32)[::2, :6])
     for layout in ("every other feature", "backwards", "misaligned"):
-        assert not _head._is_multiplied_in_place(LAYOUTS[layout](matrix))
+        assert not _products.is_multiplied_in_place(LAYOUTS[layout](matrix))
     overlapping = np.lib.stride_tricks.as_strided(matrix, (9, 6), (8, 4))
     for other in (np.broadcast_to(np.float32(2), (9, 6)), overlapping):
-        assert not _head._is_multiplied_in_place(other)
+        assert not _products.is_multiplied_in_place(other)
 
 
 def test_a_layer_of_one_class_one_feature_or_none(random):
@@ -489,7 +492,7 @@ BARE = np.dtype([("bfloat16", "=u2")])  # what tensors are without ml_dtypes
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(bfloat16), BARE], ids=str)
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # of the oracle, by NaN
 def test_all_numbers_of_16_bits_are_converted_exactly(monkeypatch, dtype, wide, widened):
-    monkeypatch.setattr(_head, "_WIDENED", widened)
+    monkeypatch.setattr(_products, "_WIDENED", widened)
     for values in (ALL, ALL[(ALL & 0x7C00) != 0x7C00]):
         for columns in (1, 16, 31):
             values = values[: len(values) // columns * columns]
@@ -497,7 +500,7 @@ def test_all_numbers_of_16_bits_are_converted_exactly(monkeypatch, dtype, wide, 
             expected = values.view(bfloat16 if dtype == BARE else dtype).astype(wide).reshape(-1, columns)
             for layout in (np.ascontiguousarray, np.asfortranarray):
                 found = np.empty(of_dtype.shape, wide)
-                _head._convert(layout(of_dtype), found)
+                _products.Products().convert(layout(of_dtype), found)
                 assert np.array_equal(found, expected, equal_nan=True)
                 assert (np.signbit(found) == np.signbit(expected))[~np.isnan(expected)].all()
 
@@ -762,7 +765,7 @@ def test_structured_dtypes_are_those_that_logits_have():
     bare = np.ones((9, 6), np.float32).view(np.uint32) >> 16
     bare = bare.astype(np.uint16).view([("bfloat16", "=u2")])
     head = _head.Head(bare, "logits", -1, bare, bare[:, 0])
-    assert (head.logits(bare) == 7).all()
+    assert (head.logits(head.states(bare)) == 7).all()
 
 
 LOGITS = np.zeros((4, 9))

@@ -9,6 +9,12 @@ cross_entropy                       -- softmax cross-entropy
 cross_entropy_with_grad             -- the loss and its derivative with respect to the logits
 cross_entropy_with_grad_hess        -- and the diagonal of the second derivative, for gradient boosting
 
+Loss of hidden states and the last layer, whose logits are never all in memory
+------------------------------------------------------------------------------
+linear_cross_entropy                -- softmax cross-entropy of hidden @ linear_weight.T + linear_bias
+linear_cross_entropy_with_grad      -- and the derivatives with respect to states, weights and bias
+LinearGradients                     -- what holds these
+
 Loss of n-hot and multi-label targets
 -------------------------------------
 binary_cross_entropy                -- sigmoid cross-entropy, element by element
@@ -35,6 +41,7 @@ row_statistics                      -- log-sum-exp, argmax, entropy, the target'
 RowStatistics                       -- what it returns
 partial_row_statistics              -- the same of logits whose classes are in shards, in several processes
 RowState                            -- what it returns, to be merged
+cross_entropy_grad                  -- the gradient of a shard, from the log-sum-exp of all classes
 
 Softmax
 -------
@@ -78,9 +85,12 @@ from ._binary_cross_entropy import (
 from ._comparer import Comparer, compare
 from ._comparison import ComparedModel, Comparison, GroupComparison
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess
+from ._cross_entropy_shard import cross_entropy_grad
 from ._estimates import Estimate
 from ._evaluation import Evaluation, Evaluator, evaluate
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
+from ._linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_grad
+from ._linear_gradients import LinearGradients
 from ._partial_statistics import RowState, partial_row_statistics
 from ._settings import get_num_threads, release_memory, set_num_threads, show_config
 from ._softmax import log_softmax, logsumexp, selective_log_softmax, softmax
@@ -107,6 +117,7 @@ __all__ = [
     "Evaluator",
     "GroupComparison",
     "InternalError",
+    "LinearGradients",
     "RowState",
     "RowStatistics",
     "__version__",
@@ -115,12 +126,15 @@ __all__ = [
     "binary_cross_entropy_with_grad_hess",
     "compare",
     "cross_entropy",
+    "cross_entropy_grad",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
     "evaluate",
     "get_num_threads",
     "kl_divergence",
     "kl_divergence_with_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "logsumexp",
     "partial_row_statistics",

@@ -17,6 +17,7 @@ from . import _xent_rs
 from ._arguments import row_shape
 from ._bfloat16 import is_bfloat16
 from ._environment import in_default_environment
+from ._products import Products, is_multiplied_in_place
 
 # How many rows have their logits in memory. With 256 each number of the weights that is read goes into as
 # many products, which is enough work for a matrix library to be busy with. The bits of a product depend on
@@ -33,9 +34,6 @@ _LOGITS_BYTES = 256 << 20
 # longer, of 4 MiB 29 %. It does not depend on the dtype of the weights: equal numbers are to have products
 # of equal bits.
 _SLICE_BYTES = 32 << 20
-
-# How many numbers of 16 bits are widened at once: they, and what becomes of them, are to stay in the cache.
-_WIDENED = 1 << 16
 
 _FLOATS = "expected float16, bfloat16, float32 or float64"
 
@@ -59,11 +57,17 @@ class Head:
         What errors call these.
     hint : str, optional
         What an error asks where the features are as many as there are classes.
+    products : Products, optional
+        What multiplies matrices.
 
     Attributes
     ----------
     name : str
         What errors call the weights.
+    weight : ndarray
+        The weights.
+    bias : ndarray or None
+        The bias.
     classes : int
         Number of classes.
     rows : int
@@ -83,32 +87,35 @@ class Head:
         weight_name: str = "linear_weight",
         bias_name: str = "linear_bias",
         hint: str = "",
+        products: Products | None = None,
     ) -> None:
         self.name = weight_name
-        self._weight = _xent_rs.as_array(weight, weight_name)
-        sizes = _size(self._weight.dtype, weight_name), _size(hidden.dtype, name)
+        self.weight = _xent_rs.as_array(weight, weight_name)
+        sizes = _size(self.weight.dtype, weight_name), _size(hidden.dtype, name)
         self.dtype = np.dtype(np.float64 if 8 in sizes else np.float32)
-        if self._weight.ndim != 2:
+        if self.weight.ndim != 2:
             raise ValueError(
-                f"{weight_name} has shape {self._weight.shape}; expected two axes, (classes, features)"
+                f"{weight_name} has shape {self.weight.shape}; expected two axes, (classes, features)"
             )
-        self.classes, self._features = self._weight.shape
+        self.classes, self._features = self.weight.shape
         if not self.classes:
-            raise ValueError(f"{weight_name} has shape {self._weight.shape}; expected at least one class")
+            raise ValueError(f"{weight_name} has shape {self.weight.shape}; expected at least one class")
         self._check_features(tuple(hidden.shape), name, axis, hint)
-        self._bias: NDArray[Any] | None = None
+        self._products = Products() if products is None else products
+        self.bias: NDArray[Any] | None = None
+        self._wide_bias: NDArray[Any] | None = None
         if bias is not None:
-            numbers = _xent_rs.as_array(bias, bias_name)
-            _size(numbers.dtype, bias_name)
-            if numbers.shape != (self.classes,):
+            self.bias = _xent_rs.as_array(bias, bias_name)
+            _size(self.bias.dtype, bias_name)
+            if self.bias.shape != (self.classes,):
                 raise ValueError(
-                    f"{bias_name} has shape {numbers.shape}; "
+                    f"{bias_name} has shape {self.bias.shape}; "
                     f"expected {(self.classes,)}, one number for each class of {weight_name}"
                 )
-            self._bias = np.empty((1, self.classes), self.dtype)
-            _convert(numbers[np.newaxis], self._bias)
+            self._wide_bias = np.empty((1, self.classes), self.dtype)
+            self._products.convert(self.bias[np.newaxis], self._wide_bias)
         self._step = max(1, _SLICE_BYTES // (max(1, self._features) * self.dtype.itemsize))
-        self._in_place = self._weight.dtype == self.dtype and _is_multiplied_in_place(self._weight)
+        self._in_place = self.weight.dtype == self.dtype and is_multiplied_in_place(self.weight)
         self.rows = _ROWS
         if not self._in_place and self._step < self.classes:
             fit = _LOGITS_BYTES // (self.classes * self.dtype.itemsize)
@@ -123,25 +130,38 @@ class Head:
             asked = f" ({hint})" if hint and shape[axis] == self.classes else ""
             raise ValueError(
                 f"{name} {_has(name)} shape {shape}, {shape[axis]} features along axis {axis}; "
-                f"expected {self._features}, as {self.name} of shape {self._weight.shape} has{asked}"
+                f"expected {self._features}, as {self.name} of shape {self.weight.shape} has{asked}"
             )
 
-    @in_default_environment
-    def logits(self, hidden: NDArray[Any]) -> NDArray[Any]:
-        """Return the logits of some rows in memory that those of the next call overwrite."""
-        if len(hidden) > len(self._logits):
-            self._logits = np.empty((len(hidden), self.classes), self.dtype)
-        logits = self._logits[: len(hidden)]
+    def states(self, hidden: NDArray[Any]) -> NDArray[Any]:
+        """Return hidden states, the features in the last of two axes, as what is multiplied."""
         states = np.empty(hidden.shape, self.dtype)
-        _convert(hidden, states)
-        with np.errstate(all="ignore"):  # what is not finite says so in the logits
-            for start in range(0, self.classes, self._step):
-                stop = min(start + self._step, self.classes)
-                some = logits[:, start:stop]
-                np.matmul(states, self._factor(start, stop), out=some)
-                if self._bias is not None:
-                    np.add(some, self._bias[:, start:stop], out=some)
+        self._products.convert(hidden, states)
+        return states
+
+    @in_default_environment
+    def logits(self, states: NDArray[Any]) -> NDArray[Any]:
+        """Return the logits of some rows in memory that those of the next call overwrite."""
+        if len(states) > len(self._logits):
+            self._logits = np.empty((len(states), self.classes), self.dtype)
+        logits = self._logits[: len(states)]
+        for start, stop in self._slices():
+            some = logits[:, start:stop]
+            self._products.multiply(states, self._some_weights(start, stop).T, some)
+            if self._wide_bias is not None:
+                with np.errstate(all="ignore"):  # what is not finite says so in the logits
+                    np.add(some, self._wide_bias[:, start:stop], out=some)
         return logits
+
+    def gradient_of_states(self, of_logits: NDArray[Any]) -> NDArray[Any]:
+        """Return ``of_logits @ weight``, of rows whose logits have these derivatives."""
+        found = np.empty((len(of_logits), self._features), self.dtype)
+        multiply = self._products.multiply
+        # The other way round: what is converted last for the logits is so for this first.
+        for start, stop in reversed(self._slices()):
+            multiply(of_logits[:, start:stop], self._some_weights(start, stop), found)
+            multiply = self._products.add_product
+        return found
 
     def zeros(self, hidden: tuple[int, ...], axis: int) -> NDArray[np.float32]:
         """Return zeros in the shape of the logits of hidden states."""
@@ -149,22 +169,27 @@ class Head:
         shape[axis] = self.classes
         return _zeros(tuple(shape))
 
-    def _factor(self, start: int, stop: int) -> NDArray[Any]:
-        """Return the weights of some classes as the right factor, (features, classes), that is not copied."""
-        weight = self._weight[start:stop]
+    def _slices(self) -> list[tuple[int, int]]:
+        """Return the first class of each slice of the weights, and the one behind its last."""
+        starts = range(0, self.classes, self._step)
+        return [(start, min(start + self._step, self.classes)) for start in starts]
+
+    def _some_weights(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the weights of some classes as a factor, (classes, features), that is not copied."""
+        weight = self.weight[start:stop]
         if self._in_place:
-            return weight.T
+            return weight
         # In the order in which they lie in memory.
         by_class = abs(weight.strides[0]) >= abs(weight.strides[1])
         if self._converted is None:
             self._converted = np.empty(min(self._step, self.classes) * self._features, self.dtype)
         source = weight if by_class else weight.T
         converted = self._converted[: weight.size].reshape(source.shape)
-        if self._converted_from != start:  # otherwise the slice is all of the weights, and is there
+        if self._converted_from != start:  # otherwise the slice is there
             self._converted_from = -1
-            _convert(source, converted)
+            self._products.convert(source, converted)
             self._converted_from = start
-        return converted.T if by_class else converted
+        return converted if by_class else converted.T
 
 
 def check_classes(array: NDArray[Any], name: str, head: Head | None, axis: int, expected: int | None) -> None:
@@ -232,8 +257,10 @@ def heads_of(
         models, weights, biases, hints, strict=True
     ):
         if weight is not None:
-            names = {"weight_name": weight_name, "bias_name": bias_name, "hint": hint}
-            heads.append(Head(hidden, name, axis, weight, bias, **names))
+            head = Head(
+                hidden, name, axis, weight, bias, weight_name=weight_name, bias_name=bias_name, hint=hint
+            )
+            heads.append(head)
             continue
         if bias is not None and not is_common:
             raise ValueError(f"{bias_name} is given without {weight_name}; expected that, too")
@@ -311,33 +338,43 @@ def batches(
     if (
         rows is not None
         and all(logits.shape == in_all[0].shape for logits in in_all)
-        and (targets is None or _are_classes(targets, rows, in_all[0].shape[axis], ignore_index))
+        and (targets is None or are_classes(targets, rows, in_all[0].shape[axis], ignore_index))
         and (sample_weight is None or sample_weight.shape == rows)
     ):
         none = np.empty(0, np.intp)
-        of_none = tuple(_rows_of(logits, axis, none) for logits in in_all)
-        check(of_none, _taken(targets, none), _taken(sample_weight, none), -1)
+        of_none = tuple(rows_of(logits, axis, none) for logits in in_all)
+        check(of_none, taken(targets, none), taken(sample_weight, none), -1)
     else:
         check(tuple(in_all), targets, sample_weight, axis)
         assert rows is not None, "logits without rows are refused"
+    counting, others = counting_rows(rows, targets, sample_weight, ignore_index)
+    step = min(head.rows for _, head in models if head is not None)
+    for start in range(0, len(counting), step):
+        some = counting[start : start + step]
+        found = [(rows_of(array, axis, some), head) for array, head in models]
+        logits = tuple(array if head is None else head.logits(head.states(array)) for array, head in found)
+        yield Batch(some, logits, taken(targets, some), taken(sample_weight, some))
+    if len(others) or not len(counting):
+        logits = tuple(_zeros((len(others), all_rows.shape[axis])) for all_rows in in_all)
+        yield Batch(others, logits, taken(targets, others), taken(sample_weight, others))
+
+
+def counting_rows(
+    rows: tuple[int, ...],
+    targets: NDArray[Any] | None,
+    sample_weight: NDArray[Any] | None,
+    ignore_index: int,
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the numbers, in C order, of the rows that count, and of the others."""
     counts = np.ones(rows, bool)
     if targets is not None:
         counts &= targets != ignore_index
     if sample_weight is not None:
         counts &= sample_weight != 0
-    counting, others = (np.flatnonzero(which) for which in (counts, ~counts))
-    step = min(head.rows for _, head in models if head is not None)
-    for start in range(0, len(counting), step):
-        some = counting[start : start + step]
-        found = [(_rows_of(array, axis, some), head) for array, head in models]
-        logits = tuple(array if head is None else head.logits(array) for array, head in found)
-        yield Batch(some, logits, _taken(targets, some), _taken(sample_weight, some))
-    if len(others) or not len(counting):
-        logits = tuple(_zeros((len(others), all_rows.shape[axis])) for all_rows in in_all)
-        yield Batch(others, logits, _taken(targets, others), _taken(sample_weight, others))
+    return np.flatnonzero(counts), np.flatnonzero(~counts)
 
 
-def _are_classes(targets: NDArray[Any], rows: tuple[int, ...], classes: int, ignore_index: int) -> bool:
+def are_classes(targets: NDArray[Any], rows: tuple[int, ...], classes: int, ignore_index: int) -> bool:
     """Tell whether there is a class, or `ignore_index`, for each row."""
     if targets.dtype.kind not in "iu" or targets.shape != rows:
         return False
@@ -349,7 +386,7 @@ def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.broadcast_to(np.zeros((), np.float32), shape)
 
 
-def _rows_of(array: NDArray[Any], axis: int, rows: NDArray[np.intp]) -> NDArray[Any]:
+def rows_of(array: NDArray[Any], axis: int, rows: NDArray[np.intp]) -> NDArray[Any]:
     """Return some rows of an array, in one axis; that of the classes or features comes last."""
     by_row = np.moveaxis(array, axis, -1)
     by_row = by_row.reshape(1, -1) if by_row.ndim == 1 else by_row
@@ -357,7 +394,7 @@ def _rows_of(array: NDArray[Any], axis: int, rows: NDArray[np.intp]) -> NDArray[
     return found
 
 
-def _taken(values: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[Any] | None:
+def taken(values: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[Any] | None:
     """Return what some rows have, if there is anything."""
     return None if values is None else values.reshape(-1)[rows]
 
@@ -379,49 +416,3 @@ def _check_axis(shape: tuple[int, ...], name: str, axis: int, what: str) -> None
 
 def _has(name: str) -> str:
     return "have" if name == "logits" else "has"
-
-
-def _is_multiplied_in_place(matrix: NDArray[Any]) -> bool:
-    """Tell whether the matrix library reads a matrix where it is; of any other NumPy makes a copy."""
-    size = matrix.itemsize
-    return matrix.flags.aligned and any(
-        inner == size and outer % size == 0 and outer >= size * length
-        for inner, outer, length in (
-            (matrix.strides[1], matrix.strides[0], matrix.shape[1]),
-            (matrix.strides[0], matrix.strides[1], matrix.shape[0]),
-        )
-    )
-
-
-@in_default_environment
-def _convert(values: NDArray[Any], out: NDArray[Any]) -> None:
-    """Write a matrix as float32 or float64; `out` is in C order.
-
-    NumPy takes 1.7 ns for a float16, more than half of what its product with 256 rows takes, and does not
-    know bfloat16 without `ml_dtypes`. So these are widened as integers. bfloat16 is the upper half of a
-    float32. A float16 has 5 bits for the exponent and 10 behind the point, a float32 8 and 23: with the sign
-    at the top and the others 13 places up it is a float32, too small by a factor of 2**112, of subnormal
-    numbers as well. What is not finite has the largest exponent, and seems to be 2**16 or more.
-    """
-    is_half = values.dtype == np.float16
-    if not is_half and values.dtype.names is None:
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            np.copyto(out, values)
-        return
-    steps = max(1, _WIDENED // max(1, out.shape[1]))
-    for start in range(0, len(out), steps):
-        some, into = values[start : start + steps], out[start : start + steps]
-        wide = into if out.dtype == np.float32 else np.empty(into.shape, np.float32)
-        bits = wide.view(np.int32)
-        np.copyto(bits, some.view(np.int16))
-        np.left_shift(bits, 13 if is_half else 16, out=bits)
-        if is_half:
-            np.bitwise_and(bits, _WITHOUT_COPIES_OF_THE_SIGN, out=bits)
-            np.multiply(wide, np.float32(2.0**112), out=wide)
-            if wide.size and not -(2.0**16) < wide.min() <= wide.max() < 2.0**16:
-                np.copyto(wide, some)
-        if wide is not into:
-            np.copyto(into, wide)
-
-
-_WITHOUT_COPIES_OF_THE_SIGN = np.int32(-0x70002000)  # the bits 0x8fffe000

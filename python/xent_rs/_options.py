@@ -218,6 +218,34 @@ LinearBias: TypeAlias = Annotated[
     """,
 ]
 
+# Hidden states.
+
+SampleWeightOfStates: TypeAlias = Annotated[
+    "ArrayLike | None",
+    None,
+    """array_like of real numbers, optional
+    A weight for each row: the shape of `hidden` without `axis`. A row of weight 0 is left out: it has
+    loss 0, whatever its hidden states and probabilities hold.
+    """,
+]
+AxisOfFeatures: TypeAlias = Annotated[
+    "SupportsIndex",
+    -1,
+    """int, optional
+    The axis of the features in `hidden`, and of the classes in probabilities; the last by default.
+    """,
+]
+GradientsOut: TypeAlias = Annotated[
+    "tuple[NDArray[Any] | None, ...] | None",
+    None,
+    """tuple of ndarray or None, optional
+    Where the gradients of hidden states, weights and bias go, in this order; a new array for each that is
+    None. Each has the shape of what it belongs to, and its dtype or the one that is computed in (float32,
+    or float64 if hidden states or weights are). The first may be `hidden` itself, which the gradient then
+    overwrites; otherwise they share memory with nothing else.
+    """,
+]
+
 # Comparison.
 
 ComparedClassWeight: TypeAlias = Annotated[
@@ -366,6 +394,21 @@ class CrossEntropyOptions(TypedDict, total=False):
     axis: Axis
 
 
+class LinearCrossEntropyOptions(TypedDict, total=False):
+    """What changes the cross-entropy of a row of hidden states."""
+
+    weight: ClassWeight
+    sample_weight: SampleWeightOfStates
+    ignore_index: IgnoreIndex
+    label_smoothing: LabelSmoothing
+    z_loss: ZLoss
+    softcap: Softcap
+    temperature: Temperature
+    focal_gamma: FocalGamma
+    poly_epsilon: PolyEpsilon
+    axis: AxisOfFeatures
+
+
 class HessianOptions(TypedDict, total=False):
     """Those of them for which there is a Hessian."""
 
@@ -373,6 +416,19 @@ class HessianOptions(TypedDict, total=False):
     sample_weight: SampleWeight
     ignore_index: IgnoreIndex
     label_smoothing: LabelSmoothing
+    temperature: Temperature
+    axis: Axis
+
+
+class ShardOptions(TypedDict, total=False):
+    """Those of them that a shard of the classes can have."""
+
+    weight: ClassWeight
+    sample_weight: SampleWeight
+    ignore_index: IgnoreIndex
+    label_smoothing: LabelSmoothing
+    z_loss: ZLoss
+    softcap: Softcap
     temperature: Temperature
     axis: Axis
 
@@ -445,6 +501,13 @@ class GradientOptions(TypedDict, total=False):
     out: GradientOut
 
 
+class LinearGradientOptions(TypedDict, total=False):
+    """What the gradients of hidden states, weights and bias are multiplied by, and where they go."""
+
+    grad_output: GradOutput
+    out: GradientsOut
+
+
 class DerivativesOptions(TypedDict, total=False):
     """Where a gradient and the diagonal of a Hessian go."""
 
@@ -459,8 +522,16 @@ class CrossEntropyGradientOptions(CrossEntropyOptions, GradientOptions, total=Fa
     """The other options of `cross_entropy_with_grad`."""
 
 
+class LinearCrossEntropyGradientOptions(LinearCrossEntropyOptions, LinearGradientOptions, total=False):
+    """The other options of `linear_cross_entropy_with_grad`."""
+
+
 class CrossEntropyHessianOptions(HessianOptions, DerivativesOptions, total=False):
     """The other options of `cross_entropy_with_grad_hess`."""
+
+
+class ShardGradientOptions(ShardOptions, MeanOptions, GradientOptions, total=False):
+    """The options of `cross_entropy_grad`."""
 
 
 class BinaryCrossEntropyGradientOptions(BinaryCrossEntropyOptions, GradientOptions, total=False):

@@ -114,6 +114,19 @@ class RowState:
             return np.full(self._shape, np.nan)
         return target_logits(self._shards).reshape(self._shape)
 
+    @property
+    @in_default_environment
+    def logsumexp(self) -> NDArray[np.float64]:
+        """The log-sum-exp of each row over all classes, in float64, as `cross_entropy_grad` wants it.
+
+        Raises
+        ------
+        ValueError
+            If classes are missing.
+        """
+        self._check_complete()
+        return whole_of(self._shards, self._transform).logsumexp.reshape(self._shape)
+
     @in_default_environment
     def result(self) -> RowStatistics:
         """Return the statistics of all classes.
@@ -129,15 +142,7 @@ class RowState:
         ValueError
             If classes are missing.
         """
-        missing, done = [], 0
-        for shard in self._shards:
-            if shard.offset > done:
-                missing.append(_range(done, shard.offset))
-            done = _end(shard)
-        if done < self._num_classes:
-            missing.append(_range(done, self._num_classes))
-        if missing:
-            raise ValueError(f"classes {' and '.join(missing)} are missing; expected all {self._num_classes}")
+        self._check_complete()
         whole = whole_of(self._shards, self._transform)
         log_probability: NDArray[np.float64] | None = None
         rank: Integers | None = None
@@ -162,6 +167,17 @@ class RowState:
             None if log_probability is None else floats(log_probability),
             None if rank is None else rank.reshape(self._shape),
         )
+
+    def _check_complete(self) -> None:
+        missing, done = [], 0
+        for shard in self._shards:
+            if shard.offset > done:
+                missing.append(_range(done, shard.offset))
+            done = _end(shard)
+        if done < self._num_classes:
+            missing.append(_range(done, self._num_classes))
+        if missing:
+            raise ValueError(f"classes {' and '.join(missing)} are missing; expected all {self._num_classes}")
 
     def __repr__(self) -> str:
         runs: list[tuple[int, int]] = []

@@ -33,6 +33,7 @@ __all__ = [
     "compare_rows",
     "config",
     "cross_entropy",
+    "cross_entropy_grad",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
     "evaluate",
@@ -87,6 +88,14 @@ def cross_entropy_with_grad(
 def cross_entropy_with_grad_hess(
     logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
 ) -> tuple[float | _Floats, _Floats, _Floats]: ...
+def cross_entropy_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    lse: ArrayLike,
+    shard: tuple[int, int],
+    keywords: Keywords,
+    options: _Options,
+) -> _Floats: ...
 def binary_cross_entropy(
     logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
 ) -> float | _Floats: ...

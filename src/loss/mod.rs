@@ -12,6 +12,7 @@ mod options;
 mod pairs;
 mod plan;
 mod rows;
+pub mod shard;
 pub mod softmax;
 pub mod statistics;
 pub mod targets;

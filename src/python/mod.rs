@@ -14,6 +14,7 @@ mod memory;
 mod options;
 mod probability;
 mod settings;
+mod shard;
 mod softmax;
 mod statistics;
 mod targets;
@@ -55,6 +56,8 @@ mod _xent_rs {
         config, get_num_threads, in_default_environment, kept_memory, memory_copy, memory_read, release_memory,
         set_num_threads, set_simd_level, simd_level, simd_levels,
     };
+    #[pymodule_export]
+    use super::shard::cross_entropy_grad;
     #[pymodule_export]
     use super::softmax::{log_softmax, logsumexp, selective_log_softmax, softmax};
     #[pymodule_export]

@@ -99,6 +99,12 @@ pub struct Spreads {
 }
 
 impl Spreads {
+    /// Those of rows whose targets have `mass` in the uniform or the dense part, for what needs no loss.
+    #[inline(always)]
+    pub fn of_mass(mass: f64) -> Self {
+        Self { mass: [mass; MOST_LANES], ..Self::default() }
+    }
+
     /// Whether passes over probabilities read a number that is none, in one of these rows or beside them.
     #[inline(always)]
     pub fn have_bad_probabilities(&self) -> bool {

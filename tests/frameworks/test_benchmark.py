@@ -66,7 +66,7 @@ def test_a_table_has_the_ratio_to_the_frameworks_own():
 
 
 def test_the_newest_record_is_shown(tmp_path):
-    assert report.of_frameworks(tmp_path) is None
+    assert report.newest(tmp_path, "frameworks") is None
     assert report.frameworks_in_readme(tmp_path, []) == "There is no record."
     for cpu, name, median in (("B", "2026-01-01T0000-avx2", 1.0), ("A", "2026-01-02T0000-avx2", 2.0)):
         path = tmp_path / "benches" / "results" / cpu / "frameworks" / f"{name}.json"
@@ -78,7 +78,7 @@ def test_the_newest_record_is_shown(tmp_path):
         of_record = {"date": "2026-01-02", "command": "python -m benches.frameworks"}
         of_record |= {"environment": environment, "results": [*results, *smallest]}
         path.write_text(json.dumps(of_record), encoding="utf-8")
-    path, newest = report.of_frameworks(tmp_path)
+    path, newest = report.newest(tmp_path, "frameworks")
     assert path == "benches/results/A/frameworks/2026-01-02T0000-avx2.json"
     readme = report.frameworks_in_readme(tmp_path, [])
     assert "| xent_rs.torch | 500 (4.00) |" in readme

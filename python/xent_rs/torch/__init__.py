@@ -8,6 +8,7 @@ Losses
 ------
 cross_entropy                       -- for torch.nn.functional.cross_entropy
 binary_cross_entropy_with_logits    -- for torch.nn.functional.binary_cross_entropy_with_logits
+linear_cross_entropy                -- of hidden states and the last layer, never all logits in memory
 kl_divergence                       -- KL(teacher || model), both given by logits
 CrossEntropyLoss                    -- for torch.nn.CrossEntropyLoss
 BCEWithLogitsLoss                   -- for torch.nn.BCEWithLogitsLoss
@@ -33,6 +34,7 @@ if tuple(int(number) for number in torch.__version__.split(".")[:2]) < _OLDEST:
     )
 
 from ._functions import binary_cross_entropy_with_logits, cross_entropy, kl_divergence  # noqa: E402
+from ._linear import linear_cross_entropy  # noqa: E402
 from ._modules import BCEWithLogitsLoss, CrossEntropyLoss  # noqa: E402
 from ._trainer import EvaluatorMetrics, causal_lm_loss  # noqa: E402
 
@@ -44,4 +46,5 @@ __all__ = [
     "causal_lm_loss",
     "cross_entropy",
     "kl_divergence",
+    "linear_cross_entropy",
 ]

@@ -302,7 +302,7 @@ def loss_of(
             dtype = torch.promote_types(dtype, targets.dtype)
     # A number that is a tensor may have a derivative: a temperature that is learned.
     learned = any(isinstance(number, Tensor) for number in numbers)
-    if not learned and _within_reach(logits, (targets, *tensors)):
+    if not learned and within_reach(logits, (targets, *tensors)):
         if dtype.itemsize == 2 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
         try:
@@ -361,7 +361,7 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradient, logits, *tensors = ctx.saved_tensors
         compiling = torch.compiler.is_compiling()
-        if not compiling and (torch.is_grad_enabled() or _stands_for_several(grad_output)):
+        if not compiling and (torch.is_grad_enabled() or stands_for_several(grad_output)):
             # The gradient is to be differentiated in turn, or asked for of many derivatives at once.
             with torch.enable_grad():
                 loss = FORMULAS[ctx.name](ctx.own_options, logits, *tensors, *ctx.numbers)
@@ -371,7 +371,7 @@ class _Loss(torch.autograd.Function):
         return (None, None, None, None, gradient, *(None for _ in tensors))
 
 
-def _within_reach(logits: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
+def within_reach(logits: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether the kernels can take these tensors, and no derivative is wanted but the logits'."""
     given = [tensor for tensor in tensors if tensor is not None]
     return (
@@ -392,7 +392,7 @@ def _within_reach(logits: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-def _stands_for_several(grad_output: Tensor) -> bool:
+def stands_for_several(grad_output: Tensor) -> bool:
     """Whether this is one derivative of several: under `torch.func.vmap`, or with ``is_grads_batched``."""
     return bool(
         torch._C._are_functorch_transforms_active()

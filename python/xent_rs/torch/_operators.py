@@ -36,15 +36,15 @@ def array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return shared
 
 
-def _tensor(result: np.ndarray[Any, Any]) -> Tensor:
+def as_tensor(result: np.ndarray[Any, Any]) -> Tensor:
     """Return an array as a tensor that shares its memory."""
     if result.dtype.kind == "f":
         return torch.from_numpy(result)
     return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
 
 
-def _loss_tensor(loss: float | np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
-    return torch.tensor(loss, dtype=dtype) if isinstance(loss, float) else _tensor(loss).to(dtype)
+def loss_tensor(loss: float | np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(loss, dtype=dtype) if isinstance(loss, float) else as_tensor(loss).to(dtype)
 
 
 def class_axis(logits: Tensor) -> int:
@@ -54,6 +54,29 @@ def class_axis(logits: Tensor) -> int:
 
 
 _LIBRARY = torch.library.Library("xent_rs", "DEF")
+
+
+def register(
+    name: str,
+    arguments: str,
+    of_gradient: str,
+    results: str,
+    loss: tuple[Any, Any],
+    with_grad: tuple[Any, Any],
+) -> Operator:
+    """Register a loss, and it with its gradient, which has `of_gradient` for its first arguments.
+
+    Of both come the kernel, and the function that knows the shapes, dtypes and strides of its results.
+    """
+    declared = {
+        name: (arguments, "Tensor", *loss),
+        f"{name}_with_grad": (f"{of_gradient}, {arguments}", results, *with_grad),
+    }
+    for operator, (taken, returned, kernel, of_no_data) in declared.items():
+        _LIBRARY.define(f"{operator}({taken}) -> {returned}", tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(operator, kernel, "CPU")
+        torch.library.register_fake(f"xent_rs::{operator}", of_no_data, lib=_LIBRARY)
+    return Operator(*(getattr(torch.ops.xent_rs, operator).default for operator in declared))
 
 
 def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = False) -> Operator:
@@ -69,7 +92,7 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
 
     def loss(logits: Tensor, targets: Tensor, *values: Any) -> Tensor:
         found = function(array(logits), array(targets), **keywords(logits, values[:-1]))
-        return _loss_tensor(found, values[-1])
+        return loss_tensor(found, values[-1])
 
     def loss_with_grad(
         grad_output: Tensor | None, logits: Tensor, targets: Tensor, *values: Any
@@ -82,7 +105,7 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
             out=array(torch.empty_like(logits)) if 0 in logits.stride() else None,
             **keywords(logits, values[:-1]),
         )
-        return _loss_tensor(found, values[-1]), _tensor(grad)
+        return loss_tensor(found, values[-1]), as_tensor(grad)
 
     # For compilers: the results' shapes, dtypes and strides.
 
@@ -98,19 +121,13 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
     ) -> tuple[Tensor, Tensor]:
         return loss_of_no_data(logits, targets, *values), torch.empty_like(logits)
 
-    def register(name: str, arguments: str, results: str, kernel: Any, of_no_data: Any) -> Any:
-        tags = (torch.Tag.pt2_compliant_tag,)
-        _LIBRARY.define(f"{name}({arguments}) -> {results}", tags=tags)
-        _LIBRARY.impl(name, kernel, "CPU")
-        torch.library.register_fake(f"xent_rs::{name}", of_no_data, lib=_LIBRARY)
-        return getattr(torch.ops.xent_rs, name).default
-
-    with_grad = f"Tensor? grad_output, {declared}"
-    return Operator(
-        register(name, declared, "Tensor", loss, loss_of_no_data),
-        register(
-            f"{name}_with_grad", with_grad, "(Tensor, Tensor)", loss_with_grad, loss_with_grad_of_no_data
-        ),
+    return register(
+        name,
+        declared,
+        "Tensor? grad_output",
+        "(Tensor, Tensor)",
+        (loss, loss_of_no_data),
+        (loss_with_grad, loss_with_grad_of_no_data),
     )
 
 
