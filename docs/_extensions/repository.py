@@ -19,6 +19,7 @@ PAGES = {
     "README.md#accuracy": "accuracy.md",
     "README.md#command-line": "command_line.md",
     "README.md#data": "meaning.md#data",
+    "README.md#from-hidden-states": "speed.md#from-hidden-states",
     "README.md#in-frameworks": "speed.md#in-frameworks",
     "README.md#limits": "limits.md",
     "README.md#meaning": "meaning.md",
