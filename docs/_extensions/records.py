@@ -46,7 +46,7 @@ def _group(results, unit):
     for (rows, classes), of_shape in grouped(results, lambda each: (each["rows"], each["classes"])).items():
         factor = {"ms": 1e3, "ns": 1e9 / (rows * classes), "MiB": 2**-20}[unit]
         values = {
-            _contender(each): float(f"{factor * each['above' if unit == 'MiB' else 'median']:.3g}")
+            _contender(each): float(f"{factor * each['above' if unit == 'MiB' else 'median']:.5g}")
             for each in of_shape
         }
         own = {_contender(each): each["own"] for each in of_shape if "own" in each}
@@ -55,7 +55,7 @@ def _group(results, unit):
             {
                 "shape": f"{rows:,} x {classes:,}",
                 "classes": classes,
-                "roof": None if roof is None else float(f"{factor * roof:.3g}"),
+                "roof": None if roof is None else float(f"{factor * roof:.5g}"),
                 "values": values,
                 **({"own": own} if own else {}),
             }
@@ -112,7 +112,7 @@ def records():
 
 
 def _cell(value):
-    return f"<td>{'' if value is None else format(value, 'g')}</td>"
+    return f"<td>{'' if value is None else format(value, '.3g')}</td>"
 
 
 def _table(group, unit):
