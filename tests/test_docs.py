@@ -196,6 +196,20 @@ def test_links_of_pages_lead_somewhere():
                 assert anchor in anchors, f"{page.name} links to {file}#{anchor}"
 
 
+def test_the_site_knows_the_sections_of_readme_and_has_pages_for_them():
+    path = ROOT / "docs" / "_extensions" / "repository.py"
+    spec = importlib.util.spec_from_file_location("repository", path)
+    repository = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(repository)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target, page in repository.PAGES.items():
+        file, _, section = target.partition("#")
+        assert (ROOT / file).exists(), target
+        assert page.startswith("examples/") or (ROOT / "docs" / page.partition("#")[0]).exists(), page
+        if section:
+            assert repository.section(readme, section).strip(), target
+
+
 def test_every_public_name_is_in_the_reference():
     """The lists of docs/api.rst, of which the site makes a page for each name, are the modules' `__all__`."""
     package, listed, module = ROOT / "python" / "xent_rs", set(), ""
