@@ -1,4 +1,4 @@
-"""Check that an sdist and a wheel hold what they should: ``check_packages.py SDIST WHEEL``."""
+"""Check that sdists and wheels hold what they should: ``check_packages.py FILE...``."""
 
 import re
 import sys
@@ -19,9 +19,21 @@ SDIST_FILES = {
     "python/xent_rs/__init__.py",
     "python/xent_rs/py.typed",
     "python/xent_rs/_xent_rs.pyi",
+    "python/xent_rs/explore/kernels.js",
+    "python/xent_rs/explore/kernels.wasm",
+    "wasm/Cargo.toml",
+    "wasm/Cargo.lock",
+    "src/javascript.rs",
 }
 SDIST_FOLDERS = {"src", "python", "tests", "benches", "examples", "scripts", "docs"}
-WHEEL_FILES = {"xent_rs/__init__.py", "xent_rs/__main__.py", "xent_rs/py.typed", "xent_rs/_xent_rs.pyi"}
+WHEEL_FILES = {
+    "xent_rs/__init__.py",
+    "xent_rs/__main__.py",
+    "xent_rs/py.typed",
+    "xent_rs/_xent_rs.pyi",
+    "xent_rs/explore/kernels.js",
+    "xent_rs/explore/kernels.wasm",
+}
 BENCHMARK = "xent_rs/cli/benchmark/"
 BENCHMARK_FILES = {
     f"{BENCHMARK}{name}.py"
@@ -53,7 +65,8 @@ EXTRAS = {
     "test",
     "torch",
 }
-COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3)?\.(so|pyd)")
+# The last two are those of free-threaded interpreters.
+COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3\.so|\.pyd|\.cpython-3\d+t-[\w-]+\.so|\.cp3\d+t-win_\w+\.pyd)")
 LARGEST_WHEEL = 10 * 2**20
 
 
@@ -61,11 +74,11 @@ def sdist_faults(path: str) -> list[str]:
     """Return what is wrong with the sdist."""
     with tarfile.open(path) as archive:
         names = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
-    faults = [f"sdist: {name} is missing" for name in sorted(SDIST_FILES - names)]
+    faults = [f"{name} is missing" for name in sorted(SDIST_FILES - names)]
     folders = {PurePosixPath(name).parts[0] for name in names if len(PurePosixPath(name).parts) > 1}
-    faults += [f"sdist: nothing from {folder}/" for folder in sorted(SDIST_FOLDERS - folders)]
-    faults += [f"sdist: {name} does not belong" for name in sorted(names) if _is_build_product(name)]
-    return faults + _benchmark_faults("sdist", {name.removeprefix("python/") for name in names})
+    faults += [f"nothing from {folder}/" for folder in sorted(SDIST_FOLDERS - folders)]
+    faults += [f"{name} does not belong" for name in sorted(names) if _is_build_product(name)]
+    return faults + _benchmark_faults({name.removeprefix("python/") for name in names})
 
 
 def wheel_faults(path: str) -> list[str]:
@@ -76,26 +89,26 @@ def wheel_faults(path: str) -> list[str]:
         metadata = BytesParser().parsebytes(archive.read(f"{info}/METADATA"))
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     expected = WHEEL_FILES | {f"{info}/licenses/LICENSE-MIT", f"{info}/licenses/LICENSE-APACHE"}
-    faults = [f"wheel: {name} is missing" for name in sorted(expected - set(sizes))]
+    faults = [f"{name} is missing" for name in sorted(expected - set(sizes))]
     compiled = [name for name in sizes if COMPILED.fullmatch(name)]
     if len(compiled) != 1:
-        faults.append(f"wheel: compiled modules are {compiled}; expected one")
+        faults.append(f"compiled modules are {compiled}; expected one")
     for name in sorted(sizes):
         inside = name.startswith(("xent_rs/", f"{info}/"))
         if not inside or (_is_build_product(name) and name not in compiled):
-            faults.append(f"wheel: {name} does not belong")
-    faults += _benchmark_faults("wheel", set(sizes))
+            faults.append(f"{name} does not belong")
+    faults += _benchmark_faults(set(sizes))
     requirements = metadata.get_all("Requires-Dist") or []
     names = [re.match(r"[\w.-]+", each)[0] for each in requirements if "extra ==" not in each]
     if names != REQUIRED:
-        faults.append(f"wheel: requires {names}; expected {REQUIRED}")
+        faults.append(f"requires {names}; expected {REQUIRED}")
     extras = set(metadata.get_all("Provides-Extra") or [])
     if extras != EXTRAS:
-        faults.append(f"wheel: has the extras {sorted(extras)}; expected {sorted(EXTRAS)}")
+        faults.append(f"has the extras {sorted(extras)}; expected {sorted(EXTRAS)}")
     if sum(sizes.values()) > LARGEST_WHEEL:
-        faults.append(f"wheel: {sum(sizes.values())} bytes unpacked; expected at most {LARGEST_WHEEL}")
+        faults.append(f"{sum(sizes.values())} bytes unpacked; expected at most {LARGEST_WHEEL}")
     if "xent-rs=xent_rs.cli:main" not in entry_points.replace(" ", ""):
-        faults.append("wheel: no command xent-rs")
+        faults.append("no command xent-rs")
     for field, pattern in [
         ("License-Expression", "MIT OR Apache-2.0"),
         ("Requires-Python", r">=3\.10"),
@@ -103,25 +116,30 @@ def wheel_faults(path: str) -> list[str]:
         ("Description-Content-Type", "text/markdown.*"),
     ]:
         if not re.fullmatch(pattern, metadata.get(field) or ""):
-            faults.append(f"wheel: metadata {field} is {metadata.get(field)!r}; expected {pattern}")
+            faults.append(f"metadata {field} is {metadata.get(field)!r}; expected {pattern}")
     # An index has no files beside the description.
     links = re.findall(r"\]\((?!https://).*?\)|<img.*?>", metadata.get_payload())
-    faults += [f"wheel: the description links to {link}" for link in links]
+    faults += [f"the description links to {link}" for link in links]
     return faults
 
 
-def _benchmark_faults(package: str, names: set[str]) -> list[str]:
+def _benchmark_faults(names: set[str]) -> list[str]:
     """Return which modules of `xent-rs bench` are missing, and which belong to benches/ alone."""
     found = {name for name in names if name.startswith(BENCHMARK) and not name.endswith("/")}
-    faults = [f"{package}: {name} is missing" for name in sorted(BENCHMARK_FILES - found)]
-    return faults + [f"{package}: {name} does not belong" for name in sorted(found - BENCHMARK_FILES)]
+    faults = [f"{name} is missing" for name in sorted(BENCHMARK_FILES - found)]
+    return faults + [f"{name} does not belong" for name in sorted(found - BENCHMARK_FILES)]
 
 
 def _is_build_product(name: str) -> bool:
-    return name.endswith((".so", ".pyd", ".pyc", ".whl")) or name.startswith(("target/", ".venv"))
+    return name.endswith((".so", ".pyd", ".pyc", ".whl")) or name.startswith(("target/", "wasm/target/", ".venv"))
 
 
 if __name__ == "__main__":
-    found = sdist_faults(sys.argv[1]) + wheel_faults(sys.argv[2])
-    print("\n".join(found) or "sdist and wheel are complete")
+    if not sys.argv[1:]:
+        sys.exit("no file to check")
+    found = []
+    for file in sys.argv[1:]:
+        faults = wheel_faults(file) if file.endswith(".whl") else sdist_faults(file)
+        found += [f"{PurePosixPath(file).name}: {fault}" for fault in faults]
+    print("\n".join(found) or "sdists and wheels are complete")
     sys.exit(1 if found else 0)

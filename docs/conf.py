@@ -48,7 +48,8 @@ default_role = "py:obj"
 
 # The page that computes in the browser is a part of the package: it goes with the site where it is there.
 EXPLORE = Path(xent_rs.__file__).parent / "explore"
-if not EXPLORE.is_dir():
+HAS_EXPLORE = (EXPLORE / "index.html").is_file()
+if not HAS_EXPLORE:
     exclude_patterns.append("explore.md")
 
 # Markdown.
@@ -118,13 +119,13 @@ linkcheck_retries = 2
 
 def _without_explore(app, name, source):
     """Take the page that computes in the browser out of the contents where there is none."""
-    if name == "index" and not EXPLORE.is_dir():
+    if name == "index" and not HAS_EXPLORE:
         source[0] = source[0].replace("\nexplore\n", "\n")
 
 
 def _copy_explore(app, exception):
     """Copy the page that computes in the browser, which Sphinx need not understand."""
-    if exception is None and app.builder.name == "html" and EXPLORE.is_dir():
+    if exception is None and app.builder.name == "html" and HAS_EXPLORE:
         shutil.copytree(
             EXPLORE,
             Path(app.outdir) / "explore",

@@ -21,6 +21,7 @@ PAGES = {
     "README.md#data": "meaning.md#data",
     "README.md#from-hidden-states": "speed.md#from-hidden-states",
     "README.md#in-frameworks": "speed.md#in-frameworks",
+    "README.md#javascript": "javascript.md",
     "README.md#limits": "limits.md",
     "README.md#meaning": "meaning.md",
     "README.md#memory": "settings.md#memory",
