@@ -35,6 +35,7 @@ PAGES = {
 
 _HEADING = re.compile(r"^(#+) (.*)\n", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!https?:)([^()#\s]*)(#[^()\s]*)?\)")
+_OF_REPOSITORY = re.compile(r"\[([^][]*)\]\((?:\.\./)?([A-Z_]+\.md)\)")
 _NAMED_BY_FILE = re.compile(r"\[(?:README|(?:docs/)?\w+\.md)\](?=\()")  # on the site, by its title
 _SECTION = re.compile(r"^\[[^]]*\]\(\.\./([\w.]+\.md)#([\w-]+)\)\n", re.MULTILINE)
 _WHOLE = re.compile(r"^\[[^]]*\]\(\.\./(CHANGELOG|CONTRIBUTING)\.md\)\n", re.MULTILINE)
@@ -66,7 +67,10 @@ def at_home(text: str, file: Path) -> str:
             return f"](examples/{path.stem}.rst)"
         return f"]({Path(os.path.relpath(path, DOCS)).as_posix()}{match[2] or ''})"
 
-    return _LINK.sub(link, _NAMED_BY_FILE.sub("[]", text))
+    def of_repository(match: re.Match[str]) -> str:
+        return match[0] if match[2] in PAGES else match[1]  # the site has no such page
+
+    return _LINK.sub(link, _NAMED_BY_FILE.sub("[]", _OF_REPOSITORY.sub(of_repository, text)))
 
 
 def of_site(text: str, page: Path) -> str:
