@@ -61,6 +61,7 @@ EXTRAS = {
     "lint",
     "plot",
     "progress",
+    "site",
     "test",
     "torch",
 }

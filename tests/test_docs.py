@@ -1,5 +1,6 @@
 """Every example is run: docstrings, README, pages."""
 
+import ast
 import doctest
 import importlib.util
 import inspect
@@ -162,7 +163,10 @@ def test_examples_on_pages(page, tmp_path, monkeypatch, request):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_have_examples(page):
-    assert "```python" in page.read_text(encoding="utf-8")
+    """Or show, on the site, what has."""
+    text = page.read_text(encoding="utf-8")
+    shows = re.search(r"^\[[^]]*\]\(\.\./\w+\.md(#[\w-]+)?\)$", text, re.MULTILINE)
+    assert "```python" in text or shows or page.name in {"explore.md", "guide.md"}
 
 
 def test_the_page_of_the_package_is_that_of_readme():
@@ -190,6 +194,39 @@ def test_links_of_pages_lead_somewhere():
                 headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
                 anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
                 assert anchor in anchors, f"{page.name} links to {file}#{anchor}"
+
+
+def test_the_site_knows_the_sections_of_readme_and_has_pages_for_them():
+    path = ROOT / "docs" / "_extensions" / "repository.py"
+    spec = importlib.util.spec_from_file_location("repository", path)
+    repository = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(repository)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target, page in repository.PAGES.items():
+        file, _, section = target.partition("#")
+        assert (ROOT / file).exists(), target
+        assert page.startswith("examples/") or (ROOT / "docs" / page.partition("#")[0]).exists(), page
+        if section:
+            assert repository.section(readme, section).strip(), target
+
+
+def test_every_public_name_is_in_the_reference():
+    """The lists of docs/api.rst, of which the site makes a page for each name, are the modules' `__all__`."""
+    package, listed, module = ROOT / "python" / "xent_rs", set(), ""
+    for line in (ROOT / "docs" / "api.rst").read_text(encoding="utf-8").splitlines():
+        if current := re.match(r"\.\. currentmodule:: (.*)", line):
+            module = current[1]
+        elif name := re.match(r"   (\w+)$", line):
+            listed.add(f"{module}.{name[1]}")
+    public = set()
+    for file in package.rglob("*.py"):
+        name = ".".join(["xent_rs", *file.relative_to(package).with_suffix("").parts]).removesuffix(
+            ".__init__"
+        )
+        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+                public |= {f"{name}.{each}" for each in ast.literal_eval(statement.value)}
+    assert listed == public - {"xent_rs.__version__", "xent_rs.probability", "xent_rs.cli.main"}
 
 
 def test_every_public_function_is_in_the_tables_of_names():

@@ -234,7 +234,7 @@ def cross_entropy_with_grad(
 
     Notes
     -----
-    With p = softmax(z), a gradient is within u·(|z - max z| + ln C + 4)·p of its value; the target's is minus
+    With p = softmax(z), a gradient is within u·(max z - z + ln C + 4)·p of its value; the target's is minus
     the sum of the others' p, not a difference. 16-bit gradients are rounded once from float32.
 
     When interrupted (Ctrl-C), `out` holds some rows of the gradient and some of what it held before.
