@@ -1,7 +1,7 @@
 /** Panel 2: the loss over the probability of the target, and how hard each cost pulls at its logit. */
 
 import { Chart } from "./chart.js";
-import { element, figure, format, slider } from "./dom.js";
+import { element, figure, format, heading, slider, swatch } from "./dom.js";
 
 const LOGITS = Array.from({ length: 281 }, (_, i) => -7 + i * 0.05);
 const COSTS = [
@@ -21,8 +21,8 @@ const COSTS = [
 export function curve(root, kernels, state) {
     let logit = state.number("curve.z", -2, -7, 7);
     let gamma = state.number("curve.gamma", 2, 0.5, 5);
-    const tenths = (from, to, step) => Array.from({ length: Math.round((to - from) / step) + 1 }, (_, i) => from + i * step);
-    const x = { domain: [0, 1], label: "p, probability of the target", ticks: tenths(0, 1, 0.25), show: (p) => format(p, 2) };
+    const quarters = [0, 0.25, 0.5, 0.75, 1];
+    const x = { domain: [0, 1], label: "p, probability of the target", ticks: quarters, show: (p) => format(p, 2) };
 
     const point = slider({
         name: "curve-z",
@@ -64,7 +64,7 @@ export function curve(root, kernels, state) {
     });
     const pull = new Chart(right, {
         x,
-        y: { domain: [0, 1.25], label: "pull", ticks: [0, 0.25, 0.5, 0.75, 1, 1.25], show: (g) => format(g, 2) },
+        y: { domain: [0, 1.25], label: "pull", ticks: [...quarters, 1.25], show: (g) => format(g, 2) },
         height: 300,
         name: "curve-pull",
     });
@@ -75,7 +75,7 @@ export function curve(root, kernels, state) {
         "table",
         { class: "legend" },
         element("caption", {}, "At p = ", probability.node),
-        element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "cost"), element("th", { scope: "col" }, "value"), element("th", { scope: "col" }, "pull"))),
+        heading("cost", "value", "pull"),
         element(
             "tbody",
             {},
@@ -83,14 +83,14 @@ export function curve(root, kernels, state) {
                 element(
                     "tr",
                     { class: key },
-                    element("th", { scope: "row" }, element("i", { class: "swatch" }), name, " ", element("span", { class: "term" }, formula)),
+                    element("th", { scope: "row" }, swatch(), name, " ", element("span", { class: "term" }, formula)),
                     element("td", {}, cells[i][0].node),
                     element("td", {}, cells[i][1].node),
                 ),
             ),
         ),
     );
-    root.append(element("div", { class: "two" }, point.node, focus.node), pictures, element("div", { class: "scroll" }, legend));
+    root.append(element("div", { class: "two" }, point.node, focus.node), pictures, legend);
     update();
 
     /** Cost and derivative by z of every cost, at one logit. */
@@ -123,7 +123,10 @@ export function curve(root, kernels, state) {
                 if (here[key][0] <= 5) chart.dot(here.p, here[key][0], key, key === "cross" ? 7 : 4.5);
             }
         });
-        price.describe(`Cost over probability. At ${format(here.p, 2)} cross-entropy is ${format(here.cross[0], 2)}, the quadratic cost ${format(here.quadratic[0], 2)}.`);
+        const [crossText, quadraticText] = [here.cross, here.quadratic].map((pair) => pair.map((each) => format(each, 3)));
+        price.describe(
+            `Cost over probability. At ${format(here.p, 2)} cross-entropy is ${crossText[0]}, the quadratic cost ${quadraticText[0]}.`,
+        );
         pull.paint((chart) => {
             chart.axes();
             // The answer no pulls the other way, which another picture would have to show.
@@ -132,7 +135,10 @@ export function curve(root, kernels, state) {
                 if (-here[key][1] <= 1.25) chart.dot(here.p, -here[key][1], key, key === "cross" ? 7 : 4.5);
             }
         });
-        pull.describe(`Pull over probability. At ${format(here.p, 2)} cross-entropy pulls with ${format(-here.cross[1], 2)}, the quadratic cost with ${format(-here.quadratic[1], 3)}.`);
+        pull.describe(
+            `Derivative over probability. At ${format(here.p, 2)} that of cross-entropy is ${crossText[1]}, ` +
+                `that of the quadratic cost ${quadraticText[1]}.`,
+        );
         state.keep("curve.z", Number(logit.toFixed(2)), -2);
         state.keep("curve.gamma", gamma, 2);
     }

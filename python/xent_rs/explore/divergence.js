@@ -1,7 +1,7 @@
 /** Panel 3: cross-entropy as the sum of entropy and divergence, and how divergence is not symmetric. */
 
 import { normalised, redistributed } from "./distribution.js";
-import { button, element, figure, format, slider } from "./dom.js";
+import { button, element, figure, format, slider, swatch } from "./dom.js";
 
 const OUTCOMES = ["sun", "cloud", "rain"];
 const START = { p: [0.6, 0.3, 0.1], q: [0.2, 0.3, 0.5] };
@@ -16,7 +16,9 @@ export function divergence(root, kernels, state) {
     const given = {};
     const sliders = {};
     const count = OUTCOMES.length;
-    for (const name of ["p", "q"]) given[name] = normalised(state.numbers(`divergence.${name}`, START[name], 0, 1, count, count));
+    for (const name of ["p", "q"]) {
+        given[name] = normalised(state.numbers(`divergence.${name}`, START[name], 0, 1, count, count));
+    }
 
     const groups = Object.entries(TITLES).map(([name, [title, letter]]) => {
         sliders[name] = OUTCOMES.map((outcome, i) =>
@@ -52,7 +54,9 @@ export function divergence(root, kernels, state) {
             { class: "buttons" },
             button("Let q be p", () => set(given.p, given.p)),
             button("Swap p and q", () => set(given.q, given.p)),
-            button("A model that rules out rain", () => set(given.p, normalised([given.q[0] + 0.01, given.q[1] + 0.01, 0]))),
+            button("A model that rules out rain", () => {
+                set(given.p, normalised([given.q[0] + 0.01, given.q[1] + 0.01, 0]));
+            }),
             button("Reset", () => set(START.p, START.q)),
         ),
         ...sums.map((each) => each.node),
@@ -80,7 +84,14 @@ export function divergence(root, kernels, state) {
         const kinds = ["cross", "entropy", "divergence"];
         const figures = kinds.map((kind) => figure(`divergence-${kind}-${first}${second}`));
         const term = (i) =>
-            element("span", { class: `part ${kinds[i]}` }, element("i", { class: "swatch" }), element("span", { class: "term" }, names[i]), " ", figures[i].node);
+            element(
+                "span",
+                { class: `part ${kinds[i]}` },
+                swatch(),
+                element("span", { class: "term" }, names[i]),
+                " ",
+                figures[i].node,
+            );
         const segments = [element("i", { class: "entropy" }), element("i", { class: "divergence" })];
         const node = element(
             "div",
@@ -111,19 +122,20 @@ export function divergence(root, kernels, state) {
         const values = sums.map((each) => each.numbers());
         const widest = Math.max(2, ...values.map(([cross]) => cross).filter(Number.isFinite));
         sums.forEach((each, i) => each.show(values[i], widest));
-        const [[, , forward], [, , backward]] = values;
-        if (forward === Infinity) said.textContent = "The model rules out what does happen, and pays without bound for it.";
-        else if (forward < 1e-6) said.textContent = "The forecast is the truth: no divergence, and the entropy alone is left.";
-        else {
-            const times = format(Math.max(forward, backward) / Math.min(forward, backward), 1);
-            const larger = forward > backward ? "KL(p ∥ q)" : "KL(q ∥ p)";
-            said.textContent =
-                times === "1.0"
-                    ? "Both directions agree here, which is a coincidence: swap roles, and each divergence weighs with other probabilities."
-                    : `The two directions differ: ${larger} is ${times} times the other, because each weighs the logarithms with its own first distribution.`;
-        }
+        said.textContent = sentence(values[0][2], values[1][2]);
         for (const name of ["p", "q"]) {
-            state.keep(`divergence.${name}`, given[name].map((each) => Number(each.toFixed(4))), START[name]);
+            state.keep(`divergence.${name}`, given[name], START[name]);
         }
     }
+}
+
+/** What there is to see in the divergences of both directions. */
+function sentence(forward, backward) {
+    if (forward === Infinity) return "The model rules out what does happen, and pays without bound for it.";
+    if (forward < 1e-6) return "The forecast is the truth: no divergence, and the entropy alone is left.";
+    if (backward === Infinity) return "The other way round there is no bound: the truth never has what the model takes for possible.";
+    const times = format(Math.max(forward, backward) / Math.min(forward, backward), 1);
+    if (times === "1.0") return "The two directions happen to agree here; in general they do not.";
+    const larger = forward > backward ? "KL(p ∥ q)" : "KL(q ∥ p)";
+    return `${larger} is ${times} times the other direction: each weighs the logarithms with its own first distribution.`;
 }

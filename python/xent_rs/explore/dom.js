@@ -60,14 +60,16 @@ export function figure(name) {
  * @param {Object} options
  * @param {string} options.name
  * @param {string|Node} options.label
+ * @param {string} [options.hint] what it is for, below it
  * @param {(value: number) => string} [options.show] how the value reads
  * @param {(value: number) => void} options.change called while the reader moves it
  */
-export function slider({ name, label, min, max, step, value, show = (x) => format(x, 2), change, className = "" }) {
-    const input = element("input", { type: "range", name, min, max, step });
+export function slider({ name, label, min, max, step, value, show = (x) => format(x, 2), change, className = "", hint = "" }) {
+    const input = element("input", { type: "range", name, id: name, min, max, step });
     const output = element("output");
-    const reason = element("small", { class: "reason", id: `reason-${name}` });
-    const node = element("label", { class: `slider ${className}` }, element("span", {}, label), input, output, reason);
+    const note = element("small", { class: "hint", id: `hint-${name}` }, hint);
+    const title = element("label", { for: input.id }, label);
+    const node = element("div", { class: `slider ${className}` }, title, input, output, note);
     const control = {
         node,
         input,
@@ -82,9 +84,7 @@ export function slider({ name, label, min, max, step, value, show = (x) => forma
         refuse(why) {
             input.disabled = Boolean(why);
             node.classList.toggle("refused", Boolean(why));
-            reason.textContent = why || "";
-            if (why) input.setAttribute("aria-describedby", reason.id);
-            else input.removeAttribute("aria-describedby");
+            note.textContent = why || hint;
         },
     };
     function mark() {
@@ -96,8 +96,20 @@ export function slider({ name, label, min, max, step, value, show = (x) => forma
         mark();
         change(control.value);
     });
+    if (hint) input.setAttribute("aria-describedby", note.id);
     control.value = value;
     return control;
+}
+
+/** The sample of a line before its name; its colour and dashes are those of the class around it. */
+export function swatch() {
+    return element("i", { class: "swatch" });
+}
+
+/** The head of a table. */
+export function heading(...names) {
+    const cells = names.map((name) => element("th", { scope: "col" }, name));
+    return element("thead", {}, element("tr", {}, ...cells));
 }
 
 /** A button. */

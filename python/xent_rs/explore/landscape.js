@@ -11,12 +11,31 @@ const MOST_POINTS = 60;
 const MOST_STEPS = 2000;
 const STEPS_PER_SECOND = 40;
 const BANDS = 14;
+const TIE = 1e-9; // equal probabilities differ by their roundings
 const NEAR = 14; // pixels within which a click means the point that is there
 const RATES = [0.03, 0.1, 0.3, 1, 3, 10];
 const SETS = {
-    apart: { title: "Two groups", classes: 2, start: [-5, 3], points: [-1.9, -0.4, 0, -1.2, -1.3, 0, -2.3, 0.7, 0, -0.7, -1.9, 0, -1.5, 0.6, 0, 1.8, 0.3, 1, 1.1, 1.4, 1, 2.2, -0.8, 1, 0.6, 1.9, 1, 1.4, -0.2, 1] },
-    mixed: { title: "Mixed", classes: 2, start: [-5, 3], points: [-1.6, -0.5, 0, -0.8, 0.9, 0, 0.7, -0.6, 0, -1.9, 1.1, 0, -0.4, -1.7, 0, 1.5, 0.8, 1, 0.4, 1.6, 1, -0.6, 0.2, 1, 1.9, -0.4, 1, 0.9, 0.5, 1] },
-    three: { title: "Three groups", classes: 3, start: [-4, -4], points: [-1.8, -0.9, 0, -1.2, -1.6, 0, -2.1, 0.2, 0, -0.6, -1.1, 0, 1.7, -0.8, 1, 2.2, 0.1, 1, 1.1, -1.5, 1, 0.5, 0.4, 1, -0.2, 2, 2, 0.7, 1.7, 2, -0.9, 1.5, 2, 0.1, 0.9, 2] },
+    apart: {
+        title: "Two groups",
+        classes: 2,
+        start: [-5, 3],
+        points: numbersOf(`-1.9 -0.4 0  -1.2 -1.3 0  -2.3 0.7 0  -0.7 -1.9 0  -1.5 0.6 0
+                           1.8 0.3 1  1.1 1.4 1  2.2 -0.8 1  0.6 1.9 1  1.4 -0.2 1`),
+    },
+    mixed: {
+        title: "Mixed",
+        classes: 2,
+        start: [-5, 3],
+        points: numbersOf(`-1.6 -0.5 0  -0.8 0.9 0  0.7 -0.6 0  -1.9 1.1 0  -0.4 -1.7 0
+                           1.5 0.8 1  0.4 1.6 1  -0.6 0.2 1  1.9 -0.4 1  0.9 0.5 1`),
+    },
+    three: {
+        title: "Three groups",
+        classes: 3,
+        start: [-4, -4],
+        points: numbersOf(`-1.8 -0.9 0  -1.2 -1.6 0  -2.1 0.2 0  -0.6 -1.1 0  1.7 -0.8 1  2.2 0.1 1
+                           1.1 -1.5 1  0.5 0.4 1  -0.2 2 2  0.7 1.7 2  -0.9 1.5 2  0.1 0.9 2`),
+    },
 };
 const FIRST = "mixed";
 
@@ -27,7 +46,8 @@ const FIRST = "mixed";
  */
 export function landscape(root, kernels, state) {
     let classes = Math.round(state.number("landscape.classes", SETS[FIRST].classes, 2, 3));
-    let points = unpacked(state.numbers("landscape.points", SETS[FIRST].points, -REACH, REACH, 0, 3 * MOST_POINTS), classes);
+    const triples = state.numbers("landscape.points", SETS[FIRST].points, -REACH, REACH, 0, 3 * MOST_POINTS);
+    let points = unpacked(triples, classes);
     let cost = state.word("landscape.cost", ["cross", "quadratic"]);
     let rate = state.among("landscape.rate", 1, RATES);
     let smoothing = state.number("landscape.smoothing", 0, 0, 0.5);
@@ -37,12 +57,12 @@ export function landscape(root, kernels, state) {
     let path = [];
     let model;
     let now;
-    let known = { key: "", field: [] };
+    let known = { key: "", bands: [] }; // the landscape last drawn
     let hand = [0, 0]; // where the keyboard's cross is among the points
 
     const grid = (reach, count) => Array.from({ length: count }, (_, i) => -reach + (2 * reach * i) / (count - 1));
     const axes = { points: grid(REACH, 49), weights: grid(SPAN, 57) };
-    const figures = { loss: figure("landscape-loss"), steps: figure("landscape-steps"), w1: figure("landscape-w1"), w2: figure("landscape-w2") };
+    const figures = Object.fromEntries(["loss", "steps", "w1", "w2"].map((name) => [name, figure(`landscape-${name}`)]));
     const said = element("p", { class: "said", role: "status" });
 
     const play = button("Play", toggle, { class: "primary", "data-name": "landscape-play" });
@@ -114,7 +134,9 @@ export function landscape(root, kernels, state) {
     plane.node.addEventListener("keydown", (event) => {
         const step = arrow(event, 0.1);
         if (step) hand = hand.map((each, i) => Math.min(Math.max(each + step[i], -REACH), REACH));
-        else if (event.key === "Enter" || event.key === " ") put(hand, points.findIndex(({ x }) => Math.hypot(x[0] - hand[0], x[1] - hand[1]) < 0.1));
+        else if (event.key === "Enter" || event.key === " ") {
+            put(hand, points.findIndex(({ x }) => Math.hypot(x[0] - hand[0], x[1] - hand[1]) < 0.1));
+        }
         else return;
         event.preventDefault();
         draw();
@@ -126,7 +148,6 @@ export function landscape(root, kernels, state) {
         event.preventDefault();
         start(weights[chosen].map((each, i) => Math.min(Math.max(each + step[i], -SPAN), SPAN)));
     });
-    for (const event of ["focus", "blur"]) plane.node.addEventListener(event, () => draw());
 
     root.append(
         choices,
@@ -147,7 +168,7 @@ export function landscape(root, kernels, state) {
         element(
             "dl",
             { class: "statistics" },
-            ...[["mean loss, nats", "loss"], ["steps", "steps"], ["w₁", "w1"], ["w₂", "w2"]].map(([name, key]) =>
+            ...[["mean loss", "loss"], ["steps", "steps"], ["w₁", "w1"], ["w₂", "w2"]].map(([name, key]) =>
                 element("div", {}, element("dt", {}, name), element("dd", {}, figures[key].node)),
             ),
         ),
@@ -155,7 +176,8 @@ export function landscape(root, kernels, state) {
         element(
             "p",
             { class: "note" },
-            "With the keyboard: in the left picture arrows move a cross, and Enter sets or removes a point there; in the right one arrows move the weights.",
+            "A click on a point removes it. With the keyboard: among the points arrows move a cross, and Enter sets or removes " +
+                "a point there; on the landscape arrows move the weights.",
         ),
     );
     offer();
@@ -163,12 +185,13 @@ export function landscape(root, kernels, state) {
 
     /** The choices, which depend on the number of classes. */
     function offer() {
-        const letters = CLASSES.slice(0, classes);
+        const lettered = (first) => CLASSES.map((letter, c) => [String(c), letter]).slice(first, classes);
         const sets = element("select", { name: "landscape-set", onchange: () => sets.value && load(SETS[sets.value]) });
-        sets.append(element("option", { value: "" }, "Load points …"), ...Object.entries(SETS).map(([key, { title }]) => element("option", { value: key }, title)));
+        const named = Object.entries(SETS).map(([key, { title }]) => [key, title]);
+        for (const [value, title] of [["", "Load points …"], ...named]) sets.append(element("option", { value }, title));
         sets.setAttribute("aria-label", "Load points");
         const list = [
-            choice("landscape-adding", "A click adds a point of class", letters.map((letter, c) => [String(c), letter]), String(adding), (value) => {
+            choice("landscape-adding", "A click adds a point of class", lettered(0), String(adding), (value) => {
                 adding = Number(value);
             }),
             choice("landscape-cost", "Cost", [["cross", "cross-entropy"], ["quadratic", "quadratic"]], cost, (value) => {
@@ -187,10 +210,11 @@ export function landscape(root, kernels, state) {
             }),
         ];
         if (classes === 3) {
-            list.push(choice("landscape-chosen", "Landscape of the weights of", [["1", "B"], ["2", "C"]], String(chosen), (value) => {
+            const pick = choice("landscape-chosen", "Landscape of the weights of", lettered(1), String(chosen), (value) => {
                 chosen = Number(value);
                 draw();
-            }));
+            });
+            list.push(pick);
         }
         choices.replaceChildren(...list, sets);
     }
@@ -209,7 +233,7 @@ export function landscape(root, kernels, state) {
     /** The problem is another one: the path begins here. */
     function pose() {
         model = new Regression(kernels, { points, classes, cost, smoothing });
-        known = { key: "", field: [] };
+        known = { key: "", bands: [] };
         path = [weights];
         look();
         draw();
@@ -234,13 +258,16 @@ export function landscape(root, kernels, state) {
 
     function put(x, there) {
         if (there >= 0) points = points.filter((_, n) => n !== there);
-        else if (points.length < MOST_POINTS) points = [...points, { x: x.map((each) => Math.round(each * 10) / 10), y: adding }];
+        else if (points.length < MOST_POINTS) {
+            points = [...points, { x: x.map((each) => Math.round(each * 10) / 10), y: adding }];
+        }
         pose();
     }
 
     function nearest(event) {
         const box = plane.node.getBoundingClientRect();
-        return points.findIndex(({ x }) => Math.hypot(plane.px(x[0]) - event.clientX + box.left, plane.py(x[1]) - event.clientY + box.top) < NEAR);
+        const [left, top] = [event.clientX - box.left, event.clientY - box.top];
+        return points.findIndex(({ x }) => Math.hypot(plane.px(x[0]) - left, plane.py(x[1]) - top) < NEAR);
     }
 
     /** Take steps of gradient descent; false where there is no further to go. */
@@ -269,17 +296,27 @@ export function landscape(root, kernels, state) {
     }
 
     function draw() {
-        const letter = CLASSES[chosen];
-        caption.textContent = `Mean ${cost === "cross" ? "cross-entropy" : "quadratic cost"} over the weights of class ${letter}${classes === 3 ? ", the others as they are now" : ""}`;
+        const name = cost === "cross" ? "cross-entropy" : "quadratic cost";
+        const others = classes === 3 ? ", the others as they are" : "";
+        caption.textContent = `Mean ${name} over the weights of class ${CLASSES[chosen]}${others}`;
         plane.paint(drawPlane);
         hills.paint(drawHills);
         figures.loss.show(now ? now.loss : NaN, now ? format(now.loss) : "–");
         figures.steps.show(path.length - 1, String(path.length - 1));
         figures.w1.show(weights[chosen][0], format(weights[chosen][0], 2));
         figures.w2.show(weights[chosen][1], format(weights[chosen][1], 2));
-        said.textContent = points.length ? (points.length === MOST_POINTS ? `${MOST_POINTS} points are as many as there may be.` : "") : "Add a point to have a loss.";
-        plane.describe(`${points.length} points of ${classes} classes. Arrows move a cross, now at ${hand.map((each) => format(each, 1)).join(", ")}; Enter sets or removes a point of class ${CLASSES[adding]}.`);
-        hills.describe(`The loss over two weights, now at ${weights[chosen].map((each) => format(each, 2)).join(", ")}${now ? `, where it is ${format(now.loss, 3)}` : ""}. Arrows move the weights.`);
+        said.textContent = "";
+        if (!points.length) said.textContent = "Add a point to have a loss.";
+        if (points.length === MOST_POINTS) said.textContent = `${MOST_POINTS} points are as many as there may be.`;
+        const at = (pair, decimals) => pair.map((each) => format(each, decimals)).join(", ");
+        plane.describe(
+            `${points.length} points of ${classes} classes. Arrows move a cross, now at ${at(hand, 1)}; ` +
+                `Enter sets or removes a point of class ${CLASSES[adding]}.`,
+        );
+        hills.describe(
+            `The ${name} over two weights, now at ${at(weights[chosen], 2)}` +
+                `${now ? `, where it is ${format(now.loss, 3)}` : ""}. Arrows move the weights.`,
+        );
         keep();
     }
 
@@ -287,33 +324,41 @@ export function landscape(root, kernels, state) {
         chart.axes();
         const fields = model.probabilities(weights, axes.points);
         fields.forEach((field, c) => {
-            const lead = field.map((line, row) => line.map((p, column) => p - Math.max(...fields.filter((_, k) => k !== c).map((other) => other[row][column]))));
-            if (weights.flat().some((each) => each !== 0)) chart.area(outlines(lead, 0, axes.points, axes.points), `region class-${c}`);
-            for (const sure of [0.75, 0.95]) chart.area(outlines(field, sure, axes.points, axes.points), `region class-${c}`);
+            const region = (values, level) => {
+                chart.area(outlines(values, level, axes.points, axes.points), `region class-${c}`);
+            };
+            const others = fields.filter((_, other) => other !== c);
+            const ahead = (p, row, column) => p - Math.max(...others.map((other) => other[row][column]));
+            const decides = weights.flat().some((each) => each !== 0);
+            if (decides) region(field.map((line, row) => line.map((p, column) => ahead(p, row, column))), TIE);
+            for (const sure of [0.75, 0.95]) region(field, sure);
         });
-        for (const { x, y } of points) chart.add("path", { class: `point class-${y}`, d: shape(y, chart.px(x[0]), chart.py(x[1])) });
-        if (document.activeElement === chart.node) {
-            const [x, y] = [chart.px(hand[0]), chart.py(hand[1])];
-            chart.add("path", { class: "cross-hair", d: `M${x - 9} ${y}h18M${x} ${y - 9}v18` });
+        for (const { x, y } of points) {
+            chart.add("path", { class: `point class-${y}`, d: shape(y, chart.px(x[0]), chart.py(x[1])) });
         }
+        const [x, y] = [chart.px(hand[0]), chart.py(hand[1])];
+        chart.add("path", { class: "cross-hair", d: `M${x - 9} ${y}h18M${x} ${y - 9}v18` });
     }
 
     function drawHills(chart) {
-        if (now) {
-            const key = weights.map((pair, c) => (c === chosen ? "*" : pair)).join();
-            if (known.key !== key + chosen) known = { key: key + chosen, field: model.field(weights, chosen, axes.weights) };
-            const values = known.field.flat();
-            const [low, high] = [Math.min(...values), Math.max(...values)];
-            for (let band = 1; band <= BANDS; band += 1) {
-                const level = low + (high - low) * (band / (BANDS + 1)) ** 2;
-                chart.area(outlines(known.field, level, axes.weights, axes.weights), "band");
-            }
-        }
         chart.axes();
+        if (now) {
+            const key = weights.map((pair, c) => (c === chosen ? "*" : pair)).join(); // all that the landscape depends on
+            if (known.key !== key) known = { key, bands: bands(model.field(weights, chosen, axes.weights)) };
+            for (const band of known.bands) chart.area(band, "band");
+        }
         chart.line(path.map((each) => each[chosen]), "path");
         const inside = (pair) => pair.every((each) => Math.abs(each) <= SPAN);
         if (inside(path[0][chosen])) chart.dot(...path[0][chosen], "begin", 5);
         if (inside(weights[chosen])) chart.dot(...weights[chosen], "here", 7);
+    }
+
+    /** Outlines between the least and the largest loss, closer together where it is small. */
+    function bands(field) {
+        const values = field.flat();
+        const [low, high] = [Math.min(...values), Math.max(...values)];
+        const levels = Array.from({ length: BANDS }, (_, i) => low + (high - low) * ((i + 1) / (BANDS + 1)) ** 2);
+        return levels.map((level) => outlines(field, level, axes.weights, axes.weights));
     }
 
     function keep() {
@@ -327,18 +372,25 @@ export function landscape(root, kernels, state) {
     }
 }
 
+/** Numbers of text. */
+function numbersOf(text) {
+    return text.trim().split(/\s+/).map(Number);
+}
+
 /** Points of triples x, y, class. */
 function unpacked(numbers, classes) {
     const points = [];
     for (let i = 0; i + 2 < numbers.length; i += 3) {
-        points.push({ x: [numbers[i], numbers[i + 1]], y: Math.min(Math.max(Math.round(numbers[i + 2]), 0), classes - 1) });
+        const [x1, x2, y] = numbers.slice(i, i + 3);
+        points.push({ x: [x1, x2], y: Math.min(Math.max(Math.round(y), 0), classes - 1) });
     }
     return points;
 }
 
 /** A pair of weights for each class, of which the first has zeros. */
 function paired(numbers, classes) {
-    return Array.from({ length: classes }, (_, c) => (c === 0 ? [0, 0] : [numbers[2 * c - 2] ?? 0, numbers[2 * c - 1] ?? 0]));
+    const pair = (c) => (c === 0 ? [0, 0] : [numbers[2 * c - 2] ?? 0, numbers[2 * c - 1] ?? 0]);
+    return Array.from({ length: classes }, (_, c) => pair(c));
 }
 
 /** The outline of a point: a disc, a square, a triangle. Classes differ in more than colour. */

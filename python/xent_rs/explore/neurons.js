@@ -1,10 +1,9 @@
 /** Panel 4: one sigmoid neuron, two starts, two costs: the quadratic cost has a plateau, cross-entropy has none. */
 
 import { Chart } from "./chart.js";
-import { button, calm, element, figure, format, player, slider } from "./dom.js";
+import { button, calm, element, figure, format, heading, player, slider, swatch } from "./dom.js";
 
 const EPOCHS = 300;
-const FIRST = 150; // the epoch that is shown before the reader does anything
 const SECONDS = 8; // for all epochs
 const RATES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1];
 const RATE = 0.15;
@@ -25,7 +24,7 @@ const Z = Array.from({ length: 121 }, (_, i) => -6 + i * 0.1);
  */
 export function neurons(root, kernels, state) {
     let rate = state.among("neurons.rate", RATE, RATES);
-    let epoch = Math.round(state.number("neurons.epoch", FIRST, 0, EPOCHS));
+    let epoch = Math.round(state.number("neurons.epoch", 0, 0, EPOCHS));
     let runs = [];
     const sigmoid = Z.map((z) => [z, output(z)]);
 
@@ -85,7 +84,7 @@ export function neurons(root, kernels, state) {
         element(
             "p",
             { class: "key" },
-            ...COSTS.map(({ name, title }) => element("span", { class: name }, element("i", { class: "swatch" }), title)),
+            ...COSTS.map(({ name, title }) => element("span", { class: name }, swatch(), title)),
         ),
         element("div", { class: "two" }, ...columns.map((each) => each.node)),
     );
@@ -155,12 +154,14 @@ export function neurons(root, kernels, state) {
             height: 190,
             name: `neurons-${start.name}-place`,
         });
-        const numbers = COSTS.map(({ name }) => ["a", "slope", "gradient"].map((what) => figure(`neurons-${start.name}-${name}-${what}`)));
+        const numbers = COSTS.map(({ name }) =>
+            ["a", "slope", "gradient"].map((what) => figure(`neurons-${start.name}-${name}-${what}`)),
+        );
         node.append(
             element(
                 "table",
                 { class: "legend" },
-                element("thead", {}, element("tr", {}, ...["", "output", "σ′", "∂C/∂w"].map((text) => element("th", { scope: "col" }, text)))),
+                heading("", "a − 0", "× σ′", "= ∂C/∂w"),
                 element(
                     "tbody",
                     {},
@@ -168,7 +169,7 @@ export function neurons(root, kernels, state) {
                         element(
                             "tr",
                             { class: name },
-                            element("th", { scope: "row" }, element("i", { class: "swatch" }), text),
+                            element("th", { scope: "row" }, swatch(), text),
                             ...numbers[i].map((each) => element("td", {}, each.node)),
                         ),
                     ),
@@ -209,9 +210,10 @@ export function neurons(root, kernels, state) {
                     const slope = a * (1 - a);
                     chart.line([-1.4, 1.4].map((d) => [z + d, a + d * slope]), `tangent ${name}`);
                 });
-                now.forEach(([name, { z, a }], k) => chart.dot(Math.max(z, -6), a, name, k === 0 ? 8 : 6));
+                now.forEach(([name, { z, a }], k) => chart.dot(Math.max(z, -6), a, name, k === 0 ? 9 : 6));
             });
-            place.describe(`On the sigmoid at epoch ${epoch}: ${now.map(([name, { a }]) => `${name} at ${format(a, 2)}`).join(", ")}.`);
+            const told = (what) => COSTS.map(({ title }, k) => `${title} ${format(now[k][1][what], 3)}`).join(", ");
+            place.describe(`The sigmoid, and the neuron’s output on it at epoch ${epoch}: ${told("a")}.`);
             for (const [chart, what] of [[course, "a"], [cost, "cost"]]) {
                 chart.paint(() => {
                     chart.axes();
@@ -220,12 +222,12 @@ export function neurons(root, kernels, state) {
                         chart.line(points, `${name} ahead`);
                         chart.line(points.slice(0, epoch + 1), name);
                     }
-                    for (const [name, each] of now) chart.dot(epoch, each[what], name, 5);
+                    now.forEach(([name, each], k) => chart.dot(epoch, each[what], name, k === 0 ? 7 : 4.5));
                 });
-                chart.describe(`${what === "a" ? "Output" : "Cost"} until epoch ${epoch}: ${now.map(([name, each]) => `${name} ${format(each[what], 3)}`).join(", ")}.`);
+                chart.describe(`${what === "a" ? "Output" : "Cost"} until epoch ${epoch}: ${told(what)}.`);
             }
         });
         state.keep("neurons.rate", rate, RATE);
-        state.keep("neurons.epoch", epoch, FIRST);
+        state.keep("neurons.epoch", epoch, 0);
     }
 }

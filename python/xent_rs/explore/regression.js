@@ -46,7 +46,11 @@ export class Regression {
     evaluate(weights) {
         const count = this.points.length;
         const logits = new Float64Array(count * this.classes);
-        this.points.forEach(({ x }, n) => weights.forEach((w, c) => (logits[n * this.classes + c] = w[0] * x[0] + w[1] * x[1])));
+        this.points.forEach(({ x }, n) => {
+            weights.forEach((w, c) => {
+                logits[n * this.classes + c] = w[0] * x[0] + w[1] * x[1];
+            });
+        });
         const { losses, gradient } = this.#rows(logits, this.#targets());
         const slopes = weights.map(() => [0, 0]);
         this.points.forEach(({ x }, n) => {
@@ -100,9 +104,8 @@ export class Regression {
         }
         const { gradient } = this.#kernels.crossEntropyRows(logits, new Int32Array(axis.length ** 2), classes);
         // The target is class 0 everywhere, so the gradient is p - 1 there and p elsewhere.
-        return weights.map((_, c) =>
-            axis.map((__, row) => axis.map((___, column) => gradient[(row * axis.length + column) * classes + c] + Number(c === 0))),
-        );
+        const probability = (row, column, c) => gradient[(row * axis.length + column) * classes + c] + Number(c === 0);
+        return weights.map((_, c) => axis.map((__, row) => axis.map((___, column) => probability(row, column, c))));
     }
 
     #targets() {

@@ -6,13 +6,50 @@ import { button, checkbox, choice, element, figure, format, slider } from "./dom
 const MOST = 6;
 const FEWEST = 2;
 const START = [2, 1, 0.1];
-const TARGETS = [["index", "one class"], ["soft", "probabilities"], ["many", "yes or no each"]];
+const TARGETS = [["index", "one class"], ["soft", "probabilities"], ["many", "yes or no"]];
 const OPTIONS = {
-    labelSmoothing: { python: "label_smoothing", label: "label smoothing", max: 0.5, step: 0.01, off: 0 },
-    temperature: { python: "temperature", label: "temperature", min: 0.1, max: 5, step: 0.1, off: 1 },
-    softcap: { python: "softcap", label: "softcap", max: 10, step: 0.5, off: 0 },
-    zLoss: { python: "z_loss", label: "z-loss", max: 0.2, step: 0.005, off: 0, decimals: 3 },
-    focalGamma: { python: "focal_gamma", label: "focal γ", max: 5, step: 0.1, off: 0 },
+    labelSmoothing: {
+        python: "label_smoothing",
+        label: "label smoothing",
+        hint: "spreads this share of the target over all classes",
+        max: 0.5,
+        step: 0.01,
+        off: 0,
+    },
+    temperature: {
+        python: "temperature",
+        label: "temperature",
+        hint: "divides the logits: above 1 nothing is so sure",
+        min: 0.1,
+        max: 5,
+        step: 0.1,
+        off: 1,
+    },
+    softcap: {
+        python: "softcap",
+        label: "softcap",
+        hint: "bends the logits so that none is beyond ± this",
+        max: 10,
+        step: 0.5,
+        off: 0,
+    },
+    zLoss: {
+        python: "z_loss",
+        label: "z-loss",
+        hint: "adds this multiple of the squared log-sum-exp",
+        max: 0.2,
+        step: 0.005,
+        off: 0,
+        decimals: 3,
+    },
+    focalGamma: {
+        python: "focal_gamma",
+        label: "focal γ",
+        hint: "multiplies the loss by (1 − p)ᵞ: what is nearly right counts less",
+        max: 5,
+        step: 0.1,
+        off: 0,
+    },
 };
 
 /**
@@ -26,15 +63,17 @@ export function row(root, kernels, state, moved) {
     let classes = logits.length;
     let kind = state.word("row.target", TARGETS.map(([value]) => value));
     let index = Math.round(state.number("row.y", 0, 0, classes - 1));
-    let soft = normalised(state.numbers("row.t", logits.map((_, c) => (c === 0 ? 0.7 : 0.3 / (classes - 1))), 0, 1, classes, classes));
-    let many = state.numbers("row.yes", logits.map((_, c) => (c === 1 ? 0 : 1)), 0, 1, classes, classes).map(Math.round);
-    let weights = state.numbers("row.w", logits.map(() => 1), 0, 3, classes, classes);
+    const given = (name, high, other) => state.numbers(name, logits.map(other), 0, high, classes, classes);
+    let soft = normalised(given("row.t", 1, (_, c) => (c === 0 ? 0.7 : 0.3 / (classes - 1))));
+    let many = given("row.yes", 1, (_, c) => (c === 1 ? 0 : 1)).map(Math.round);
+    let weights = given("row.w", 3, () => 1);
     let weighted = weights.some((weight) => weight !== 1);
     const options = Object.fromEntries(
         Object.entries(OPTIONS).map(([name, { min = 0, max, off }]) => [name, state.number(`row.${name}`, off, min, max)]),
     );
 
     // What is shown.
+    const heads = element("div", { class: "heads", "aria-hidden": "true" });
     const rows = element("ol", { class: "classes", "aria-label": "Classes" });
     const loss = figure("row-loss");
     const bits = figure("row-bits");
@@ -53,11 +92,12 @@ export function row(root, kernels, state, moved) {
 
     // What the reader moves.
     const sliders = Object.fromEntries(
-        Object.entries(OPTIONS).map(([name, { label, min = 0, max, step, off, decimals = 2 }]) => [
+        Object.entries(OPTIONS).map(([name, { label, hint, min = 0, max, step, off, decimals = 2 }]) => [
             name,
             slider({
                 name: `row-${name}`,
                 label,
+                hint,
                 min,
                 max,
                 step,
@@ -83,15 +123,14 @@ export function row(root, kernels, state, moved) {
             kind = value;
             build();
         }),
-        rows,
+        element("div", { class: "table" }, heads, rows),
         element(
             "div",
             { class: "buttons" },
             add,
             remove,
             button("Random", () => {
-                logits = logits.map(() => Math.round(60 * (Math.random() + Math.random() + Math.random() - 1.5)) / 10 / 1.5);
-                logits = logits.map((logit) => Math.round(10 * logit) / 10);
+                logits = logits.map(() => Math.round(80 * Math.random() - 40) / 10);
                 build();
             }),
             button("Reset", reset),
@@ -99,7 +138,7 @@ export function row(root, kernels, state, moved) {
         element(
             "div",
             { class: "two" },
-            element("div", { class: "options" }, element("h3", {}, "Options"), ...Object.values(sliders).map((s) => s.node), weighing),
+            element("div", { class: "options" }, ...Object.values(sliders).map((each) => each.node), weighing),
             element(
                 "div",
                 { class: "answer" },
@@ -116,15 +155,14 @@ export function row(root, kernels, state, moved) {
 
     /** Make the lines of the classes; the number of classes or the kind of target is another. */
     function build() {
-        const focused = document.activeElement?.name;
         parts = logits.map((_, c) => line(c));
         rows.replaceChildren(...parts.map((part) => part.node));
-        rows.dataset.target = kind;
-        rows.classList.toggle("weighted", weighted);
+        rows.parentElement.dataset.target = kind;
+        const two = kind === "soft" ? ["logit", "target"] : [kind === "index" ? "target" : "yes", "logit"];
+        heads.replaceChildren(...[...two, "probability", "gradient"].map((name) => element("span", {}, name)));
         add.disabled = classes === MOST;
         remove.disabled = classes === FEWEST;
         update();
-        if (focused && rows.querySelector(`[name="${focused}"]:checked`)) rows.querySelector(`[name="${focused}"]:checked`).focus();
     }
 
     function line(c) {
@@ -175,7 +213,8 @@ export function row(root, kernels, state, moved) {
                     update();
                 },
             });
-            controls.unshift(element("label", { class: "pick" }, input, element("span", {}, kind === "index" ? "target" : "yes")));
+            const text = element("span", {}, kind === "index" ? "target" : "yes");
+            controls.unshift(element("label", { class: "pick" }, input, text));
         }
         if (weighted) {
             const weight = slider({
@@ -249,7 +288,7 @@ export function row(root, kernels, state, moved) {
     function update() {
         refuse();
         const { temperature, softcap, ...others } = chosen();
-        const scale = Object.fromEntries(Object.entries({ temperature, softcap }).filter(([, value]) => value !== undefined));
+        const scale = { ...(temperature && { temperature }), ...(softcap && { softcap }) };
         const target = kind === "index" ? index : kind === "soft" ? soft : many;
         let probabilities;
         let result;
@@ -259,7 +298,9 @@ export function row(root, kernels, state, moved) {
             probabilities = logits.map((logit) => kernels.softmax([logit, 0])[0]);
         } else {
             result = kernels.crossEntropy(logits, target, { ...scale, ...others });
-            probabilities = kernels.softmax(logits.map((_, c) => kernels.statistics(logits, c, scale).targetLogProbability));
+            // There is no softmax with a softcap; that of log-probabilities is the probabilities themselves.
+            const each = logits.map((_, c) => kernels.statistics(logits, c, scale).targetLogProbability);
+            probabilities = kernels.softmax(each);
         }
         loss.show(result.loss);
         bits.show(result.loss / Math.LN2);
@@ -303,7 +344,8 @@ export function row(root, kernels, state, moved) {
         if (kind === "soft") return "Even the best logits cannot bring this below the entropy of the target.";
         const chance = probabilities[index];
         if (chance > 0.5) return "The target has more than half of the probability: less than one bit.";
-        return `The target is as surprising as one of ${format(1 / chance, 1)} equally likely answers, ${format(value / Math.LN2, 1)} bits.`;
+        const answers = `one of ${format(1 / chance, 1)} equally likely answers`;
+        return `The target is as surprising as ${answers}: ${format(value / Math.LN2, 1)} bits.`;
     }
 
     /** Disable what the library refuses, and say why. */
@@ -314,24 +356,23 @@ export function row(root, kernels, state, moved) {
         if (kind === "soft") why = "The focal loss needs one class as target.";
         else if (kind === "index" && options.labelSmoothing > 0) why = "Not together with label smoothing.";
         sliders.focalGamma.refuse(why);
-        sliders.labelSmoothing.refuse(
-            kind === "index" && options.focalGamma > 0 && !options.labelSmoothing ? "Not together with the focal loss." : "",
-        );
+        const focal = kind === "index" && options.focalGamma > 0 && !options.labelSmoothing;
+        sliders.labelSmoothing.refuse(focal && "Not together with the focal loss.");
     }
 
     /** The line of Python that computes the same. */
     function python() {
-        const list = (values, digits) => `[${values.map((value) => Number(value.toFixed(digits))).join(", ")}]`;
+        const list = (values) => `[${values.map((value) => (Number.isInteger(value) ? `${value}.0` : value)).join(", ")}]`;
         const picked = Object.entries(chosen())
             .filter(([name]) => name !== "weight")
             .map(([name, value]) => `${OPTIONS[name].python}=${value}`);
-        if (weighted) picked.push(`weight=${list(weights, 1)}`);
-        const z = list(logits, 1);
+        if (weighted) picked.push(`weight=${list(weights)}`);
+        const z = list(logits);
         if (kind === "many") {
-            return `xent_rs.binary_cross_entropy(${[z, list(many, 0), ...picked, 'reduction="sum"'].join(", ")})`;
+            return `xent_rs.binary_cross_entropy(${[z, `[${many.join(", ")}]`, ...picked, 'reduction="sum"'].join(", ")})`;
         }
         if (weighted) picked.push('reduction="sum"'); // a mean divides by the weight of the target
-        const target = kind === "index" ? `[${index}]` : `[[${soft.map((value) => Number(value.toPrecision(15))).join(", ")}]]`;
+        const target = kind === "index" ? `[${index}]` : `[${list(soft)}]`;
         return `xent_rs.cross_entropy(${[`[${z}]`, target, ...picked].join(", ")})`;
     }
 
@@ -346,11 +387,10 @@ export function row(root, kernels, state, moved) {
     }
 
     function keep() {
-        const tidy = (values, digits) => values.map((value) => Number(value.toFixed(digits)));
-        state.keep("row.z", tidy(logits, 1), START);
+        state.keep("row.z", logits, START);
         state.keep("row.target", kind, "index");
         state.keep("row.y", index, 0);
-        state.keep("row.t", kind === "soft" ? tidy(soft, 4) : "", "");
+        state.keep("row.t", kind === "soft" ? soft : "", "");
         state.keep("row.yes", kind === "many" ? many : "", "");
         state.keep("row.w", weighted ? weights : "", "");
         for (const [name, { off }] of Object.entries(OPTIONS)) state.keep(`row.${name}`, options[name], off);
