@@ -37,6 +37,27 @@ BENCHMARK_FILES = {
         "timing",
     )
 }
+EXPLORE = "xent_rs/explore/"
+EXPLORE_FILES = {
+    f"{EXPLORE}{name}"
+    for name in (
+        "chart.js",
+        "curve.js",
+        "distribution.js",
+        "divergence.js",
+        "dom.js",
+        "index.html",
+        "kernels.js",
+        "kernels.wasm",
+        "landscape.js",
+        "main.js",
+        "neurons.js",
+        "regression.js",
+        "row.js",
+        "state.js",
+        "style.css",
+    )
+}
 REQUIRED = ["numpy"]
 EXTRAS = {
     "bfloat16",
@@ -64,7 +85,7 @@ def sdist_faults(path: str) -> list[str]:
     folders = {PurePosixPath(name).parts[0] for name in names if len(PurePosixPath(name).parts) > 1}
     faults += [f"sdist: nothing from {folder}/" for folder in sorted(SDIST_FOLDERS - folders)]
     faults += [f"sdist: {name} does not belong" for name in sorted(names) if _is_build_product(name)]
-    return faults + _benchmark_faults("sdist", {name.removeprefix("python/") for name in names})
+    return faults + _folder_faults("sdist", {name.removeprefix("python/") for name in names})
 
 
 def wheel_faults(path: str) -> list[str]:
@@ -83,7 +104,7 @@ def wheel_faults(path: str) -> list[str]:
         inside = name.startswith(("xent_rs/", f"{info}/"))
         if not inside or (_is_build_product(name) and name not in compiled):
             faults.append(f"wheel: {name} does not belong")
-    faults += _benchmark_faults("wheel", set(sizes))
+    faults += _folder_faults("wheel", set(sizes))
     requirements = metadata.get_all("Requires-Dist") or []
     names = [re.match(r"[\w.-]+", each)[0] for each in requirements if "extra ==" not in each]
     if names != REQUIRED:
@@ -109,11 +130,14 @@ def wheel_faults(path: str) -> list[str]:
     return faults
 
 
-def _benchmark_faults(package: str, names: set[str]) -> list[str]:
-    """Return which modules of `xent-rs bench` are missing, and which belong to benches/ alone."""
-    found = {name for name in names if name.startswith(BENCHMARK) and not name.endswith("/")}
-    faults = [f"{package}: {name} is missing" for name in sorted(BENCHMARK_FILES - found)]
-    return faults + [f"{package}: {name} does not belong" for name in sorted(found - BENCHMARK_FILES)]
+def _folder_faults(package: str, names: set[str]) -> list[str]:
+    """Return which modules of `xent-rs bench` and files of `xent-rs explore` are missing or do not belong."""
+    faults = []
+    for folder, files in ((BENCHMARK, BENCHMARK_FILES), (EXPLORE, EXPLORE_FILES)):
+        found = {name for name in names if name.startswith(folder) and not name.endswith("/")}
+        faults += [f"{package}: {name} is missing" for name in sorted(files - found)]
+        faults += [f"{package}: {name} does not belong" for name in sorted(found - files)]
+    return faults
 
 
 def _is_build_product(name: str) -> bool:

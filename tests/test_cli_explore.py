@@ -53,7 +53,8 @@ def end(process, number=signal.SIGINT):
 
 
 def test_every_file_is_served_with_its_type():
-    assert {"index.html", "kernels.js", "kernels.wasm", "main.js", "style.css"} <= {file.name for file in FILES}
+    needed = {"index.html", "kernels.js", "kernels.wasm", "main.js", "style.css"}
+    assert needed <= {file.name for file in FILES}
     with serving("--no-browser") as (process, url, where):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
         assert where == f"Its files are in {explore.FOLDER}; any web server can serve them.\n"
@@ -71,7 +72,13 @@ def test_every_file_is_served_with_its_type():
 def test_nothing_outside_of_the_folder_is_served():
     with serving("--no-browser") as (_, url, _where):
         host = url.removeprefix("http://").rstrip("/")
-        for path in ("/../__init__.py", "/%2e%2e/__init__.py", "/..%2f__init__.py", "//etc/passwd", "/missing.js"):
+        for path in (
+            "/../__init__.py",
+            "/%2e%2e/__init__.py",
+            "/..%2f__init__.py",
+            "//etc/passwd",
+            "/missing.js",
+        ):
             connection = http.client.HTTPConnection(host, timeout=20)
             connection.request("GET", path)  # as it is: urllib would tidy it
             assert connection.getresponse().status == 404, path

@@ -1,9 +1,9 @@
 """Serve a page on which one plays with cross-entropy, and open it in the browser.
 
-The page has sliders for logits, targets and options of the losses, and shows probabilities, gradients, training
-and the landscape of a loss. Its numbers come from the kernels of this package, compiled to WebAssembly, which run
-in the browser. Nothing is fetched from the network. The files are static: any web server can serve the folder.
-Ctrl-C ends the command.
+The page has sliders for logits, targets and options of the losses, and shows probabilities, gradients,
+training and the landscape of a loss. Its numbers come from the kernels of this package, compiled to
+WebAssembly, which run in the browser. Nothing is fetched from the network. The files are static: any web
+server can serve the folder. Ctrl-C ends the command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import webbrowser
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 FOLDER = Path(__file__).parents[1] / "explore"
 _LARGEST_PORT = 2**16 - 1
@@ -74,8 +74,8 @@ def _open(url: str) -> None:
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    # Spelled out, because those of the system are wrong on some: a registry may hold text/plain for .js, which
-    # browsers refuse to run.
+    # Spelled out, because those of the system may be wrong: Windows' registry can say text/plain of .js, and
+    # browsers then refuse to run it.
     extensions_map = {  # noqa: RUF012, which the base class does not annotate either
         "": "application/octet-stream",
         ".css": "text/css; charset=utf-8",
@@ -104,7 +104,7 @@ class _Server(socketserver.ThreadingTCPServer):
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         self.address_family = family
-        super().__init__(address[:2], partial(_Handler, directory=str(FOLDER)))
+        super().__init__(cast(Any, address), partial(_Handler, directory=str(FOLDER)))
 
     @property
     def url(self) -> str:
