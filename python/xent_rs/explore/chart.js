@@ -133,13 +133,10 @@ export class Chart {
     }
 }
 
-function round(value) {
-    return Math.round(value * 10) / 10;
-}
-
 /**
  * The outlines of the region where a field on a grid is at least a level (marching squares).
- * The field is taken as lower than any level outside of the grid, which closes every outline.
+ *
+ * Outside of the grid the field counts as lower than any level, which closes every outline along the rim.
  * @param {number[][]} field rows from low to high y
  * @param {number} level
  * @param {number[]} xs where the columns are
@@ -147,39 +144,35 @@ function round(value) {
  * @returns {Array<Array<[number, number]>>}
  */
 export function outlines(field, level, xs, ys) {
-    const rows = field.length;
-    const columns = field[0].length;
-    const inside = (row, column) =>
-        row >= 0 && column >= 0 && row < rows && column < columns && field[row][column] >= level;
-    // An edge joins two neighbours of which one is inside; it is named after its lower left end and its direction.
-    const crossing = (row, column, vertical) => {
-        const [toRow, toColumn] = vertical ? [row + 1, column] : [row, column + 1];
-        const clampedRow = (r) => ys[Math.min(Math.max(r, 0), rows - 1)];
-        const clampedColumn = (c) => xs[Math.min(Math.max(c, 0), columns - 1)];
-        const from = field[row]?.[column];
-        const to = field[toRow]?.[toColumn];
-        let share = from === undefined ? 1 : 0; // outside of the grid the outline runs along its rim
-        if (from !== undefined && to !== undefined) share = (level - from) / (to - from);
-        if (!Number.isFinite(share)) share = 0.5;
-        const mix = (a, b) => a + share * (b - a);
-        return [mix(clampedColumn(column), clampedColumn(toColumn)), mix(clampedRow(row), clampedRow(toRow))];
-    };
+    const [rows, columns] = [ys.length, xs.length];
+    const inside = (row, column) => Number(field[row]?.[column] >= level); // false of undefined, too
+    // An edge joins two neighbours of the grid, one of them inside; its number is that of its lower left end, twice,
+    // and one more if it goes upwards. Each outline is a chain of edges.
+    const number = (row, column, upwards) => 2 * ((row + 1) * (columns + 2) + column + 1) + upwards;
     const next = new Map();
-    const name = (row, column, vertical) => ((row + 1) * (columns + 2) + column + 1) * 2 + (vertical ? 1 : 0);
-    const points = new Map();
+    const join = (row, column, from, to) => {
+        const edges = [
+            [row, column, 0],
+            [row, column + 1, 1],
+            [row + 1, column, 0],
+            [row, column, 1],
+        ];
+        next.set(number(...edges[from]), { to: number(...edges[to]), point: crossing(field, level, xs, ys, edges[from]) });
+    };
     for (let row = -1; row < rows; row += 1) {
+        let [lowLeft, highLeft] = [0, 0];
         for (let column = -1; column < columns; column += 1) {
-            const corners = [inside(row, column), inside(row, column + 1), inside(row + 1, column + 1), inside(row + 1, column)];
-            const edges = [[row, column, false], [row, column + 1, true], [row + 1, column, false], [row, column, true]];
-            // Walk with the inside to the left: enter where it begins, counter-clockwise, and leave where it ends.
-            for (let start = 0; start < 4; start += 1) {
+            const [lowRight, highRight] = [inside(row, column + 1), inside(row + 1, column + 1)];
+            const corners = [lowLeft, lowRight, highRight, highLeft]; // counter-clockwise; side i is from corner i to the next
+            const sum = lowLeft + lowRight + highRight + highLeft;
+            for (let start = 0; sum > 0 && sum < 4 && start < 4; start += 1) {
                 if (corners[start] || !corners[(start + 1) % 4]) continue;
+                // From this side on corners are inside, until another side leads out again.
                 let end = (start + 1) % 4;
                 while (corners[(end + 1) % 4]) end = (end + 1) % 4;
-                const from = name(...edges[end]);
-                next.set(from, name(...edges[start]));
-                points.set(from, crossing(...edges[end]));
+                join(row, column, end, start);
             }
+            [lowLeft, highLeft] = [lowRight, highRight];
         }
     }
     const rings = [];
@@ -187,12 +180,27 @@ export function outlines(field, level, xs, ys) {
         const ring = [];
         let [at] = next.keys();
         while (next.has(at)) {
-            ring.push(points.get(at));
-            const to = next.get(at);
+            const { to, point } = next.get(at);
+            ring.push(point);
             next.delete(at);
             at = to;
         }
         rings.push(ring);
     }
     return rings;
+}
+
+/** Where the field crosses the level on an edge, taken as linear; on an edge that leaves the grid, its end inside. */
+function crossing(field, level, xs, ys, [row, column, upwards]) {
+    const [toRow, toColumn] = [row + upwards, column + 1 - upwards];
+    const [from, to] = [field[row]?.[column], field[toRow]?.[toColumn]];
+    if (from === undefined) return [xs[toColumn], ys[toRow]];
+    if (to === undefined) return [xs[column], ys[row]];
+    const share = (level - from) / (to - from);
+    const mix = (a, b) => a + (Number.isFinite(share) ? share : 0.5) * (b - a);
+    return [mix(xs[column], xs[toColumn]), mix(ys[row], ys[toRow])];
+}
+
+function round(value) {
+    return Math.round(value * 10) / 10;
 }

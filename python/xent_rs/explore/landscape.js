@@ -297,8 +297,8 @@ export function landscape(root, kernels, state) {
 
     function draw() {
         const name = cost === "cross" ? "cross-entropy" : "quadratic cost";
-        const others = classes === 3 ? ", the others as they are" : "";
-        caption.textContent = `Mean ${name} over the weights of class ${CLASSES[chosen]}${others}`;
+        const other = classes === 3 ? `, ${CLASSES[3 - chosen]} as it is` : "";
+        caption.textContent = `Mean ${name} over the weights of ${CLASSES[chosen]}${other}`;
         plane.paint(drawPlane);
         hills.paint(drawHills);
         figures.loss.show(now ? now.loss : NaN, now ? format(now.loss) : "–");

@@ -11,7 +11,7 @@ const OPTIONS = {
     labelSmoothing: {
         python: "label_smoothing",
         label: "label smoothing",
-        hint: "spreads this share of the target over all classes",
+        hint: "spreads this share of the target evenly",
         max: 0.5,
         step: 0.01,
         off: 0,
