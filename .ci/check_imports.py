@@ -14,7 +14,7 @@ from pathlib import Path
 
 # Top down, as src/lib.rs lists them; those of one line do not know each other.
 LAYERS = [
-    {"python"},
+    {"python", "javascript"},
     {"xla"},
     {"loss"},
     {"row", "parallel"},

@@ -19,9 +19,17 @@ SDIST_FILES = {
     "python/xent_rs/__init__.py",
     "python/xent_rs/py.typed",
     "python/xent_rs/_xent_rs.pyi",
+    "wasm/Cargo.toml",
+    "wasm/Cargo.lock",
+    "src/javascript.rs",
 }
 SDIST_FOLDERS = {"src", "python", "tests", "benches", "examples", "scripts", "docs"}
-WHEEL_FILES = {"xent_rs/__init__.py", "xent_rs/__main__.py", "xent_rs/py.typed", "xent_rs/_xent_rs.pyi"}
+WHEEL_FILES = {
+    "xent_rs/__init__.py",
+    "xent_rs/__main__.py",
+    "xent_rs/py.typed",
+    "xent_rs/_xent_rs.pyi",
+}
 BENCHMARK = "xent_rs/cli/benchmark/"
 BENCHMARK_FILES = {
     f"{BENCHMARK}{name}.py"
@@ -141,7 +149,9 @@ def _folder_faults(package: str, names: set[str]) -> list[str]:
 
 
 def _is_build_product(name: str) -> bool:
-    return name.endswith((".so", ".pyd", ".pyc", ".whl")) or name.startswith(("target/", ".venv"))
+    return name.endswith((".so", ".pyd", ".pyc", ".whl")) or name.startswith(
+        ("target/", "wasm/target/", ".venv")
+    )
 
 
 if __name__ == "__main__":

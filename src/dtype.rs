@@ -110,10 +110,19 @@ macro_rules! with_integer {
     };
 }
 
+#[cfg(not(javascript))]
 macro_rules! with_element {
     ($dtype:expr, $type:ident => $body:expr) => {
         $crate::dtype::with_dtype!(@arms $dtype, $type => $body; "floating-point numbers";
             F16 ::half::f16, Bf16 ::half::bf16, F32 f32, F64 f64)
+    };
+}
+
+/// JavaScript has no arrays of 16-bit floats: without the kernels for them its module has half the size.
+#[cfg(javascript)]
+macro_rules! with_element {
+    ($dtype:expr, $type:ident => $body:expr) => {
+        $crate::dtype::with_dtype!(@arms $dtype, $type => $body; "floating-point numbers"; F32 f32, F64 f64)
     };
 }
 

@@ -20,6 +20,7 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`python`] | the only place that knows Python and NumPy: options, dtypes, shapes, exceptions, the memory of results |
+//! | `javascript` | the only place that knows JavaScript: what it calls in a WebAssembly module; built by `scripts/wasm.py` |
 //! | [`xla`] | the only place that knows XLA: its interface in C, its buffers, the handlers that it calls without Python |
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
 //! | [`parallel`] | the only place that knows threads: the pool, fork, interruption |
@@ -59,6 +60,8 @@ pub mod kernel;
 pub mod loss;
 pub mod math;
 pub mod parallel;
+#[cfg(javascript)]
+pub mod javascript;
 #[cfg(feature = "python")]
 pub mod python;
 pub mod row;

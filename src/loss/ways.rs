@@ -49,7 +49,8 @@ impl Way {
         fits: impl FnOnce(usize) -> bool,
     ) -> Self {
         let (lanes, classes) = (R::LANES, logits.classes());
-        let run = logits.neighbours_from(first).filter(|_| !logits.is_contiguous());
+        // What JavaScript gives lies class by class.
+        let run = logits.neighbours_from(first).filter(|_| !cfg!(javascript) && !logits.is_contiguous());
         // Rows that lie lane by lane are as many as the run has left.
         let left = run.map_or(left, |run| run.min(left));
         let tiles = run.map_or(0, |_| (left / lanes).min(most));

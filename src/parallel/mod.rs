@@ -182,7 +182,8 @@ pub fn map_chunks<T: Send + Sync>(
 
 /// Run `work` on every chunk, in the pool if that is worth it.
 fn run(chunks: usize, chunk_bytes: usize, check: &dyn Fn() -> Result<()>, work: &(dyn Fn(usize) + Sync)) -> Result<()> {
-    if chunks.saturating_mul(chunk_bytes) <= INLINE_BYTES {
+    // WebAssembly has the caller's thread alone, and nothing that could stop it there.
+    if cfg!(target_family = "wasm") || chunks.saturating_mul(chunk_bytes) <= INLINE_BYTES {
         (0..chunks).for_each(work);
         return Ok(());
     }

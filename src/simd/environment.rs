@@ -19,6 +19,9 @@ type Registers = u32;
 /// FPCR and FPSR.
 #[cfg(target_arch = "aarch64")]
 type Registers = [u64; 2];
+/// WebAssembly rounds to nearest and keeps subnormal numbers; nobody can change that.
+#[cfg(target_arch = "wasm32")]
+type Registers = ();
 
 impl Environment {
     /// Round to nearest, ties to even; keep subnormal numbers; trap nothing. No exception has been signalled.
@@ -27,6 +30,9 @@ impl Environment {
     /// Round to nearest, ties to even; keep subnormal numbers; trap nothing. No exception has been signalled.
     #[cfg(target_arch = "aarch64")]
     pub const DEFAULT: Self = Self([0, 0]);
+    /// Round to nearest, ties to even; keep subnormal numbers; trap nothing.
+    #[cfg(target_arch = "wasm32")]
+    pub const DEFAULT: Self = Self(());
 
     /// That of the calling thread.
     pub fn current() -> Self {
@@ -46,6 +52,8 @@ impl Environment {
             }
             Self([control, status])
         }
+        #[cfg(target_arch = "wasm32")]
+        Self::DEFAULT
     }
 
     /// Make it that of the calling thread.
@@ -92,6 +100,9 @@ impl Environment {
 
 #[cfg(test)]
 mod tests {
+    // Where there is an environment that can be set.
+    #![cfg(not(target_arch = "wasm32"))]
+
     use super::*;
     use std::panic::catch_unwind;
 

@@ -23,7 +23,7 @@
 //! The AVX-512 level is that of Ice Lake, Zen 4 and later; older AVX-512 machines run AVX2. Every level sees the
 //! same virtual lanes (16 of float32, 8 of float64) and the same fused multiply-adds, so AVX-512 and AVX2 give
 //! the same bits; the portable level (the target's baseline, SSE2 on x86-64) has no fused multiply-add, and takes
-//! exponentials without a table.
+//! exponentials without a table; so has WebAssembly's, with the same bits.
 
 mod environment;
 mod operations;
@@ -46,8 +46,13 @@ pub(crate) use operations::{
 type Baseline = fearless_simd::x86::Sse2;
 #[cfg(target_arch = "aarch64")]
 type Baseline = fearless_simd::aarch64::Neon;
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("xent_rs runs on x86-64 and AArch64: the maximum of other targets' vectors drops NaN, which must pass");
+// Relaxed instructions of WebAssembly may give other bits on another machine, and their maximum may drop NaN, which must pass.
+#[cfg(not(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    all(target_arch = "wasm32", target_feature = "simd128", not(target_feature = "relaxed-simd"))
+)))]
+compile_error!("xent_rs runs on x86-64, on AArch64, and on wasm32 with simd128 and without relaxed-simd");
 
 /// An instruction set that this CPU has; the value is the proof.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +63,11 @@ pub enum Level {
     /// AVX2 with FMA and F16C (x86-64-v3).
     #[cfg(target_arch = "x86_64")]
     Avx2(fearless_simd::x86::Avx2),
+    /// WebAssembly's vectors of 128 bits.
+    #[cfg(target_arch = "wasm32")]
+    Simd128(fearless_simd::wasm32::WasmSimd128),
     /// What every CPU of the target has.
+    #[cfg(not(target_arch = "wasm32"))]
     Portable(Baseline),
 }
 
@@ -85,6 +94,8 @@ impl Level {
             }
             #[cfg(target_arch = "aarch64")]
             levels.extend(cpu.as_neon().map(Self::Portable));
+            #[cfg(target_arch = "wasm32")]
+            levels.extend(cpu.as_wasm_simd128().map(Self::Simd128));
             levels
         })
     }
@@ -96,6 +107,9 @@ impl Level {
             Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "wasm32")]
+            Self::Simd128(_) => "simd128",
+            #[cfg(not(target_arch = "wasm32"))]
             Self::Portable(_) => "portable",
         }
     }
@@ -114,6 +128,12 @@ impl Level {
                 #[inline(always)]
                 || kernel.run(simd),
             ),
+            #[cfg(target_arch = "wasm32")]
+            Self::Simd128(simd) => simd.vectorize(
+                #[inline(always)]
+                || kernel.run(simd),
+            ),
+            #[cfg(not(target_arch = "wasm32"))]
             Self::Portable(simd) => simd.vectorize(
                 #[inline(always)]
                 || kernel.run(simd),

@@ -285,6 +285,8 @@ pub trait Parts<S: Simd>: SimdBase<S> {
 
 macro_rules! parts {
     ($lanes:ident, $load:ident, $store:ident $(, $half:ident, $load_avx2:ident)?) => {
+        // Only levels of x86-64 have masked loads and stores.
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
         impl<S: Simd> Parts<S> for $lanes<S> {
             #[inline(always)]
             unsafe fn masked_load(simd: S, source: *const Self::Element, count: usize, rest: Self) -> Option<Self> {
