@@ -2,10 +2,9 @@
 
     python scripts/wasm.py             build, and put the module where kernels.js looks for it
     python scripts/wasm.py --check     build, and fail unless that is the module that is there
-    python scripts/wasm.py --test      run the unit tests of the core as WebAssembly, in Node.js
 
-Needs Rust's target: `rustup target add wasm32-unknown-unknown`, for the tests `wasm32-wasip1`. A toolchain
-that has its standard library in source alone does too: with `RUSTC_BOOTSTRAP=1` and
+Needs Rust's target: `rustup target add wasm32-unknown-unknown`. A toolchain that has its standard library in
+source alone does too: with `RUSTC_BOOTSTRAP=1` and
 `CARGO_UNSTABLE_BUILD_STD=std,panic_abort` in the environment cargo builds that first. cargo takes `RUSTC`,
 `CARGO_TARGET_DIR` and its other variables as always.
 
@@ -25,7 +24,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / "python" / "xent_rs" / "explore" / "kernels.wasm"
 TARGET = "wasm32-unknown-unknown"
-TEST_TARGET = "wasm32-wasip1"
 
 
 def rust(*arguments: str) -> str:
@@ -34,7 +32,7 @@ def rust(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def environment(*more: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the environment of a build: with SIMD, and without the paths of this machine in the module."""
     cargo_home = os.environ.get("CARGO_HOME", str(Path.home() / ".cargo"))
     paths = {
@@ -42,7 +40,7 @@ def environment(*more: str) -> dict[str, str]:
         cargo_home: "cargo",
         f"{rust('--print', 'sysroot')}/lib/rustlib/src/rust": "rust",
     }
-    flags = ["-Ctarget-feature=+simd128", *more]
+    flags = ["-Ctarget-feature=+simd128", "--cfg=javascript"]
     flags += [f"--remap-path-prefix={path}={name}" for path, name in paths.items()]
     return {**os.environ, "CARGO_ENCODED_RUSTFLAGS": "\x1f".join(flags)}
 
@@ -52,17 +50,9 @@ def build() -> bytes:
     cargo = os.environ.get("CARGO", "cargo")
     manifest = ROOT / "wasm" / "Cargo.toml"
     command = [cargo, "build", "--release", "--locked", "--target", TARGET, "--manifest-path", str(manifest)]
-    subprocess.run(command, check=True, env=environment("--cfg=javascript"))
+    subprocess.run(command, check=True, env=environment())
     target = os.environ.get("CARGO_TARGET_DIR", ROOT / "wasm" / "target")
     return (Path(target) / TARGET / "release" / "xent_rs_wasm.wasm").read_bytes()
-
-
-def test(arguments: list[str]) -> int:
-    """Run the unit tests of the core."""
-    runner = {"CARGO_TARGET_WASM32_WASIP1_RUNNER": f"node --no-warnings {ROOT / 'scripts' / 'run_wasi.mjs'}"}
-    command = [os.environ.get("CARGO", "cargo"), "test", "--locked", "--no-default-features", "--lib"]
-    command += ["--target", TEST_TARGET, *arguments]
-    return subprocess.run(command, check=False, cwd=ROOT, env={**environment(), **runner}).returncode
 
 
 def sections(module: bytes) -> list[tuple[int, bytes]]:
@@ -134,12 +124,7 @@ def main() -> int:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the module that is there")
-    parser.add_argument("--test", action="store_true", help="run the unit tests of the core in Node.js")
-    options, rest = parser.parse_known_args()
-    if rest and not options.test:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.test:
-        return test(rest)
+    options = parser.parse_args()
     module = build()
     print(f"{len(module)} bytes, {len(gzip.compress(module))} of them when packed")
     if options.check:

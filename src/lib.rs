@@ -56,12 +56,12 @@ pub mod array;
 pub mod dtype;
 pub mod element;
 pub mod error;
+#[cfg(javascript)]
+pub mod javascript;
 pub mod kernel;
 pub mod loss;
 pub mod math;
 pub mod parallel;
-#[cfg(javascript)]
-pub mod javascript;
 #[cfg(feature = "python")]
 pub mod python;
 pub mod row;

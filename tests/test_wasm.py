@@ -556,3 +556,19 @@ def test_module_is_that_of_the_sources():
 
 def test_module_is_small():
     assert (FOLDER / "kernels.wasm").stat().st_size < 2**20
+
+
+@needs_node
+def test_example_of_the_readme(tmp_path):
+    """What the comment on its last line says is what it prints."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- javascript: example -->\n```js\n(.*?)```", readme, re.DOTALL)[1]
+    (tmp_path / "kernels.mjs").write_bytes((FOLDER / "kernels.js").read_bytes())
+    wasm = json.dumps(str(FOLDER / "kernels.wasm"))
+    source = block.replace("./kernels.js", "./kernels.mjs").replace("load()", f"load(readFileSync({wasm}))")
+    program = tmp_path / "example.mjs"
+    program.write_text('import { readFileSync } from "node:fs";\n' + source, encoding="utf-8")
+    command = [NODE, str(program)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == block.strip().rpartition("// ")[2]
