@@ -93,24 +93,28 @@ export function curve(root, kernels, state) {
     root.append(element("div", { class: "two" }, point.node, focus.node), pictures, legend);
     update();
 
-    /** Cost and derivative by z of every cost, at one logit. */
-    function costs(z) {
-        const p = kernels.softmax([z, 0])[0];
-        const cross = kernels.crossEntropy([z, 0], 0);
-        const focal = kernels.crossEntropy([z, 0], 0, { focalGamma: gamma });
-        const no = kernels.binaryCrossEntropy([z], [0]);
-        return {
-            p,
-            cross: [cross.loss, cross.gradient[0]],
-            focal: [focal.loss, focal.gradient[0]],
-            quadratic: [(1 - p) ** 2 / 2, (p - 1) * p * (1 - p)],
-            binary: [no.losses[0], no.gradient[0]],
-        };
+    /** Cost and derivative by z of every cost, at each of the logits. */
+    function costs(logits) {
+        const rows = Float64Array.from(logits.flatMap((z) => [z, 0]));
+        const targets = new Int32Array(logits.length);
+        const cross = kernels.crossEntropyRows(rows, targets, 2);
+        const focal = kernels.crossEntropyRows(rows, targets, 2, { focalGamma: gamma });
+        const no = kernels.binaryCrossEntropy(logits, targets);
+        return logits.map((_, i) => {
+            const p = no.gradient[i]; // p - 0, for the answer is no
+            return {
+                p,
+                cross: [cross.losses[i], cross.gradient[2 * i]],
+                focal: [focal.losses[i], focal.gradient[2 * i]],
+                quadratic: [(1 - p) ** 2 / 2, (p - 1) * p * (1 - p)],
+                binary: [no.losses[i], no.gradient[i]],
+            };
+        });
     }
 
     function update() {
-        const all = LOGITS.map(costs);
-        const here = costs(logit);
+        const all = costs(LOGITS);
+        const [here] = costs([logit]);
         probability.show(here.p);
         COSTS.forEach(([key], i) => {
             cells[i][0].show(here[key][0]);
