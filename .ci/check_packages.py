@@ -19,8 +19,6 @@ SDIST_FILES = {
     "python/xent_rs/__init__.py",
     "python/xent_rs/py.typed",
     "python/xent_rs/_xent_rs.pyi",
-    "python/xent_rs/explore/kernels.js",
-    "python/xent_rs/explore/kernels.wasm",
     "wasm/Cargo.toml",
     "wasm/Cargo.lock",
     "src/javascript.rs",
@@ -31,8 +29,6 @@ WHEEL_FILES = {
     "xent_rs/__main__.py",
     "xent_rs/py.typed",
     "xent_rs/_xent_rs.pyi",
-    "xent_rs/explore/kernels.js",
-    "xent_rs/explore/kernels.wasm",
 }
 BENCHMARK = "xent_rs/cli/benchmark/"
 BENCHMARK_FILES = {
@@ -47,6 +43,27 @@ BENCHMARK_FILES = {
         "reference",
         "tables",
         "timing",
+    )
+}
+EXPLORE = "xent_rs/explore/"
+EXPLORE_FILES = {
+    f"{EXPLORE}{name}"
+    for name in (
+        "chart.js",
+        "curve.js",
+        "distribution.js",
+        "divergence.js",
+        "dom.js",
+        "index.html",
+        "kernels.js",
+        "kernels.wasm",
+        "landscape.js",
+        "main.js",
+        "neurons.js",
+        "regression.js",
+        "row.js",
+        "state.js",
+        "style.css",
     )
 }
 REQUIRED = ["numpy"]
@@ -67,7 +84,7 @@ EXTRAS = {
 }
 # The last two are those of free-threaded interpreters.
 COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3\.so|\.pyd|\.cpython-3\d+t-[\w-]+\.so|\.cp3\d+t-win_\w+\.pyd)")
-LARGEST_WHEEL = 10 * 2**20
+LARGEST_WHEEL = 14 * 2**20  # of which kernels.wasm is 2.5
 
 
 def sdist_faults(path: str) -> list[str]:
@@ -78,7 +95,7 @@ def sdist_faults(path: str) -> list[str]:
     folders = {PurePosixPath(name).parts[0] for name in names if len(PurePosixPath(name).parts) > 1}
     faults += [f"nothing from {folder}/" for folder in sorted(SDIST_FOLDERS - folders)]
     faults += [f"{name} does not belong" for name in sorted(names) if _is_build_product(name)]
-    return faults + _benchmark_faults({name.removeprefix("python/") for name in names})
+    return faults + _folder_faults({name.removeprefix("python/") for name in names})
 
 
 def wheel_faults(path: str) -> list[str]:
@@ -97,7 +114,7 @@ def wheel_faults(path: str) -> list[str]:
         inside = name.startswith(("xent_rs/", f"{info}/"))
         if not inside or (_is_build_product(name) and name not in compiled):
             faults.append(f"{name} does not belong")
-    faults += _benchmark_faults(set(sizes))
+    faults += _folder_faults(set(sizes))
     requirements = metadata.get_all("Requires-Dist") or []
     names = [re.match(r"[\w.-]+", each)[0] for each in requirements if "extra ==" not in each]
     if names != REQUIRED:
@@ -123,15 +140,20 @@ def wheel_faults(path: str) -> list[str]:
     return faults
 
 
-def _benchmark_faults(names: set[str]) -> list[str]:
-    """Return which modules of `xent-rs bench` are missing, and which belong to benches/ alone."""
-    found = {name for name in names if name.startswith(BENCHMARK) and not name.endswith("/")}
-    faults = [f"{name} is missing" for name in sorted(BENCHMARK_FILES - found)]
-    return faults + [f"{name} does not belong" for name in sorted(found - BENCHMARK_FILES)]
+def _folder_faults(names: set[str]) -> list[str]:
+    """Return which modules of `xent-rs bench` and files of `xent-rs explore` are missing or do not belong."""
+    faults = []
+    for folder, files in ((BENCHMARK, BENCHMARK_FILES), (EXPLORE, EXPLORE_FILES)):
+        found = {name for name in names if name.startswith(folder) and not name.endswith("/")}
+        faults += [f"{name} is missing" for name in sorted(files - found)]
+        faults += [f"{name} does not belong" for name in sorted(found - files)]
+    return faults
 
 
 def _is_build_product(name: str) -> bool:
-    return name.endswith((".so", ".pyd", ".pyc", ".whl")) or name.startswith(("target/", "wasm/target/", ".venv"))
+    return name.endswith((".so", ".pyd", ".pyc", ".whl")) or name.startswith(
+        ("target/", "wasm/target/", ".venv")
+    )
 
 
 if __name__ == "__main__":

@@ -808,6 +808,7 @@ def test_an_unknown_option_is_told_which_may_be_meant(capsys, given, meant):
         (["evaluate", "log"], ["logits.npy"]),
         (["evaluate", "--output", "lo"], ["logits.npy"]),
         (["bench", "--qu"], ["--quick"]),
+        (["explore", "--no"], ["--no-browser"]),
     ],
 )
 def test_completion_in_bash(files, capsys, words, completed):
@@ -858,6 +859,7 @@ def test_completion_for_other_shells_names_every_option(capsys, shell):
         ["bench", "--repeats", "0"],
         ["bench", "--dtype", "float8"],
         ["bench", "--suite", "options"],
+        ["explore", "extra"],
         ["info", "extra"],
     ],
 )
@@ -873,7 +875,7 @@ def test_wrong_usage(capsys, arguments):
     [
         ["--help"],
         ["--version"],
-        *([command, "--help"] for command in ("demo", "bench", "compare", "evaluate", "info")),
+        *([command, "--help"] for command in ("demo", "bench", "compare", "evaluate", "explore", "info")),
     ],
 )
 def test_help(capsys, arguments):

@@ -163,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         compare,
         demo,
         evaluate,
+        explore,
         info,
     )  # here, so that Ctrl-C is caught while they are imported
 
@@ -180,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         'eval "$(xent-rs --print-completion bash)" in ~/.bashrc',
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for command in (demo, evaluate, compare, bench, info):
+    for command in (demo, explore, evaluate, compare, bench, info):
         summary = (command.__doc__ or "").split("\n\n")[0]
         subparser = commands.add_parser(
             command.__name__.rpartition(".")[2],
