@@ -21,9 +21,9 @@
 //! * 16-bit loads are one conversion per vector (`operations.rs`).
 //!
 //! The AVX-512 level is that of Ice Lake, Zen 4 and later; older AVX-512 machines run AVX2. Every level sees the
-//! same virtual lanes (16 of float32, 8 of float64) and the same fused multiply-adds, so AVX-512 and AVX2 give
-//! the same bits; the portable level (the target's baseline, SSE2 on x86-64) has no fused multiply-add, and takes
-//! exponentials without a table.
+//! same virtual lanes (16 of float32, 8 of float64) and the same fused multiply-adds, so AVX-512, AVX2 and NEON give
+//! the same bits (`loss/bits.rs` checks that); the portable level (SSE2, the baseline of x86-64) has no fused multiply-add, and
+//! takes exponentials without a table.
 
 mod environment;
 mod operations;
@@ -38,14 +38,9 @@ pub use environment::Environment;
 pub use operations::Parts;
 pub(crate) use operations::{
     Table64, f16_from_f32, f16_to_f32, load_columns, load_part, look_up_u32, look_up_u64, prefetch, prefetch_ahead,
-    store_columns, store_fence, store_part, stream,
+    store_columns, store_fence, store_part, stream, turned,
 };
 
-/// The token of the instructions that every CPU of the target has.
-#[cfg(target_arch = "x86_64")]
-type Baseline = fearless_simd::x86::Sse2;
-#[cfg(target_arch = "aarch64")]
-type Baseline = fearless_simd::aarch64::Neon;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("xent_rs runs on x86-64 and AArch64: the maximum of other targets' vectors drops NaN, which must pass");
 
@@ -58,8 +53,12 @@ pub enum Level {
     /// AVX2 with FMA and F16C (x86-64-v3).
     #[cfg(target_arch = "x86_64")]
     Avx2(fearless_simd::x86::Avx2),
-    /// What every CPU of the target has.
-    Portable(Baseline),
+    /// NEON, which every AArch64 CPU has.
+    #[cfg(target_arch = "aarch64")]
+    Neon(fearless_simd::aarch64::Neon),
+    /// SSE2, which every x86-64 CPU has.
+    #[cfg(target_arch = "x86_64")]
+    Portable(fearless_simd::x86::Sse2),
 }
 
 /// Work that can run at any level.
@@ -84,7 +83,7 @@ impl Level {
                 levels.extend(cpu.as_sse2().map(Self::Portable));
             }
             #[cfg(target_arch = "aarch64")]
-            levels.extend(cpu.as_neon().map(Self::Portable));
+            levels.extend(cpu.as_neon().map(Self::Neon));
             levels
         })
     }
@@ -96,6 +95,9 @@ impl Level {
             Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
+            #[cfg(target_arch = "x86_64")]
             Self::Portable(_) => "portable",
         }
     }
@@ -114,6 +116,12 @@ impl Level {
                 #[inline(always)]
                 || kernel.run(simd),
             ),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => simd.vectorize(
+                #[inline(always)]
+                || kernel.run(simd),
+            ),
+            #[cfg(target_arch = "x86_64")]
             Self::Portable(simd) => simd.vectorize(
                 #[inline(always)]
                 || kernel.run(simd),
