@@ -71,7 +71,7 @@ def toolchain() -> tuple[str, dict[str, str]]:
         raise Missing(f"{rustc} has no standard library of {TARGET}: rustup target add {TARGET}")
     variable = f"CARGO_TARGET_{TARGET.upper().replace('-', '_')}"
     environment = {f"{variable}_LINKER": linker, f"{variable}_RUNNER": f"{qemu} -L /usr/{TRIPLE}"}
-    if rustc != shutil.which("rustc"):
+    if "RUSTC" in os.environ and "CARGO_TARGET_DIR" not in os.environ:
         # What other compilers made is of no use to this one.
         environment["CARGO_TARGET_DIR"] = str(CACHE / "build")
     return qemu, environment
@@ -87,7 +87,7 @@ def core(arguments: list[str]) -> None:
 def interpreter() -> Path:
     """Return the folder with a CPython for the target, unpacked from the system's archive unless it is there."""
     root = CACHE / "root"
-    if list(root.glob("usr/bin/python3.*[0-9]")):
+    if root.exists():
         return root
     apt = found("apt-get", package="apt")
     found("dpkg", package="dpkg")
@@ -107,12 +107,15 @@ def interpreter() -> Path:
     options = [text for name, value in settings.items() for text in ("-o", f"{name}={value}")]
     try:
         run(apt, *options, "--quiet", "update")
-        run(apt, *options, "--quiet", "--yes", "--download-only", "--no-install-recommends", "install", "python3")
+        install = ["--quiet", "--yes", "--download-only", "--no-install-recommends", "install"]
+        run(apt, *options, *install, "python3", "libstdc++6")
     except SystemExit as error:
         raise Missing(f"a CPython for {TARGET} could not be had: {error}") from None
+    unpacked = CACHE / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
     for package in sorted((packages / "archives").glob("*.deb")):
-        run("dpkg", "-x", package, root)
-    return root
+        run("dpkg", "-x", package, unpacked)
+    return unpacked.rename(root)
 
 
 def python(arguments: list[str]) -> None:
