@@ -11,8 +11,8 @@ is 1. Needed are a C compiler (``aarch64-linux-gnu-gcc``) and user-mode qemu, wh
 aarch64-unknown-linux-gnu``. Another compiler than the one on the path is taken from ``RUSTC``.
 
 ``python`` takes maturin and pip besides, and a CPython for AArch64: it unpacks that of the Debian or Ubuntu
-it runs on, by ``apt-get`` and ``dpkg``, and wheels from the package index. Nothing is installed: all of it goes
-to ``target/aarch64/``, where it stays for the next time.
+it runs on, by ``apt-get`` and ``dpkg``, and wheels from the package index. Nothing is installed: all of it
+goes to ``target/aarch64/``, where it stays for the next time.
 
 On an AArch64 machine neither is needed: there the commands of CONTRIBUTING.md do the same.
 """
@@ -32,13 +32,18 @@ TARGET = "aarch64-unknown-linux-gnu"
 TRIPLE = "aarch64-linux-gnu"
 CACHE = ROOT / "target" / "aarch64"
 # The part of the suite that computes: other files test what has nothing to do with the CPU.
-SUITE = ["tests/test_accuracy.py", "tests/test_edge_cases.py", "tests/test_layouts.py", "tests/test_threads.py"]
+SUITE = [
+    "tests/test_accuracy.py",
+    "tests/test_edge_cases.py",
+    "tests/test_layouts.py",
+    "tests/test_threads.py",
+]
 WHEELS = ["hypothesis", "ml_dtypes", "numpy", "pytest", "pytest-benchmark", "pytest-timeout"]
 # The newest platforms that wheels are made for, of those whose C library Debian 12 has.
 PLATFORMS = ["manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64"]
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """What cannot be done here, and why."""
 
 
@@ -47,28 +52,28 @@ def found(*names: str, package: str) -> str:
     for name in names:
         if path := shutil.which(name):
             return path
-    raise Missing(f"there is no {names[0]}; Debian's package is {package}")
+    raise MissingError(f"there is no {names[0]}; Debian's package is {package}")
 
 
-def run(*command: str | Path, environment: dict[str, str] | None = None, **options: object) -> None:
+def run(*command: str | Path, environment: dict[str, str] | None = None) -> None:
     """Run a command, which is to succeed."""
     print("   ", *command, flush=True)
-    status = subprocess.run(command, cwd=ROOT, env={**os.environ, **(environment or {})}, check=False, **options)
-    if status.returncode:
-        raise SystemExit(f"{Path(command[0]).name} failed, with status {status.returncode}")
+    variables = {**os.environ, **(environment or {})}
+    status = subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
+    if status:
+        raise SystemExit(f"{Path(command[0]).name} failed, with status {status}")
 
 
 def toolchain() -> tuple[str, dict[str, str]]:
-    """Return the path of qemu, and the environment in which cargo builds for the target and runs what it built."""
+    """Return the path of qemu, and the environment in which cargo builds and runs for the target."""
     qemu = found("qemu-aarch64-static", "qemu-aarch64", package="qemu-user-static")
     linker = found(f"{TRIPLE}-gcc", package=f"gcc-{TRIPLE}")
     found("cargo", package="cargo")
     rustc = os.environ.get("RUSTC") or found("rustc", package="rustc")
-    printed = subprocess.run(
-        [rustc, "--print", "target-libdir", "--target", TARGET], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    if not list(Path(printed.stdout.strip()).glob("libstd-*.rlib")):
-        raise Missing(f"{rustc} has no standard library of {TARGET}: rustup target add {TARGET}")
+    ask = [rustc, "--print", "target-libdir", "--target", TARGET]
+    library = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    if not list(Path(library).glob("libstd-*.rlib")):
+        raise MissingError(f"{rustc} has no standard library of {TARGET}: rustup target add {TARGET}")
     variable = f"CARGO_TARGET_{TARGET.upper().replace('-', '_')}"
     environment = {f"{variable}_LINKER": linker, f"{variable}_RUNNER": f"{qemu} -L /usr/{TRIPLE}"}
     if "RUSTC" in os.environ and "CARGO_TARGET_DIR" not in os.environ:
@@ -85,7 +90,7 @@ def core(arguments: list[str]) -> None:
 
 
 def interpreter() -> Path:
-    """Return the folder with a CPython for the target, unpacked from the system's archive unless it is there."""
+    """Return the folder with a CPython for the target: from the system's archive, unless it is there."""
     root = CACHE / "root"
     if root.exists():
         return root
@@ -110,7 +115,7 @@ def interpreter() -> Path:
         install = ["--quiet", "--yes", "--download-only", "--no-install-recommends", "install"]
         run(apt, *options, *install, "python3", "libstdc++6")
     except SystemExit as error:
-        raise Missing(f"a CPython for {TARGET} could not be had: {error}") from None
+        raise MissingError(f"a CPython for {TARGET} could not be had: {error}") from None
     unpacked = CACHE / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
     for package in sorted((packages / "archives").glob("*.deb")):
@@ -158,7 +163,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         {"core": core, "python": python}[options.part](options.arguments)
-    except Missing as error:
+    except MissingError as error:
         print(f"skipped: {error}")
         return int(options.strict)
     return 0
