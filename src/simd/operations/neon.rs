@@ -3,55 +3,54 @@
 use core::arch::aarch64 as arch;
 use core::arch::asm;
 
+use fearless_simd::aarch64::Neon;
+
 #[cfg(target_endian = "big")]
 compile_error!("xent_rs runs on little-endian AArch64: bytes are looked up by their places in numbers");
 
-fearless_simd::kernel!(
-    #[inline(always)]
-    pub(super) fn look_up_u32(neon: Neon, table: &[u32; 8], index: [u32; 16]) -> [u32; 16] {
-        let mut out = [0; 16];
-        // SAFETY: the table is read whole, as bytes.
-        let table = unsafe { registers::<2>(table.as_ptr().cast()) };
-        let table = arch::uint8x16x2_t(table[0], table[1]);
+// These two stand in every hot loop: functions of `kernel!` are inlined if the compiler thinks so, these are always.
+
+#[inline(always)]
+pub(super) fn look_up_u32(_: Neon, table: &[u32; 8], index: [u32; 16]) -> [u32; 16] {
+    let mut out = [0; 16];
+    // SAFETY: the token proves that there is NEON; the table is read whole, as bytes, and the arrays in quarters of 4.
+    unsafe {
+        let [low, high] = registers(table.as_ptr().cast());
+        let table = arch::uint8x16x2_t(low, high);
         // Number j is bytes 4·j to 4·j + 3 of the table.
         let (mask, four) = (arch::vdupq_n_u32(7), arch::vdupq_n_u32(0x0404_0404));
         let bytes = arch::vdupq_n_u32(0x0302_0100);
         for quarter in [0, 4, 8, 12] {
-            // SAFETY: quarters of arrays of 16.
-            unsafe {
-                let index = arch::vandq_u32(arch::vld1q_u32(index.as_ptr().add(quarter)), mask);
-                let bytes = arch::vreinterpretq_u8_u32(arch::vmlaq_u32(bytes, index, four));
-                let numbers = arch::vreinterpretq_u32_u8(arch::vqtbl2q_u8(table, bytes));
-                arch::vst1q_u32(out.as_mut_ptr().add(quarter), numbers);
-            }
+            let index = arch::vandq_u32(arch::vld1q_u32(index.as_ptr().add(quarter)), mask);
+            let bytes = arch::vreinterpretq_u8_u32(arch::vmlaq_u32(bytes, index, four));
+            let numbers = arch::vreinterpretq_u32_u8(arch::vqtbl2q_u8(table, bytes));
+            arch::vst1q_u32(out.as_mut_ptr().add(quarter), numbers);
         }
-        out
     }
-);
-fearless_simd::kernel!(
-    #[inline(always)]
-    pub(super) fn look_up_u64(neon: Neon, table: &[u64; 8], index: [u64; 8]) -> [u64; 8] {
-        let mut out = [0; 8];
-        // SAFETY: the table is read whole, as bytes.
-        let table = unsafe { registers::<4>(table.as_ptr().cast()) };
-        let table = arch::uint8x16x4_t(table[0], table[1], table[2], table[3]);
+    out
+}
+
+#[inline(always)]
+pub(super) fn look_up_u64(_: Neon, table: &[u64; 8], index: [u64; 8]) -> [u64; 8] {
+    let mut out = [0; 8];
+    // SAFETY: as above, and the arrays in pairs.
+    unsafe {
+        let [a, b, c, d] = registers(table.as_ptr().cast());
+        let table = arch::uint8x16x4_t(a, b, c, d);
         // Number j is bytes 8·j to 8·j + 7 of the table.
         let (mask, eight) = (arch::vdupq_n_u32(7), arch::vdupq_n_u32(0x0808_0808));
         let bytes = arch::vreinterpretq_u32_u64(arch::vdupq_n_u64(0x0706_0504_0302_0100));
         for pair in [0, 2, 4, 6] {
-            // SAFETY: pairs of arrays of 8.
-            unsafe {
-                let index = arch::vreinterpretq_u32_u64(arch::vld1q_u64(index.as_ptr().add(pair)));
-                // The lower half of each number, twice.
-                let index = arch::vandq_u32(arch::vtrn1q_u32(index, index), mask);
-                let bytes = arch::vreinterpretq_u8_u32(arch::vmlaq_u32(bytes, index, eight));
-                let numbers = arch::vreinterpretq_u64_u8(arch::vqtbl4q_u8(table, bytes));
-                arch::vst1q_u64(out.as_mut_ptr().add(pair), numbers);
-            }
+            let index = arch::vreinterpretq_u32_u64(arch::vld1q_u64(index.as_ptr().add(pair)));
+            // The lower half of each number, twice.
+            let index = arch::vandq_u32(arch::vtrn1q_u32(index, index), mask);
+            let bytes = arch::vreinterpretq_u8_u32(arch::vmlaq_u32(bytes, index, eight));
+            let numbers = arch::vreinterpretq_u64_u8(arch::vqtbl4q_u8(table, bytes));
+            arch::vst1q_u64(out.as_mut_ptr().add(pair), numbers);
         }
-        out
     }
-);
+    out
+}
 
 // Intrinsics that convert half-precision floats are newer than the oldest Rust that this crate is built with.
 
@@ -92,9 +91,10 @@ fearless_simd::kernel!(
     }
 );
 
-/// The numbers of the bytes of two registers, then of none, by which a look-up moves bytes along.
-const PLACES: [u8; 48] = {
-    let mut places = [255; 48];
+/// The numbers of the bytes of two registers. From some number on they move bytes along by as many; of a table of one register
+/// the second half are no bytes.
+const PLACES: [u8; 32] = {
+    let mut places = [0; 32];
     let mut byte = 0;
     while byte < 32 {
         places[byte] = byte as u8;
@@ -120,7 +120,7 @@ macro_rules! parts {
                 unsafe {
                     // Those that fill no register, at the end of one.
                     let last = if count >= 16 { arch::vld1q_u8(source.add(count - 16)) } else { few(source, count) };
-                    let forward = arch::vld1q_u8(PLACES.as_ptr().add(32 - left));
+                    let forward = arch::vld1q_u8(PLACES.as_ptr().add(16 - left));
                     for register in 0..$registers {
                         let place = out.as_mut_ptr().add(16 * register);
                         if register < whole {

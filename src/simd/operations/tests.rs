@@ -52,7 +52,7 @@ fn parts_of_f64() {
 
 #[test]
 fn parts_of_u16() {
-    part!(u16x16, u16, |index| 3001 * index as u16);
+    part!(u16x16, u16, |index| 3001u16.wrapping_mul(index as u16));
 }
 
 struct LookUp<'a>(&'a [u64; 8]);
