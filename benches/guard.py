@@ -320,6 +320,9 @@ def main() -> int:
     """Measure and print; return the exit status."""
     levels = _xent_rs.simd_levels()
     in_use = _xent_rs.simd_level()
+    if PORTABLE not in levels:
+        print(f"{in_use} has no portable kernels beside it, by which its limits are set: nothing is promised")
+        return 0
     vectorised = levels[levels.index(in_use) : levels.index(PORTABLE)]
     if not vectorised:
         print("only the portable kernels are in use, of which nothing is promised")

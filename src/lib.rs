@@ -42,7 +42,7 @@
 //!   `loss/plan.rs`; if it gives every class of a row a share of its own, what is given in [`kernel::shares`], and a
 //!   [`row::Source`], with an arm that writes the weights block by block in `row/dense.rs`.
 //! * **an instruction set**: a variant of [`simd::Level`] with its arms there; what it does better in
-//!   `simd/operations.rs`, and how it takes exponentials in [`math`].
+//!   `simd/operations/`, and how it takes exponentials in [`math`].
 //! * **a loss**: a driver in [`loss`], a binding beside the others in [`python`], a file in `python/xent_rs/`.
 //! * **an option**: its declaration in `python/xent_rs/_options.py`, a field in `python/options.rs`; of the softmax losses, a
 //!   part of [`loss::targets::Problem`], asked for in [`kernel::finish::Asked`] and counted in [`row::batch`], or of

@@ -246,7 +246,7 @@ def test_the_state_of_another_version_is_refused(files, capsys, monkeypatch):
 def test_bits_of_another_instruction_set_are_refused(files, capsys):
     levels = xent_rs._xent_rs.simd_levels()
     if len(levels) < 2:
-        pytest.skip("the CPU has the portable kernels alone")
+        pytest.skip("the CPU has one level alone")
     interrupted([*PLAIN, "--state", "run.state"], 3)
     xent_rs._xent_rs.set_simd_level("portable")
     status, _, errors = run(capsys, *PLAIN, "--state", "run.state")

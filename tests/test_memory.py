@@ -572,7 +572,7 @@ assert _xent_rs.kept_memory() == 0  # It was cut to one of the eight.
 
 @linux
 def test_an_interrupted_call_leaves_its_memory(python):
-    python(LOOK + INTERRUPT, XENT_RS_SIMD="portable")
+    python(LOOK + INTERRUPT, XENT_RS_SIMD=_xent_rs.simd_levels()[-1])
 
 
 @linux

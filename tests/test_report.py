@@ -12,6 +12,10 @@ from benches.suites import options
 
 ROOT = Path(__file__).parent.parent
 
+has_portable = pytest.mark.skipif(
+    guard.PORTABLE not in guard._xent_rs.simd_levels(), reason="no portable kernels"
+)
+
 
 @pytest.fixture
 def checkout(tmp_path):
@@ -25,6 +29,7 @@ def checkout(tmp_path):
 # pages
 
 
+@has_portable
 @pytest.mark.exhaustive
 def test_a_record_is_shown_and_checked(checkout, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
@@ -353,7 +358,7 @@ def test_the_guard_waits_for_the_end_of_a_disturbance(clock):
     assert 1.0 < clock.now < 2.0
 
 
-@pytest.mark.skipif(len(guard._xent_rs.simd_levels()) == 1, reason="only the portable kernels")
+@pytest.mark.skipif(len(guard._xent_rs.simd_levels()) == 1, reason="only one level")
 def test_the_guard_fails_without_vectors(monkeypatch, capsys):
     """At each level that has its turn: here all of them are the portable kernels by another name."""
     monkeypatch.setattr(guard, "PATIENCE", 0.1)
@@ -369,10 +374,19 @@ def test_the_guard_fails_without_vectors(monkeypatch, capsys):
             assert f"too slow: {level}: loss, {dtype}: " in errors
 
 
+@has_portable
 def test_the_guard_promises_nothing_of_the_portable_kernels(capsys):
     guard._xent_rs.set_simd_level("portable")
     assert guard.main() == 0
     assert capsys.readouterr().out.startswith("only the portable kernels are in use")
+
+
+def test_the_guard_promises_nothing_without_portable_kernels(capsys, monkeypatch):
+    """As on AArch64."""
+    monkeypatch.setattr(guard._xent_rs, "simd_levels", lambda: ["neon"])
+    monkeypatch.setattr(guard._xent_rs, "simd_level", lambda: "neon")
+    assert guard.main() == 0
+    assert capsys.readouterr().out.startswith("neon has no portable kernels beside it")
 
 
 def measured(checks, about):
@@ -385,7 +399,7 @@ def measured(checks, about):
 def test_the_guard_fails_when_an_option_takes_another_pass(monkeypatch, capsys):
     """A smoothing that computes the plain loss twice besides is named."""
     if len(guard._xent_rs.simd_levels()) == 1:
-        pytest.skip("only the portable kernels")
+        pytest.skip("only one level")
 
     def twice(task):
         plain = next(each for each in options.TASKS if each.name == "plain" and each.job == task.job)

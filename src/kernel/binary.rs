@@ -22,7 +22,7 @@ use std::ops::Range;
 use fearless_simd::{Simd, prelude::*};
 
 use crate::element::Element;
-use crate::math::{Real, Reference, Scale, Total, is_wide, two_sum, with_vectors_at_a_time};
+use crate::math::{Real, Reference, Scale, Total, is_fused, two_sum, with_vectors_at_a_time};
 use crate::rows::BLOCK;
 
 /// The results of a block.
@@ -74,7 +74,7 @@ pub unsafe fn losses<
     total: &mut Total<S>,
     results: &mut Results<R>,
 ) -> bool {
-    if const { !is_wide::<S>() } {
+    if const { !is_fused::<S>() } {
         return false;
     }
     simd.vectorize(

@@ -2,6 +2,8 @@
 
 pub mod bandwidth;
 pub mod binary;
+#[cfg(test)]
+mod bits;
 mod class_targets;
 pub mod comparison;
 pub mod cross_entropy;

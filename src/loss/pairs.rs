@@ -13,7 +13,7 @@ use crate::dtype::{Number, with_element};
 use crate::element::Element;
 use crate::kernel::binary::{self, Pairs, Results};
 use crate::kernel::finish::PerLane;
-use crate::math::{Real, Total, is_wide};
+use crate::math::{Real, Total, is_fused};
 use crate::rows::{BLOCK, RowMut, StorePolicy, same};
 use crate::simd::prefetch_ahead;
 
@@ -38,7 +38,7 @@ impl Rows<'_> {
             Some(GradOutput::Scalar(scale)) => scale / self.divisor,
             Some(GradOutput::Each(_)) => return None,
         };
-        let suits = is_wide::<S>()
+        let suits = is_fused::<S>()
             && self.logits.classes() == 2
             && plan.plain().is_some()
             && self.problem.focus.is_none()

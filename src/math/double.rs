@@ -4,8 +4,8 @@ use fearless_simd::{Simd, f64x4, f64x8, prelude::*, u64x8};
 
 use super::exponential::EIGHTHS;
 use super::logarithm::{LOG_1P_OF_QUOTIENT, log_one_plus};
-use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_wide, polynomials, precise_sum, two_sum};
-use crate::simd::{Table64, look_up_u64};
+use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_fused, polynomials, precise_sum, two_sum};
+use crate::simd::{Table64, look_up_u64, turned};
 
 /// The bits of `2^(j/8)`, less those of j, as in f32.
 const TABLE: Table64 = {
@@ -17,13 +17,6 @@ const TABLE: Table64 = {
     }
     Table64::new(numbers)
 };
-
-/// A square of four by four, transposed.
-#[inline(always)]
-fn turned<S: Simd>([a, b, c, d]: [f64x4<S>; 4]) -> [f64x4<S>; 4] {
-    let [even, odd] = [[a.zip_low(c), a.zip_high(c)], [b.zip_low(d), b.zip_high(d)]];
-    [even[0].zip_low(odd[0]), even[0].zip_high(odd[0]), even[1].zip_low(odd[1]), even[1].zip_high(odd[1])]
-}
 
 impl Real for f64 {
     type Lanes<S: Simd> = f64x8<S>;
@@ -51,7 +44,7 @@ impl Real for f64 {
     #[inline(always)]
     #[allow(clippy::approx_constant)] // the last coefficients are derived, as the others
     fn octaves<S: Simd>() -> Octaves<Self> {
-        if const { is_wide::<S>() } {
+        if const { is_fused::<S>() } {
             Octaves {
                 steps: 8,
                 // scripts/polynomials.py octaves_f64_by_eighths: relative error 2^-58.22.
@@ -157,7 +150,7 @@ impl Real for f64 {
 
     #[inline(always)]
     fn method<S: Simd>() -> Method<Self> {
-        if const { is_wide::<S>() } {
+        if const { is_fused::<S>() } {
             Method {
                 steps: 8,
                 // scripts/polynomials.py exp_f64_by_eighths: relative error 2^-58.26.

@@ -24,7 +24,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*, u64x8};
 
-use super::{Real, is_wide, polynomial, quick_sum, two_sum};
+use super::{Real, is_fused, polynomial, quick_sum, two_sum};
 
 /// A power of two by which [`Real::exp`] multiplies its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub fn exp<S: Simd>(simd: S, x: f64) -> f64 {
 
 /// What sums take the exponential of: without a fused multiply-add, the one step would round.
 pub const fn argument_of_sums<S: Simd>() -> Argument {
-    if const { is_wide::<S>() } { Argument::Shrunk } else { Argument::Exact }
+    if const { is_fused::<S>() } { Argument::Shrunk } else { Argument::Exact }
 }
 
 /// By which part of itself their argument is smaller.

@@ -25,9 +25,10 @@ pub type Twice<S> = [f64x8<S>; 2];
 /// the sum of a block of them.
 pub const UNIT: f64 = 1024.0;
 
-/// Whether a level has fused multiply-adds, and looks eight numbers up at once: AVX-512 and AVX2 do.
-pub const fn is_wide<S: Simd>() -> bool {
-    <S::f32s as SimdBase<S>>::LEN >= 8
+/// Whether a level has fused multiply-adds, and an instruction that looks a number up in eight: AVX-512, AVX2 and NEON do.
+pub const fn is_fused<S: Simd>() -> bool {
+    // NEON is AArch64's only level.
+    cfg!(target_arch = "aarch64") || <S::f32s as SimdBase<S>>::LEN >= 8
 }
 
 /// How many vectors a loop should work on at a time, the same step of each in turn.

@@ -15,7 +15,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*, u64x8};
 
-use super::{Real, is_wide, polynomial, polynomials};
+use super::{Real, is_fused, polynomial, polynomials};
 
 /// Steps an octave, and the polynomial of the rest.
 pub struct Octaves<R: 'static> {
@@ -163,7 +163,7 @@ impl<S: Simd, R: Real> Reference<S, R> {
     /// The exponentials of some vectors, the same step of each in turn. NaN passes.
     #[inline(always)]
     pub fn terms<const K: usize>(&self, simd: S, x: [R::Lanes<S>; K]) -> Terms<S, R, K> {
-        if const { is_wide::<S>() } { self.terms_here(simd, x) } else { self.terms_apart(simd, x) }
+        if const { is_fused::<S>() } { self.terms_here(simd, x) } else { self.terms_apart(simd, x) }
     }
 
     /// [`Self::terms`] as a function: without fused multiply-adds they are several times as long, in each of a hundred places.
@@ -242,7 +242,7 @@ pub fn power_of_rest<S: Simd>(simd: S, octaves: f64x8<S>, rest: f64x8<S>) -> [f6
 fn fused<S: Simd, R: Real>(simd: S, parts: [R; 2], x: R::Lanes<S>, addend: R::Lanes<S>) -> R::Lanes<S> {
     let lanes = |value| R::Lanes::<S>::simd_from(simd, value);
     let [l, rest] = [lanes(parts[0]), lanes(parts[1])];
-    if const { is_wide::<S>() } {
+    if const { is_fused::<S>() } {
         let sum = x.mul_add(l, addend);
         return if R::WHOLE_EIGHTHS { x.mul_add(rest, sum) } else { sum };
     }

@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, SimdFloat, SimdFloatElement, f64x8, prelude::*};
 
-use super::{Argument, Boost, Method, Octaves, Total, Twice, is_wide, polynomials};
+use super::{Argument, Boost, Method, Octaves, Total, Twice, is_fused, polynomials};
 
 /// A type to compute in: its lanes and what the kernels need of them.
 pub trait Real: SimdFloatElement + Send + Sync + 'static {
@@ -212,7 +212,7 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
         boost: Boost,
         argument: Argument,
     ) -> [[Self::Lanes<S>; K]; 3] {
-        if const { is_wide::<S>() } {
+        if const { is_fused::<S>() } {
             Self::reduced_here(simd, x, boost, argument)
         } else {
             Self::reduced_apart(simd, x, boost, argument)

@@ -4,7 +4,7 @@ use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u32x16};
 
 use super::exponential::EIGHTHS;
 use super::logarithm::{LOG_1P, log_one_plus_for_f32};
-use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_wide, polynomials};
+use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_fused, polynomials};
 use crate::simd::{load_columns, look_up_u32, store_columns};
 
 /// The bits of `2^(j/8)`, less those of j three places above the exponent's lowest.
@@ -46,7 +46,7 @@ impl Real for f32 {
     #[inline(always)]
     #[allow(clippy::approx_constant)] // the last coefficients are derived, as the others
     fn octaves<S: Simd>() -> Octaves<Self> {
-        if const { is_wide::<S>() } {
+        if const { is_fused::<S>() } {
             // scripts/polynomials.py octaves_f32_by_eighths: relative error 2^-25.21.
             Octaves { steps: 8, p: &[0.000_108_377_06, 0.003_754_024_6, 0.086_643_405] }
         } else {
@@ -121,7 +121,7 @@ impl Real for f32 {
 
     #[inline(always)]
     fn method<S: Simd>() -> Method<Self> {
-        if const { is_wide::<S>() } {
+        if const { is_fused::<S>() } {
             // scripts/polynomials.py exp_f32_by_eighths: relative error 2^-25.21.
             Method { steps: 8, q: &[0.166_668_88, 0.500_064_6] }
         } else {

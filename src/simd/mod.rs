@@ -21,9 +21,9 @@
 //! * 16-bit loads are one conversion per vector (`operations.rs`).
 //!
 //! The AVX-512 level is that of Ice Lake, Zen 4 and later; older AVX-512 machines run AVX2. Every level sees the
-//! same virtual lanes (16 of float32, 8 of float64) and the same fused multiply-adds, so AVX-512 and AVX2 give
-//! the same bits; the portable level (the target's baseline, SSE2 on x86-64) has no fused multiply-add, and takes
-//! exponentials without a table; so has WebAssembly's, with the same bits.
+//! same virtual lanes (16 of float32, 8 of float64) and the same fused multiply-adds, so AVX-512, AVX2 and NEON give
+//! the same bits (`loss/bits.rs` checks that); the portable level (SSE2, the baseline of x86-64) has no fused multiply-add, and
+//! takes exponentials without a table; so has WebAssembly's, with the same bits.
 
 mod environment;
 mod operations;
@@ -38,14 +38,9 @@ pub use environment::Environment;
 pub use operations::Parts;
 pub(crate) use operations::{
     Table64, f16_from_f32, f16_to_f32, load_columns, load_part, look_up_u32, look_up_u64, prefetch, prefetch_ahead,
-    store_columns, store_fence, store_part, stream,
+    store_columns, store_fence, store_part, stream, turned,
 };
 
-/// The token of the instructions that every CPU of the target has.
-#[cfg(target_arch = "x86_64")]
-type Baseline = fearless_simd::x86::Sse2;
-#[cfg(target_arch = "aarch64")]
-type Baseline = fearless_simd::aarch64::Neon;
 // Relaxed instructions of WebAssembly may give other bits on another machine, and their maximum may drop NaN, which must pass.
 #[cfg(not(any(
     target_arch = "x86_64",
@@ -63,12 +58,15 @@ pub enum Level {
     /// AVX2 with FMA and F16C (x86-64-v3).
     #[cfg(target_arch = "x86_64")]
     Avx2(fearless_simd::x86::Avx2),
+    /// NEON, which every AArch64 CPU has.
+    #[cfg(target_arch = "aarch64")]
+    Neon(fearless_simd::aarch64::Neon),
     /// WebAssembly's vectors of 128 bits.
     #[cfg(target_arch = "wasm32")]
     Simd128(fearless_simd::wasm32::WasmSimd128),
-    /// What every CPU of the target has.
-    #[cfg(not(target_arch = "wasm32"))]
-    Portable(Baseline),
+    /// SSE2, which every x86-64 CPU has.
+    #[cfg(target_arch = "x86_64")]
+    Portable(fearless_simd::x86::Sse2),
 }
 
 /// Work that can run at any level.
@@ -93,7 +91,7 @@ impl Level {
                 levels.extend(cpu.as_sse2().map(Self::Portable));
             }
             #[cfg(target_arch = "aarch64")]
-            levels.extend(cpu.as_neon().map(Self::Portable));
+            levels.extend(cpu.as_neon().map(Self::Neon));
             #[cfg(target_arch = "wasm32")]
             levels.extend(cpu.as_wasm_simd128().map(Self::Simd128));
             levels
@@ -107,9 +105,11 @@ impl Level {
             Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
             #[cfg(target_arch = "wasm32")]
             Self::Simd128(_) => "simd128",
-            #[cfg(not(target_arch = "wasm32"))]
+            #[cfg(target_arch = "x86_64")]
             Self::Portable(_) => "portable",
         }
     }
@@ -128,12 +128,17 @@ impl Level {
                 #[inline(always)]
                 || kernel.run(simd),
             ),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => simd.vectorize(
+                #[inline(always)]
+                || kernel.run(simd),
+            ),
             #[cfg(target_arch = "wasm32")]
             Self::Simd128(simd) => simd.vectorize(
                 #[inline(always)]
                 || kernel.run(simd),
             ),
-            #[cfg(not(target_arch = "wasm32"))]
+            #[cfg(target_arch = "x86_64")]
             Self::Portable(simd) => simd.vectorize(
                 #[inline(always)]
                 || kernel.run(simd),
