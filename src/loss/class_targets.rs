@@ -36,6 +36,10 @@ impl Rows<'_> {
         let fits = |rows| is_strip::<R>(gradient, first, rows);
         let way = Way::of::<R>(logits, first, self.range.end - first, most, self.problem.settled, lies_alike, fits);
         let rows = first..first + way.rows::<R>();
+        if !self.look_up_listed(plan, rows.clone()) {
+            self.careful_any(simd, rows.clone(), sum)?;
+            return Ok(rows.len());
+        }
         // What overwrites the logits is written last.
         if self.gradient_last {
             self.hessians(simd, plan, rows.clone())?;
@@ -223,7 +227,7 @@ impl Rows<'_> {
         for (lane, row) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(row);
             let logit = <R as Real>::from_f64(row.get(own.class[lane]));
-            let of_row = horizontal::sum::<S, R>(simd, row, Some(own.class[lane]), logit, plan.scale);
+            let of_row = horizontal::sum::<S, R>(simd, row, &own.class[lane..=lane], logit, plan.scale);
             found.set(lane, &of_row);
         }
         let Some(of) = self.finish_rows(simd, plan, rows.clone(), &own, &found, sum) else { return };

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
+use super::listed::Batch;
 use super::plan::Plan;
 use super::targets::Problem;
 use super::ways::BATCH_BYTES;
@@ -73,6 +74,8 @@ pub(super) struct Rows<'a> {
     pub(super) gradient_last: bool,
     /// How the gradient and the Hessian are stored.
     pub(super) store: [StorePolicy; 2],
+    /// The classes that the targets of a batch list.
+    pub(super) listed: Batch<'a>,
 }
 
 impl Kernel for Rows<'_> {
@@ -169,6 +172,8 @@ impl Rows<'_> {
         self.look_at(simd, first, targets, &spreads)?;
         let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
         weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
+        let counts = &targets.counts[..targets.rows];
+        let others = self.careful_divergences::<S, R>(simd, first, counts, &mut losses.loss);
         if let Some(grad_output) = self.grad_output {
             let scales = self.counted_scales(simd, grad_output, first, targets);
             for lane in 0..targets.rows {
@@ -178,6 +183,10 @@ impl Rows<'_> {
             }
             let slopes = batch::slopes(simd, &losses, targets, &scales, transform);
             for lane in 0..targets.rows {
+                if let Some(others) = others[lane].filter(|_| targets.counts[lane] != 0.0) {
+                    self.write_listed_gradient::<S, R>(simd, first + lane, &others, scales[lane]);
+                    continue;
+                }
                 // What overwrites the row is written last.
                 if !self.gradient_last {
                     self.write_gradient::<S, R>(simd, first, lane, targets, &slopes);
