@@ -79,8 +79,9 @@ def expanded(index, probability, classes, rest, dtype):
     if rest == "renormalize":
         dense /= np.where(listed.any(axis=1), dense.sum(axis=1), 1)[:, None]
     if rest == "tail":
-        whole = listed.all(axis=1) | ~listed.any(axis=1)
-        left = np.where(whole, 0, np.maximum(1 - dense.sum(axis=1), 0))
+        whole, sums = listed.all(axis=1), dense.sum(axis=1)
+        left = np.where(whole | ~listed.any(axis=1), 0, np.maximum(1 - sums, 0))
+        dense /= np.where(whole, sums, 1)[:, None]
     return dense, left, listed
 
 
@@ -386,11 +387,17 @@ ROWS = {
         [0, 1],
         [0.5, 0.25],
         "tail",
-        0.5 * math.log(1) + 0.25 * math.log(0.5),
+        2 / 3 * math.log(4 / 3) + math.log(2 / 3) / 3,
     ),
-    "more than 1, by rounding": ([0, 0, 0], [0], [1 + 2**-11], "tail", math.log(3)),
+    "more than 1, by rounding": (
+        [0, 0, 0],
+        [0],
+        [1 + 2**-20],
+        "tail",
+        (1 + 2**-20) * math.log(3 + 3 * 2**-20),
+    ),
     "one class": ([3], [0], [1], "zero", 0.0),
-    "one class, tail": ([3], [0], [0.5], "tail", 0.5 * math.log(0.5)),
+    "one class, tail": ([3], [0], [0.5], "tail", 0.0),
     "NaN, listed": ([math.nan, 0], [0], [1], "zero", math.nan),
     "NaN, not listed": ([0, math.nan], [0], [1], "zero", math.nan),
     "NaN, listed for nothing": ([math.nan, 0, 0], [0, 1], [0, 1], "zero", math.nan),

@@ -47,8 +47,9 @@ class SparseTargets:
         What becomes of the other classes. With ``'zero'`` they weigh 0; if P is less than 1 this is no
         divergence, may be negative, and drives the model's share of T up to 1. With ``'renormalize'`` the
         probabilities are divided by their sum first. With ``'tail'`` one more class holds what is left: it is
-        the divergence of K + 1 classes, at least 0 and at most that of all; P may be more than 1 by 2⁻¹⁰
-        (bfloat16: 2⁻⁷), for rounding, and counts as 1 then. It is for `kl_divergence` alone.
+        the divergence of K + 1 classes, at least 0 and at most that of all. P may be more than 1 by 2⁻¹⁰
+        (bfloat16: 2⁻⁷), for rounding: then nothing is left. A row that lists all classes has no others, and
+        its probabilities are divided by their sum. This is for `kl_divergence` alone.
 
     Raises
     ------
@@ -92,7 +93,7 @@ class SparseTargets:
     >>> targets = xent_rs.SparseTargets([[0, 2]], [[0.5, 0.25]], rest="tail")
     >>> loss, grad = xent_rs.kl_divergence_with_grad(logits, targets)
     >>> print(round(loss, 6))
-    0.070054
+    0.071921
     >>> grad.round(6)
     array([[ 0.      ,  0.083333, -0.125   ,  0.041667]])
 
@@ -118,13 +119,13 @@ class SparseTargets:
             raise TypeError(f"index has dtype {indices.dtype}; expected an integer dtype (classes, or -1)")
         floats = probabilities.dtype.kind == "f" and probabilities.dtype.itemsize <= 8
         if not (floats or is_bfloat16(probabilities.dtype)):
-            found = probabilities.dtype
-            raise TypeError(f"probability has dtype {found}; expected float16, bfloat16, float32 or float64")
+            text = "expected float16, bfloat16, float32 or float64"
+            raise TypeError(f"probability has dtype {probabilities.dtype}; {text}")
         if indices.ndim == 0:
             raise ValueError("index has shape (); expected at least one axis, that of the listed classes")
         if probabilities.shape != indices.shape:
-            found = probabilities.shape
-            raise ValueError(f"probability has shape {found}; expected {indices.shape}, the shape of index")
+            text = f"expected {indices.shape}, the shape of index"
+            raise ValueError(f"probability has shape {probabilities.shape}; {text}")
         object.__setattr__(self, "index", indices)
         object.__setattr__(self, "probability", probabilities)
         object.__setattr__(self, "rest", rest)

@@ -7,9 +7,9 @@ use fearless_simd::Simd;
 
 use super::Found;
 use super::labels::Labels;
-use super::plan::{Plan, RowGradients, lanes_of, targets_of};
+use super::plan::{Goal, Plan, RowGradients, lanes_of, targets_of};
 use super::rows::{Rows, add_by_row, scales};
-use super::targets::Problem;
+use super::targets::{Problem, Targets};
 use super::ways::{Way, is_strip, most_tiles, strip_mut_of, strip_of, tiles_of};
 use crate::element::Element;
 use crate::kernel::finish::{self, Coefficients, Losses, MOST_LANES, Own, PerLane, Sums};
@@ -56,6 +56,13 @@ impl Rows<'_> {
             self.hessians(simd, plan, rows.clone())?;
         }
         Ok(rows.len())
+    }
+
+    /// Look up the logits of the classes that the next rows list, if they do; false if there is no memory for them.
+    #[inline(always)]
+    fn look_up_listed<R: Real>(&mut self, plan: &Plan<R>, rows: Range<usize>) -> bool {
+        let (Goal::Listed(_), Targets::Listed(listed)) = (plan.goal, &self.problem.targets) else { return true };
+        self.listed.look_up(self.logits, listed, rows)
     }
 
     /// Write the diagonals of the Hessians of some rows, if they are wanted.

@@ -1,14 +1,12 @@
-//! Rows whose targets list some classes. On the ways of `options.rs`: their logits are looked up before a batch is read, and their
+//! Rows whose targets list some classes. On the ways of `options.rs` their logits are looked up before a batch is read, and their
 //! gradients written in their places. On the careful path they are shares of all classes ([`crate::row::Source`]); what a divergence
-//! has besides is here.
+//! has besides is here, too.
 
 use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::plan::{Goal, Plan, lanes_of};
-use super::rows::Rows;
-use super::targets::Targets;
+use super::plan::lanes_of;
 use crate::array::Array;
 use crate::element::Element;
 use crate::kernel::finish::{Asked, Coefficients, FromListed, MOST_LANES, Own, PerLane};
@@ -44,7 +42,7 @@ struct ListedRow<'a> {
 impl<'a> Batch<'a> {
     /// Look up the logits of the classes that some rows list; false if there is no memory for them.
     #[inline(never)]
-    fn look_up(&mut self, logits: &Array, listed: &'a ListedRows, rows: Range<usize>) -> bool {
+    pub(super) fn look_up(&mut self, logits: &Array, listed: &'a ListedRows, rows: Range<usize>) -> bool {
         (self.rows, self.first) = (Some(listed), rows.start);
         self.logits.clear();
         self.heads.clear();
@@ -198,57 +196,6 @@ impl<'a> Batch<'a> {
     }
 }
 
-impl Rows<'_> {
-    /// Look up the logits of the classes that the next rows list, if they do; false if there is no memory for them.
-    #[inline(always)]
-    pub(super) fn look_up_listed<R: Real>(&mut self, plan: &Plan<R>, rows: Range<usize>) -> bool {
-        let (Goal::Listed(_), Targets::Listed(listed)) = (plan.goal, &self.problem.targets) else { return true };
-        self.listed.look_up(self.logits, listed, rows)
-    }
-
-    /// Make divergences of the cross-entropies of rows from `first` on with their listed classes, for those that count; what is
-    /// known of the classes that are not listed, where these weigh something.
-    #[inline(never)]
-    pub(super) fn careful_divergences<S: Simd, R: Real + Element<Real = R>>(
-        &self,
-        simd: S,
-        first: usize,
-        counts: &[f64],
-        losses: &mut PerLane<f64>,
-    ) -> PerLane<Option<Others>> {
-        let mut others = [None; MOST_LANES];
-        let Targets::Listed(listed) = &self.problem.targets else { return others };
-        let Some(least) = listed.divergence() else { return others };
-        for (lane, _) in counts.iter().enumerate().filter(|(_, counts)| **counts != 0.0) {
-            let of = listed.row(first + lane);
-            let mut loss = losses[lane] + of.offset;
-            if of.left > 0.0 {
-                let row = self.logits.row(first + lane);
-                let found = Others::of::<S, R>(simd, row, &of, self.problem.transform);
-                loss += product(of.left, found.missed);
-                others[lane] = Some(found);
-            }
-            losses[lane] = if loss < least { least } else { loss };
-        }
-        others
-    }
-
-    /// Write the gradient of a row in which the classes that are not listed weigh something.
-    #[inline(never)]
-    pub(super) fn write_listed_gradient<S: Simd, R: Real + Element<Real = R>>(
-        &mut self,
-        simd: S,
-        row: usize,
-        others: &Others,
-        scale: f64,
-    ) {
-        let (Some(out), Targets::Listed(listed)) = (&mut self.gradient, &self.problem.targets) else { return };
-        let (logits, transform) = (self.logits.row(row), self.problem.transform);
-        let scale = scale / transform.temperature();
-        others.write_gradient::<S, R>(simd, logits, out.row(row), &listed.row(row), scale, transform, self.store[0]);
-    }
-}
-
 /// What is known, by the careful path, of the classes that a row does not list.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Others {
@@ -259,12 +206,17 @@ pub(super) struct Others {
     /// The sum of listed ones over it.
     odds: f64,
     /// `lse − lse(others)`.
-    missed: f64,
+    pub(super) missed: f64,
 }
 
 impl Others {
     #[inline(never)]
-    fn of<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, listed: &Listed, transform: Transform) -> Self {
+    pub(super) fn of<S: Simd, R: Real + Element<Real = R>>(
+        simd: S,
+        row: Row,
+        listed: &Listed,
+        transform: Transform,
+    ) -> Self {
         let exp_of = |above: f64| exp(simd, above / transform.temperature());
         let (mut reference, mut total, mut start) = (f64::NEG_INFINITY, 0.0, 0);
         for end in listed.classes.iter().copied().chain([row.classes()]) {
@@ -302,7 +254,7 @@ impl Others {
 
     /// Write `scale·(mass·p − t)`, where t is what a listed class weighs, and of the others their share of what they weigh together.
     #[allow(clippy::too_many_arguments)] // a row, what is known of it, and where its gradient goes
-    fn write_gradient<S: Simd, R: Real + Element<Real = R>>(
+    pub(super) fn write_gradient<S: Simd, R: Real + Element<Real = R>>(
         &self,
         simd: S,
         row: Row,

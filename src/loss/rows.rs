@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
-use super::listed::Batch;
+use super::listed::{Batch, Others};
 use super::plan::Plan;
-use super::targets::Problem;
+use super::targets::{self, Problem};
 use super::ways::BATCH_BYTES;
 use super::{Found, GradOutput};
 use crate::array::{Array, RowsMut};
@@ -198,6 +198,48 @@ impl Rows<'_> {
             }
         }
         Ok(self.finish(first, targets, losses.loss))
+    }
+
+    /// Make divergences of the cross-entropies of rows from `first` on with their listed classes, for those that count; what is
+    /// known of the classes that are not listed, where these weigh something.
+    #[inline(never)]
+    fn careful_divergences<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        first: usize,
+        counts: &[f64],
+        losses: &mut PerLane<f64>,
+    ) -> PerLane<Option<Others>> {
+        let mut others = [None; MOST_LANES];
+        let targets::Targets::Listed(listed) = &self.problem.targets else { return others };
+        let Some(least) = listed.divergence() else { return others };
+        for (lane, _) in counts.iter().enumerate().filter(|(_, counts)| **counts != 0.0) {
+            let of = listed.row(first + lane);
+            let mut loss = losses[lane] + of.offset;
+            if of.left > 0.0 {
+                let row = self.logits.row(first + lane);
+                let found = Others::of::<S, R>(simd, row, &of, self.problem.transform);
+                loss += product(of.left, found.missed);
+                others[lane] = Some(found);
+            }
+            losses[lane] = if loss < least { least } else { loss };
+        }
+        others
+    }
+
+    /// Write the gradient of a row in which the classes that are not listed weigh something.
+    #[inline(never)]
+    fn write_listed_gradient<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        row: usize,
+        others: &Others,
+        scale: f64,
+    ) {
+        let (Some(out), targets::Targets::Listed(listed)) = (&mut self.gradient, &self.problem.targets) else { return };
+        let (logits, transform) = (self.logits.row(row), self.problem.transform);
+        let scale = scale / transform.temperature();
+        others.write_gradient::<S, R>(simd, logits, out.row(row), &listed.row(row), scale, transform, self.store[0]);
     }
 
     /// Look for a bad probability, if the pass over some rows read one: it may be in a row that does not count.

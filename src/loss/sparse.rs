@@ -224,18 +224,18 @@ impl Read<'_> {
         if !classes.is_empty() {
             if rest != Rest::Zero {
                 let [high, low] = twice_sum(shares);
-                if rest == Rest::Tail {
-                    if high > 1.0 + slack(probability.dtype()) {
-                        return Err(Wrong::Sum(row, high));
-                    }
-                    // Where all classes are listed there is none to have it.
-                    let is_whole = classes.len() == self.counts.shape[1];
-                    left = if is_whole { 0.0 } else { ((1.0 - high) - low).max(0.0) };
+                let has_tail = rest == Rest::Tail;
+                if has_tail && high > 1.0 + slack(probability.dtype()) {
+                    return Err(Wrong::Sum(row, high));
+                }
+                if has_tail && classes.len() < self.counts.shape[1] {
+                    left = ((1.0 - high) - low).max(0.0);
                 } else if high > 0.0 && high.is_finite() {
+                    // Where all classes are listed there is none to have what is left.
                     for share in &mut *shares {
                         *share /= high;
                     }
-                } else {
+                } else if !has_tail {
                     return Err(Wrong::Sum(row, high));
                 }
             }
@@ -306,8 +306,8 @@ mod tests {
 
     #[test]
     fn what_is_left_belongs_to_other_classes_if_there_are_such() {
-        let listed = read(&[0u8, 1, 0, 1], &[0.5, 0.25, 0.5, 0.25], 2, Rest::Tail).unwrap();
-        assert!(!listed.has_tails());
+        let listed = read(&[0u8, 1, 0, 1], &[0.75, 0.0, 0.5, 0.25], 2, Rest::Tail).unwrap();
+        assert_eq!((listed.has_tails(), listed.row(0).shares), (false, &[1.0, 0.0][..]));
         let listed = read(&[0u8, 1, 0, 1], &[0.5, 0.5001, 0.5, 0.25], 3, Rest::Tail).unwrap();
         assert_eq!((listed.row(0).left, listed.row(1).left), (0.0, 0.25));
     }
