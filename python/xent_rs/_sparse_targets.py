@@ -132,7 +132,9 @@ class SparseTargets:
 
     def __array__(self, *arguments: object, **keywords: object) -> NDArray[Any]:
         # As an array of objects it would be taken for something else.
-        raise TypeError("cross_entropy and kl_divergence take it as it is, and their gradients")
+        raise TypeError(
+            "SparseTargets are no array; cross_entropy, kl_divergence and their gradients take them"
+        )
 
     def __repr__(self) -> str:
         shape, dtypes = self.index.shape, (self.index.dtype, self.probability.dtype)

@@ -3,7 +3,6 @@
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::focus::Focus;
-use super::listed;
 use crate::math::{Boost, Real, power_of_rest, quick_sum, two_sum};
 
 /// The most lanes that a type has.
@@ -91,6 +90,9 @@ pub struct Losses {
     pub careful: u32,
 }
 
+/// The largest number of which a logarithm of one more is taken, 2¹⁰⁰⁰.
+pub const LARGEST_RATIO: f64 = f64::from_bits(2023 << 52);
+
 /// Exponentials in the lanes keep their digits as long as their sum is so many times what the smallest normal number is, boosted.
 const SPARE: f64 = (1u64 << 40) as f64;
 
@@ -125,7 +127,7 @@ impl Losses {
                     let listed = load(simd, listed, half);
                     let odds = (listed + lanes(1.0)) / others;
                     // NaN passes: on x86 `a.min(b)` is b when either is NaN.
-                    let [log, lost] = R::log_one_plus(simd, lanes(listed::LARGEST).min(odds));
+                    let [log, lost] = R::log_one_plus(simd, lanes(LARGEST_RATIO).min(odds));
                     let log = log + lost;
                     store(log.mul_add(lanes(shortfall), log), &mut logs, half);
                     store(odds, &mut all_odds, half);
@@ -427,7 +429,7 @@ impl FromListed {
     #[inline(never)]
     pub fn join<S: Simd, R: Real>(&mut self, simd: S, losses: &mut Losses, mass: &PerLane<f64>, shortfall: f64) {
         let [logs, odds] = losses.join::<S, R>(simd, &self.exps, shortfall);
-        let largest = (R::BOOST / SPARE / R::SMALLEST_NORMAL).min(listed::LARGEST);
+        let largest = (R::BOOST / SPARE / R::SMALLEST_NORMAL).min(LARGEST_RATIO);
         for lane in 0..MOST_LANES {
             let left = self.left[lane];
             if left != 0.0 {

@@ -13,7 +13,8 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use crate::math::{Boost, Real, log_one_plus, two_sum};
+use super::finish::{LARGEST_RATIO, quotient};
+use crate::math::{Boost, Real, Twice, log_one_plus, two_sum};
 
 /// The classes that the target of a row lists.
 #[derive(Clone, Copy, Debug)]
@@ -175,19 +176,20 @@ fn part<S: Simd>(simd: S, numbers: &[f64], start: usize, rest: f64) -> f64x8<S> 
     f64x8::from_slice(simd, &padded)
 }
 
-/// By how much the own logit is above some, over the temperature.
+/// By how much the own logit is above some, over the temperature, as a sum of two.
 #[inline(always)]
-fn above<S: Simd>(own: f64x8<S>, logits: f64x8<S>, temperature: f64) -> f64x8<S> {
-    let difference = own - logits;
-    if temperature == 1.0 { difference } else { difference / f64x8::splat(own.token(), temperature) }
+fn above<S: Simd>(own: f64x8<S>, logits: f64x8<S>, temperature: f64) -> Twice<S> {
+    quotient(own.token(), own, logits, f64x8::splat(own.token(), 0.0), temperature)
 }
 
+/// The exponential of minus that.
 #[inline(always)]
-fn exp_of_minus<S: Simd>(above: f64x8<S>) -> f64x8<S> {
+fn exp_of_minus<S: Simd>([above, lost]: Twice<S>) -> f64x8<S> {
     let simd = above.token();
     // What is infinitely far has none.
     let bounded = f64x8::splat(simd, -f64::UNDERFLOW).min(above);
-    <f64 as Real>::exp(simd, -bounded, Boost::Full) * f64x8::splat(simd, 1.0 / f64::BOOST)
+    let exp = <f64 as Real>::exp(simd, -bounded, Boost::Full) * f64x8::splat(simd, 1.0 / f64::BOOST);
+    exp - exp * lost
 }
 
 /// `Σ t·(z(own) − z)` over listed classes of which the own one has number `own`, and, if asked for, the exponentials of the others
@@ -211,7 +213,7 @@ pub fn sum<S: Simd>(
                 let share = part(simd, shares, start, 0.0);
                 let above = above(own_logit, part(simd, logits, start, f64::NEG_INFINITY), temperature);
                 // A masked class that weighs nothing costs nothing.
-                let term = share.simd_eq(zero).select(zero, share * above);
+                let term = share.simd_eq(zero).select(zero, share * above[0]);
                 let [rounded, rest] = two_sum(sum, term);
                 (sum, lost) = (rounded, lost + rest);
                 if exponentials {
@@ -282,8 +284,8 @@ pub fn sum_of_logs<S: Simd>(simd: S, shares: &[f64]) -> f64 {
                 // log t = log(1 + (t − 1)) = −log(1 + (1 − t) / t), of which the one is used that takes no negative number. Smaller
                 // shares than the inverse of what it takes count as that: their product with the logarithm is nothing.
                 let is_large = share.simd_gt(one);
-                let inverse = lanes(LARGEST).min((one - share) / share);
-                let [log, rest] = log_one_plus(simd, is_large.select(lanes(LARGEST).min(share - one), inverse));
+                let inverse = lanes(LARGEST_RATIO).min((one - share) / share);
+                let [log, rest] = log_one_plus(simd, is_large.select(lanes(LARGEST_RATIO).min(share - one), inverse));
                 let log = log + rest;
                 let term = share * is_large.select(log, -log);
                 let term = share.simd_eq(zero).select(zero, term);
@@ -294,9 +296,6 @@ pub fn sum_of_logs<S: Simd>(simd: S, shares: &[f64]) -> f64 {
         },
     )
 }
-
-/// The largest number of which a logarithm of one more is taken.
-pub const LARGEST: f64 = f64::from_bits(2023 << 52);
 
 #[cfg(test)]
 mod tests {

@@ -8,12 +8,13 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::plan::lanes_of;
 use crate::array::Array;
+use crate::dtype::{Number, with_element};
 use crate::element::Element;
-use crate::kernel::finish::{Asked, Coefficients, FromListed, MOST_LANES, Own, PerLane};
-use crate::kernel::listed::{self, LARGEST, Listed, ListedRows};
+use crate::kernel::finish::{Asked, Coefficients, FromListed, LARGEST_RATIO, MOST_LANES, Own, PerLane};
+use crate::kernel::listed::{self, Listed, ListedRows};
 use crate::kernel::vertical::BlockMut;
 use crate::math::{Real, exp};
-use crate::row::{Exponential, Transform, log_sum_exp, probabilities, product};
+use crate::row::{Exponential, Transform, log_sum_exp, probabilities};
 use crate::rows::{Row, RowMut, StorePolicy};
 
 /// A batch of rows whose targets list classes, with the logits of these.
@@ -60,14 +61,16 @@ impl<'a> Batch<'a> {
             return false;
         }
         for number in rows {
-            let row = logits.row(number);
+            let (row, start) = (logits.row(number), self.logits.len());
+            let classes = listed.row(number).classes;
+            with_element!(row.dtype(), E => {
+                self.logits.extend(classes.iter().map(|class| Number::to_f64(row.get_as::<E>(*class))));
+            });
             let (mut own, mut largest) = (0, f64::NEG_INFINITY);
-            for (index, &class) in listed.row(number).classes.iter().enumerate() {
-                let logit = row.get(class);
+            for (index, &logit) in self.logits[start..].iter().enumerate() {
                 if logit > largest {
                     (own, largest) = (index, logit);
                 }
-                self.logits.push(logit);
             }
             self.heads.push((self.logits.len(), own));
         }
@@ -243,7 +246,7 @@ impl Others {
             let [log, _] = R::log_one_plus(simd, f64x8::splat(simd, number));
             log.as_slice()[0]
         };
-        let missed = if odds > LARGEST {
+        let missed = if odds > LARGEST_RATIO {
             (largest - reference) / transform.temperature() + log(sum - 1.0) - log(total - 1.0)
         } else {
             log(odds)
@@ -265,9 +268,6 @@ impl Others {
         store: StorePolicy,
     ) {
         let Self { reference, total, odds, missed } = *self;
-        if total.is_nan() || missed.is_nan() {
-            return out.fill(f64::NAN);
-        }
         // Before anything is written: that may be over the logits.
         let logits: Vec<f64> = listed.classes.iter().map(|class| row.get(*class)).collect();
         let largest = logits.iter().copied().fold(reference, f64::max);
@@ -276,10 +276,15 @@ impl Others {
         let others = if total == 0.0 { 0.0 } else { total * exp_of(reference) };
         let (listed_sum, mass) = (exps.iter().sum::<f64>(), listed.mass + listed.left);
         let sum = listed_sum + others;
+        if sum.is_nan() || missed.is_nan() {
+            out.fill(f64::NAN);
+            return;
+        }
         if total == 0.0 {
             out.fill(0.0);
         } else {
-            let weight = if odds > LARGEST { -listed.left } else { (listed.mass - listed.left * odds) / (1.0 + odds) };
+            let weight =
+                if odds > LARGEST_RATIO { -listed.left } else { (listed.mass - listed.left * odds) / (1.0 + odds) };
             let of = Exponential { reference, factor: scale * weight / total, transform };
             probabilities::<S, R>(simd, row, out.reborrow(), of, store);
         }
