@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -130,11 +130,13 @@ class SparseTargets:
         object.__setattr__(self, "probability", probabilities)
         object.__setattr__(self, "rest", rest)
 
-    def __array__(self, *arguments: object, **keywords: object) -> NDArray[Any]:
-        # As an array of objects it would be taken for something else.
-        raise TypeError(
-            "SparseTargets are no array; cross_entropy, kl_divergence and their gradients take them"
-        )
+    if not TYPE_CHECKING:  # type checkers would take it for an array
+
+        def __array__(self, *arguments, **keywords):
+            # As an array of objects it would be taken for something else.
+            raise TypeError(
+                "SparseTargets are no array; cross_entropy, kl_divergence and their gradients take them"
+            )
 
     def __repr__(self) -> str:
         shape, dtypes = self.index.shape, (self.index.dtype, self.probability.dtype)
