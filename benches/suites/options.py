@@ -77,8 +77,8 @@ class Material(Case):
 
     @cached_property
     def sparse(self) -> SparseTargets:
-        """The 64 likely classes of a teacher, or those of fewer, with probabilities that sum to 1."""
-        count = min(64, self.classes)
+        """The 64 likely classes of a teacher, at most half of all, with probabilities that sum to 1."""
+        count = max(1, min(64, self.classes // 2))
         index = np.argpartition(-self.teacher, count - 1, axis=1)[:, :count]
         return SparseTargets(index, softmax(np.take_along_axis(self.teacher, index, axis=1)))
 
@@ -193,9 +193,8 @@ def _sparse(job: str, rest: Any, case: Material) -> Prepared:
         np.put_along_axis(dense, index, probability, axis=1)
         softmax = oracle.Softmax(case.logits[case.some])
         if rest == "tail":
-            left = 1 - dense.sum(axis=1) if targets.index.shape[1] < case.classes else np.zeros(len(index))
             counts = np.ones(len(index))
-            divergence = oracle.SparseDivergence(softmax, dense, left, dense > 0, counts)
+            divergence = oracle.SparseDivergence(softmax, dense, 1 - dense.sum(axis=1), dense > 0, counts)
             promise: Any = bounds.SparseDivergenceBounds(divergence, case.dtype)
         else:
             promise = bounds.CrossEntropyBounds(oracle.CrossEntropy(softmax, dense), case.dtype)

@@ -124,6 +124,7 @@ impl SparseTargets<'_> {
 }
 
 /// What is wrong.
+#[derive(Clone, Copy)]
 enum Wrong {
     /// The index of an entry.
     Index(usize),
