@@ -65,9 +65,9 @@ class SparseTargets:
 
     Notes
     -----
-    The log-sum-exp of a row is that of the loss of class indices, and takes as long; beside it K logits are
-    looked up, in whatever order memory has the classes. ``1 - Q`` is the sum over the other classes, never a
-    difference, so that confident rows keep their digits.
+    The pass over a row is that of class indices; besides, the listed classes are sorted and their logits
+    looked up, which with 64 of 32,000 takes a quarter to a third of its time, and half with a tail.
+    ``1 - Q`` is the sum over the other classes, never a difference, so that confident rows keep their digits.
 
     The arrays are not copied before a loss reads them.
 
