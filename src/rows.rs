@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use fearless_simd::{Simd, prelude::*};
 
@@ -46,6 +47,16 @@ impl Row<'_> {
     #[inline(always)]
     pub(crate) unsafe fn new(base: *mut u8, dtype: Dtype, swapped: bool, classes: usize, stride: isize) -> Self {
         Self { base, dtype, swapped, classes, stride, memory: PhantomData }
+    }
+
+    /// Some of its classes as a row.
+    ///
+    /// # Panics
+    /// If it does not have them.
+    #[inline(always)]
+    pub(crate) fn part(&self, classes: Range<usize>) -> Self {
+        assert!(classes.start <= classes.end && classes.end <= self.classes);
+        Self { base: self.place(classes.start), classes: classes.len(), ..*self }
     }
 
     /// The number of classes.

@@ -19,6 +19,8 @@ wrong by the sum of what its parts may be, each times its weight, and by half an
     focal and poly losses             what these make of the bound of the loss, and of its slope
     diagonal of the Hessian           mass times the bounds of p (1 - p)
     KL divergence                     the sum of p_t (bounds of both logs) + (bound of p_t) |log ratio|
+    ... of listed classes             the sum of p_t (bound of log p), and of what is left twice that
+    ... its gradient                  as of several targets, and of what is left twice the bound of its shares
     binary                            the bound for two classes, logits x and 0, each side times its weight
     entropy                           the sum of p (bound of log p) + (bound of p) |log p|
 """
@@ -241,6 +243,35 @@ class KlDivergenceBounds:
         )
         bound = np.abs(oracle.scale)[:, None] * np.abs(scale) * oracle.model.slope * bound
         return np.maximum(bound, unit(self.dtype)[1])
+
+
+class SparseDivergenceBounds:
+    """For the losses and gradients of an oracle's `SparseDivergence`."""
+
+    def __init__(self, oracle, dtype):
+        self.oracle, self.dtype = oracle, dtype
+
+    @property
+    def losses(self):
+        oracle, (u, _) = self.oracle, unit(self.dtype)
+        bound = (oracle.mass + oracle.left) * u * (np.log(oracle.softmax.classes) + 2)
+        with np.errstate(invalid="ignore"):
+            bound = bound + FACTORS * sum(np.abs(term).sum(axis=0) for term in oracle.terms)
+        bound = _times(np.abs(oracle.scale), bound)
+        losses = np.where(np.isfinite(oracle.losses), oracle.losses, 0)
+        return bound + half_ulp(losses, np.float64 if self.dtype == np.float64 else np.float32)
+
+    def gradients(self, scale=1.0):
+        oracle, (u, smallest) = self.oracle, unit(self.dtype)
+        softmax = oracle.softmax
+        of_share = u * (np.where(np.isinf(softmax.gaps), 0, softmax.gaps) + np.log(softmax.classes) + 4)
+        with np.errstate(invalid="ignore"):
+            shares = oracle.left[:, None] * oracle.shares
+            bound = oracle.mass[:, None] * probability_bound(softmax, self.dtype) + 2 * of_share * shares
+            terms = oracle.mass[:, None] * softmax.probabilities + oracle.dense + shares
+            bound = bound + 2 * u * oracle.dense + FACTORS * terms
+        bound = np.abs(oracle.scale)[:, None] * np.abs(scale) * softmax.slope * bound
+        return np.maximum(bound, smallest)
 
 
 class BinaryCrossEntropyBounds:

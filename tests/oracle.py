@@ -201,6 +201,54 @@ class KlDivergence:
         return np.where(self.left_out[:, None], 0, times(self.scale[:, None], slopes))
 
 
+class SparseDivergence:
+    """KL of what `dense` gives the listed classes, and of one class more, which holds what is left.
+
+    `listed` says which they are, and a row whose sample weight is 0 is left out.
+    """
+
+    def __init__(self, softmax, dense, left, listed, sample_weight):
+        self.softmax, self.dense, self.left, self.listed = softmax, dense, left, listed
+        self.dtype = softmax.dtype
+        self.scale, self.left_out = sample_weight, sample_weight == 0
+        self.divisor = sample_weight.sum()
+        self.mass = dense.sum(axis=1) + left
+        gaps = np.where(listed, np.inf, softmax.gaps)
+        nearest = gaps.min(axis=1)
+        with np.errstate(invalid="ignore"):
+            terms = np.where(listed, 0, np.exp(-(gaps - nearest[:, None])))
+        terms = np.where(np.isinf(nearest)[:, None], 0, terms)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            #: log(1 - Q), and the shares that classes have of 1 - Q.
+            self.log_others = np.log(terms.sum(axis=1)) - nearest - softmax.log_sum
+            self.shares = np.nan_to_num(terms / terms.sum(axis=1, keepdims=True), nan=0)
+
+    @staticmethod
+    def logs(numbers):
+        with np.errstate(divide="ignore"):
+            return times(numbers, np.log(numbers))
+
+    @property
+    def terms(self):
+        missed = times(self.dense, -self.softmax.log_probabilities)
+        return [
+            *(self.logs(self.dense).T, missed.T),
+            (self.logs(self.left), times(self.left, -self.log_others)),
+        ]
+
+    @property
+    def losses(self):
+        losses = sum(np.sum(term, axis=0) for term in self.terms) + 0 * self.softmax.log_sum
+        return np.where(self.left_out, 0, times(self.scale, losses))
+
+    @property
+    def gradients(self):
+        softmax = self.softmax
+        slopes = self.mass[:, None] * softmax.probabilities - self.dense - self.left[:, None] * self.shares
+        slopes = np.where(softmax.masked, 0, slopes * softmax.slope) + 0 * softmax.log_sum[:, None]
+        return np.where(self.left_out[:, None], 0, times(self.scale[:, None], slopes))
+
+
 class BinaryCrossEntropy:
     """The loss of every element, as (1 - t) softplus(x) and P t softplus(-x), both times w."""
 

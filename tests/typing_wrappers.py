@@ -36,6 +36,18 @@ def any_reduction(logits: ArrayLike, targets: ArrayLike, reduction: Reduction) -
     assert_type(of_probabilities, float | NDArray[np.float64])
 
 
+def top_classes(
+    logits: ArrayLike, index: NDArray[np.int32], probability: list[float], rest: Literal["zero", "tail"]
+) -> None:
+    """Targets that list classes are targets, and teachers."""
+    targets = xent_rs.SparseTargets(index, probability, rest)
+    assert_type(targets.index, NDArray[np.integer[Any]])
+    assert_type(xent_rs.cross_entropy(logits, targets), float)
+    assert_type(xent_rs.kl_divergence_with_grad(logits, targets, reduction="none"), tuple[Floats, Floats])
+    xent_rs.SparseTargets(index, probability, "other")  # type: ignore[arg-type]
+    xent_rs.evaluate(logits, targets)  # type: ignore[arg-type]
+
+
 def every_option(
     logits: ArrayLike,
     targets: ArrayLike,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from xent_rs import (
+    SparseTargets,
     cross_entropy,
     cross_entropy_with_grad,
     cross_entropy_with_grad_hess,
@@ -73,6 +74,13 @@ class Material(Case):
     def index(self) -> Array:
         """Four classes of each row."""
         return self.source.integers(self.classes, size=(self.rows, 4))
+
+    @cached_property
+    def sparse(self) -> SparseTargets:
+        """The 64 likely classes of a teacher, at most half of all, with probabilities that sum to 1."""
+        count = max(1, min(64, self.classes // 2))
+        index = np.argpartition(-self.teacher, count - 1, axis=1)[:, :count]
+        return SparseTargets(index, softmax(np.take_along_axis(self.teacher, index, axis=1)))
 
     @cached_property
     def some(self) -> Array:
@@ -167,6 +175,34 @@ def compare(
 def share(found: Any, expected: Array, promised: Any) -> float:
     """Return the largest error as a share of what is promised; NaN if one is."""
     return float((np.abs(np.asarray(found, np.float64) - expected) / promised).max())
+
+
+def _sparse(job: str, rest: Any, case: Material) -> Prepared:
+    """Return the loss or the gradient of the top classes of a teacher."""
+    targets = SparseTargets(case.sparse.index, case.sparse.probability, rest)
+    if rest == "tail":
+        targets = SparseTargets(targets.index, targets.probability * np.float32(0.9), rest)
+    loss, with_grad = cross_entropy, cross_entropy_with_grad
+    if rest == "tail":
+        loss, with_grad = kl_divergence, kl_divergence_with_grad
+
+    def check(answer: Any) -> dict[str, float]:
+        losses = loss(case.logits, targets, reduction="none")
+        index, probability = targets.index[case.some], targets.probability[case.some]
+        dense = np.zeros((len(case.some), case.classes))
+        np.put_along_axis(dense, index, probability, axis=1)
+        softmax = oracle.Softmax(case.logits[case.some])
+        if rest == "tail":
+            counts = np.ones(len(index))
+            divergence = oracle.SparseDivergence(softmax, dense, 1 - dense.sum(axis=1), dense > 0, counts)
+            promise: Any = bounds.SparseDivergenceBounds(divergence, case.dtype)
+        else:
+            promise = bounds.CrossEntropyBounds(oracle.CrossEntropy(softmax, dense), case.dtype)
+        return compare(f"sparse targets, {rest}, {case.name}", case, promise, losses, case.rows, answer)
+
+    if job == LOSS:
+        return partial(loss, case.logits, targets), check
+    return partial(with_grad, case.logits, targets, out=case.out), check
 
 
 def _kl_loss(case: Material) -> Prepared:
@@ -279,6 +315,11 @@ TASKS = (
     *_option("softcap", lambda case: {"softcap": 30.0}),
     *_option("probabilities", soft=True),
     *_option("probabilities, smoothing", lambda case: {"label_smoothing": 0.1}, soft=True),
+    *(
+        _Task(name, job, partial(_sparse, job, rest), ROOFS[job])
+        for name, rest in (("sparse targets", "zero"), ("sparse targets, tail", "tail"))
+        for job in JOBS
+    ),
     _Task("KL divergence", LOSS, _kl_loss, ONE_MORE_READ[LOSS]),
     _Task("KL divergence", GRADIENT, _kl_gradient, ONE_MORE_READ[GRADIENT]),
     _Task("logsumexp", LOSS, _logsumexp, ROOFS[LOSS]),

@@ -25,6 +25,7 @@ Distillation
 ------------
 kl_divergence                       -- KL(teacher || model), both given by logits
 kl_divergence_with_grad             -- the divergence and its derivative
+SparseTargets                       -- teachers of which a few classes of each row are stored
 
 Evaluation
 ----------
@@ -94,6 +95,7 @@ from ._linear_gradients import LinearGradients
 from ._partial_statistics import RowState, partial_row_statistics
 from ._settings import get_num_threads, release_memory, set_num_threads, show_config
 from ._softmax import log_softmax, logsumexp, selective_log_softmax, softmax
+from ._sparse_targets import SparseTargets
 from ._statistics import RowStatistics, row_statistics
 from ._xent_rs import InternalError, __version__
 
@@ -120,6 +122,7 @@ __all__ = [
     "LinearGradients",
     "RowState",
     "RowStatistics",
+    "SparseTargets",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",

@@ -20,6 +20,7 @@ from ._options import (
     Real,
     Reduction,
 )
+from ._sparse_targets import SparseTargets
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,7 +31,7 @@ _LOSS = Options("cross_entropy", CrossEntropyOptions, MeanOptions)
 @overload
 def cross_entropy(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
@@ -39,7 +40,7 @@ def cross_entropy(
 @overload
 def cross_entropy(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Literal["none"],
     denominator: None = ...,
@@ -48,14 +49,14 @@ def cross_entropy(
 @overload
 def cross_entropy(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
     **options: Unpack[CrossEntropyOptions],
 ) -> float | Floats: ...
 @_LOSS.describe
-def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> float | Floats:
+def cross_entropy(logits: ArrayLike, targets: ArrayLike | SparseTargets, **options: Any) -> float | Floats:
     """Cross-entropy of the softmax of logits with targets, classes or probabilities, in nats.
 
     With C classes, class weights w, a sample weight s and label smoothing ε, a row's loss is
@@ -79,10 +80,11 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> floa
         Unnormalised log-probabilities: any number of axes, the classes along `axis`. Any strides, alignment
         and byte order. What is not an array is converted with `numpy.asarray`. 16-bit logits compute in
         float32. ``-inf`` marks a class that is not there.
-    targets : array_like of any integer dtype, or of any dtype that logits can have
+    targets : array_like of any integer dtype, or of any dtype that logits can have, or SparseTargets
         Integers are the class of each row: the shape of `logits` without `axis`. Floating targets of the
         shape of `logits` are probabilities: soft labels, or one-hot; they need not sum to 1, but none is
-        negative or NaN.
+        negative or NaN. `SparseTargets` list the probabilities of a few classes of each row; all options
+        apply as to those of all classes, and rows that list none do not count.
     **options
         Those of `CrossEntropyOptions` and `MeanOptions` (`xent_rs._options`).
 
@@ -100,10 +102,10 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Any) -> floa
         CPU memory.
     ValueError
         For shapes that do not match, an axis out of range, no classes, an option out of its range, a
-        probability below 0 or NaN in a row whose weight is not 0, and `focal_gamma` or `poly_epsilon` with
-        probabilities or label smoothing.
+        probability below 0 or NaN in a row whose weight is not 0, `focal_gamma` or `poly_epsilon` with
+        probabilities or label smoothing, and `SparseTargets` with ``rest='tail'``.
     IndexError
-        For a target that is neither a class nor `ignore_index`.
+        For a target that is neither a class nor `ignore_index`, or, of `SparseTargets`, -1.
 
     See Also
     --------
@@ -167,7 +169,7 @@ _GRADIENT = Options("cross_entropy_with_grad", CrossEntropyOptions, MeanOptions,
 @overload
 def cross_entropy_with_grad(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
@@ -176,7 +178,7 @@ def cross_entropy_with_grad(
 @overload
 def cross_entropy_with_grad(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Literal["none"],
     denominator: None = ...,
@@ -185,7 +187,7 @@ def cross_entropy_with_grad(
 @overload
 def cross_entropy_with_grad(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
@@ -193,7 +195,7 @@ def cross_entropy_with_grad(
 ) -> tuple[float | Floats, Floats]: ...
 @_GRADIENT.describe
 def cross_entropy_with_grad(
-    logits: ArrayLike, targets: ArrayLike, **options: Any
+    logits: ArrayLike, targets: ArrayLike | SparseTargets, **options: Any
 ) -> tuple[float | Floats, Floats]:
     r"""`cross_entropy` and its gradient with respect to the logits.
 
@@ -209,7 +211,7 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits, targets : array_like
+    logits, targets : array_like, or SparseTargets
         As for `cross_entropy`.
     **options
         Those of `cross_entropy` and `GradientOptions` (`xent_rs._options`).
@@ -271,7 +273,7 @@ _HESSIAN = Options("cross_entropy_with_grad_hess", HessianOptions, MeanOptions, 
 @overload
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
@@ -280,7 +282,7 @@ def cross_entropy_with_grad_hess(
 @overload
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Literal["none"],
     denominator: None = ...,
@@ -289,7 +291,7 @@ def cross_entropy_with_grad_hess(
 @overload
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | SparseTargets,
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
@@ -297,7 +299,7 @@ def cross_entropy_with_grad_hess(
 ) -> tuple[float | Floats, Floats, Floats]: ...
 @_HESSIAN.describe
 def cross_entropy_with_grad_hess(
-    logits: ArrayLike, targets: ArrayLike, **options: Any
+    logits: ArrayLike, targets: ArrayLike | SparseTargets, **options: Any
 ) -> tuple[float | Floats, Floats, Floats]:
     """`cross_entropy`, its gradient and the diagonal of its Hessian, as gradient boosting wants them.
 
@@ -315,7 +317,7 @@ def cross_entropy_with_grad_hess(
 
     Parameters
     ----------
-    logits, targets : array_like
+    logits, targets : array_like, or SparseTargets
         As for `cross_entropy`.
     **options
         Those of `HessianOptions`, `MeanOptions` and `DerivativesOptions` (`xent_rs._options`).

@@ -17,6 +17,7 @@ from ._options import (
     Real,
     Reduction,
 )
+from ._sparse_targets import SparseTargets
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,7 +29,7 @@ _LOSS = Options("kl_divergence", AllKlDivergenceOptions)
 @overload
 def kl_divergence(
     logits: ArrayLike,
-    target_logits: ArrayLike,
+    target_logits: ArrayLike | SparseTargets,
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
@@ -37,7 +38,7 @@ def kl_divergence(
 @overload
 def kl_divergence(
     logits: ArrayLike,
-    target_logits: ArrayLike,
+    target_logits: ArrayLike | SparseTargets,
     *,
     reduction: Literal["none"],
     denominator: None = ...,
@@ -46,14 +47,16 @@ def kl_divergence(
 @overload
 def kl_divergence(
     logits: ArrayLike,
-    target_logits: ArrayLike,
+    target_logits: ArrayLike | SparseTargets,
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
     **options: Unpack[KlDivergenceOptions],
 ) -> float | Floats: ...
 @_LOSS.describe
-def kl_divergence(logits: ArrayLike, target_logits: ArrayLike, **options: Any) -> float | Floats:
+def kl_divergence(
+    logits: ArrayLike, target_logits: ArrayLike | SparseTargets, **options: Any
+) -> float | Floats:
     r"""Kullback-Leibler divergence KL(teacher || model) of the softmax of two arrays of logits, in nats.
 
     A row's loss is :math:`\sum_c t_c (\log t_c - \log p_c)` with the model's
@@ -66,8 +69,10 @@ def kl_divergence(logits: ArrayLike, target_logits: ArrayLike, **options: Any) -
     ----------
     logits : array_like of float16, bfloat16 (``ml_dtypes``), float32 or float64
         Those of the model; see `cross_entropy`.
-    target_logits : array_like of float16, bfloat16, float32 or float64
-        Those of the teacher: the shape of `logits`, in a dtype of their own.
+    target_logits : array_like of float16, bfloat16, float32 or float64, or SparseTargets
+        Those of the teacher: the shape of `logits`, in a dtype of their own. Of a teacher of which a few
+        classes of each row are stored, `SparseTargets`, which say what becomes of the others: probabilities,
+        that are taken as they are, so that `temperature` divides the model's logits alone.
     **options
         Those of `AllKlDivergenceOptions` (`xent_rs._options`).
 
@@ -79,12 +84,13 @@ def kl_divergence(logits: ArrayLike, target_logits: ArrayLike, **options: Any) -
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, IndexError
         As `cross_entropy`.
 
     See Also
     --------
     kl_divergence_with_grad : The divergence and its gradient.
+    SparseTargets : Teachers of which a few classes of each row are stored.
     xent_rs.probability.kl_divergence : The same of probabilities rather than logits.
 
     Notes
@@ -121,7 +127,7 @@ _GRADIENT = Options("kl_divergence_with_grad", AllKlDivergenceOptions, GradientO
 @overload
 def kl_divergence_with_grad(
     logits: ArrayLike,
-    target_logits: ArrayLike,
+    target_logits: ArrayLike | SparseTargets,
     *,
     reduction: Literal["mean", "sum"] = ...,
     denominator: Real | None = ...,
@@ -130,7 +136,7 @@ def kl_divergence_with_grad(
 @overload
 def kl_divergence_with_grad(
     logits: ArrayLike,
-    target_logits: ArrayLike,
+    target_logits: ArrayLike | SparseTargets,
     *,
     reduction: Literal["none"],
     denominator: None = ...,
@@ -139,7 +145,7 @@ def kl_divergence_with_grad(
 @overload
 def kl_divergence_with_grad(
     logits: ArrayLike,
-    target_logits: ArrayLike,
+    target_logits: ArrayLike | SparseTargets,
     *,
     reduction: Reduction,
     denominator: Real | None = ...,
@@ -147,7 +153,7 @@ def kl_divergence_with_grad(
 ) -> tuple[float | Floats, Floats]: ...
 @_GRADIENT.describe
 def kl_divergence_with_grad(
-    logits: ArrayLike, target_logits: ArrayLike, **options: Any
+    logits: ArrayLike, target_logits: ArrayLike | SparseTargets, **options: Any
 ) -> tuple[float | Floats, Floats]:
     r"""`kl_divergence` and its gradient with respect to the model's logits.
 
@@ -157,7 +163,7 @@ def kl_divergence_with_grad(
 
     Parameters
     ----------
-    logits, target_logits : array_like
+    logits, target_logits : array_like, or SparseTargets
         As for `kl_divergence`.
     **options
         Those of `kl_divergence` and `GradientOptions` (`xent_rs._options`).
@@ -171,7 +177,7 @@ def kl_divergence_with_grad(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, IndexError
         As `cross_entropy_with_grad`.
 
     Notes

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self, disjoint_base
 
+from ._sparse_targets import SparseTargets
+
 _Floats: TypeAlias = NDArray[np.floating[Any]]
 _Integers: TypeAlias = NDArray[np.int64]
 _Options: TypeAlias = Mapping[str, Any]
@@ -80,13 +82,13 @@ class Keywords:
 
 def as_array(object: ArrayLike, name: str) -> NDArray[Any]: ...
 def cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+    logits: ArrayLike, targets: ArrayLike | SparseTargets, keywords: Keywords, options: _Options
 ) -> float | _Floats: ...
 def cross_entropy_with_grad(
-    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+    logits: ArrayLike, targets: ArrayLike | SparseTargets, keywords: Keywords, options: _Options
 ) -> tuple[float | _Floats, _Floats]: ...
 def cross_entropy_with_grad_hess(
-    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+    logits: ArrayLike, targets: ArrayLike | SparseTargets, keywords: Keywords, options: _Options
 ) -> tuple[float | _Floats, _Floats, _Floats]: ...
 def cross_entropy_grad(
     logits: ArrayLike,
@@ -106,10 +108,10 @@ def binary_cross_entropy_with_grad_hess(
     logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
 ) -> tuple[float | _Floats, _Floats, _Floats]: ...
 def kl_divergence(
-    logits: ArrayLike, target_logits: ArrayLike, keywords: Keywords, options: _Options
+    logits: ArrayLike, target_logits: ArrayLike | SparseTargets, keywords: Keywords, options: _Options
 ) -> float | _Floats: ...
 def kl_divergence_with_grad(
-    logits: ArrayLike, target_logits: ArrayLike, keywords: Keywords, options: _Options
+    logits: ArrayLike, target_logits: ArrayLike | SparseTargets, keywords: Keywords, options: _Options
 ) -> tuple[float | _Floats, _Floats]: ...
 def logsumexp(logits: ArrayLike, keywords: Keywords, options: _Options) -> _Floats: ...
 def softmax(logits: ArrayLike, keywords: Keywords, options: _Options) -> _Floats: ...

@@ -90,6 +90,12 @@ pub struct Losses {
     pub careful: u32,
 }
 
+/// The largest number of which a logarithm of one more is taken, 2¹⁰⁰⁰.
+pub const LARGEST_RATIO: f64 = f64::from_bits(2023 << 52);
+
+/// Exponentials in the lanes keep their digits as long as their sum is so many times what the smallest normal number is, boosted.
+const SPARE: f64 = (1u64 << 40) as f64;
+
 impl Losses {
     /// Make of the losses what `focus` makes of them, and write the slopes.
     #[inline(never)]
@@ -105,6 +111,40 @@ impl Losses {
                 }
             },
         );
+    }
+
+    /// Take in the exponentials of listed classes over the own one, which were left out: what is returned is the logarithm of the
+    /// sum of all over the others, and what listed ones, the own one too, are over these.
+    #[inline(never)]
+    fn join<S: Simd, R: Real>(&mut self, simd: S, listed: &PerLane<f64>, shortfall: f64) -> [PerLane<f64>; 2] {
+        let [mut logs, mut all_odds] = [[0.0; MOST_LANES]; 2];
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let lanes = |value: f64| f64x8::splat(simd, value);
+                for half in (0..R::LANES).step_by(HALF) {
+                    let (others, others_lost) = (load(simd, &self.ratio, half), load(simd, &self.ratio_lost, half));
+                    let listed = load(simd, listed, half);
+                    let odds = (listed + lanes(1.0)) / others;
+                    // NaN passes: on x86 `a.min(b)` is b when either is NaN.
+                    let [log, lost] = R::log_one_plus(simd, lanes(LARGEST_RATIO).min(odds));
+                    let log = log + lost;
+                    store(log.mul_add(lanes(shortfall), log), &mut logs, half);
+                    store(odds, &mut all_odds, half);
+                    let [ratio, lost] = two_sum(others, listed);
+                    let of_ratio = others_lost + lost;
+                    let [mut loss, mut lost] = R::log_one_plus(simd, ratio);
+                    if R::LANES < f32::LANES {
+                        [loss, lost] = quick_sum(loss, lost + of_ratio / (ratio + lanes(1.0)));
+                    }
+                    store(loss.mul_add(lanes(shortfall), loss), &mut self.loss, half);
+                    store(lost, &mut self.lost, half);
+                    store(ratio, &mut self.ratio, half);
+                    store(of_ratio, &mut self.ratio_lost, half);
+                }
+            },
+        );
+        [logs, all_odds]
     }
 
     /// The other exponentials over the own one.
@@ -351,6 +391,58 @@ pub struct Asked {
     pub focus: Option<Focus>,
 }
 
+/// What a divergence from targets that list classes asks for, one row a lane; `t` is what all other classes weigh together.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct FromListed {
+    /// The exponentials of the listed classes over the own one, which are not among the others, without it.
+    pub exps: PerLane<f64>,
+    /// t.
+    pub left: PerLane<f64>,
+    /// `Σ t·log t` over listed classes and the others as one.
+    pub offset: PerLane<f64>,
+    /// `t·(lse − lse(others))`.
+    pub loss: PerLane<f64>,
+    /// What the softmax of the others is multiplied by, in place of the mass.
+    pub others: PerLane<f64>,
+    /// No loss is less.
+    pub least: f64,
+}
+
+impl FromListed {
+    /// Of no row, for divergences of at least this.
+    #[inline(always)]
+    pub fn none(least: f64) -> Self {
+        let nothing = [0.0; MOST_LANES];
+        Self { exps: nothing, left: nothing, offset: nothing, loss: nothing, others: nothing, least }
+    }
+
+    /// The divergences of rows with these cross-entropies with their listed classes.
+    #[inline(always)]
+    fn divergence<S: Simd>(&self, simd: S, loss: f64x8<S>, half: usize) -> f64x8<S> {
+        let divergence = loss + (load(simd, &self.offset, half) + load(simd, &self.loss, half));
+        let least = f64x8::splat(simd, self.least);
+        divergence.simd_lt(least).select(least, divergence)
+    }
+
+    /// Take listed classes into the losses, and find out what follows for the others; `mass` is what listed ones weigh.
+    #[inline(never)]
+    pub fn join<S: Simd, R: Real>(&mut self, simd: S, losses: &mut Losses, mass: &PerLane<f64>, shortfall: f64) {
+        let [logs, odds] = losses.join::<S, R>(simd, &self.exps, shortfall);
+        let largest = (R::BOOST / SPARE / R::SMALLEST_NORMAL).min(LARGEST_RATIO);
+        for lane in 0..MOST_LANES {
+            let left = self.left[lane];
+            if left != 0.0 {
+                self.loss[lane] = left * logs[lane];
+                // (t + mass) − t·(1 + odds), in which nothing cancels that is not one.
+                self.others[lane] = mass[lane] - left * odds[lane];
+                let fine = odds[lane] <= largest;
+                losses.careful |= losses.counts & u32::from(!fine) << lane;
+            }
+        }
+    }
+}
+
 impl Asked {
     /// Nothing.
     #[inline(always)]
@@ -385,7 +477,12 @@ impl Asked {
 
 /// The losses of rows with all that is asked for, and a bit for each that counts and needs the careful path.
 #[inline(never)]
-pub fn losses_asked<S: Simd>(simd: S, losses: &Losses, asked: &Asked) -> (PerLane<f64>, u32) {
+pub fn losses_asked<S: Simd>(
+    simd: S,
+    losses: &Losses,
+    asked: &Asked,
+    listed: Option<&FromListed>,
+) -> (PerLane<f64>, u32) {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -403,6 +500,11 @@ pub fn losses_asked<S: Simd>(simd: S, losses: &Losses, asked: &Asked) -> (PerLan
                     }
                     None => mass * log - sum,
                 };
+                let spread = listed.map_or(
+                    spread,
+                    #[inline(always)]
+                    |listed| listed.divergence(simd, spread, half),
+                );
                 let lse = load(simd, &asked.level, half) + log;
                 let loss = point + spread + f64x8::splat(simd, asked.z_loss) * lse * lse;
                 finite |= bits::<S, _>(loss.is_finite()) << half;
@@ -420,6 +522,7 @@ pub fn coefficients_asked<S: Simd, R: Real>(
     simd: S,
     losses: &Losses,
     asked: &Asked,
+    listed: Option<&FromListed>,
     scales: &PerLane<f64>,
 ) -> (Coefficients, PerLane<f64>) {
     simd.vectorize(
@@ -439,12 +542,17 @@ pub fn coefficients_asked<S: Simd, R: Real>(
                 let ([_, point], mass) = (asked.of_targets(simd, losses, half), load(simd, &asked.mass, half));
                 let [here, there] = [load(simd, &asked.here[0], half), load(simd, &asked.here[1], half)];
                 let (scale, above) = (load(simd, scales, half), load(simd, &asked.above, half));
+                let (mut mass, mut others) = (mass, (point + mass) + pull);
+                if let Some(listed) = listed {
+                    mass += load(simd, &listed.left, half);
+                    others = load(simd, &listed.others, half);
+                }
                 let all = (point + mass) + pull;
-                let factor = scale * all * share;
+                let factor = scale * others * share;
                 let boosted = if R::LANES == f32::LANES {
                     factor * load(simd, &losses.inverse, half)
                 } else {
-                    let [_, boosted, _] = losses.share::<S, R>(simd, half, scale * all);
+                    let [_, boosted, _] = losses.share::<S, R>(simd, half, scale * others);
                     boosted
                 };
                 store(boosted, &mut of.factor, half);

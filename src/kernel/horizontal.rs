@@ -62,39 +62,27 @@ fn numbers<S: Simd, R: Real>(simd: S) -> R::Lanes<S> {
     R::classes(simd, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
 }
 
-/// The place of a class among those from `first` on, if it is one of a group of them, or else behind them.
-#[inline(always)]
-fn place_in_group<R: Real>(class: usize, first: usize) -> usize {
-    class.wrapping_sub(first).min(TOGETHER * R::LANES)
-}
-
-/// Sum the exponentials of a row relative to that of its own class, which has this logit; if others are out of reach, once more
-/// relative to the largest. Without an own class the logit is that of any, whose exponential is subtracted: that costs the digits of
-/// others that are far fewer.
+/// Sum the exponentials of a row but for the classes `apart`, in ascending order, relative to that of one of them which has this
+/// logit; if others are out of reach, once more relative to the largest. Without such the logit is that of any class, whose
+/// exponential is subtracted: that costs the digits of others that are far fewer.
 #[inline(never)]
-pub fn sum<S: Simd, R: Real + Element<Real = R>>(
-    simd: S,
-    row: Row,
-    own: Option<usize>,
-    logit: R,
-    scale: Scale<R>,
-) -> Sum {
+pub fn sum<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, apart: &[usize], logit: R, scale: Scale<R>) -> Sum {
     simd.vectorize(
         #[inline(always)]
         || {
             let logits = R::Lanes::<S>::simd_from(simd, logit);
             let (reference, rest) = Reference::<S, R>::next_to(simd, logits, scale);
             let suits = Number::to_f64(logit).abs() < scale.largest_reference();
-            let (mut others, largest) = sum_from::<S, R>(simd, row, own.unwrap_or(usize::MAX), &reference);
+            let (mut others, largest) = sum_from::<S, R>(simd, row, apart, &reference);
             let mut largest = R::Lanes::<S>::simd_from(simd, R::largest(largest));
             let octaves = Reference::<S, R>::octaves_to(simd, largest);
             let of_lane = Number::to_f64(octaves.as_slice()[0]);
             let mut reference = reference;
             if suits && of_lane > 0.0 {
                 reference = reference.raised(simd, octaves);
-                (others, largest) = sum_from::<S, R>(simd, row, own.unwrap_or(usize::MAX), &reference);
+                (others, largest) = sum_from::<S, R>(simd, row, apart, &reference);
             }
-            if own.is_none() {
+            if apart.is_empty() {
                 // As it was added.
                 let exp = reference.terms(simd, [logits]).add_to(simd, 0, R::splat(simd, 0.0));
                 let exp = Number::to_f64(exp.as_slice()[0]);
@@ -115,12 +103,12 @@ pub fn sum<S: Simd, R: Real + Element<Real = R>>(
 fn sum_from<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
-    own: usize,
+    apart: &[usize],
     reference: &Reference<S, R>,
 ) -> (f64, R::Lanes<S>) {
     let mut largest = [R::default(); MOST_LANES];
     let total =
-        with_element!(row.dtype(), E => sum_stored::<S, E>(simd, row, own, same(reference), same_mut(&mut largest)));
+        with_element!(row.dtype(), E => sum_stored::<S, E>(simd, row, apart, same(reference), same_mut(&mut largest)));
     (total, R::Lanes::<S>::from_slice(simd, &largest[..R::LANES]))
 }
 
@@ -128,7 +116,7 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
 fn sum_stored<S: Simd, E: Element>(
     simd: S,
     row: Row,
-    own: usize,
+    mut apart: &[usize],
     reference: &Reference<S, E::Real>,
     largest_of_lanes: &mut [E::Real; MOST_LANES],
 ) -> f64 {
@@ -144,19 +132,22 @@ fn sum_stored<S: Simd, E: Element>(
                 let place = stored.lend(simd, row, start, length);
                 let (mut sums, mut sum) = ([zero; TOGETHER], zero);
                 for first in (0..length).step_by(group) {
-                    let own = place_in_group::<E::Real>(own, start + first);
-                    let left = length - first;
+                    let (here, left) = (start + first, length - first);
+                    let mut of_group: &[usize] = &[];
+                    if apart.first().is_some_and(|class| *class < here + group) {
+                        (of_group, apart) = apart.split_at(apart.partition_point(|class| *class < here + group));
+                    }
                     // SAFETY: what is left of the row's block, or of a scratch that has as much, from a group on.
                     unsafe {
                         let place = place.add(first);
-                        if own < group || left < group {
+                        if !of_group.is_empty() || left < group {
                             let x = load_group::<S, E>(simd, place, left);
                             add_group::<S, E::Real, true>(
                                 simd,
                                 reference,
                                 #[inline(always)]
                                 |k| x[k],
-                                own,
+                                (of_group, here),
                                 &mut sums,
                                 &mut largest,
                             );
@@ -166,7 +157,7 @@ fn sum_stored<S: Simd, E: Element>(
                                 reference,
                                 #[inline(always)]
                                 |k| E::load(simd, place.add(k * E::Real::LANES)),
-                                own,
+                                (of_group, here),
                                 &mut sums,
                                 &mut largest,
                             );
@@ -187,13 +178,13 @@ fn sum_stored<S: Simd, E: Element>(
     )
 }
 
-/// Add the exponentials of a group, but for the own class if it is in it (`OWN`), at this place.
+/// Add the exponentials of a group that begins with this class, but for some of its classes if there are such (`APART`).
 #[inline(always)]
-fn add_group<S: Simd, R: Real, const OWN: bool>(
+fn add_group<S: Simd, R: Real, const APART: bool>(
     simd: S,
     reference: &Reference<S, R>,
     load: impl Fn(usize) -> R::Lanes<S>,
-    own: usize,
+    (apart, first): (&[usize], usize),
     sums: &mut [R::Lanes<S>; TOGETHER],
     largest: &mut R::Lanes<S>,
 ) {
@@ -204,9 +195,9 @@ fn add_group<S: Simd, R: Real, const OWN: bool>(
                 *x = load(k + index);
             }
             let mut terms = reference.terms(simd, x);
-            if OWN {
+            for class in if APART { apart } else { &[] } {
                 for index in 0..K {
-                    let place = own.wrapping_sub((k + index) * R::LANES);
+                    let place = (class - first).wrapping_sub((k + index) * R::LANES);
                     let power = terms.power[index];
                     terms.power[index] = R::replace(simd, power, numbers::<S, R>(simd), place, R::splat(simd, 0.0));
                 }
@@ -685,8 +676,6 @@ pub struct Gradient<R> {
     pub scale: Scale<R>,
     /// The cap of the logits, if there is one.
     pub softcap: Option<Softcap>,
-    /// Classes with their gradients.
-    pub exceptions: [Option<(usize, f64)>; 2],
     /// How it is stored.
     pub store: StorePolicy,
 }
@@ -702,21 +691,34 @@ pub enum Less<'a, R> {
     Teacher(Row<'a>, R, f64),
 }
 
-/// Write the gradient of a row.
+/// Write the gradient of a row, but for classes that have their own, in ascending order.
 #[inline(never)]
-pub fn write<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, out: RowMut, of: &Gradient<R>, less: &Less<R>) {
+pub fn write<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    out: RowMut,
+    of: &Gradient<R>,
+    exceptions: &[(usize, f64)],
+    less: &Less<R>,
+) {
     let nothing = RowShares { numbers: None, keep: 1.0, uniform: 0.0, weight: None };
     match less {
-        Less::Nothing if of.softcap.is_some() => write_less::<S, R, _, true>(simd, row, out, of, &(nothing, 0.0)),
-        // For each type that is stored: converted first and last, rows of 16-bit logits took a third longer.
-        Less::Nothing => with_element!(row.dtype(), E => write_exponentials::<S, E>(simd, row, out, same(of))),
-        Less::Shares(shares, scale) if of.softcap.is_some() => {
-            write_less::<S, R, _, true>(simd, row, out, of, &(*shares, *scale));
+        Less::Nothing if of.softcap.is_some() => {
+            write_less::<S, R, _, true>(simd, row, out, of, exceptions, &(nothing, 0.0));
         }
-        Less::Shares(shares, scale) => write_less::<S, R, _, false>(simd, row, out, of, &(*shares, *scale)),
+        // For each type that is stored: converted first and last, rows of 16-bit logits took a third longer.
+        Less::Nothing => {
+            with_element!(row.dtype(), E => write_exponentials::<S, E>(simd, row, out, same(of), exceptions));
+        }
+        Less::Shares(shares, scale) if of.softcap.is_some() => {
+            write_less::<S, R, _, true>(simd, row, out, of, exceptions, &(*shares, *scale));
+        }
+        Less::Shares(shares, scale) => {
+            write_less::<S, R, _, false>(simd, row, out, of, exceptions, &(*shares, *scale));
+        }
         Less::Teacher(teacher, logit, factor) => {
             let reference = Reference::<S, R>::next_to(simd, R::Lanes::<S>::simd_from(simd, *logit), of.scale).0;
-            write_less::<S, R, _, false>(simd, row, out, of, &(*teacher, reference, *factor));
+            write_less::<S, R, _, false>(simd, row, out, of, exceptions, &(*teacher, reference, *factor));
         }
     }
 }
@@ -843,7 +845,7 @@ impl<S: Simd, E: Element> Group<S, E> {
     }
 }
 
-/// Write the entries of a row, but for classes that have their own values: with their neighbours, not over them, since a store to a
+/// Write the entries of a row, but for classes that have their own values, in ascending order: with their neighbours, not over them, since a store to a
 /// line that was just written past the cache waits for memory, and all later stores wait for it.
 #[inline(always)]
 pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
@@ -851,7 +853,7 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
     row: Row,
     mut out: RowMut,
     store: StorePolicy,
-    exceptions: &[Option<(usize, f64)>; 2],
+    mut exceptions: &[(usize, f64)],
     entries: &mut T,
 ) {
     assert_eq!(row.classes(), out.classes());
@@ -870,14 +872,14 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
             // SAFETY: what `begin` said, by the promise of `Entries`, from a group on.
             let numbers_here = unsafe { Group::new(simd, place.add(first), readable - first) };
             let mut here = entries.of(simd, first / lanes, &numbers_here);
-            for (class, value) in exceptions.iter().flatten() {
-                let place = place_in_group::<E::Real>(*class, start + first);
-                if place < group {
-                    for (index, entry) in here.iter_mut().enumerate() {
-                        let (lane, value) = (place.wrapping_sub(index * lanes), E::Real::splat(simd, *value));
-                        *entry = E::Real::replace(simd, *entry, numbers::<S, E::Real>(simd), lane, value);
-                    }
+            let end = start + length.min(first + group);
+            while let Some(((class, value), rest)) = exceptions.split_first().filter(|((class, _), _)| *class < end) {
+                for (index, entry) in here.iter_mut().enumerate() {
+                    let lane = (class - start - first).wrapping_sub(index * lanes);
+                    let value = E::Real::splat(simd, *value);
+                    *entry = E::Real::replace(simd, *entry, numbers::<S, E::Real>(simd), lane, value);
                 }
+                exceptions = rest;
             }
             // SAFETY: what is left of the output's row, which has as many classes, as was asserted, or a group of a block of ours.
             // Past the cache only from a boundary of lines on, as `peel` found it; blocks and groups are whole lines.
@@ -923,7 +925,13 @@ unsafe impl<S: Simd, E: Element> Entries<S, E> for Exponentials<S, E> {
 
 /// Write the exponentials of a row times a factor.
 #[inline(never)]
-fn write_exponentials<S: Simd, E: Element>(simd: S, row: Row, out: RowMut, of: &Gradient<E::Real>) {
+fn write_exponentials<S: Simd, E: Element>(
+    simd: S,
+    row: Row,
+    out: RowMut,
+    of: &Gradient<E::Real>,
+    exceptions: &[(usize, f64)],
+) {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -934,7 +942,7 @@ fn write_exponentials<S: Simd, E: Element>(simd: S, row: Row, out: RowMut, of: &
                 factor: E::Real::splat(simd, of.factor),
                 stored: Stored::new(),
             };
-            write_entries(simd, row, out, of.store, &of.exceptions, &mut exponentials);
+            write_entries(simd, row, out, of.store, exceptions, &mut exponentials);
         },
     );
 }
@@ -988,6 +996,7 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
     row: Row,
     out: RowMut,
     of: &Gradient<R>,
+    exceptions: &[(usize, f64)],
     less: &O,
 ) {
     simd.vectorize(
@@ -1014,7 +1023,7 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
                 capped: Capped::default(),
                 above: [R::default(); BLOCK],
             };
-            write_entries(simd, row, out, of.store, &of.exceptions, &mut differences);
+            write_entries(simd, row, out, of.store, exceptions, &mut differences);
         },
     );
 }

@@ -123,7 +123,7 @@ fn write_stored<S: Simd, E: Element>(
             );
             let of = LogProbabilities::new(simd, &[top; MOST_LANES], &log, inverse_of(divisor));
             let mut entries = OfRow { of, stored: Stored::<E>::new() };
-            write_entries(simd, row, out, store, &[None; 2], &mut entries);
+            write_entries(simd, row, out, store, &[], &mut entries);
         },
     );
 }

@@ -36,6 +36,7 @@
 //! | [`binary`] | binary losses of targets alone, and of two classes |
 //! | [`divergence`] | how far two rows are apart |
 //! | [`focus`] | focal and poly losses |
+//! | [`listed`] | targets that list some classes |
 
 pub mod binary;
 pub mod cap;
@@ -43,6 +44,7 @@ pub mod divergence;
 pub mod finish;
 pub mod focus;
 pub mod horizontal;
+pub mod listed;
 pub mod log_softmax;
 pub mod shape;
 pub mod shares;

@@ -7,9 +7,9 @@ use fearless_simd::Simd;
 
 use super::Found;
 use super::labels::Labels;
-use super::plan::{Plan, RowGradients, lanes_of, targets_of};
+use super::plan::{Goal, Plan, RowGradients, lanes_of, targets_of};
 use super::rows::{Rows, add_by_row, scales};
-use super::targets::Problem;
+use super::targets::{Problem, Targets};
 use super::ways::{Way, is_strip, most_tiles, strip_mut_of, strip_of, tiles_of};
 use crate::element::Element;
 use crate::kernel::finish::{self, Coefficients, Losses, MOST_LANES, Own, PerLane, Sums};
@@ -36,6 +36,10 @@ impl Rows<'_> {
         let fits = |rows| is_strip::<R>(gradient, first, rows);
         let way = Way::of::<R>(logits, first, self.range.end - first, most, self.problem.settled, lies_alike, fits);
         let rows = first..first + way.rows::<R>();
+        if !self.look_up_listed(plan, rows.clone()) {
+            self.careful_any(simd, rows.clone(), sum)?;
+            return Ok(rows.len());
+        }
         // What overwrites the logits is written last.
         if self.gradient_last {
             self.hessians(simd, plan, rows.clone())?;
@@ -52,6 +56,13 @@ impl Rows<'_> {
             self.hessians(simd, plan, rows.clone())?;
         }
         Ok(rows.len())
+    }
+
+    /// Look up the logits of the classes that the next rows list, if they do; false if there is no memory for them.
+    #[inline(always)]
+    fn look_up_listed<R: Real>(&mut self, plan: &Plan<R>, rows: Range<usize>) -> bool {
+        let (Goal::Listed(_), Targets::Listed(listed)) = (plan.goal, &self.problem.targets) else { return true };
+        self.listed.look_up(self.logits, listed, rows)
     }
 
     /// Write the diagonals of the Hessians of some rows, if they are wanted.
@@ -223,7 +234,7 @@ impl Rows<'_> {
         for (lane, row) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(row);
             let logit = <R as Real>::from_f64(row.get(own.class[lane]));
-            let of_row = horizontal::sum::<S, R>(simd, row, Some(own.class[lane]), logit, plan.scale);
+            let of_row = horizontal::sum::<S, R>(simd, row, &own.class[lane..=lane], logit, plan.scale);
             found.set(lane, &of_row);
         }
         let Some(of) = self.finish_rows(simd, plan, rows.clone(), &own, &found, sum) else { return };

@@ -1,5 +1,6 @@
 //! The softmax losses, cross-entropy and divergence, and their gradients.
 
+use super::listed::Batch;
 use super::rows::Rows;
 use super::targets::Problem;
 use super::{Check, Chunks, Derivatives, Found, Reduction, mean, store_policy};
@@ -61,6 +62,7 @@ pub fn cross_entropy(
             grad_output,
             gradient_last,
             store,
+            listed: Batch::default(),
         })
     })?;
     Ok(mean(problem.checked(sums.into_iter().collect::<Found<_>>())?, divisor))

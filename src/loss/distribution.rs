@@ -333,7 +333,7 @@ impl Reading<'_> {
                 found.set(lane, &of_row);
                 [shapes.weighed[lane], shapes.above[lane]] = of_shape;
             } else {
-                found.set(lane, &horizontal::sum(simd, row, Some(class), logit, scale));
+                found.set(lane, &horizontal::sum(simd, row, &[class], logit, scale));
             }
         }
         let shapes = U::SHAPES.then_some(&shapes);
@@ -353,10 +353,9 @@ impl Reading<'_> {
                 factor: softmax.factor[lane],
                 scale,
                 softcap: None,
-                exceptions: [None; 2],
                 store: normalized.store,
             };
-            horizontal::write(simd, row, out, &of, &Less::Nothing);
+            horizontal::write(simd, row, out, &of, &[], &Less::Nothing);
         }
         for lane in lanes_of(losses.careful) {
             self.normalize_careful::<S, R>(simd, rows.start + lane);
@@ -439,10 +438,10 @@ fn shape_of<S: Simd, R: Real + Element<Real = R>>(
 fn nearly_led<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, scale: Scale<R>) -> (Sum, R) {
     let some = if R::LANES < f32::LANES { row.classes() } else { row.classes().min(BLOCK) };
     let (_, mut top) = horizontal::top::<S, R>(simd, row, some);
-    let mut sum = horizontal::sum(simd, row, None, top, scale);
+    let mut sum = horizontal::sum(simd, row, &[], top, scale);
     if !sum.suits && some < row.classes() {
         (_, top) = horizontal::top(simd, row, row.classes());
-        sum = horizontal::sum(simd, row, None, top, scale);
+        sum = horizontal::sum(simd, row, &[], top, scale);
     }
     (sum, top)
 }

@@ -10,13 +10,14 @@ use std::ops::Range;
 use fearless_simd::Simd;
 
 use super::Found;
+use super::listed::Batch;
 use super::plan::{Goal, Plan, RowGradients, Teacher, lanes_of};
 use super::rows::{Rows, add_by_row, scales};
 use super::ways::{bring_in_all, strip_mut_of, strip_of, tiles_of};
 use crate::dtype::Dtype;
 use crate::element::Element;
 use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
-use crate::kernel::horizontal::{self, Gradient, Less};
+use crate::kernel::horizontal::{self, Gradient, Less, Weight};
 use crate::kernel::shares::{self, Aim, CappedTiles, Given, Leader, Shares, Weighed};
 use crate::kernel::stage::Stage;
 use crate::kernel::vertical::{self, Block, Strip, StripMut, Tiles};
@@ -213,7 +214,7 @@ impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
     #[inline(always)]
     fn likeness(&self, first: usize, rows: usize) -> Option<Likeness<'a, R>> {
         let array = match self.goal {
-            Goal::Own | Goal::Shares(None) => return Some(Likeness::Given(Given::Nothing)),
+            Goal::Own | Goal::Shares(None) | Goal::Listed(_) => return Some(Likeness::Given(Given::Nothing)),
             Goal::Shares(Some(array)) | Goal::Teacher(array) => array,
         };
         let (place, step) = array.neighbours(first, rows)?;
@@ -241,7 +242,9 @@ impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
     /// Whether such rows can be worked on where they lie.
     #[inline(always)]
     pub(super) fn lies_alike(&self, first: usize, rows: usize) -> bool {
-        self.softcap.is_none() && self.likeness(first, rows).is_some()
+        // Listed classes that are left out are masked, which they cannot be where they lie.
+        let has_tails = matches!(self.goal, Goal::Listed(listed) if listed.has_tails());
+        self.softcap.is_none() && !has_tails && self.likeness(first, rows).is_some()
     }
 }
 
@@ -282,10 +285,16 @@ impl Rows<'_> {
         let mut known = Known::nothing();
         // SAFETY: all tiles were brought in.
         let mut strip = unsafe { stage.strip(classes) };
+        if self.listed.has_tails() {
+            for tile in 0..rows.len().div_ceil(R::LANES) {
+                self.listed.mask(of_tile(tile), &mut strip.tile(tile));
+            }
+        }
         let Some(capped) = plan.capped_tiles(simd, &strip.read()) else {
             self.options(simd, plan, rows.clone(), &strip.read(), None, &likeness, &mut known, sum)?;
             if self.gradient.is_some() {
                 known.write(simd, plan, &of_tile, &likeness, None, None, &mut strip);
+                self.listed.write_tiles(simd, plan, &known, &of_tile, &mut strip);
                 self.bring_out(simd, rows, &mut stage, &mut wings, &known);
             }
             return Ok(());
@@ -337,10 +346,20 @@ impl Rows<'_> {
         let Some(out) = &mut self.gradient else { return Ok(()) };
         let mut out = strip_mut_of::<R>(out, &rows);
         known.write(simd, plan, &of_tile, &likeness, Some(&strip), None, &mut out);
+        self.listed.write_tiles(simd, plan, &known, &of_tile, &mut out);
         for (tile, of) in known.coefficients.all().iter().enumerate() {
             self.careful_gradients(simd, of_tile(tile).start, of.careful);
         }
         Ok(())
+    }
+
+    /// The rows of a tile that count, with a class that each is asked for, if it is.
+    #[inline(always)]
+    fn counted<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, plan: &Plan<R>, rows: Range<usize>) -> Own {
+        match plan.goal {
+            Goal::Listed(_) => self.listed.own(rows),
+            _ => plan.counted(simd, self.problem, rows),
+        }
     }
 
     /// The losses of some tiles, taken to where they go, and what their gradients need. Under a cap, `room` gets by how much the
@@ -361,7 +380,7 @@ impl Rows<'_> {
         let count = rows.len().div_ceil(R::LANES);
         let of_tile = tiles_of::<R>(rows.clone());
         for tile in 0..count {
-            known.own.push(plan.counted(simd, self.problem, of_tile(tile)));
+            known.own.push(self.counted(simd, plan, of_tile(tile)));
         }
         if plan.leads {
             lead::<S, R>(simd, strip, &mut known.own);
@@ -409,7 +428,7 @@ impl Rows<'_> {
                 }
             }
         }
-        for (tile, (asked, teacher)) in beside.all().iter().enumerate() {
+        for (tile, (asked, teacher)) in beside.all_mut().iter_mut().enumerate() {
             let (found, own) = (known.rows.all()[tile].found(simd), known.own.all()[tile]);
             let slopes = self.finish_options(simd, plan, of_tile(tile), &own, found, asked, teacher.as_ref(), sum);
             if let Some(slopes) = slopes {
@@ -429,7 +448,7 @@ impl Rows<'_> {
         plan: &Plan<R>,
         rows: Range<usize>,
     ) -> Found<bool> {
-        let has_kernel = plan.softcap.is_none() && !matches!(plan.goal, Goal::Teacher(_));
+        let has_kernel = plan.softcap.is_none() && !matches!(plan.goal, Goal::Teacher(_) | Goal::Listed(_));
         let Some(grad_output) = self.grad_output.filter(|_| has_kernel) else { return Ok(false) };
         let classes = self.logits.classes();
         let mut stage = Stage::<R>::empty();
@@ -511,7 +530,7 @@ impl Rows<'_> {
         rows: Range<usize>,
         sum: &mut PerLane<f64>,
     ) -> Found<()> {
-        let mut own = plan.counted(simd, self.problem, rows.clone());
+        let mut own = self.counted(simd, plan, rows.clone());
         let (mut found, mut of_teachers) = (Sums::none(), Sums::none());
         let mut weighed = shares::Found { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES], bad: 0 };
         let (mut apart, mut teacher_classes) = ([0.0; MOST_LANES], [0; MOST_LANES]);
@@ -525,9 +544,13 @@ impl Rows<'_> {
             let shares = plan.row_shares(number);
             let shares = shares.as_ref().map(|shares| (shares, plan.total));
             let of_logit = <R as Real>::from_f64(logit);
-            let (of_row, weight) = match plan.softcap {
-                Some(softcap) => horizontal::sum_capped(simd, row, class, of_logit, shares, plan.scale, softcap),
-                None => horizontal::sum_shares(simd, row, class, of_logit, shares, plan.scale),
+            let (of_row, weight) = match (plan.goal, plan.softcap) {
+                (Goal::Listed(_), _) => {
+                    let of_row = horizontal::sum(simd, row, self.listed.apart(number), of_logit, plan.scale);
+                    (of_row, Weight { mass: 0.0, sum: 0.0, bad: false })
+                }
+                (_, Some(softcap)) => horizontal::sum_capped(simd, row, class, of_logit, shares, plan.scale, softcap),
+                (_, None) => horizontal::sum_shares(simd, row, class, of_logit, shares, plan.scale),
             };
             found.set(lane, &of_row);
             if weight.bad {
@@ -558,7 +581,7 @@ impl Rows<'_> {
             _ => plan.asked(simd, self.problem, rows.clone(), &own, pick),
         };
         let teacher = match plan.goal {
-            Goal::Own => None,
+            Goal::Own | Goal::Listed(_) => None,
             Goal::Shares(_) => {
                 let here = |class: &PerLane<usize>| {
                     let mut picked = [0.0; MOST_LANES];
@@ -573,7 +596,8 @@ impl Rows<'_> {
             Goal::Teacher(_) => Some(plan.of_teacher(simd, &of_teachers, &weighed.sum, &apart, &mut asked)),
         };
         let octaves = found.octaves;
-        let Some(slopes) = self.finish_options(simd, plan, rows.clone(), &own, found, &asked, teacher.as_ref(), sum)
+        let Some(slopes) =
+            self.finish_options(simd, plan, rows.clone(), &own, found, &mut asked, teacher.as_ref(), sum)
         else {
             return Ok(());
         };
@@ -609,7 +633,7 @@ impl Rows<'_> {
             let mut own = Some((own.class[lane], of.own[lane]));
             let logit = <R as Real>::from_f64(row.get(gradients.own.class[lane]));
             let less = match plan.goal {
-                Goal::Own => Less::Nothing,
+                Goal::Own | Goal::Listed(_) => Less::Nothing,
                 Goal::Shares(_) => plan.row_shares(number).map_or(Less::Nothing, |shares| Less::Shares(shares, scale)),
                 Goal::Teacher(teachers) => {
                     own = None;
@@ -625,10 +649,20 @@ impl Rows<'_> {
                 factor: of.factor[lane],
                 scale: plan.scale,
                 softcap: plan.softcap,
-                exceptions: [own, target.map(|class| (class, gradients.targets[lane]))],
                 store: self.store[0],
             };
-            horizontal::write(simd, row, out.row(number), &gradient, &less);
+            let mut few = [own, target.map(|class| (class, gradients.targets[lane]))];
+            few.sort_unstable_by_key(|exception| exception.map_or(usize::MAX, |(class, _)| class));
+            let few = few.map(|exception| exception.unwrap_or_default());
+            let count = usize::from(own.is_some()) + usize::from(target.is_some());
+            let exceptions = match plan.goal {
+                Goal::Listed(_) => {
+                    let scales = [gradients.targets[lane], scale];
+                    self.listed.gradients(simd, number, plan.temperature, of.own[lane], scales)
+                }
+                _ => &few[..count],
+            };
+            horizontal::write(simd, row, out.row(number), &gradient, exceptions, &less);
         }
         self.careful_gradients(simd, rows.start, of.careful);
     }
@@ -643,15 +677,22 @@ impl Rows<'_> {
         rows: Range<usize>,
         own: &Own,
         mut found: Sums,
-        asked: &Asked,
+        asked: &mut Asked,
         teacher: Option<&Teacher>,
         sum: &mut PerLane<f64>,
     ) -> Option<Slopes> {
         if let Some(teacher) = teacher {
             found.suits &= !teacher.careful;
         }
-        let losses = finish::losses::<S, R>(simd, &found, plan.scale.shortfall());
-        let (mut loss, careful) = finish::losses_asked(simd, &losses, asked);
+        let mut losses = finish::losses::<S, R>(simd, &found, plan.scale.shortfall());
+        let mut listed = None;
+        if matches!(plan.goal, Goal::Listed(_)) {
+            listed = self.listed.ask(simd, rows.clone(), plan.temperature, asked);
+            if let Some(listed) = listed.as_mut().filter(|_| self.listed.has_tails()) {
+                listed.join::<S, R>(simd, &mut losses, &asked.mass, plan.scale.shortfall());
+            }
+        }
+        let (mut loss, careful) = finish::losses_asked(simd, &losses, asked, listed.as_ref());
         for (lane, row) in rows.clone().enumerate() {
             loss[lane] =
                 if own.counts[lane] == 0.0 { 0.0 } else { product(self.problem.sample_weight(row), loss[lane]) };
@@ -668,7 +709,8 @@ impl Rows<'_> {
         for scale in &mut scales {
             *scale /= plan.temperature;
         }
-        let (mut coefficients, mut targets) = finish::coefficients_asked::<S, R>(simd, &losses, asked, &scales);
+        let (mut coefficients, mut targets) =
+            finish::coefficients_asked::<S, R>(simd, &losses, asked, listed.as_ref(), &scales);
         coefficients.careful |= careful;
         if plan.softcap.is_some() {
             for lane in 0..MOST_LANES {
@@ -686,6 +728,27 @@ impl Rows<'_> {
             }
         }
         Some(Slopes { coefficients, scales, targets })
+    }
+}
+
+impl Batch<'_> {
+    /// Write the gradients of the listed classes of some tiles, if there are such.
+    #[inline(always)]
+    fn write_tiles<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        plan: &Plan<R>,
+        known: &Known<S, R>,
+        of_tile: impl Fn(usize) -> Range<usize>,
+        out: &mut StripMut<R>,
+    ) {
+        if !matches!(plan.goal, Goal::Listed(_)) {
+            return;
+        }
+        for (tile, of) in known.coefficients.all().iter().enumerate() {
+            let (masses, scales) = (&known.targets.all()[tile], &known.scales.all()[tile]);
+            self.write_tile(simd, of_tile(tile), plan.temperature, of, masses, scales, &mut out.tile(tile));
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::element::Element;
 use crate::kernel::cap::{Cap, Capped, Softcap};
 use crate::kernel::finish::{self, Asked, Coefficients, MOST_LANES, Own, PerLane, Sums};
 use crate::kernel::horizontal::RowShares;
+use crate::kernel::listed::ListedRows;
 use crate::kernel::shares::{self, CappedTiles, Given, Shares};
 use crate::kernel::vertical::Strip;
 use crate::math::{Real, Scale};
@@ -42,6 +43,8 @@ pub(super) enum Goal<'a> {
     Own,
     /// These shares: of numbers, if there are such.
     Shares(Option<&'a Array<'a>>),
+    /// Some classes, listed.
+    Listed(&'a ListedRows),
     /// These logits.
     Teacher(&'a Array<'a>),
 }
@@ -60,19 +63,23 @@ impl<'a, R: Real> Plan<'a, R> {
             Targets::Classes(labels) if smoothed => (Some(labels), Goal::Shares(None)),
             Targets::Classes(labels) => (Some(labels), Goal::Own),
             Targets::Probabilities(numbers) => (None, Goal::Shares(Some(numbers))),
+            Targets::Listed(listed) => (None, Goal::Listed(listed)),
             Targets::Teacher(logits) => (None, Goal::Teacher(logits)),
         };
         let suits = match goal {
             Goal::Own => true,
             // If a weight is not finite, the sum is not either.
             Goal::Shares(_) => weight_sum.is_none_or(f64::is_finite),
+            // Relative to a listed class lse² has not all digits of f64.
+            Goal::Listed(_) => !smoothed && softcap.is_none() && (problem.z_loss == 0.0 || R::LANES == f32::LANES),
             Goal::Teacher(logits) => {
                 let alike = logits.dtype().is_double() == (R::LANES == f64::LANES);
                 alike && softcap.is_none() && problem.z_loss == 0.0
             }
         };
         let is_plain = matches!(goal, Goal::Own) && problem.z_loss == 0.0 && softcap.is_none();
-        let leads = !is_plain && (labels.is_none() || R::LANES == f64::LANES || softcap.is_some());
+        let is_led = labels.is_none() || R::LANES == f64::LANES || softcap.is_some();
+        let leads = is_led && !is_plain && !matches!(goal, Goal::Listed(_));
         let (mut scale, mut capped) = (Scale::new::<S>(temperature), None);
         if let Some(height) = softcap {
             let (of_products, unit) = Scale::of_products::<S>(temperature);
@@ -104,7 +111,7 @@ impl<'a, R: Real> Plan<'a, R> {
     /// How many passes over arrays of the logits' size are made before gradients.
     pub(super) fn passes(&self) -> usize {
         let arrays = match self.goal {
-            Goal::Own | Goal::Shares(None) => 1,
+            Goal::Own | Goal::Shares(None) | Goal::Listed(_) => 1,
             Goal::Shares(Some(_)) | Goal::Teacher(_) => 2,
         };
         if self.leads { 2 * arrays } else { 1 }

@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use fearless_simd::Simd;
 
+use super::listed::{Batch, Others};
 use super::plan::Plan;
-use super::targets::Problem;
+use super::targets::{self, Problem};
 use super::ways::BATCH_BYTES;
 use super::{Found, GradOutput};
 use crate::array::{Array, RowsMut};
@@ -73,6 +74,8 @@ pub(super) struct Rows<'a> {
     pub(super) gradient_last: bool,
     /// How the gradient and the Hessian are stored.
     pub(super) store: [StorePolicy; 2],
+    /// The classes that the targets of a batch list.
+    pub(super) listed: Batch<'a>,
 }
 
 impl Kernel for Rows<'_> {
@@ -169,6 +172,8 @@ impl Rows<'_> {
         self.look_at(simd, first, targets, &spreads)?;
         let mut losses = batch::losses(simd, &found, targets, &spreads, transform);
         weigh_infinities(simd, self.logits, first, targets, transform, &mut losses);
+        let counts = &targets.counts[..targets.rows];
+        let others = self.careful_divergences::<S, R>(simd, first, counts, &mut losses.loss);
         if let Some(grad_output) = self.grad_output {
             let scales = self.counted_scales(simd, grad_output, first, targets);
             for lane in 0..targets.rows {
@@ -178,6 +183,10 @@ impl Rows<'_> {
             }
             let slopes = batch::slopes(simd, &losses, targets, &scales, transform);
             for lane in 0..targets.rows {
+                if let Some(others) = others[lane].filter(|_| targets.counts[lane] != 0.0) {
+                    self.write_listed_gradient::<S, R>(simd, first + lane, &others, scales[lane]);
+                    continue;
+                }
                 // What overwrites the row is written last.
                 if !self.gradient_last {
                     self.write_gradient::<S, R>(simd, first, lane, targets, &slopes);
@@ -189,6 +198,48 @@ impl Rows<'_> {
             }
         }
         Ok(self.finish(first, targets, losses.loss))
+    }
+
+    /// Make divergences of the cross-entropies of rows from `first` on with their listed classes, for those that count; what is
+    /// known of the classes that are not listed, where these weigh something.
+    #[inline(never)]
+    fn careful_divergences<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        first: usize,
+        counts: &[f64],
+        losses: &mut PerLane<f64>,
+    ) -> PerLane<Option<Others>> {
+        let mut others = [None; MOST_LANES];
+        let targets::Targets::Listed(listed) = &self.problem.targets else { return others };
+        let Some(least) = listed.divergence() else { return others };
+        for (lane, _) in counts.iter().enumerate().filter(|(_, counts)| **counts != 0.0) {
+            let of = listed.row(first + lane);
+            let mut loss = losses[lane] + of.offset;
+            if of.left > 0.0 {
+                let row = self.logits.row(first + lane);
+                let found = Others::of::<S, R>(simd, row, &of, self.problem.transform);
+                loss += product(of.left, found.missed);
+                others[lane] = Some(found);
+            }
+            losses[lane] = if loss < least { least } else { loss };
+        }
+        others
+    }
+
+    /// Write the gradient of a row in which the classes that are not listed weigh something.
+    #[inline(never)]
+    fn write_listed_gradient<S: Simd, R: Real + Element<Real = R>>(
+        &mut self,
+        simd: S,
+        row: usize,
+        others: &Others,
+        scale: f64,
+    ) {
+        let (Some(out), targets::Targets::Listed(listed)) = (&mut self.gradient, &self.problem.targets) else { return };
+        let (logits, transform) = (self.logits.row(row), self.problem.transform);
+        let scale = scale / transform.temperature();
+        others.write_gradient::<S, R>(simd, logits, out.row(row), &listed.row(row), scale, transform, self.store[0]);
     }
 
     /// Look for a bad probability, if the pass over some rows read one: it may be in a row that does not count.

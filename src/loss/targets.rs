@@ -10,6 +10,7 @@ use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::kernel::focus::Focus;
+use crate::kernel::listed::ListedRows;
 use crate::math::{Real, precise_sum};
 use crate::parallel::map_chunks;
 use crate::row::batch;
@@ -24,6 +25,8 @@ pub enum Targets<'a> {
     Classes(Labels),
     /// A probability for every class.
     Probabilities(Array<'a>),
+    /// A few classes each, with what they weigh.
+    Listed(ListedRows),
     /// The softmax of a teacher's logits; the loss is the divergence from it.
     Teacher(Array<'a>),
 }
@@ -71,6 +74,7 @@ impl<'p> Problem<'p> {
     pub(super) fn assert_fits(&self, rows: usize, classes: usize) {
         match &self.targets {
             Targets::Classes(labels) => assert_eq!(labels.rows(), rows),
+            Targets::Listed(listed) => assert_eq!(listed.rows(), rows),
             Targets::Probabilities(array) | Targets::Teacher(array) => {
                 assert_eq!((array.rows(), array.classes()), (rows, classes));
             }
@@ -98,7 +102,11 @@ impl<'p> Problem<'p> {
 
     /// Whether a row counts: one that is ignored, or whose sample weight is 0, is never read into a result.
     fn counts(&self, row: usize) -> bool {
-        let is_ignored = matches!(&self.targets, Targets::Classes(labels) if labels.class(row).is_none());
+        let is_ignored = match &self.targets {
+            Targets::Classes(labels) => labels.class(row).is_none(),
+            Targets::Listed(listed) => listed.row(row).classes.is_empty(),
+            Targets::Probabilities(_) | Targets::Teacher(_) => false,
+        };
         !is_ignored && self.sample_weight(row) != 0.0
     }
 
@@ -131,6 +139,7 @@ impl<'p> Problem<'p> {
     pub fn counted(&self, rows: usize) -> usize {
         match &self.targets {
             Targets::Classes(labels) if self.sample_weight.is_none() => labels.counted(),
+            Targets::Listed(listed) if self.sample_weight.is_none() => listed.counted(),
             _ => (0..rows).filter(|&row| self.counts(row)).count(),
         }
     }
@@ -139,6 +148,10 @@ impl<'p> Problem<'p> {
     pub fn weight_sum(&self, rows: usize) -> f64 {
         match (&self.targets, &self.weight) {
             (Targets::Classes(labels), None) if self.sample_weight.is_none() => labels.counted() as f64,
+            (Targets::Listed(listed), _) if self.sample_weight.is_none() => listed.counted() as f64,
+            (Targets::Listed(_), _) => {
+                precise_sum((0..rows).filter(|&row| self.counts(row)).map(|row| self.sample_weight(row)))
+            }
             (Targets::Classes(labels), weight) => {
                 let of_class = |class: usize| weight.as_ref().map_or(1.0, |weight| weight[class]);
                 let counted = (0..rows).filter(|&row| self.counts(row));
@@ -195,7 +208,9 @@ impl<'p> Problem<'p> {
     pub(super) fn checked<T>(&self, found: Found<T>) -> Result<T> {
         found.map_err(|bad| match &self.targets {
             Targets::Probabilities(numbers) => bad.error(numbers, "a probability, at least 0"),
-            Targets::Classes(_) | Targets::Teacher(_) => unreachable!("other targets are not looked at"),
+            Targets::Classes(_) | Targets::Listed(_) | Targets::Teacher(_) => {
+                unreachable!("other targets are not looked at")
+            }
         })
     }
 
@@ -213,17 +228,20 @@ impl<'p> Problem<'p> {
             Targets::Classes(_) if self.weight.is_some() && self.label_smoothing != 0.0 => Source::Nothing,
             Targets::Classes(_) => return None,
             Targets::Probabilities(numbers) => Source::Numbers(numbers),
+            Targets::Listed(listed) => Source::Listed(listed),
             Targets::Teacher(_) => {
                 return Some(Dense::of_teacher(teacher.expect("a divergence has a teacher")));
             }
         };
+        // What is listed is weighted where it is read, unless it is smoothed.
+        let is_weighted = self.label_smoothing == 0.0 && matches!(self.targets, Targets::Listed(_));
         Some(Dense {
             source,
             row: first,
             classes,
             keep: 1.0 - self.label_smoothing,
             uniform: self.label_smoothing / classes as f64,
-            weight: self.weight.as_deref(),
+            weight: self.weight.as_deref().filter(|_| !is_weighted),
         })
     }
 
@@ -236,6 +254,10 @@ impl<'p> Problem<'p> {
         (targets.z_loss, targets.focus) = (self.z_loss, self.focus);
         if let Targets::Classes(labels) = &self.targets {
             self.set_classes(labels, first, classes, targets);
+        } else if let Targets::Listed(listed) = &self.targets {
+            for (counts, row) in targets.counts[..targets.rows].iter_mut().zip(first..) {
+                *counts = f64::from(u8::from(!listed.row(row).classes.is_empty()));
+            }
         } else {
             targets.counts[..targets.rows].fill(1.0);
         }

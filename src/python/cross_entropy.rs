@@ -8,7 +8,7 @@ use super::arrays::{Logits, as_array, dtype_of, shape_text, view};
 use super::conversion::{dtype_text, float_classes_hint};
 use super::losses::{LossAndDerivatives, LossAndGradient, LossCall};
 use super::options::{Keywords, Options, Scalars};
-use super::targets::{self, target_array};
+use super::targets::{self, SparseParts, sparse_parts, target_array};
 use super::{detached, guard};
 use crate::array::{Array, ArrayMut};
 use crate::dtype::{Dtype, Number};
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::kernel::focus::Focus;
 use crate::loss::cross_entropy::cross_entropy as driver;
 use crate::loss::labels::Labels;
+use crate::loss::sparse::{Counts, Rest, SparseTargets};
 use crate::loss::targets::{Problem, Targets};
 use crate::loss::{Check, Derivatives};
 
@@ -73,15 +74,18 @@ pub(super) fn kl_divergence_with_grad<'py>(
 pub(super) struct Call<'py> {
     pub(super) logits: Logits<'py>,
     options: Options<'py>,
-    /// What the logits should be.
+    /// What the logits should be; of listed classes their index.
     targets: Bound<'py, PyUntypedArray>,
+    /// What listed classes weigh.
+    probability: Option<Bound<'py, PyUntypedArray>>,
     role: Role,
 }
 
 /// What looks at the probability of a class needs one.
 fn check_focus(scalars: &Scalars, role: Role) -> Result<()> {
     let Some((name, value)) = scalars.focus().filter(|_| role != Role::Classes) else { return Ok(()) };
-    let text = "probabilities as targets; expected class indices, whose probability it looks at";
+    let targets = if matches!(role, Role::Listed { .. }) { "SparseTargets" } else { "probabilities as targets" };
+    let text = format!("{targets}; expected class indices, whose probability it looks at");
     Err(Error::Value(format!("{name} is {} with {text}", value.text())))
 }
 
@@ -90,13 +94,26 @@ fn check_focus(scalars: &Scalars, role: Role) -> Result<()> {
 enum Role {
     Classes,
     Probabilities,
+    Listed { rest: Rest, is_divergence: bool },
     Teacher,
+}
+
+impl Role {
+    /// What the targets are called.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Teacher | Self::Listed { is_divergence: true, .. } => "target_logits",
+            _ => "targets",
+        }
+    }
 }
 
 /// What a problem is made of, in the caller's arrays.
 pub(super) struct Unread<'a> {
     targets: Array<'a>,
+    probability: Option<Array<'a>>,
     role: Role,
+    rows: usize,
     classes: usize,
     weight: Option<Array<'a>>,
     sample_weight: Option<Array<'a>>,
@@ -109,17 +126,29 @@ impl<'a> Unread<'a> {
         let copy = |weights: &Option<Array>, name| weights.as_ref().map(|it| it.copy(name, check)).transpose();
         let Scalars { ignore_index, label_smoothing, z_loss, focal_gamma, poly_epsilon, .. } = self.scalars;
         let is_focused = self.scalars.focus().is_some();
+        let weight = copy(&self.weight, "weight")?;
+        let sample_weight = copy(&self.sample_weight, "sample_weight")?;
         Ok(Problem {
             targets: match self.role {
                 Role::Classes => {
                     Targets::Classes(Labels::read("targets", &self.targets, self.classes, ignore_index, check)?)
                 }
                 Role::Probabilities => Targets::Probabilities(self.targets.clone()),
+                Role::Listed { rest, is_divergence } => {
+                    let probability = self.probability.clone().expect("listed classes have probabilities");
+                    let (name, index) = (self.role.name(), self.targets.clone());
+                    let targets = SparseTargets { name, index, probability, rest, is_divergence };
+                    // With label smoothing weights are those of all classes.
+                    let weight = weight.as_deref().filter(|_| label_smoothing == 0.0);
+                    let counts =
+                        Counts { shape: [self.rows, self.classes], weight, sample_weight: sample_weight.as_deref() };
+                    Targets::Listed(targets.read(counts, check)?)
+                }
                 Role::Teacher => Targets::Teacher(self.targets.clone()),
             },
             transform: self.scalars.transform(),
-            weight: copy(&self.weight, "weight")?,
-            sample_weight: copy(&self.sample_weight, "sample_weight")?,
+            weight,
+            sample_weight,
             label_smoothing,
             z_loss,
             settled: None,
@@ -131,7 +160,33 @@ impl<'a> Unread<'a> {
 impl<'py> Call<'py> {
     /// Targets are classes, or probabilities.
     fn cross_entropy(logits: &Bound<'py, PyAny>, targets: &Bound<'py, PyAny>, options: Options<'py>) -> PyResult<Self> {
-        Self::new(logits, target_array(targets)?, options, either_role)
+        match sparse_parts(targets)? {
+            Some(parts) => Self::of_listed(logits, parts, options, false),
+            None => Self::new(logits, target_array(targets)?, options, either_role),
+        }
+    }
+
+    /// Targets list some classes.
+    fn of_listed(
+        logits: &Bound<'py, PyAny>,
+        SparseParts { index, probability, rest }: SparseParts<'py>,
+        options: Options<'py>,
+        is_divergence: bool,
+    ) -> PyResult<Self> {
+        let role = Role::Listed { rest, is_divergence };
+        let mut call = Self::new(logits, index, options, |index, logits, scalars| {
+            let name = role.name();
+            targets::check_index(index, &format!("{name}.index"), logits, scalars.axis)?;
+            targets::check_probability(&probability, &format!("{name}.probability"), index)?;
+            if rest == Rest::Tail && !is_divergence {
+                let text = "'tail'; expected 'zero' or 'renormalize', as the cross-entropy with a class that stands for \
+                            others is none (kl_divergence takes it)";
+                return Err(Error::Value(format!("{name}.rest is {text}")).into());
+            }
+            Ok(role)
+        })?;
+        call.probability = Some(probability);
+        Ok(call)
     }
 
     /// Targets are classes.
@@ -161,7 +216,7 @@ impl<'py> Call<'py> {
         }
         let role = role_of(&targets, &logits, &options.scalars)?;
         check_focus(&options.scalars, role)?;
-        Ok(Self { logits, options, targets, role })
+        Ok(Self { logits, options, targets, probability: None, role })
     }
 
     /// Targets are a teacher's logits.
@@ -170,6 +225,9 @@ impl<'py> Call<'py> {
         target_logits: &Bound<'py, PyAny>,
         options: Options<'py>,
     ) -> PyResult<Self> {
+        if let Some(parts) = sparse_parts(target_logits)? {
+            return Self::of_listed(logits, parts, options, true);
+        }
         Self::new(logits, as_array(target_logits, "target_logits")?, options, |target_logits, logits, _| {
             logits.check_teacher(target_logits, "target_logits")?;
             Ok(Role::Teacher)
@@ -180,10 +238,12 @@ impl<'py> Call<'py> {
     pub(super) fn unread(&self) -> Unread<'_> {
         Unread {
             targets: match self.role {
-                Role::Classes => view(&self.targets, None),
+                Role::Classes | Role::Listed { .. } => view(&self.targets, None),
                 Role::Probabilities | Role::Teacher => self.logits.view_of(&self.targets),
             },
+            probability: self.probability.as_ref().map(|array| view(array, None)),
             role: self.role,
+            rows: self.logits.row_shape().iter().product(),
             classes: self.logits.classes(),
             weight: self.options.weight.as_ref().map(|array| view(array, None)),
             sample_weight: self.options.sample_weight.as_ref().map(|array| view(array, None)),
@@ -202,7 +262,12 @@ impl<'py> LossCall<'py> for Call<'py> {
     }
 
     fn targets(&self) -> (&'static str, &Bound<'py, PyUntypedArray>) {
-        (if self.role == Role::Teacher { "target_logits" } else { "targets" }, &self.targets)
+        (self.role.name(), &self.targets)
+    }
+
+    fn inputs(&self) -> Vec<(&'static str, &Bound<'py, PyUntypedArray>)> {
+        let probability = self.probability.as_ref().map(|array| (self.role.name(), array));
+        [self.targets()].into_iter().chain(probability).chain(self.options.arrays()).collect()
     }
 
     fn drive(&self, losses: Option<&mut ArrayMut>, derivatives: Option<&mut Derivatives>) -> PyResult<f64> {

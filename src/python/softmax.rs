@@ -59,7 +59,7 @@ pub(super) fn selective_log_softmax<'py>(
         let scalars = keywords.options(options)?.scalars;
         let index = integer_array(index, "index")?;
         let logits = Logits::new(as_array(logits, "logits")?, scalars.axis)?;
-        targets::check_index(&index, &logits, scalars.axis)?;
+        targets::check_index(&index, "index", &logits, scalars.axis)?;
         let py = logits.array.py();
         let mut result = RowResult::new(py, index.shape(), logits.dtype)?.several_a_row();
         let (logits, index, mut out) = (logits.view(), view(&index, None), result.view());

@@ -3,11 +3,14 @@
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyList, PyTuple, PyType};
 
-use super::arrays::{Logits, as_array, check_numbers, private_view, shape_text, view};
+use super::arrays::{Logits, as_array, check_numbers, dtype_of, private_view, shape_text, view};
 use super::conversion::{dtype_text, float_classes_hint, has, numpy};
+use crate::dtype::Dtype;
 use crate::error::Error;
+use crate::loss::sparse::Rest;
 use crate::loss::{GradOutput, Reduction};
 use crate::simd::Environment;
 
@@ -72,15 +75,63 @@ fn check_integers(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<()>
     Err(Error::Type(text).into())
 }
 
+/// What a `SparseTargets` of the package holds.
+pub(super) struct SparseParts<'py> {
+    pub(super) index: Bound<'py, PyUntypedArray>,
+    pub(super) probability: Bound<'py, PyUntypedArray>,
+    pub(super) rest: Rest,
+}
+
+/// What targets hold, if they are a `SparseTargets`.
+pub(super) fn sparse_parts<'py>(targets: &Bound<'py, PyAny>) -> PyResult<Option<SparseParts<'py>>> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let py = targets.py();
+    if targets.is_instance_of::<PyUntypedArray>() {
+        return Ok(None);
+    }
+    if !targets.is_instance(CLASS.import(py, "xent_rs._sparse_targets", "SparseTargets")?)? {
+        return Ok(None);
+    }
+    let name = targets.getattr(intern!(py, "rest"))?;
+    let name = name.extract::<&str>().unwrap_or_default();
+    let rest = Rest::ALL.into_iter().find(|rest| rest.name() == name);
+    let array = |name| as_array(&targets.getattr(name)?, name);
+    let text = || PyErr::from(Error::Value("rest of SparseTargets was changed".into()));
+    Ok(Some(SparseParts { index: array("index")?, probability: array("probability")?, rest: rest.ok_or_else(text)? }))
+}
+
+/// Check that probabilities are floats, one for each index.
+pub(super) fn check_probability(
+    array: &Bound<'_, PyUntypedArray>,
+    name: &str,
+    index: &Bound<'_, PyUntypedArray>,
+) -> PyResult<()> {
+    let descriptor = array.dtype();
+    if !dtype_of(&descriptor).is_some_and(Dtype::is_floating) {
+        let found = dtype_text(&descriptor);
+        return Err(Error::Type(format!("{name} has dtype {found}; expected a floating dtype")).into());
+    }
+    if array.shape() != index.shape() {
+        let (found, expected) = (shape_text(array.shape()), shape_text(index.shape()));
+        return Err(Error::Value(format!("{name} has shape {found}; expected {expected}, the shape of index")).into());
+    }
+    Ok(())
+}
+
 /// Check that an index can name classes of `logits`: integers, the same number for each row.
-pub(super) fn check_index(array: &Bound<'_, PyUntypedArray>, logits: &Logits<'_>, axis: i128) -> PyResult<()> {
-    check_integers("index", array)?;
+pub(super) fn check_index(
+    array: &Bound<'_, PyUntypedArray>,
+    name: &str,
+    logits: &Logits<'_>,
+    axis: i128,
+) -> PyResult<()> {
+    check_integers(name, array)?;
     let rows = logits.row_shape();
     if array.ndim() != rows.len() + 1 || array.shape()[..rows.len()] != rows {
         let mut expected: Vec<_> = rows.iter().map(usize::to_string).collect();
         expected.push(if rows.is_empty() { "K,".into() } else { "K".into() });
         let text = format!(
-            "index has shape {}; expected ({}), the shape of logits {} without axis {axis} and one axis more",
+            "{name} has shape {}; expected ({}), the shape of logits {} without axis {axis} and one axis more",
             shape_text(array.shape()),
             expected.join(", "),
             shape_text(logits.array.shape())

@@ -11,6 +11,7 @@ use super::transform::{Scale, Value, with_uncapped_mode};
 use super::{Transform, per_mass};
 use crate::array::Array;
 use crate::kernel::finish::PerLane;
+use crate::kernel::listed::ListedRows;
 use crate::math::{Boost, Real, Total, Twice, with_vectors_at_a_time};
 use crate::rows::BLOCK;
 
@@ -39,6 +40,8 @@ pub enum Source<'a> {
     Nothing,
     /// Numbers, row after row.
     Numbers(&'a Array<'a>),
+    /// A few of each row; of the others 0.
+    Listed(&'a ListedRows),
     /// The softmax of logits.
     Softmax(&'a Teacher<'a>),
 }
@@ -120,11 +123,11 @@ impl<'a> Dense<'a> {
             Source::Numbers(numbers) => {
                 numbers.read(simd, self.row * self.classes + start, block);
                 sum = if are_probabilities(block) { 0.0 } else { f64::NAN };
-                if self.keep != 1.0 || self.uniform != 0.0 {
-                    for weight in &mut *block {
-                        *weight = self.keep * *weight + self.uniform;
-                    }
-                }
+                self.smooth(block);
+            }
+            Source::Listed(listed) => {
+                listed.row(self.row).fill(start, block);
+                self.smooth(block);
             }
             Source::Softmax(teacher) => {
                 let lane = self.row - teacher.first;
@@ -141,6 +144,16 @@ impl<'a> Dense<'a> {
             }
         }
         sum
+    }
+
+    /// From probabilities to what is left of them and what every class gets instead.
+    #[inline(always)]
+    fn smooth(&self, block: &mut [f64]) {
+        if self.keep != 1.0 || self.uniform != 0.0 {
+            for weight in block {
+                *weight = self.keep * *weight + self.uniform;
+            }
+        }
     }
 
     /// The weight of one class.

@@ -13,6 +13,7 @@
 //! | with label smoothing ε | ε/C | | (y, 1 − ε) |
 //! | and class weights w | | (ε/C)·w | (y, (1 − ε)·w_y) |
 //! | probabilities p, smoothed and weighted | | w·((1 − ε)·p + ε/C) | |
+//! | the same, of a few listed classes | | the same, p being 0 elsewhere | |
 //! | a teacher's softmax, the loss less its entropy | | p | |
 
 use fearless_simd::Simd;
