@@ -98,11 +98,9 @@ impl Environment {
     }
 }
 
-#[cfg(test)]
+// Where there is an environment that can be set.
+#[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests {
-    // Where there is an environment that can be set.
-    #![cfg(not(target_arch = "wasm32"))]
-
     use super::*;
     use std::panic::catch_unwind;
 
