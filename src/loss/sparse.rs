@@ -332,13 +332,13 @@ mod tests {
         let text =
             |index: &[i64], probability: &[f64], rest| read(index, probability, 9, rest).unwrap_err().to_string();
         let fine = [0.5; 4];
-        assert_eq!(text(&[0, 1, 9, 2], &fine, Rest::Zero), "targets.index[2] is 9; expected 0 to 8, or -1 to pad");
-        assert_eq!(text(&[0, 1, -2, 2], &fine, Rest::Zero), "targets.index[2] is -2; expected 0 to 8, or -1 to pad");
+        assert_eq!(text(&[0, 1, 9, 2], &fine, Rest::Zero), "targets.index[2, 0] is 9; expected 0 to 8, or -1 to pad");
+        assert_eq!(text(&[0, 1, -2, 2], &fine, Rest::Zero), "targets.index[2, 0] is -2; expected 0 to 8, or -1 to pad");
         let largest = read(&[0u64, 1, 2, u64::MAX], &fine, 9, Rest::Zero).unwrap_err().to_string();
         assert!(largest.contains(&u64::MAX.to_string()), "{largest}");
         let expected = "expected a finite number, at least 0";
         let negative = text(&[0, 1, 2, 3], &[0.5, -0.5, 0.0, 0.0], Rest::Zero);
-        assert_eq!(negative, format!("targets.probability[1] is -0.5; {expected}"));
+        assert_eq!(negative, format!("targets.probability[1, 0] is -0.5; {expected}"));
         assert!(text(&[0, 1, 2, 3], &[0.0; 4], Rest::Renormalize).contains("adds up to 0.0"));
         assert!(text(&[0, 1, 2, 3], &[0.5, 0.5, 0.5, 0.6], Rest::Tail).contains("adds up to 1.1"));
     }
