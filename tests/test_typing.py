@@ -26,6 +26,7 @@ KL = (
     "logits, target_logits, *, temperature=1.0, axis=-1, reduction='mean', "
     "sample_weight=None, denominator=None"
 )
+LINEAR = f"hidden, linear_weight, targets, *, linear_bias=None, progress=False, {OPTIONS}, {REDUCTION}"
 GRADIENT = "grad_output=None, out=None"
 EVALUATION = f"top_k=(1, 5), {OPTIONS}"
 COMPARISON = "weight=None, sample_weight=None, ignore_index=-100, softcap=None, temperature=1.0, axis=-1"
@@ -35,6 +36,12 @@ SIGNATURES = {
     "cross_entropy_with_grad": f"{LOSS}, {GRADIENT}",
     "cross_entropy_with_grad_hess": (
         f"logits, targets, *, {SMOOTHED}, temperature=1.0, axis=-1, {REDUCTION}, out=None, hess_out=None"
+    ),
+    "linear_cross_entropy": LINEAR,
+    "linear_cross_entropy_with_grad": f"{LINEAR}, {GRADIENT}",
+    "cross_entropy_grad": (
+        f"logits, targets, *, lse, class_offset=0, num_classes=None, {SMOOTHED}, z_loss=0.0, softcap=None, "
+        f"temperature=1.0, axis=-1, {REDUCTION}, {GRADIENT}"
     ),
     "binary_cross_entropy": BINARY,
     "binary_cross_entropy_with_grad": f"{BINARY}, {GRADIENT}",
@@ -82,7 +89,7 @@ def test_signature(name, expected):
 
 def test_public_names():
     others = {"Evaluation", "InternalError", "RowStatistics", "probability", "set_num_threads", "__version__"}
-    others |= {"RowState", "SparseTargets"}
+    others |= {"LinearGradients", "RowState", "SparseTargets"}
     others |= {"ComparedModel", "Comparison", "Estimate", "GroupComparison"}
     assert {name for name in SIGNATURES if "." not in name} | others == set(xent_rs.__all__)
     probability = {f"probability.{name}" for name in xent_rs.probability.__all__}
@@ -134,6 +141,13 @@ SECOND = {
     "kl_divergence_with_grad": LOGITS[::-1],
     "selective_log_softmax": TARGETS[:, None],
 }
+# What takes other arguments, or some that have no defaults, is in tests of its own.
+OTHERS = (
+    "partial_row_statistics",
+    "cross_entropy_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
+)
 WITH_OPTIONS = {
     name: {
         parameter.name: parameter.default
@@ -141,8 +155,7 @@ WITH_OPTIONS = {
         if parameter.kind == parameter.KEYWORD_ONLY
     }
     for name in SIGNATURES
-    # What has no defaults besides is in test_partial_statistics.py.
-    if "*" in SIGNATURES[name] and "." not in name and name != "partial_row_statistics"
+    if "*" in SIGNATURES[name] and "." not in name and name not in OTHERS
 }
 ALL_OPTIONS = sorted({option for options in WITH_OPTIONS.values() for option in options})
 

@@ -144,6 +144,16 @@ def results(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     from_hidden = xent_rs.compare(logits, logits, linear_weight=(logits, None), linear_bias=None)
     assert_type(from_hidden, xent_rs.Comparison)
     assert_type(comparer.merge(xent_rs.Comparer()).result(), xent_rs.Comparison)
+    assert_type(xent_rs.linear_cross_entropy(logits, logits, targets, linear_bias=[0.0]), float)
+    assert_type(xent_rs.linear_cross_entropy(logits, logits, targets, reduction="none"), Floats)
+    linear_loss, gradients = xent_rs.linear_cross_entropy_with_grad(
+        logits, logits, targets, out=(logits, None)
+    )
+    assert_type(linear_loss, float)
+    assert_type(gradients, xent_rs.LinearGradients)
+    assert_type(gradients.linear_weight, Floats)
+    assert_type(gradients.linear_bias, Floats | None)
+    assert_type(xent_rs.cross_entropy_grad(logits, targets, lse=logits, num_classes=np.int64(9)), Floats)
     stored = xent_rs.io.open_array("stored.npy")
     for position, _some_logits, _some_targets in xent_rs.io.row_blocks(stored, stored):
         assert_type(position, tuple[int, ...])

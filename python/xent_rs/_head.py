@@ -6,6 +6,7 @@ features. Here some rows of it are in memory at a time. The products are those o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -391,7 +392,7 @@ def rows_of(array: NDArray[Any], axis: int, rows: NDArray[np.intp]) -> NDArray[A
     by_row = np.moveaxis(array, axis, -1)
     by_row = by_row.reshape(1, -1) if by_row.ndim == 1 else by_row
     if by_row.flags.c_contiguous:
-        by_row = by_row.reshape(-1, by_row.shape[-1])
+        by_row = by_row.reshape(math.prod(by_row.shape[:-1]), by_row.shape[-1])
     found: NDArray[Any]
     if by_row.ndim == 2 and len(rows) and rows[-1] - rows[0] == len(rows) - 1:
         found = by_row[rows[0] : rows[-1] + 1]  # in place, as they follow each other

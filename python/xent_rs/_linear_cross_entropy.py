@@ -245,6 +245,15 @@ def linear_cross_entropy_with_grad(
     the gradients, 8 MiB, and for 16-bit weights the float32 sums of their gradient. When interrupted
     (Ctrl-C), `out` holds a part of the sums.
 
+    It is ``torch.nn.functional.linear_cross_entropy`` with ``backward``, and like the fused linear
+    cross-entropy of Liger-Kernel [1]_ it makes three products and none of them twice. Keras, optax and
+    scikit-learn have nothing like it.
+
+    References
+    ----------
+    .. [1] P.-L. Hsu et al., "Liger Kernel: efficient Triton kernels for LLM training", arXiv:2410.10989,
+       2024, section 3.2.
+
     Examples
     --------
     >>> import numpy as np, xent_rs
