@@ -307,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="samples of each time (default: 5)"
+        "--repeats", type=int, default=3, metavar="N", help="samples of each time (default: 3)"
     )
     parser.add_argument("--quick", action="store_true", help="one small shape")
     parser.add_argument("--probe", nargs=4, type=int, help=argparse.SUPPRESS)

@@ -9,7 +9,7 @@
 //! Let P be what is listed of the target and Q the model's share of the same classes. One class more holds the rest of both:
 //! the divergence gets `(1 − P)·log((1 − P) / (1 − Q))`, and the gradient of a class that is not listed is
 //! `q·(1 − (1 − P) / (1 − Q))`. For a confident model 1 − Q would be a difference of equal numbers, so that the listed classes are
-//! left out of the pass instead: it sums what they leave, and they are added to it afterwards ([`super::finish::Losses::join`]).
+//! left out of the pass instead: it sums what they leave, and they are added to it afterwards (`Losses::join` of `finish.rs`).
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
