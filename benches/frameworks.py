@@ -18,21 +18,20 @@ import math
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from xent_rs import _xent_rs, cross_entropy, get_num_threads
+from xent_rs import _xent_rs, cross_entropy
 from xent_rs._bfloat16 import bfloat16
 from xent_rs.cli import _terminal
 from xent_rs.cli.benchmark import timing
 from xent_rs.cli.benchmark.contenders import torch_tensors
 from xent_rs.cli.benchmark.tables import Table, grouped, shape, time
 
-from .suites.memory import NOTHING_KEPT, ROOT
+from .suites.memory import in_a_process
 from .suites.probe import memory_above
 from .tables import memory
 
@@ -263,7 +262,7 @@ def _timed(
         errors[way.name] = error = abs(calls[way.name]() / loss - 1)
         if way.own and not error <= _TOLERANCE[dtype]:
             raise ArithmeticError(f"{way.name}, {rows} x {classes} {dtype}: the loss is off by {error:.3g}")
-    samples = timing.interleaved(calls, repeats, lambda: None)
+    samples = timing.interleaved(calls, repeats)
     return [
         {
             **_fields(way, rows, classes, dtype, job),
@@ -278,18 +277,8 @@ def _timed(
 
 def _above(way: Way, rows: int, classes: int) -> int:
     """Measure in a process of its own what forward and backward take above what is there."""
-    environment = {
-        **os.environ,
-        **NOTHING_KEPT,
-        "XENT_RS_KEEP_MEMORY": "0",
-        "XENT_RS_NUM_THREADS": str(get_num_threads()),
-    }
-    command = [sys.executable, "-m", "benches.frameworks", "--probe", way.name, str(rows), str(classes)]
-    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        last = (finished.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise RuntimeError(f"{way.name}: a measurement of memory ended with {finished.returncode}: {last}")
-    return int(finished.stdout.split()[-1])
+    probe = ["--probe", way.name, str(rows), str(classes)]
+    return int(in_a_process("benches.frameworks", *probe, XENT_RS_KEEP_MEMORY="0").split()[-1])
 
 
 def _probe(name: str, rows: int, classes: int) -> None:

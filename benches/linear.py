@@ -15,22 +15,20 @@ import argparse
 import gc
 import importlib.metadata
 import math
-import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from xent_rs import _xent_rs, cross_entropy_with_grad, get_num_threads, linear_cross_entropy_with_grad
+from xent_rs import _xent_rs, cross_entropy_with_grad, linear_cross_entropy_with_grad
 from xent_rs._bfloat16 import bfloat16
 from xent_rs.cli import _terminal
 from xent_rs.cli.benchmark import timing
 from xent_rs.cli.benchmark.tables import Table, grouped
 
-from .suites.memory import NOTHING_KEPT, ROOT
+from .suites.memory import in_a_process
 from .suites.probe import memory_above
 from .tables import memory
 
@@ -214,7 +212,7 @@ def _timed(
         error = abs(calls[way.name]() / expected - 1)
         if _IS_OURS in way.name and not error <= _TOLERANCE[dtype]:
             raise ArithmeticError(f"{way.name}, {_text(shape)} {dtype}: the loss is off by {error:.3g}")
-    samples = timing.interleaved(calls, repeats, lambda: None)
+    samples = timing.interleaved(calls, repeats)
     return [
         {
             **_fields(way, shape, dtype),
@@ -228,19 +226,8 @@ def _timed(
 
 def _above(way: Way, shape: Sequence[int]) -> int:
     """Measure in a process of its own what a call takes above hidden states, weights and targets."""
-    environment = {
-        **os.environ,
-        **NOTHING_KEPT,
-        "XENT_RS_KEEP_MEMORY": "0",
-        "XENT_RS_NUM_THREADS": str(get_num_threads()),
-    }
     probe = [str(WAYS.index(way)), *map(str, shape)]
-    command = [sys.executable, "-m", "benches.linear", "--probe", *probe]
-    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        last = (finished.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise RuntimeError(f"{way.name}: a measurement of memory ended with {finished.returncode}: {last}")
-    return int(finished.stdout.split()[-1])
+    return int(in_a_process("benches.linear", "--probe", *probe, XENT_RS_KEEP_MEMORY="0").split()[-1])
 
 
 def _probe(number: int, rows: int, features: int, classes: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 import xent_rs
 
 from .cases import DTYPES
+from .growth import GROWTH
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -504,20 +505,11 @@ def test_more_than_four_billion_logits(random):
     assert (losses == expected).all()
 
 
-MEMORY = """
+MEMORY = (
+    GROWTH
+    + """
 import numpy as np
 import xent_rs
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-def growth(work):
-    with open("/proc/self/clear_refs", "w") as references:
-        references.write("5")  # The peak starts anew.
-    before = peak()
-    result = work()
-    return peak() - before
 
 def broadcast(shape, dtype):
     return np.broadcast_to(np.zeros((), dtype), shape)
@@ -529,6 +521,7 @@ allowed = (1 << 20) + 16 * {rows} + (1 << 19)  # What is promised, and half a me
 used = growth(lambda: work({rows}))
 assert used <= allowed, f"{{used:,}} bytes, allowed {{allowed:,}}"
 """
+)
 
 # Each would take far more if anything of the size of the logits were made.
 FRUGAL = {

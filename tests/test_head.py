@@ -25,6 +25,7 @@ from xent_rs import Comparer, Evaluator, _head, _products, compare, evaluate, io
 from .bounds import CrossEntropyBounds, assert_within, mean_bound
 from .cases import DTYPES
 from .comparison_oracle import divergences, log_softmax
+from .growth import GROWTH
 from .oracle import CrossEntropy, Softmax
 from .test_floating_point_environment import ENVIRONMENTS, environment, register
 from .test_layouts import axes_turned, byte_swapped, misaligned, reversed_along, stepped_along
@@ -535,21 +536,12 @@ def test_the_environment_of_the_caller_changes_nothing(random, register, name):
 
 # Memory.
 
-MEMORY = """
+MEMORY = (
+    GROWTH
+    + """
 import ml_dtypes
 import numpy as np
 import xent_rs
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-def growth(work):
-    with open("/proc/self/clear_refs", "w") as references:
-        references.write("5")  # The peak starts anew.
-    before = peak()
-    work()
-    return peak() - before
 
 rows, features, classes = 1100, 64, {classes}
 hidden = np.zeros((rows, features), {hidden})
@@ -568,6 +560,7 @@ assert used <= of_head + (4 << 20), f"evaluate: {{used:,}} bytes, allowed {{of_h
 used = growth(lambda: xent_rs.compare(hidden, hidden, targets, **head))
 assert used <= 2 * of_head + (4 << 20), f"compare: {{used:,}} bytes, allowed {{2 * of_head:,}}"
 """
+)
 
 
 @linux

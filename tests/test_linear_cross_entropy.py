@@ -27,6 +27,7 @@ from xent_rs import (
 
 from .bounds import CrossEntropyBounds, assert_within, mean_bound
 from .cases import DTYPES
+from .growth import GROWTH
 from .oracle import CrossEntropy, Softmax
 from .test_floating_point_environment import ENVIRONMENTS, environment, register
 from .test_head import BARE, LAYOUTS, integers, logits_of, model
@@ -449,21 +450,12 @@ def test_bfloat16_without_ml_dtypes(random):
 
 # Memory.
 
-MEMORY = """
+MEMORY = (
+    GROWTH
+    + """
 import ml_dtypes
 import numpy as np
 import xent_rs
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-def growth(work):
-    with open("/proc/self/clear_refs", "w") as references:
-        references.write("5")  # The peak starts anew.
-    before = peak()
-    kept = work()
-    return peak() - before
 
 rows, features, classes = 600, 64, {classes}
 hidden, weight = np.ones((rows, features), {dtype}), np.ones((classes, features), {dtype})
@@ -478,6 +470,7 @@ allowed = 256 * classes * 4 + besides + outputs + 3 * 8 * classes
 used = growth(lambda: call(hidden, weight, targets, linear_bias=bias))
 assert used <= allowed + (12 << 20), f"{{used:,}} bytes, allowed {{allowed:,}}"
 """
+)
 
 
 @linux

@@ -47,16 +47,23 @@ def run(settings: Settings) -> tuple[Results, Skips]:
 
 def _probe(rows: int, classes: int, number: int) -> dict[str, float]:
     """Run `probe` in a process of its own; return what it prints."""
-    environment = {
+    printed = in_a_process(f"{__package__}.probe", str(rows), str(classes), "float32", str(number))
+    found: dict[str, float] = json.loads(printed)
+    return found
+
+
+def in_a_process(module: str, *arguments: str, **environment: str) -> str:
+    """Run a module that measures memory, at the level and with the threads in use; return what it prints."""
+    everything = {
         **os.environ,
         **NOTHING_KEPT,
         "XENT_RS_SIMD": _xent_rs.simd_level(),
         "XENT_RS_NUM_THREADS": str(get_num_threads()),
+        **environment,
     }
-    command = [sys.executable, "-m", f"{__package__}.probe", str(rows), str(classes), "float32", str(number)]
-    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", module, *arguments]
+    finished = subprocess.run(command, env=everything, cwd=ROOT, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         last = (finished.stderr.strip().splitlines() or ["nothing"])[-1]
         raise RuntimeError(f"a measurement of memory ended with status {finished.returncode}: {last}")
-    found: dict[str, float] = json.loads(finished.stdout)
-    return found
+    return finished.stdout

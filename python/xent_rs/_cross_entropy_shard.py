@@ -70,10 +70,9 @@ def cross_entropy_grad(
     -----
     The logits are read once, with a softcap or an `lse` beyond ±1e8 twice, and nothing but the gradient is
     allocated. With p the probability over all classes a gradient is within u·(lse - z + 4)·p of its value and
-    what a rounding of `lse` changes; the
-    target's is made of ``exp(lse - z) - 1``, no difference. In float64 p is right to 2e-296 at best. A row
-    whose `lse` is not finite is NaN. One that is less than a logit of its row means nothing, and neither does
-    what is made of it.
+    what a rounding of `lse` changes; the target's is made of ``exp(lse - z) - 1``, no difference. In float64
+    p is right to 2e-296 at best. A row whose `lse` is not finite is NaN. One that is less than a logit of its
+    row means nothing, and neither does what is made of it.
 
     It is the backward pass of tensor parallelism, as in ``loss_parallel`` of ``torch.distributed.tensor`` and
     in Megatron's ``vocab_parallel_cross_entropy`` [1]_. Keras, optax and scikit-learn have nothing like it.

@@ -12,7 +12,7 @@ from ._environment import in_default_environment
 Matrix = NDArray[Any]
 
 # How much of a sum of products is computed at once: NumPy cannot add a product to what is there, so that it
-# is made beside and then added. With 8 MiB, which stay in the cache, that takes some 5 % of its time.
+# is made beside and then added. 8 MiB stay in the cache.
 _SUMMED_BYTES = 8 << 20
 
 # How many numbers of 16 bits are widened at once: they, and what becomes of them, are to stay in the cache.

@@ -12,7 +12,7 @@ use fearless_simd::Simd;
 use super::rows::scales;
 use super::targets::Problem;
 use super::{Check, Chunks, Derivatives, GradOutput, Reduction, store_policy};
-use crate::array::{Array, ArrayMut, RowsMut};
+use crate::array::{Array, RowsMut};
 use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::finish::{HALF, MOST_LANES, PerLane, load, store};
@@ -74,7 +74,6 @@ pub fn shard_gradient(
     let (out, _, grad_output) = derivatives.open([rows, classes], rows, dtype);
     let (Some(out), Some(grad_output)) = (out, grad_output) else { unreachable!("there is a gradient") };
     let stores = store_policy(logits, out);
-    let out: &mut ArrayMut = out;
     let parts = out.parts(chunks.ranges());
     let bytes = chunks.bytes(classes, logits.dtype().size() + 2 * dtype.size());
     let level = simd::level();

@@ -7,7 +7,6 @@ use super::arrays::{Logits, as_array, view};
 use super::options::{Keywords, Scalars};
 use super::targets::{self, target_array};
 use super::{detached, guard};
-use crate::kernel::focus::Focus;
 use crate::loss::Derivatives;
 use crate::loss::labels::Labels;
 use crate::loss::shard::{Shard, shard_gradient};
@@ -59,7 +58,6 @@ pub(super) fn cross_entropy_grad<'py>(
                 sample_weight: sample_weight.map(|weight| weight.copy("sample_weight", check)).transpose()?,
                 label_smoothing,
                 z_loss,
-                focus: None::<Focus>,
                 ..Problem::new(Targets::Classes(labels))
             };
             let shard = Shard { problem, classes, offset, log_sum_exps: lse.copy("lse", check)? };

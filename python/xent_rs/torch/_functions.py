@@ -96,18 +96,10 @@ def cross_entropy(
     0.7578 tensor([ 0.1667,  0.1667, -0.3333])
     """
     check_tensors({"weight": weight, "sample_weight": sample_weight}, input=input, target=target)
-    if ignore_index >= 0 and target.is_floating_point():
-        raise RuntimeError(
-            f"ignore_index is not supported for floating point target; ignore_index is {ignore_index}, "
-            "expected a negative number"
-        )
+    check_ignored(ignore_index, target)
     return loss_of(
         "cross_entropy",
-        z_loss != 0
-        or softcap is not None
-        or temperature != 1
-        or sample_weight is not None
-        or denominator is not None,
+        has_own_options(z_loss, softcap, temperature, sample_weight, denominator),
         input,
         target,
         (weight, sample_weight, number(denominator)),
@@ -272,6 +264,27 @@ def kl_divergence(
         (sample_weight, number(denominator)),
         (temperature, reduction),
     )
+
+
+def check_ignored(ignore_index: int, target: Tensor) -> None:
+    """Refuse, as PyTorch does, an index that is ignored among probabilities."""
+    if ignore_index >= 0 and target.is_floating_point():
+        raise RuntimeError(
+            f"ignore_index is not supported for floating point target; ignore_index is {ignore_index}, "
+            "expected a negative number"
+        )
+
+
+def has_own_options(
+    z_loss: float,
+    softcap: float | None,
+    temperature: float,
+    sample_weight: Tensor | None,
+    denominator: float | Tensor | None,
+) -> bool:
+    """Tell whether a cross-entropy has options that PyTorch does not have."""
+    given = (softcap, sample_weight, denominator)
+    return z_loss != 0 or temperature != 1 or any(value is not None for value in given)
 
 
 def loss_of(

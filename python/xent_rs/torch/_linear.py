@@ -12,7 +12,15 @@ from .. import _xent_rs
 from .._linear_cross_entropy import GRADIENT, LOSS, linear_loss
 from .._products import Matrix, Products
 from ._formulas import FORMULAS
-from ._functions import check_tensors, is_graph_kept, number, stands_for_several, within_reach
+from ._functions import (
+    check_ignored,
+    check_tensors,
+    has_own_options,
+    is_graph_kept,
+    number,
+    stands_for_several,
+    within_reach,
+)
 from ._operators import array, as_tensor, loss_tensor, register
 
 
@@ -99,11 +107,8 @@ def linear_cross_entropy(
     """
     given = {"linear_bias": linear_bias, "weight": weight, "sample_weight": sample_weight}
     check_tensors(given, input=input, linear_weight=linear_weight, target=target)
-    if ignore_index is not None and ignore_index >= 0 and target.is_floating_point():
-        raise RuntimeError(
-            f"ignore_index is not supported for floating point target; ignore_index is {ignore_index}, "
-            "expected a negative number"
-        )
+    ignore_index = -100 if ignore_index is None else ignore_index
+    check_ignored(ignore_index, target)
     dtype = input.dtype
     if target.is_floating_point():
         dtype = torch.promote_types(dtype, target.dtype)
@@ -111,7 +116,7 @@ def linear_cross_entropy(
         dtype = torch.float32
     tensors = (linear_bias, target, weight, sample_weight, number(denominator))
     numbers = (
-        -100 if ignore_index is None else ignore_index,
+        ignore_index,
         label_smoothing,
         z_loss,
         softcap,
@@ -119,13 +124,7 @@ def linear_cross_entropy(
         reduction,
         dtype,
     )
-    own_options = (
-        z_loss != 0
-        or softcap is not None
-        or temperature != 1
-        or sample_weight is not None
-        or denominator is not None
-    )
+    own_options = has_own_options(z_loss, softcap, temperature, sample_weight, denominator)
     parts = (input, linear_weight, linear_bias)
     # A number that is a tensor may have a derivative: a temperature that is learned.
     if (
