@@ -157,7 +157,6 @@ def check(function, logits, softmax, *, temperature=1.0, axis=-1, names=None, **
     return max(ratios)
 
 
-@pytest.mark.sampled(5)
 @functions
 @lengths
 @dtypes
@@ -190,7 +189,6 @@ def test_classes_along_the_first_axis(level, dtype, function):
         check(function, logits, softmax, axis=0, names=names)
 
 
-@pytest.mark.sampled(7)
 @functions
 @dtypes
 @pytest.mark.parametrize("temperature", [0.1, 0.7, 2.0, 3.0, 100.0])
@@ -201,7 +199,6 @@ def test_temperature(level, dtype, temperature, function):
         check(function, logits, softmax, temperature=temperature, names=names)
 
 
-@pytest.mark.sampled(5)
 @others
 @dtypes
 @pytest.mark.parametrize(("temperature", "axis"), [(1.0, -1), (1.0, 0), (0.7, -1), (3.0, 0)])
@@ -221,7 +218,6 @@ def test_elements(level, dtype, axis):
         check(binary, logits, softmax, axis=axis)
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("function", [probabilities, statistics])
 @dtypes
 @pytest.mark.parametrize(
@@ -269,7 +265,6 @@ def test_temperature_beyond_the_range_of_float32(level, dtype, temperature):
     check(softmax_family, logits, softmax, temperature=temperature)
 
 
-@pytest.mark.sampled(5)
 @functions
 @dtypes
 @pytest.mark.parametrize("axis", [-1, 0])
@@ -282,7 +277,6 @@ def test_many_rows_of_few_classes(level, dtype, axis, function):
             check(function, logits, Softmax(logits), axis=axis)
 
 
-@pytest.mark.sampled(5)
 @functions
 @dtypes
 @pytest.mark.parametrize("classes", [2, 3, 4, 8, 15, 17, 33])

@@ -44,7 +44,7 @@ def run(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "peers"])
 def test_a_suite(capsys, tmp_path, suite):
     pytest.importorskip("matplotlib")

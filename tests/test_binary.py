@@ -124,7 +124,6 @@ def test_fused_levels_agree_to_the_bit():
         assert_levels_agree(lambda whole=whole: everything(whole), case)
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(0, len(COVER), 16))
 def test_threads_change_no_bit(level, number):
     for shape in ((100_000,), (300, 1001)):

@@ -1100,6 +1100,7 @@ def test_demo(capsys):
     assert all(row["xent_rs_seconds"] > 0 and row["numpy_seconds"] > 0 for row in found["timings"])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_demo_for_people(encoding):
     pytest.importorskip("sklearn")
@@ -1181,6 +1182,7 @@ def test_the_comparison_needs_numpy_alone(tmp_path, module):
     assert json.loads(done.stdout)["results"]
 
 
+@pytest.mark.exhaustive
 def test_without_tqdm_there_is_no_progress_bar(files, tmp_path):
     for arguments in (["evaluate", "logits.npy", "targets.npy"], ["demo"]):
         status, output, terminal = on_terminal(*arguments, env=without("tqdm", tmp_path))

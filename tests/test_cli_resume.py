@@ -98,7 +98,6 @@ OPTIONS = [
 COMPRESSED = ["evaluate", "small.npz:logits", "tokens.npy", "--json", "--output", "losses.npy"]
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("survived", [0, 1, 4, 11])
 @pytest.mark.parametrize(
     "command", [PLAIN, OUTPUT, OPTIONS, COMPRESSED], ids=["plain", "output", "all", "npz"]

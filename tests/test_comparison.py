@@ -418,7 +418,7 @@ def part(rows, classes=7):
     return comparer
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("classes", DTYPES_OF_PART)
 def test_no_partition_order_threads_or_processes_change_a_bit(classes):
     random = np.random.default_rng(11)

@@ -72,7 +72,6 @@ def problem(classes, first, second, rows=19, spread=0.2):
     return reference, candidate, targets
 
 
-@pytest.mark.sampled(7)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(np.dtype(dtype).name for dtype in pair))
 @pytest.mark.parametrize("classes", CLASSES)
 def test_figures_of_rows(level, classes, pair):

@@ -191,6 +191,7 @@ INTERRUPTED = {
 }
 
 
+@pytest.mark.sampled(4)
 @posix
 @pytest.mark.parametrize(("arrays", "call"), INTERRUPTED.values(), ids=INTERRUPTED)
 def test_interrupt_ends_a_long_call_within_a_second(arrays, call, python):

@@ -42,7 +42,6 @@ BINARY = [
 ]
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(len(COVER)))
 def test_every_two_options(level, number):
     case = COVER[number]
@@ -50,7 +49,6 @@ def test_every_two_options(level, number):
     whole.check(case, np.random.default_rng(number), "focused", ", softcap" if case["softcap"] else "")
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("number", range(len(BINARY)))
 def test_every_two_options_of_binary_losses(level, number):
     whole = test_binary.problem(BINARY[number], number)
@@ -66,7 +64,6 @@ def test_fused_levels_agree_to_the_bit(number):
     assert_levels_agree(whole.results, BINARY[number % len(BINARY)])
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(0, len(COVER), 16))
 def test_threads_change_no_bit(level, number):
     case, rows = enlarged(COVER[number])

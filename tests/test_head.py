@@ -98,7 +98,6 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize("bias_dtype", [None, np.float16, np.float64])
 @pytest.mark.parametrize(("of_hidden", "of_weight"), [*itertools.product(DTYPES, DTYPES)], ids=str)
@@ -488,6 +487,7 @@ ALL = np.arange(1 << 16, dtype=np.uint16)
 BARE = np.dtype([("bfloat16", "=u2")])  # what tensors are without ml_dtypes
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("widened", [1, 1000, 1 << 20])
 @pytest.mark.parametrize("wide", [np.float32, np.float64])
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(bfloat16), BARE], ids=str)
@@ -563,6 +563,7 @@ assert used <= 2 * of_head + (4 << 20), f"compare: {{used:,}} bytes, allowed {{2
 )
 
 
+@pytest.mark.sampled(1)
 @linux
 @pytest.mark.parametrize(
     ("hidden", "weight", "classes", "at_once", "transposed"),

@@ -571,6 +571,7 @@ def test_npz_truncated_anywhere(tmp_path, savez):
             io.open_array(tmp_path / "a.npz")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("format", ["npy", "npz", "npz compressed", "safetensors"])
 def test_any_changed_byte_gives_an_array_or_one_clear_error(tmp_path, format):
     """Damage to the numbers goes unseen in most formats; other damage must not get past `ArrayFileError`."""

@@ -76,7 +76,6 @@ def problem(case, number, rows=None):
     return Problem("kl_divergence", turned, LAYOUTS[case["layout"]], arguments, options, axis, oracle, bounds)
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(len(COVER)))
 def test_every_two_options(level, number):
     problem(COVER[number], number).check(COVER[number], np.random.default_rng(number), "KL")
@@ -88,7 +87,6 @@ def test_fused_levels_agree_to_the_bit():
         assert_levels_agree(problem(case, number).results, case)
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(0, len(COVER), 16))
 def test_threads_change_no_bit(level, number):
     case, rows = enlarged(COVER[number])

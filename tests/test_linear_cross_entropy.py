@@ -473,6 +473,7 @@ assert used <= allowed + (12 << 20), f"{{used:,}} bytes, allowed {{allowed:,}}"
 )
 
 
+@pytest.mark.sampled(1)
 @linux
 @pytest.mark.parametrize(
     ("dtype", "classes"), [("np.float32", 60_000), ("np.float16", 262_144), ("ml_dtypes.bfloat16", 262_144)]

@@ -508,6 +508,7 @@ loop()
 """
 
 
+@pytest.mark.exhaustive
 @linux
 @pytest.mark.parametrize(
     "source", [FORK_WITH_KEPT, FORK_WHILE_IN_USE], ids=["with memory kept", "while in use"]

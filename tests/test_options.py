@@ -125,14 +125,12 @@ def label_of(case):
     return "class" if case["target"][0] == "class" else "soft", ", softcap" if case["softcap"] else ""
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(len(COVER)))
 def test_every_two_options(level, number):
     case = COVER[number]
     problem(case, number).check(case, np.random.default_rng(number), *label_of(case))
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "number", [i for i, case in enumerate(COVER) if not case["softcap"] or not case["z_loss"]]
 )
@@ -162,7 +160,6 @@ def test_fused_levels_agree_to_the_bit(number):
     assert_levels_agree(lambda: everything(whole), COVER[number])
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(0, len(COVER), 16))
 def test_threads_change_no_bit(level, number):
     """The sum of weights is a tree of blocks like that of the losses."""

@@ -420,6 +420,7 @@ def test_the_guard_fails_when_an_option_takes_another_pass(monkeypatch, capsys):
     }
 
 
+@pytest.mark.exhaustive
 def test_the_guard_fails_when_some_number_of_classes_along_the_first_axis_takes_longer(monkeypatch):
     def slower(contender):
         def make(case):
@@ -433,6 +434,7 @@ def test_the_guard_fails_when_some_number_of_classes_along_the_first_axis_takes_
     assert failures >= {f"{job}, 4100 x 16, axis=0" for job in ("loss", "loss + gradient")}
 
 
+@pytest.mark.exhaustive
 def test_the_guard_fails_when_a_kind_on_axis_1_takes_longer(monkeypatch):
     """As long as many passes: its limits leave room for another CPU."""
     ours = guard.kinds.ours
@@ -451,6 +453,7 @@ def test_the_guard_fails_when_a_kind_on_axis_1_takes_longer(monkeypatch):
     }
 
 
+@pytest.mark.exhaustive
 def test_the_guard_fails_when_the_rows_of_two_models_take_longer(monkeypatch):
     rows_of = guard.comparison.rows_of
 

@@ -61,7 +61,6 @@ def as_given(array, case):
     return LAYOUTS[case["target_layout"]](array) if array.ndim else array
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("number", range(len(COVER)))
 def test_row_statistics(level, number):
     case = COVER[number]

@@ -56,7 +56,6 @@ def test_out_of_every_allowed_dtype(level, dtype, out_dtype, random):
             )
 
 
-@pytest.mark.sampled(5)
 @functions
 @dtypes
 def test_fresh_out_and_in_place_are_the_same_bits(level, dtype, function, random):

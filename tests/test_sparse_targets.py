@@ -153,7 +153,6 @@ def problem(name, case, number, rows=None):
     return Problem(name, turned, LAYOUTS[case["layout"]], (targets,), options, axis, oracle, bounds)
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("name", "number", "case"), CASES, ids=[f"{name} {number}" for name, number, _ in CASES]
 )
@@ -168,7 +167,6 @@ def test_fused_levels_agree_to_the_bit(name):
         assert_levels_agree(problem(name, case, number).results, case)
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("name", "number", "case"), CASES[::16])
 def test_threads_change_no_bit(level, name, number, case):
     case, rows = enlarged(case)

@@ -36,7 +36,7 @@ def example(shape, dtype):
     return logits, targets
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @dtypes
 def test_threads_change_no_bit(level, dtype, shape):

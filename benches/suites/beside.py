@@ -27,7 +27,7 @@ from xent_rs.cli.benchmark.measuring import Results, Settings, Skips, progress
 from xent_rs.cli.benchmark.peers import check
 
 # Calls that are timed before the other number of threads has its turn, and turns for each of the repeats.
-_CALLS, _TURNS = 20, 2
+_CALLS, _TURNS = 20, 10
 
 # Rows and columns of the matrices: a product of milliseconds, which wakes all threads of its library.
 _PRODUCT = 512
