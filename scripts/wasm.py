@@ -2,11 +2,12 @@
 
     python scripts/wasm.py             build, and put the module where kernels.js looks for it
     python scripts/wasm.py --check     build, and fail unless that is the module that is there
+    python scripts/wasm.py --test      run the unit tests of the core as WebAssembly, in Node.js
 
-Needs Rust's target: `rustup target add wasm32-unknown-unknown`. A toolchain that has its standard library in
-source alone does too: with `RUSTC_BOOTSTRAP=1` and
-`CARGO_UNSTABLE_BUILD_STD=std,panic_abort` in the environment cargo builds that first. cargo takes `RUSTC`,
-`CARGO_TARGET_DIR` and its other variables as always.
+Needs Rust's target: `rustup target add wasm32-unknown-unknown`; the tests need wasm32-wasip1 and Node.js 20.
+A toolchain that has its standard library in source alone does too: with `RUSTC_BOOTSTRAP=1` and
+`CARGO_UNSTABLE_BUILD_STD=std,panic_abort` in the environment (`std,panic_abort,test` for the tests) cargo
+builds that first. cargo takes `RUSTC`, `CARGO_TARGET_DIR` and its other variables as always.
 
 One compiler makes the same bytes of the same sources; another may make others. So `--check` compares bytes if
 the compiler is that of the module that is there, else what both export.
@@ -53,6 +54,19 @@ def build() -> bytes:
     subprocess.run(command, check=True, env=environment())
     target = os.environ.get("CARGO_TARGET_DIR", ROOT / "wasm" / "target")
     return (Path(target) / TARGET / "release" / "xent_rs_wasm.wasm").read_bytes()
+
+
+def test() -> int:
+    """Run the unit tests of the core, all of it, under WASI; return cargo's exit status."""
+    target = "wasm32-wasip1"
+    variable = f"CARGO_TARGET_{target.upper().replace('-', '_')}"
+    variables = {
+        f"{variable}_RUNNER": f"node --no-warnings {ROOT / 'scripts' / 'wasi.mjs'}",
+        f"{variable}_RUSTFLAGS": "-Ctarget-feature=+simd128",
+    }
+    command = [os.environ.get("CARGO", "cargo"), "test", "--locked", "--no-default-features", "--lib"]
+    tests = [*command, "--target", target]
+    return subprocess.run(tests, cwd=ROOT, check=False, env={**os.environ, **variables}).returncode
 
 
 def sections(module: bytes) -> list[tuple[int, bytes]]:
@@ -124,7 +138,10 @@ def main() -> int:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the module that is there")
+    parser.add_argument("--test", action="store_true", help="run the unit tests of the core in Node.js")
     options = parser.parse_args()
+    if options.test:
+        return test()
     module = build()
     print(f"{len(module)} bytes, {len(gzip.compress(module))} of them when packed")
     if options.check:

@@ -226,11 +226,12 @@ macro_rules! integers {
             const SIGNED: bool = <$integer>::MIN != 0;
 
             #[inline(always)]
-            #[allow(clippy::cast_lossless, irrefutable_let_patterns)] // for all types alike
+            #[allow(clippy::cast_lossless)] // for all types alike
             fn to_index(self) -> usize {
-                // Negative numbers become larger ones than any array has elements. So do those beyond 32 bits on a
-                // machine that has no more.
-                if let Ok(index) = usize::try_from(self as i64 as u64) { index } else { usize::MAX }
+                // Negative numbers become larger ones than any array has elements, -1 the largest. So do those that an
+                // address of 32 bits cannot hold.
+                let index = self as i64 as usize;
+                if index as isize as i64 == self as i64 { index } else { isize::MIN as usize }
             }
         }
     )* };
@@ -336,6 +337,9 @@ mod tests {
     fn negative_indices_are_beyond_every_array() {
         assert_eq!(3i8.to_index(), 3);
         assert!((-1i8).to_index() > isize::MAX as usize);
-        assert!(u64::MAX.to_index() > isize::MAX as usize);
+        for beyond in [u64::MAX, 1 << 63, (1 << 63) + 3] {
+            assert!(beyond.to_index() > isize::MAX as usize);
+        }
+        assert_eq!([(-1i64).to_index(), (-4i64).to_index()], [usize::MAX, usize::MAX - 3]);
     }
 }

@@ -70,6 +70,6 @@ pub mod simd;
 pub mod xla;
 
 // The memory of results belongs to the binding and is no layer of the core; its tests need no Python.
-#[cfg(all(test, not(feature = "python")))]
+#[cfg(all(test, not(feature = "python"), not(target_family = "wasm")))]
 #[path = "python/memory/store.rs"]
 mod store;

@@ -230,6 +230,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(target_family = "wasm", ignore = "nothing stops a job there")]
     fn a_long_job_stops_when_asked() {
         let asked = Cell::new(0);
         let began = Instant::now();
@@ -243,6 +244,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(target_family = "wasm", ignore = "a panic ends the program there")]
     fn a_panic_reaches_the_caller_and_the_pool_survives() {
         let panics = || {
             let work = |chunk: usize| assert!(chunk != 5, "five");

@@ -275,7 +275,7 @@ impl State {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(target_family = "wasm")))] // WebAssembly has one thread
 mod tests {
     use super::*;
     use crate::parallel::set_num_threads;

@@ -35,7 +35,7 @@ struct Guarded<E> {
     #[cfg(unix)]
     pages: (*mut libc::c_void, usize),
     #[cfg(not(unix))]
-    values: Vec<E>,
+    _values: Vec<E>,
     start: *mut E,
     count: usize,
 }
@@ -62,7 +62,7 @@ impl<E: Element> Guarded<E> {
     fn new(values: &[E]) -> Self {
         let mut values = values.to_vec();
         let (start, count) = (values.as_mut_ptr(), values.len());
-        Self { values, start, count }
+        Self { _values: values, start, count }
     }
 
     fn row(&self) -> Row<'_> {

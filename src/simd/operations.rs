@@ -4,7 +4,9 @@
 
 use std::mem::MaybeUninit;
 
-use fearless_simd::{Level, Simd, f32x4, f32x16, f64x8, prelude::*, u16x16, u32x16, u64x8};
+#[cfg(not(target_arch = "wasm32"))]
+use fearless_simd::Level;
+use fearless_simd::{Simd, f32x4, f32x16, f64x8, prelude::*, u16x16, u32x16, u64x8};
 #[cfg(target_arch = "x86_64")]
 use fearless_simd::{f32x8, f64x4, u32x8, u64x4};
 use half::f16;
