@@ -113,6 +113,7 @@ fn coefficients<R: Real, const N: usize, const M: usize>(single: [f32; N], doubl
 }
 
 /// What is known of some classes of a pair of rows.
+#[derive(Clone, Copy)]
 struct Pair<S: Simd, R> {
     totals: [Total<S>; TERMS],
     /// The largest logits, and where the first blocks begin that have them.
