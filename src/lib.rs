@@ -23,7 +23,6 @@
 //! | `javascript` | the only place that knows JavaScript: what it calls in a WebAssembly module; built by `scripts/wasm.py` |
 //! | [`xla`] | the only place that knows XLA: its interface in C, its buffers, the handlers that it calls without Python |
 //! | [`loss`] | one driver a loss: targets, `ignore_index`, reduction, what is written where |
-//! | [`parallel`] | the only place that knows threads: the pool, fork, interruption |
 //! | [`row`] | the careful path: kernels that look for the maximum first, row by row, and what is once a row |
 //! | [`kernel`] | the kernels relative to an integer: class targets, shares of all classes, teachers, caps, log-probabilities, shapes of distributions |
 //! | [`mod@array`] | strided arrays in foreign memory: [`array::Array`] is read, [`array::ArrayMut`] is written |
@@ -31,6 +30,7 @@
 //! | [`element`] | the dtypes that logits have: how they become vectors and back |
 //! | [`math`] | the two types that are computed with: exp, log and sums over lanes, with their errors |
 //! | [`dtype`] | what an array holds, as a value and as types |
+//! | [`parallel`] | the only place that knows threads: the pool, fork, interruption, one row on all threads |
 //! | [`simd`] | which instruction set runs, the few operations that need an intrinsic, and the floating-point environment |
 //! | [`error`] | one enum; its `Display` is the text users read |
 //!

@@ -2,7 +2,7 @@
 //!
 //! A row is walked in blocks of [`BLOCK`] elements. One that lies in memory as it is computed with is read in place; any other (a
 //! strided or byte-swapped row, another dtype) is copied to a block on the stack first and padded with masked classes, as is a short
-//! one, for whoever takes only whole vectors.
+//! one, for whoever takes only whole vectors. A long one is looked through, and written, in pieces ([`in_pieces`]).
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -14,6 +14,7 @@ use fearless_simd::{Simd, prelude::*};
 use crate::dtype::{Dtype, Number, with_dtype, with_element};
 use crate::element::{Element, Lanes};
 use crate::math::Real;
+use crate::parallel::{in_pieces, pieces};
 use crate::simd::{self, prefetch_ahead};
 
 /// Elements of a block: 16 vectors of f32, 32 of f64.
@@ -38,6 +39,11 @@ pub struct Row<'a> {
     stride: isize,
     memory: PhantomData<&'a [u8]>,
 }
+
+// SAFETY: it is readable by the promise made to `Row::new`, from any thread, and nothing is written through it.
+unsafe impl Send for Row<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Row<'_> {}
 
 impl Row<'_> {
     /// `classes` elements `stride` bytes apart.
@@ -227,9 +233,17 @@ impl Row<'_> {
 
     /// The first class with this logit.
     pub(crate) fn find<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, logit: R) -> Option<usize> {
-        (0..self.classes)
-            .step_by(BLOCK)
-            .find_map(|start| self.equal_to(simd, start, (self.classes - start).min(BLOCK), logit).1)
+        let first_of = |part: Range<usize>| {
+            let mut starts = part.clone().step_by(BLOCK);
+            starts.find_map(|start| self.equal_to(simd, start, (part.end - start).min(BLOCK), logit).1)
+        };
+        in_pieces(self.classes, first_of, |found, next| *found = found.or(next))
+    }
+
+    /// The first class whose logit is NaN.
+    pub(crate) fn find_nan(&self) -> Option<usize> {
+        let first_of = |mut part: Range<usize>| part.find(|class| self.get(*class).is_nan());
+        in_pieces(self.classes, first_of, |found, next| *found = found.or(next))
     }
 }
 
@@ -264,6 +278,22 @@ impl<'a> RowMut<'a> {
     #[inline(always)]
     pub fn reborrow(&mut self) -> RowMut<'_> {
         RowMut { row: self.row, memory: PhantomData }
+    }
+
+    /// Let `write` write all of it, or each piece of a long row: it gets which classes these are, and where they go.
+    #[inline(always)]
+    pub(crate) fn in_pieces(self, write: impl Fn(Range<usize>, RowMut) + Sync) {
+        let row = self.row;
+        let write_part = |part: Range<usize>| {
+            // SAFETY: these elements are writeable by the promise made to `RowMut::new`, and nothing else accesses them: pieces do not
+            // overlap, each is one thread's at a time, and nobody else has the row, which was given to this function.
+            write(part.clone(), unsafe { RowMut::new(row.part(part)) });
+            // Other threads' stores past the cache are theirs to wait for.
+            if pieces(row.classes) > 1 {
+                simd::store_fence();
+            }
+        };
+        in_pieces(row.classes, write_part, |(), ()| ());
     }
 
     /// The number of classes.
@@ -329,12 +359,14 @@ impl<'a> RowMut<'a> {
 
     /// Write `value` everywhere, rounded to what the elements are.
     pub fn fill(&mut self, value: f64) {
-        with_element!(self.row.dtype, O => {
-            let block = [<O as Number>::from_f64(value); BLOCK];
-            for start in (0..self.classes()).step_by(BLOCK) {
-                let length = (self.classes() - start).min(BLOCK);
-                self.scatter(start, &block[..length]);
-            }
+        self.reborrow().in_pieces(|_, mut out| {
+            with_element!(out.row.dtype, O => {
+                let block = [<O as Number>::from_f64(value); BLOCK];
+                for start in (0..out.classes()).step_by(BLOCK) {
+                    let length = (out.classes() - start).min(BLOCK);
+                    out.scatter(start, &block[..length]);
+                }
+            });
         });
     }
 

@@ -10,6 +10,8 @@
 //! Elsewhere `p·φ(d) = (q − p) − p·d`, and, with `e = exp(−|d|)`, `(1 + e)·γ(d/2) = (1 + e)·(ln 2 − log1p e) − |d|·e`; the smaller
 //! of p and q is the larger one times e.
 
+use std::ops::Range;
+
 use fearless_simd::{Simd, prelude::*};
 
 use super::cap::Cap;
@@ -18,6 +20,7 @@ use super::shares::Leader;
 use super::vertical::{Block, Mask};
 use crate::element::Element;
 use crate::math::{Boost, Real, Total, polynomial};
+use crate::parallel::in_pieces;
 use crate::rows::{BLOCK, Row};
 
 /// What pairs of rows tell, one pair a lane.
@@ -109,31 +112,78 @@ fn coefficients<R: Real, const N: usize, const M: usize>(single: [f32; N], doubl
     numbers
 }
 
+/// What is known of some classes of a pair of rows.
+#[derive(Clone, Copy)]
+struct Pair<S: Simd, R> {
+    totals: [Total<S>; TERMS],
+    /// The largest logits, and where the first blocks begin that have them.
+    tops: [R; 2],
+    firsts: [usize; 2],
+    are_equal: bool,
+}
+
+impl<S: Simd, R: Real> Pair<S, R> {
+    /// Take in what is known of classes behind these.
+    fn merge(&mut self, next: Self) {
+        for (total, next) in self.totals.iter_mut().zip(next.totals) {
+            total.add::<R>(next);
+        }
+        for model in 0..2 {
+            if next.tops[model] > self.tops[model] {
+                (self.tops[model], self.firsts[model]) = (next.tops[model], next.firsts[model]);
+            }
+        }
+        self.are_equal &= next.are_equal;
+    }
+}
+
 /// Compare the softmaxes of the rows of a lane. Equal rows have divergences of 0.
 ///
 /// A class that only the reference has makes the first divergence infinite, one that only the candidate has the second.
-#[inline(never)]
 pub fn compare_row<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     rows: [Row; 2],
     (levels, lane): (&Levels, usize),
-    (temperature, softcap): (f64, Option<f64>),
+    softened: (f64, Option<f64>),
     to: &mut Compared,
 ) {
+    let classes = rows[0].classes();
+    assert_eq!(classes, rows[1].classes());
+    let of_piece = |part| compare_piece::<S, R>(simd, rows, part, (levels, lane), softened);
+    let Pair { totals, tops, firsts, are_equal } = in_pieces(classes, of_piece, Pair::merge);
+    let [kl, reverse_kl, js, entropies @ ..] = totals.each_ref().map(|total| R::sum_of_lanes(total));
+    if !are_equal {
+        (to.kl[lane], to.reverse_kl[lane], to.js[lane]) = (kl, reverse_kl, js);
+    }
+    for (model, of) in to.models.iter_mut().enumerate() {
+        let (first, top) = (firsts[model], tops[model]);
+        let (_, leader) = rows[model].equal_to(simd, first, BLOCK.min(classes - first), top);
+        (of.entropy[lane], of.top[lane]) = (-entropies[model], Real::to_f64(top));
+        of.leader[lane] = leader.unwrap_or(first);
+    }
+}
+
+/// [`compare_row`] of some classes.
+#[inline(never)]
+fn compare_piece<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    rows: [Row; 2],
+    part: Range<usize>,
+    (levels, lane): (&Levels, usize),
+    (temperature, softcap): (f64, Option<f64>),
+) -> Pair<S, R> {
     simd.vectorize(
         #[inline(always)]
         || {
-            let classes = rows[0].classes();
-            assert_eq!(classes, rows[1].classes());
             let of_lane = |[number, rest]: &[PerLane<f64>; 2]| [[number[lane]; MOST_LANES], [rest[lane]; MOST_LANES]];
             let levels = Levels { of: levels.of.each_ref().map(of_lane), shift: of_lane(&levels.shift) };
             let between = Between::<S, R>::new(simd, &levels, (temperature, softcap));
             let lowest = R::splat(simd, f64::NEG_INFINITY);
-            let (mut totals, mut tops, mut firsts) = ([Total::zero(simd); TERMS], [lowest; 2], [0; 2]);
+            let (mut totals, mut tops, mut firsts) = ([Total::zero(simd); TERMS], [lowest; 2], [part.start; 2]);
             let mut blocks = [[R::default(); BLOCK]; 2];
             let mut are_equal = true;
-            for start in (0..classes).step_by(BLOCK) {
-                let length = BLOCK.min(classes - start);
+            for start in part.clone().step_by(BLOCK) {
+                let length = BLOCK.min(part.end - start);
                 let [first, second] = &mut blocks;
                 let (first, second) =
                     (rows[0].lend(simd, start, length, first), rows[1].lend(simd, start, length, second));
@@ -165,18 +215,9 @@ pub fn compare_row<S: Simd, R: Real + Element<Real = R>>(
                     R::add_to(total, sum);
                 }
             }
-            let [kl, reverse_kl, js, entropies @ ..] = totals.each_ref().map(|total| R::sum_of_lanes(total));
-            if !are_equal {
-                (to.kl[lane], to.reverse_kl[lane], to.js[lane]) = (kl, reverse_kl, js);
-            }
-            for (model, of) in to.models.iter_mut().enumerate() {
-                let (first, top) = (firsts[model], tops[model].as_slice()[0]);
-                let (_, leader) = rows[model].equal_to(simd, first, BLOCK.min(classes - first), top);
-                (of.entropy[lane], of.top[lane]) = (-entropies[model], Real::to_f64(top));
-                of.leader[lane] = leader.unwrap_or(first);
-            }
+            Pair { totals, tops: tops.map(|tops| tops.as_slice()[0]), firsts, are_equal }
         },
-    );
+    )
 }
 
 /// [`compare_row`] of all rows of two tiles.

@@ -27,14 +27,32 @@ pub struct Own {
 /// What is known of a row once it was read.
 #[derive(Clone, Copy, Debug)]
 pub struct Sum {
-    /// The exponentials of all classes but the own one, boosted.
+    /// The exponentials of all classes but the own one, boosted, and what their rounding lost.
     pub others: f64,
+    pub(super) lost: f64,
     /// By how many whole octaves the reference was raised.
     pub octaves: f64,
     /// By how many steps of an octave, at most half of one, it was above the own logit before.
     pub rest: f64,
     /// Whether all logits are within reach of the reference.
     pub suits: bool,
+}
+
+impl Sum {
+    /// Take in what is known of another piece of the row, relative to the same logit.
+    pub(super) fn merge(&mut self, mut other: Self) {
+        let octaves = self.octaves.max(other.octaves);
+        for part in [&mut *self, &mut other] {
+            // A power of two; there are no more than a thousand octaves.
+            let factor = f64::from_bits(((part.octaves - octaves + 1023.0) as u64) << 52);
+            (part.others, part.lost, part.octaves) = (part.others * factor, part.lost * factor, octaves);
+        }
+        let [others, lost] = two_sum(self.others, other.others);
+        self.others = others;
+        // What an infinity lost is NaN.
+        self.lost = if others.is_finite() { self.lost + other.lost + lost } else { 0.0 };
+        self.suits &= other.suits;
+    }
 }
 
 /// What is known of some rows once they were read, one a lane.
@@ -65,7 +83,8 @@ impl Sums {
     /// Set those of a row that counts.
     #[inline(always)]
     pub fn set(&mut self, lane: usize, of_row: &Sum) {
-        (self.others[lane], self.octaves[lane], self.rest[lane]) = (of_row.others, of_row.octaves, of_row.rest);
+        (self.others[lane], self.others_lost[lane]) = (of_row.others, of_row.lost);
+        (self.octaves[lane], self.rest[lane]) = (of_row.octaves, of_row.rest);
         self.counts |= 1 << lane;
         self.suits |= u32::from(of_row.suits) << lane;
     }

@@ -1,4 +1,7 @@
-//! Classes across lanes: a row at a time, block by block.
+//! Classes across lanes: a row at a time, block by block, and long ones in pieces (`parallel/pieces.rs`): relative to the same logit,
+//! what was summed of the pieces adds up.
+
+use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
@@ -10,6 +13,7 @@ use crate::array::Array;
 use crate::dtype::{Number, with_element};
 use crate::element::{Element, Lanes};
 use crate::math::{Real, Reference, Scale, Total, Twice, with_vectors_at_a_time};
+use crate::parallel::in_pieces;
 use crate::rows::{BLOCK, Row, RowMut, Scratch, StorePolicy, same, same_mut};
 use crate::simd::prefetch_ahead;
 
@@ -65,35 +69,64 @@ fn numbers<S: Simd, R: Real>(simd: S) -> R::Lanes<S> {
 /// Sum the exponentials of a row but for the classes `apart`, in ascending order, relative to that of one of them which has this
 /// logit; if others are out of reach, once more relative to the largest. Without such the logit is that of any class, whose
 /// exponential is subtracted: that costs the digits of others that are far fewer.
-#[inline(never)]
+#[inline(always)]
 pub fn sum<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, apart: &[usize], logit: R, scale: Scale<R>) -> Sum {
+    let of_piece = |part| sum_piece(simd, row, part, apart, logit, scale);
+    let mut sum = in_pieces(row.classes(), of_piece, Sum::merge);
+    if apart.is_empty() {
+        subtract(simd, &mut sum, logit, scale);
+    }
+    sum
+}
+
+/// [`sum`] of some classes.
+#[inline(never)]
+fn sum_piece<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
+    apart: &[usize],
+    logit: R,
+    scale: Scale<R>,
+) -> Sum {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let (mut reference, rest) = Reference::<S, R>::next_to(simd, R::Lanes::<S>::simd_from(simd, logit), scale);
+            let suits = Number::to_f64(logit).abs() < scale.largest_reference();
+            let (mut others, largest) = sum_from::<S, R>(simd, row, part.clone(), apart, &reference);
+            let mut largest = R::Lanes::<S>::simd_from(simd, R::largest(largest));
+            let octaves = Reference::<S, R>::octaves_to(simd, largest);
+            let of_lane = Number::to_f64(octaves.as_slice()[0]);
+            if suits && of_lane > 0.0 {
+                reference = reference.raised(simd, octaves);
+                (others, largest) = sum_from::<S, R>(simd, row, part, apart, &reference);
+            }
+            let reach = bits::<S, _>(Reference::<S, R>::within_reach(simd, largest));
+            let suits = suits && reach == u32::MAX >> (32 - R::LANES);
+            Sum { others, lost: 0.0, octaves: of_lane, rest: Number::to_f64(rest.as_slice()[0]), suits }
+        },
+    )
+}
+
+/// Subtract the exponential of the logit that a sum is relative to.
+#[inline(never)]
+fn subtract<S: Simd, R: Real + Element<Real = R>>(simd: S, sum: &mut Sum, logit: R, scale: Scale<R>) {
     simd.vectorize(
         #[inline(always)]
         || {
             let logits = R::Lanes::<S>::simd_from(simd, logit);
-            let (reference, rest) = Reference::<S, R>::next_to(simd, logits, scale);
-            let suits = Number::to_f64(logit).abs() < scale.largest_reference();
-            let (mut others, largest) = sum_from::<S, R>(simd, row, apart, &reference);
-            let mut largest = R::Lanes::<S>::simd_from(simd, R::largest(largest));
-            let octaves = Reference::<S, R>::octaves_to(simd, largest);
-            let of_lane = Number::to_f64(octaves.as_slice()[0]);
-            let mut reference = reference;
-            if suits && of_lane > 0.0 {
-                reference = reference.raised(simd, octaves);
-                (others, largest) = sum_from::<S, R>(simd, row, apart, &reference);
+            let (mut reference, _) = Reference::<S, R>::next_to(simd, logits, scale);
+            if sum.suits && sum.octaves > 0.0 {
+                reference = reference.raised(simd, R::splat(simd, sum.octaves));
             }
-            if apart.is_empty() {
-                // As it was added.
-                let exp = reference.terms(simd, [logits]).add_to(simd, 0, R::splat(simd, 0.0));
-                let exp = Number::to_f64(exp.as_slice()[0]);
-                // NaN stays what it is.
-                others = if others < exp { 0.0 } else { others - exp };
-            }
-            let reach = bits::<S, _>(Reference::<S, R>::within_reach(simd, largest));
-            let suits = suits && reach == u32::MAX >> (32 - R::LANES);
-            Sum { others, octaves: of_lane, rest: Number::to_f64(rest.as_slice()[0]), suits }
+            // As it was added.
+            let exp = reference.terms(simd, [logits]).add_to(simd, 0, R::splat(simd, 0.0));
+            let exp = Number::to_f64(exp.as_slice()[0]);
+            // NaN stays what it is.
+            sum.others = if sum.others < exp { 0.0 } else { sum.others - exp };
         },
-    )
+    );
 }
 
 /// [`sum`] from a reference: the sum, and what was largest of `rounded` in each lane.
@@ -103,12 +136,15 @@ pub fn sum<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, apart: &[usi
 fn sum_from<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     apart: &[usize],
     reference: &Reference<S, R>,
 ) -> (f64, R::Lanes<S>) {
     let mut largest = [R::default(); MOST_LANES];
-    let total =
-        with_element!(row.dtype(), E => sum_stored::<S, E>(simd, row, apart, same(reference), same_mut(&mut largest)));
+    let apart = &apart[apart.partition_point(|class| *class < part.start)..];
+    let total = with_element!(row.dtype(), E => {
+        sum_stored::<S, E>(simd, row, part, apart, same(reference), same_mut(&mut largest))
+    });
     (total, R::Lanes::<S>::from_slice(simd, &largest[..R::LANES]))
 }
 
@@ -116,6 +152,7 @@ fn sum_from<S: Simd, R: Real + Element<Real = R>>(
 fn sum_stored<S: Simd, E: Element>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     mut apart: &[usize],
     reference: &Reference<S, E::Real>,
     largest_of_lanes: &mut [E::Real; MOST_LANES],
@@ -127,8 +164,8 @@ fn sum_stored<S: Simd, E: Element>(
             let mut stored = Stored::<E>::new();
             let mut largest = zero;
             let mut total = Total::zero(simd);
-            for start in (0..row.classes()).step_by(BLOCK) {
-                let length = BLOCK.min(row.classes() - start);
+            for start in part.clone().step_by(BLOCK) {
+                let length = BLOCK.min(part.end - start);
                 let place = stored.lend(simd, row, start, length);
                 let (mut sums, mut sum) = ([zero; TOGETHER], zero);
                 for first in (0..length).step_by(group) {
@@ -239,16 +276,17 @@ unsafe fn side_by_side<'a, R: Real + Element<Real = R>>(place: *const R, vectors
     unsafe { Block::new(place, (R::LANES * size_of::<R>()) as isize, vectors) }
 }
 
-/// Call `f` for each block of a row: with the number of its first class, how many it has, and its vectors.
+/// Call `f` for each block of a part of a row: with the number of its first class, how many it has, and its vectors.
 #[inline(always)]
 pub(super) fn for_each_block<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     mut f: impl FnMut(usize, usize, &Block<R>),
 ) {
     let mut copy = [R::default(); BLOCK];
-    for start in (0..row.classes()).step_by(BLOCK) {
-        let length = BLOCK.min(row.classes() - start);
+    for start in part.clone().step_by(BLOCK) {
+        let length = BLOCK.min(part.end - start);
         let place = row.lend(simd, start, length, &mut copy);
         // SAFETY: so many vectors are readable: of the row, or of the padded copy.
         f(start, length, &unsafe { side_by_side(place, length.div_ceil(R::LANES)) });
@@ -284,22 +322,31 @@ pub fn leader<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row) -> (usize
 /// The largest logit among the first `classes` of a row, and where the first block begins that has it.
 #[inline(always)]
 pub fn top<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, classes: usize) -> (usize, R) {
-    let mut top = <R as Real>::from_f64(f64::NEG_INFINITY);
-    let first = with_element!(row.dtype(), E => block_of_leader::<S, E>(simd, row, classes, same_mut(&mut top)));
-    (first, top)
+    let of_piece = |part: Range<usize>| {
+        let mut top = <R as Real>::from_f64(f64::NEG_INFINITY);
+        let first = with_element!(row.dtype(), E => {
+            block_of_leader::<S, E>(simd, row, part.clone(), same_mut(&mut top))
+        });
+        (first, top)
+    };
+    in_pieces(classes, of_piece, |all, next| {
+        if next.1 > all.1 {
+            *all = next;
+        }
+    })
 }
 
-/// Where the first block begins that has the largest logit.
+/// Where the first block of a part begins that has the largest logit.
 #[inline(never)]
-fn block_of_leader<S: Simd, E: Element>(simd: S, row: Row, classes: usize, top: &mut E::Real) -> usize {
+fn block_of_leader<S: Simd, E: Element>(simd: S, row: Row, part: Range<usize>, top: &mut E::Real) -> usize {
     simd.vectorize(
         #[inline(always)]
         || {
             let lowest = E::Real::splat(simd, f64::NEG_INFINITY);
-            let (mut first, mut tops, group) = (0, lowest, TOGETHER * E::Real::LANES);
+            let (mut first, mut tops, group) = (part.start, lowest, TOGETHER * E::Real::LANES);
             let mut stored = Stored::<E>::new();
-            for start in (0..classes).step_by(BLOCK) {
-                let length = BLOCK.min(classes - start);
+            for start in part.clone().step_by(BLOCK) {
+                let length = BLOCK.min(part.end - start);
                 let place = stored.lend(simd, row, start, length);
                 let mut largest = [lowest; TOGETHER];
                 for index in (0..length).step_by(group) {
@@ -434,8 +481,19 @@ pub struct Weight {
     pub bad: bool,
 }
 
+/// What is known of a piece, what was summed of shares, and whether all numbers are at least 0, as far as that is not found by the
+/// shares' sum.
+type Piece<S> = (Sum, Weighed<S>, bool);
+
+#[inline(always)]
+fn merge<S: Simd, R: Real>(all: &mut Piece<S>, (sum, weighed, fine): Piece<S>) {
+    all.0.merge(sum);
+    all.1.merge::<R>(&weighed);
+    all.2 &= fine;
+}
+
 /// [`sum`], and the shares; `total` is the mass of shares that are the same for all rows.
-#[inline(never)]
+#[inline(always)]
 pub fn sum_shares<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
@@ -444,6 +502,47 @@ pub fn sum_shares<S: Simd, R: Real + Element<Real = R>>(
     shares: Option<(&RowShares, Option<f64>)>,
     scale: Scale<R>,
 ) -> (Sum, Weight) {
+    let all = shares.map(|(shares, _)| shares);
+    let of_piece = |part| sum_shares_of::<S, R>(simd, row, part, (own, logit), all, scale);
+    let piece = in_pieces(row.classes(), of_piece, merge::<S, R>);
+    let (sum, mut weight) = weigh::<S, R>(simd, &piece, shares);
+    let Some((shares, total)) = shares else { return (sum, weight) };
+    if !weight.sum.is_finite() && !weight.bad {
+        // Perhaps for masked classes.
+        let of_piece = |part| sum_masked::<S, R>(simd, row, part, logit, shares);
+        let weighed = in_pieces(row.classes(), of_piece, |all, next| all.merge::<R>(&next));
+        weight.sum = weigh::<S, R>(simd, &(sum, weighed, true), Some((shares, total))).1.sum;
+    }
+    (sum, weight)
+}
+
+/// What is known of a row, and of its shares if it has such.
+#[inline(never)]
+fn weigh<S: Simd, R: Real>(
+    simd: S,
+    (sum, weighed, fine): &Piece<S>,
+    shares: Option<(&RowShares, Option<f64>)>,
+) -> (Sum, Weight) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let Some((_, total)) = shares else { return (*sum, Weight { mass: 0.0, sum: 0.0, bad: false }) };
+            let ([mass, of_all], bad) = weighed.of_all::<R>(total);
+            (*sum, Weight { mass, sum: of_all, bad: bad || !fine })
+        },
+    )
+}
+
+/// [`sum_shares`] of some classes.
+#[inline(never)]
+fn sum_shares_of<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
+    (own, logit): (usize, R),
+    shares: Option<&RowShares>,
+    scale: Scale<R>,
+) -> Piece<S> {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -453,10 +552,11 @@ pub fn sum_shares<S: Simd, R: Real + Element<Real = R>>(
             for_each_block(
                 simd,
                 row,
+                part.clone(),
                 #[inline(always)]
                 |start, length, block| {
                     add(simd, &mut rows, block, &mut (), start, own);
-                    let Some((shares, _)) = shares else { return };
+                    let Some(shares) = shares else { return };
                     shares.with::<S, R>(
                         simd,
                         start,
@@ -478,32 +578,25 @@ pub fn sum_shares<S: Simd, R: Real + Element<Real = R>>(
                 for_each_block(
                     simd,
                     row,
+                    part,
                     #[inline(always)]
                     |start, _, block| add(simd, &mut rows, block, &mut (), start, own),
                 );
             }
-            let Some((shares, total)) = shares else {
-                return (rows.together(simd), Weight { mass: 0.0, sum: 0.0, bad: false });
-            };
-            let ([mass, mut sum], mut bad) = weighed.of_all::<R>(total);
-            if !sum.is_finite() && !bad && all_fine {
-                sum = sum_masked(simd, row, logit, shares, total);
-            }
-            bad |= !all_fine;
-            (rows.together(simd), Weight { mass, sum, bad })
+            (rows.together(simd), weighed, all_fine)
         },
     )
 }
 
-/// The sum of shares of a row that has masked classes.
+/// What is summed of shares of some classes that may be masked.
 #[inline(never)]
 fn sum_masked<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     logit: R,
     shares: &RowShares,
-    total: Option<f64>,
-) -> f64 {
+) -> Weighed<S> {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -512,6 +605,7 @@ fn sum_masked<S: Simd, R: Real + Element<Real = R>>(
             for_each_block(
                 simd,
                 row,
+                part,
                 #[inline(always)]
                 |start, length, block| {
                     shares.with::<S, R>(
@@ -524,13 +618,13 @@ fn sum_masked<S: Simd, R: Real + Element<Real = R>>(
                     );
                 },
             );
-            weighed.of_all::<R>(total).0[1]
+            weighed
         },
     )
 }
 
 /// [`sum_shares`] of a row under a cap, relative to the largest logit.
-#[inline(never)]
+#[inline(always)]
 pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
@@ -540,6 +634,22 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
     scale: Scale<R>,
     softcap: Softcap,
 ) -> (Sum, Weight) {
+    let all = shares.map(|(shares, _)| shares);
+    let of_piece = |part| sum_capped_of::<S, R>(simd, row, part, (own, logit), all, scale, softcap);
+    weigh::<S, R>(simd, &in_pieces(row.classes(), of_piece, merge::<S, R>), shares)
+}
+
+/// [`sum_capped`] of some classes.
+#[inline(never)]
+fn sum_capped_of<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
+    (own, logit): (usize, R),
+    shares: Option<&RowShares>,
+    scale: Scale<R>,
+    softcap: Softcap,
+) -> Piece<S> {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -552,12 +662,13 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
             for_each_block(
                 simd,
                 row,
+                part,
                 #[inline(always)]
                 |start, length, block| {
                     let vectors = block.classes();
                     let above = cap_block(simd, (&cap, softcap.unit), block, reference, &mut capped, &mut above);
                     add(simd, &mut rows, &above, &mut (), start, own);
-                    let Some((shares, _)) = shares else { return };
+                    let Some(shares) = shares else { return };
                     shares.with::<S, R>(
                         simd,
                         start,
@@ -571,11 +682,7 @@ pub fn sum_capped<S: Simd, R: Real + Element<Real = R>>(
                     );
                 },
             );
-            let Some((_, total)) = shares else {
-                return (rows.together(simd), Weight { mass: 0.0, sum: 0.0, bad: false });
-            };
-            let ([mass, sum], bad) = weighed.of_all::<R>(total);
-            (rows.together(simd), Weight { mass, sum, bad: bad || !all_fine })
+            (rows.together(simd), weighed, all_fine)
         },
     )
 }
@@ -612,23 +719,31 @@ pub fn sum_beside<S: Simd, R: Real + Element<Real = R>>(
     moved: [f64; 2],
     scale: Scale<R>,
 ) -> (Sum, f64) {
-    let (of_teacher, sum) = sum_beside_of::<S, R, false>(simd, rows, own, logit, moved, scale);
+    let merge = |all: &mut (Sum, Total<S>), (sum, beside)| {
+        all.0.merge(sum);
+        all.1.add::<R>(beside);
+    };
+    let of_piece = |part| sum_beside_of::<S, R, false>(simd, rows, part, (own, logit), moved, scale);
+    let (of_teacher, sum) = in_pieces(rows[0].classes(), of_piece, merge);
+    let sum = sum.value() * unit::<R>();
     if sum.is_finite() {
         return (of_teacher, sum);
     }
     // Perhaps for masked classes.
-    (of_teacher, sum_beside_of::<S, R, true>(simd, rows, own, logit, moved, scale).1)
+    let of_piece = |part| sum_beside_of::<S, R, true>(simd, rows, part, (own, logit), moved, scale);
+    (of_teacher, in_pieces(rows[0].classes(), of_piece, merge).1.value() * unit::<R>())
 }
 
+/// [`sum_beside`] of some classes.
 #[inline(never)]
 fn sum_beside_of<S: Simd, R: Real + Element<Real = R>, const MASKED: bool>(
     simd: S,
     [teacher, pupil]: [Row; 2],
-    own: usize,
-    logit: R,
+    part: Range<usize>,
+    (own, logit): (usize, R),
     moved: [f64; 2],
     scale: Scale<R>,
-) -> (Sum, f64) {
+) -> (Sum, Total<S>) {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -642,6 +757,7 @@ fn sum_beside_of<S: Simd, R: Real + Element<Real = R>, const MASKED: bool>(
             for_each_block(
                 simd,
                 teacher,
+                part,
                 #[inline(always)]
                 |start, length, block| {
                     let place = pupil.lend(simd, start, length, &mut copy);
@@ -658,7 +774,7 @@ fn sum_beside_of<S: Simd, R: Real + Element<Real = R>, const MASKED: bool>(
                     }
                 },
             );
-            (rows.together(simd), sum.value() * unit::<R>())
+            (rows.together(simd), sum)
         },
     )
 }
@@ -692,7 +808,7 @@ pub enum Less<'a, R> {
 }
 
 /// Write the gradient of a row, but for classes that have their own, in ascending order.
-#[inline(never)]
+#[inline(always)]
 pub fn write<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
@@ -701,24 +817,38 @@ pub fn write<S: Simd, R: Real + Element<Real = R>>(
     exceptions: &[(usize, f64)],
     less: &Less<R>,
 ) {
+    out.in_pieces(|part, out| write_piece(simd, row, part, out, of, exceptions, less));
+}
+
+/// [`write`] that of some classes.
+#[inline(never)]
+fn write_piece<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
+    out: RowMut,
+    of: &Gradient<R>,
+    exceptions: &[(usize, f64)],
+    less: &Less<R>,
+) {
     let nothing = RowShares { numbers: None, keep: 1.0, uniform: 0.0, weight: None };
     match less {
         Less::Nothing if of.softcap.is_some() => {
-            write_less::<S, R, _, true>(simd, row, out, of, exceptions, &(nothing, 0.0));
+            write_less::<S, R, _, true>(simd, row, part, out, of, exceptions, &(nothing, 0.0));
         }
         // For each type that is stored: converted first and last, rows of 16-bit logits took a third longer.
         Less::Nothing => {
-            with_element!(row.dtype(), E => write_exponentials::<S, E>(simd, row, out, same(of), exceptions));
+            with_element!(row.dtype(), E => write_exponentials::<S, E>(simd, row, part, out, same(of), exceptions));
         }
         Less::Shares(shares, scale) if of.softcap.is_some() => {
-            write_less::<S, R, _, true>(simd, row, out, of, exceptions, &(*shares, *scale));
+            write_less::<S, R, _, true>(simd, row, part, out, of, exceptions, &(*shares, *scale));
         }
         Less::Shares(shares, scale) => {
-            write_less::<S, R, _, false>(simd, row, out, of, exceptions, &(*shares, *scale));
+            write_less::<S, R, _, false>(simd, row, part, out, of, exceptions, &(*shares, *scale));
         }
         Less::Teacher(teacher, logit, factor) => {
             let reference = Reference::<S, R>::next_to(simd, R::Lanes::<S>::simd_from(simd, *logit), of.scale).0;
-            write_less::<S, R, _, false>(simd, row, out, of, exceptions, &(*teacher, reference, *factor));
+            write_less::<S, R, _, false>(simd, row, part, out, of, exceptions, &(*teacher, reference, *factor));
         }
     }
 }
@@ -845,28 +975,31 @@ impl<S: Simd, E: Element> Group<S, E> {
     }
 }
 
-/// Write the entries of a row, but for classes that have their own values, in ascending order: with their neighbours, not over them, since a store to a
+/// Write the entries of a part of a row, but for classes that have their own values, in ascending order: with their neighbours, not over them, since a store to a
 /// line that was just written past the cache waits for memory, and all later stores wait for it.
 #[inline(always)]
 pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     mut out: RowMut,
     store: StorePolicy,
-    mut exceptions: &[(usize, f64)],
+    exceptions: &[(usize, f64)],
     entries: &mut T,
 ) {
-    assert_eq!(row.classes(), out.classes());
+    assert!(part.len() == out.classes() && part.end <= row.classes());
+    let mut exceptions = &exceptions[exceptions.partition_point(|(class, _)| *class < part.start)..];
     // A first short block brings the non-temporal stores to the boundary that they need, if there is one.
     let peel = out.peel(store);
     let direct = out.dtype() == E::DTYPE && out.is_contiguous();
     let (lanes, group) = (E::Real::LANES, TOGETHER * E::Real::LANES);
     let mut results = [E::Real::default(); BLOCK];
-    let mut start = 0;
-    while start < row.classes() {
-        let most = if start == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
-        let length = most.min(row.classes() - start);
-        let non_temporal = peel.is_some_and(|peel| start >= peel);
+    let mut start = part.start;
+    while start < part.end {
+        let written = start - part.start;
+        let most = if written == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
+        let length = most.min(part.end - start);
+        let non_temporal = peel.is_some_and(|peel| written >= peel);
         let (place, readable) = entries.begin(simd, row, start, length);
         for first in (0..length).step_by(group) {
             // SAFETY: what `begin` said, by the promise of `Entries`, from a group on.
@@ -881,14 +1014,14 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
                 }
                 exceptions = rest;
             }
-            // SAFETY: what is left of the output's row, which has as many classes, as was asserted, or a group of a block of ours.
+            // SAFETY: what is left of the output, which has as many classes as the part, as was asserted, or a group of a block of ours.
             // Past the cache only from a boundary of lines on, as `peel` found it; blocks and groups are whole lines.
             unsafe {
                 if !direct {
                     store_group(simd, results[first..].as_mut_ptr(), group, here);
                     continue;
                 }
-                let (place, rest) = (out.pointer::<E>(start).add(first), length - first);
+                let (place, rest) = (out.pointer::<E>(written).add(first), length - first);
                 if non_temporal && rest >= group {
                     E::stream(simd, place, here);
                 } else {
@@ -897,7 +1030,7 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
             }
         }
         if !direct {
-            out.write(simd, start, length, &results, non_temporal);
+            out.write(simd, written, length, &results, non_temporal);
         }
         start += length;
     }
@@ -923,11 +1056,12 @@ unsafe impl<S: Simd, E: Element> Entries<S, E> for Exponentials<S, E> {
     }
 }
 
-/// Write the exponentials of a row times a factor.
+/// Write the exponentials of some classes times a factor.
 #[inline(never)]
 fn write_exponentials<S: Simd, E: Element>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     out: RowMut,
     of: &Gradient<E::Real>,
     exceptions: &[(usize, f64)],
@@ -942,7 +1076,7 @@ fn write_exponentials<S: Simd, E: Element>(
                 factor: E::Real::splat(simd, of.factor),
                 stored: Stored::new(),
             };
-            write_entries(simd, row, out, of.store, exceptions, &mut exponentials);
+            write_entries(simd, row, part, out, of.store, exceptions, &mut exponentials);
         },
     );
 }
@@ -994,6 +1128,7 @@ unsafe impl<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CA
 fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CAPPED: bool>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     out: RowMut,
     of: &Gradient<R>,
     exceptions: &[(usize, f64)],
@@ -1023,7 +1158,7 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
                 capped: Capped::default(),
                 above: [R::default(); BLOCK],
             };
-            write_entries(simd, row, out, of.store, exceptions, &mut differences);
+            write_entries(simd, row, part, out, of.store, exceptions, &mut differences);
         },
     );
 }

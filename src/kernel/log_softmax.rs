@@ -1,6 +1,8 @@
 //! Log-probabilities of all classes, `(x − top) / T − log`, where `log = lse − top / T` is never negative and small where the
 //! leader is confident.
 
+use std::ops::Range;
+
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::finish::{HALF, MOST_LANES, PerLane, load};
@@ -101,13 +103,17 @@ pub fn write_tiles<S: Simd, R: Real + Element<Real = R>>(
 /// Write the log-probabilities of a row with this largest logit, whose `lse − top / T` is `log`, a sum of two.
 #[inline(always)]
 pub fn write<S: Simd>(simd: S, row: Row, out: RowMut, top: f64, log: [f64; 2], divisor: f64, store: StorePolicy) {
-    with_element!(row.dtype(), E => write_stored::<S, E>(simd, row, out, top, log, divisor, store));
+    out.in_pieces(|part, out| {
+        with_element!(row.dtype(), E => write_stored::<S, E>(simd, row, part, out, top, log, divisor, store));
+    });
 }
 
 #[inline(never)]
+#[allow(clippy::too_many_arguments)] // some classes, where their log-probabilities go, and what these are made of
 fn write_stored<S: Simd, E: Element>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     out: RowMut,
     top: f64,
     log: [f64; 2],
@@ -123,7 +129,7 @@ fn write_stored<S: Simd, E: Element>(
             );
             let of = LogProbabilities::new(simd, &[top; MOST_LANES], &log, inverse_of(divisor));
             let mut entries = OfRow { of, stored: Stored::<E>::new() };
-            write_entries(simd, row, out, store, &[], &mut entries);
+            write_entries(simd, row, part, out, store, &[], &mut entries);
         },
     );
 }

@@ -10,6 +10,7 @@ use super::shares::Leader;
 use super::vertical::{Beside, Block, Rows, Strip, Tiles, for_each_group};
 use crate::element::Element;
 use crate::math::{Real, Scale, Total};
+use crate::parallel::in_pieces;
 use crate::rows::{BLOCK, Row};
 
 /// What is summed of distributions while their exponentials are, relative to the largest logits.
@@ -145,7 +146,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
 
 /// [`super::horizontal::sum`] of a row relative to `top`, its largest logit, that of class `own`, and its shape: `Σ exp·(x − top)`, boosted,
 /// and how many classes rank above the one that is ranked.
-#[inline(never)]
+#[inline(always)]
 pub fn sum<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
     row: Row,
@@ -153,6 +154,25 @@ pub fn sum<S: Simd, R: Real + Element<Real = R>>(
     ranked: Option<usize>,
     scale: Scale<R>,
 ) -> (Sum, [f64; 2]) {
+    let of_piece = |part| sum_piece(simd, row, part, (own, top), ranked, scale);
+    let (sum, weighed, above) = in_pieces(row.classes(), of_piece, |all: &mut (Sum, Total<S>, f64), next| {
+        all.0.merge(next.0);
+        all.1.add::<R>(next.1);
+        all.2 += next.2;
+    });
+    (sum, [weighed.value(), above])
+}
+
+/// [`sum`] of some classes.
+#[inline(never)]
+fn sum_piece<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
+    (own, top): (usize, R),
+    ranked: Option<usize>,
+    scale: Scale<R>,
+) -> (Sum, Total<S>, f64) {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -165,10 +185,14 @@ pub fn sum<S: Simd, R: Real + Element<Real = R>>(
             }
             let tops = R::Lanes::<S>::simd_from(simd, top);
             let mut shape = Shape::<S, R>::none(simd, tops, &[logit; MOST_LANES], &places);
+            if class < part.start {
+                shape.least[0] = shape.least[1];
+            }
             let mut kept = Kept { exps: [R::default(); BLOCK], first: 0 };
             for_each_block(
                 simd,
                 row,
+                part,
                 #[inline(always)]
                 |start, length, block| {
                     add(simd, &mut rows, block, &mut kept, start, own);
@@ -183,7 +207,7 @@ pub fn sum<S: Simd, R: Real + Element<Real = R>>(
             );
             let mut above = [0.0; MOST_LANES];
             R::widen(shape.above, &mut above);
-            (rows.together(simd), [shape.weighed.value(), above.iter().sum()])
+            (rows.together(simd), shape.weighed, above.iter().sum())
         },
     )
 }

@@ -275,6 +275,16 @@ impl<S: Simd> Weighed<S> {
         Self { mass: zero, sum: zero, least: [f64x8::splat(simd, 0.0); 2], own }
     }
 
+    /// Take in what was summed of other classes, relative to the same logits.
+    #[inline(always)]
+    pub(super) fn merge<R: Real>(&mut self, other: &Self) {
+        self.mass.add::<R>(other.mass);
+        self.sum.add::<R>(other.sum);
+        for (least, other) in self.least.iter_mut().zip(other.least) {
+            *least = least.min(other);
+        }
+    }
+
     /// Add the shares of some classes of a tile, whose capped logits are `values`.
     #[inline(always)]
     pub(super) fn add_capped<R: Real + Element<Real = R>>(

@@ -366,6 +366,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
         let suits = bits::<S, _>(Reference::<S, R>::within_reach(simd, self.largest) & self.suits);
         Sum {
             others: R::sum_of_lanes(&self.total),
+            lost: 0.0,
             octaves: Number::to_f64(self.octaves.as_slice()[0]),
             rest: Number::to_f64(self.rest.as_slice()[0]),
             suits: suits == u32::MAX >> (32 - R::LANES),

@@ -7,7 +7,6 @@ use super::{Check, Chunks};
 use crate::array::{Array, ArrayMut, RowsMut};
 use crate::element::Element;
 use crate::error::Result;
-use crate::parallel::map_chunks;
 use crate::simd::{self, Kernel};
 
 /// Values that a piece of the work spans.
@@ -24,9 +23,7 @@ const PIECE: usize = 1 << 16;
 pub fn read(array: &Array, check: Check) -> Result<u32> {
     let chunks = Chunks::of(array.rows(), PIECE);
     let level = simd::level();
-    let sums = map_chunks(chunks.count(), chunks.bytes(1, 4), check, |chunk| {
-        level.run(Read { range: chunks.rows_of(chunk), array })
-    })?;
+    let sums = chunks.map(4, check, |chunk| level.run(Read { range: chunks.rows_of(chunk), array }))?;
     Ok(sums.into_iter().fold(0, u32::wrapping_add))
 }
 
@@ -43,10 +40,11 @@ pub fn copy(array: &Array, out: &mut ArrayMut, check: Check) -> Result<()> {
     let chunks = Chunks::of(array.rows(), PIECE);
     let parts = out.parts(chunks.ranges());
     let level = simd::level();
-    map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
-        level.run(Copy { range: chunks.rows_of(chunk), array, out: parts.take(chunk) });
-    })
-    .map(|_| ())
+    chunks
+        .map(8, check, |chunk| {
+            level.run(Copy { range: chunks.rows_of(chunk), array, out: parts.take(chunk) });
+        })
+        .map(|_| ())
 }
 
 struct Read<'a> {

@@ -12,7 +12,6 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::binary::{self, Results};
 use crate::math::{Real, Total};
-use crate::parallel::map_chunks;
 use crate::row::binary::{Room, Weighted, losses};
 use crate::rows::{BLOCK, StorePolicy};
 use crate::simd::{self, Kernel};
@@ -77,9 +76,7 @@ impl Binary<'_> {
     fn counted(&self, check: Check) -> Result<f64> {
         let chunks = Chunks::of_elements(self.count());
         let level = simd::level();
-        let counts = map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
-            level.run(Count { range: chunks.rows_of(chunk), problem: self })
-        })?;
+        let counts = chunks.map(8, check, |chunk| level.run(Count { range: chunks.rows_of(chunk), problem: self }))?;
         Ok(self.checked(counts.into_iter().sum::<Found<usize>>())? as f64)
     }
 
@@ -148,7 +145,7 @@ fn drive<O: Element>(
     let gradient = gradient.map(|out| out.parts(chunks.ranges()));
     let hessian = hessian.map(|out| out.parts(chunks.ranges()));
     let level = simd::level();
-    let sums = map_chunks(chunks.count(), chunks.bytes(1, 16), check, |chunk| {
+    let sums = chunks.map(16, check, |chunk| {
         level.run(Elementwise::<O> {
             range: chunks.rows_of(chunk),
             problem,

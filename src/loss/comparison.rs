@@ -18,7 +18,6 @@ use crate::kernel::divergence::{self, Compared, Levels};
 use crate::kernel::finish::{HALF, MOST_LANES, PerLane};
 use crate::kernel::stage::{MOST_STAGED, Stage, most_classes};
 use crate::math::{Boost, Real, two_sum};
-use crate::parallel::map_chunks;
 use crate::row::{Statistics, Transform};
 use crate::rows::BLOCK;
 use crate::simd::{self, Kernel};
@@ -97,10 +96,8 @@ pub fn compare(comparison: &Comparison, figures: &mut ArrayMut, check: Check) ->
     let figures = figures.parts(chunks.ranges());
     let level = simd::level();
     let bytes = reference.dtype().size() + candidate.dtype().size();
-    map_chunks(chunks.count(), chunks.bytes(classes, bytes), check, |chunk| {
-        level.run(Rows { range: chunks.rows_of(chunk), comparison, figures: figures.take(chunk) });
-    })
-    .map(|_| ())
+    let run = |chunk| level.run(Rows { range: chunks.rows_of(chunk), comparison, figures: figures.take(chunk) });
+    chunks.map(bytes, check, run).map(|_| ())
 }
 
 impl Comparison<'_> {

@@ -6,7 +6,6 @@ use super::targets::Problem;
 use super::{Check, Chunks, Derivatives, Found, Reduction, mean, store_policy};
 use crate::array::{Array, ArrayMut};
 use crate::error::Result;
-use crate::parallel::map_chunks;
 use crate::rows::StorePolicy;
 use crate::simd;
 
@@ -49,7 +48,7 @@ pub fn cross_entropy(
     let gradient = gradient.map(|out| out.parts(chunks.ranges()));
     let hessian = hessian.map(|out| out.parts(chunks.ranges()));
     let level = simd::level();
-    let sums = map_chunks(chunks.count(), chunks.bytes(classes, traffic), check, |chunk| {
+    let sums = chunks.map(traffic, check, |chunk| {
         level.run(Rows {
             range: chunks.rows_of(chunk),
             logits,

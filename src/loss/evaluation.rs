@@ -13,7 +13,6 @@ use crate::array::{Array, ArrayMut};
 use crate::error::{Error, Result};
 use crate::kernel::finish::{HALF, MOST_LANES, PerLane, load};
 use crate::math::ExactSum;
-use crate::parallel::map_chunks;
 use crate::row::{Statistics, product};
 use crate::rows::BLOCK;
 use crate::simd::{self, Kernel};
@@ -67,7 +66,7 @@ pub fn tally(logits: &Array, problem: &Problem, top_k: &[usize], check: Check) -
     // Counts may be added in any order, as exact sums.
     let hits: Vec<AtomicU64> = top_k.iter().map(|_| AtomicU64::new(0)).collect();
     let (all, losses) = (&hits[..], losses.as_deref());
-    let found = map_chunks(chunks.count(), chunks.bytes(logits.classes(), logits.dtype().size()), check, |chunk| {
+    let found = chunks.map(logits.dtype().size(), check, |chunk| {
         let found = vec![0; top_k.len()];
         level.run(Rows { range: chunks.rows_of(chunk), logits, problem, top_k, losses, found, all })
     })?;
@@ -98,9 +97,7 @@ fn losses_of(logits: &Array, problem: &Problem, check: Check) -> Result<Option<V
 pub fn sum_of(numbers: &Array, check: Check) -> Result<ExactSum> {
     let chunks = Chunks::of_elements(numbers.count());
     let level = simd::level();
-    let found = map_chunks(chunks.count(), chunks.bytes(1, 8), check, |chunk| {
-        level.run(SumOf { numbers, range: chunks.rows_of(chunk) })
-    })?;
+    let found = chunks.map(8, check, |chunk| level.run(SumOf { numbers, range: chunks.rows_of(chunk) }))?;
     let mut sum = ExactSum::default();
     for part in found {
         sum.merge(*part);

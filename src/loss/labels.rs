@@ -9,7 +9,6 @@ use super::{Check, Chunks};
 use crate::array::Array;
 use crate::dtype::{Integer, with_integer};
 use crate::error::{Error, Result};
-use crate::parallel::map_chunks;
 use crate::simd::{self, Kernel};
 
 /// Marks an ignored row; no array has that many classes.
@@ -96,9 +95,7 @@ impl Labels {
         checked.try_reserve_exact(rows).map_err(|_| Error::Memory(format!("no memory for a copy of {rows} {name}")))?;
         let destination = Destination(checked.as_mut_ptr());
         let chunks = Chunks::of(rows, CHUNK);
-        let found = map_chunks(chunks.count(), CHUNK * (bytes + size_of::<usize>()), check, |chunk| {
-            read(chunks.rows_of(chunk), destination)
-        })?;
+        let found = chunks.map(bytes + size_of::<usize>(), check, |chunk| read(chunks.rows_of(chunk), destination))?;
         let counted = match found.into_iter().sum() {
             Ok(counted) => counted,
             Err(bad) => return Ok(Err(bad)),

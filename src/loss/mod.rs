@@ -26,13 +26,14 @@ use fearless_simd::Simd;
 
 use crate::array::{Array, ArrayMut};
 use crate::dtype::Dtype;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::kernel::stage::most_classes;
 use crate::math::{Real, precise_sum};
+use crate::parallel;
 use crate::rows::StorePolicy;
 
 /// Asked from time to time whether to go on; see [`crate::parallel::map_chunks`].
-pub type Check<'a> = &'a dyn Fn() -> crate::error::Result<()>;
+pub type Check<'a> = &'a dyn Fn() -> Result<()>;
 
 /// What becomes of the losses of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,12 +131,16 @@ struct Chunks {
     /// No chunk goes on past a multiple of this many rows.
     run: usize,
     rows_a_chunk: usize,
+    /// How many elements a row has.
+    classes: usize,
+    /// In how many pieces rows can be worked on.
+    pieces: usize,
 }
 
 impl Chunks {
     /// Chunks of so many of these rows.
     fn of(rows: usize, rows_a_chunk: usize) -> Self {
-        Self { rows, run: rows.max(1), rows_a_chunk }
+        Self { rows, run: rows.max(1), rows_a_chunk, classes: 1, pieces: 1 }
     }
 
     /// Chunks of elements that are no rows.
@@ -152,36 +157,40 @@ impl Chunks {
             if is_double { [most_classes::<f64>(), f64::LANES] } else { [most_classes::<f32>(), f32::LANES] };
         let rows_a_chunk = (CHUNK_ELEMENTS / classes.max(1)).max(1);
         let neighbours = if rows == 0 { None } else { array.neighbours_from(0) };
+        // Tiles are worked on as a whole.
+        let pieces = if neighbours.is_some_and(|run| run >= lanes) { 1 } else { parallel::pieces(classes) };
+        let chunks = Self { classes, pieces, ..Self::of(rows, rows_a_chunk) };
         match neighbours.filter(|_| classes > few) {
-            None => Self::of(rows, rows_a_chunk),
-            Some(run) if run <= rows_a_chunk => Self::of(rows, rows_a_chunk / run * run),
-            Some(run) => Self { rows, run, rows_a_chunk: rows_a_chunk.next_multiple_of(lanes) },
+            None => chunks,
+            Some(run) if run <= rows_a_chunk => Self { rows_a_chunk: rows_a_chunk / run * run, ..chunks },
+            Some(run) => Self { run, rows_a_chunk: rows_a_chunk.next_multiple_of(lanes), ..chunks },
         }
     }
 
+    /// [`parallel::map_rows`] of all chunks, whose elements move `bytes` each.
+    fn map<T: Send + Sync>(self, bytes: usize, check: Check, work: impl Fn(usize) -> T + Sync) -> Result<Vec<T>> {
+        let bytes = self.rows_a_chunk.saturating_mul(self.classes).saturating_mul(bytes);
+        parallel::map_rows(self.count(), bytes, self.pieces, check, work)
+    }
+
     /// How many chunks a run is.
-    fn pieces(self) -> usize {
+    fn of_run(self) -> usize {
         self.run.div_ceil(self.rows_a_chunk)
     }
 
     fn count(self) -> usize {
-        self.rows / self.run * self.pieces()
+        self.rows / self.run * self.of_run()
     }
 
     fn rows_of(self, chunk: usize) -> std::ops::Range<usize> {
-        let first = chunk / self.pieces() * self.run;
-        let start = first + chunk % self.pieces() * self.rows_a_chunk;
+        let first = chunk / self.of_run() * self.run;
+        let start = first + chunk % self.of_run() * self.rows_a_chunk;
         start..(start + self.rows_a_chunk).min(first + self.run)
     }
 
     /// The rows of all chunks.
     fn ranges(self) -> impl Iterator<Item = std::ops::Range<usize>> {
         (0..self.count()).map(move |chunk| self.rows_of(chunk))
-    }
-
-    /// Bytes that a chunk moves when each of its elements moves `bytes`.
-    fn bytes(self, classes: usize, bytes: usize) -> usize {
-        self.rows_a_chunk.saturating_mul(classes).saturating_mul(bytes)
     }
 }
 

@@ -17,7 +17,6 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::finish::{HALF, MOST_LANES, PerLane, load, store};
 use crate::math::{Real, exp_minus_one, two_sum};
-use crate::parallel::map_chunks;
 use crate::row::batch::{self, Spreads, Targets};
 use crate::row::{Dense, LogSumExps, Source, find_point, gradient, log_sum_exp};
 use crate::rows::StorePolicy;
@@ -75,9 +74,8 @@ pub fn shard_gradient(
     let (Some(out), Some(grad_output)) = (out, grad_output) else { unreachable!("there is a gradient") };
     let stores = store_policy(logits, out);
     let parts = out.parts(chunks.ranges());
-    let bytes = chunks.bytes(classes, logits.dtype().size() + 2 * dtype.size());
     let level = simd::level();
-    map_chunks(chunks.count(), bytes, check, |chunk| {
+    chunks.map(logits.dtype().size() + 2 * dtype.size(), check, |chunk| {
         let (range, out) = (chunks.rows_of(chunk), parts.take(chunk));
         level.run(Work { range, logits, shard, divisor, spread, grad_output, out, stores });
     })?;

@@ -9,7 +9,6 @@ use super::{Check, Chunks, labels::Labels, store_policy};
 use crate::array::{Array, ArrayMut, RowsMut};
 use crate::error::Result;
 use crate::kernel::finish::{MOST_LANES, PerLane};
-use crate::parallel::map_chunks;
 use crate::row::{Statistics, Transform, batch};
 use crate::simd::{self, Kernel};
 
@@ -71,9 +70,7 @@ fn run<'a, U: Use>(
     let chunks = Chunks::of_rows(logits);
     let parts = out.parts(chunks.ranges());
     let level = simd::level();
-    let bytes = chunks.bytes(logits.classes(), traffic);
-    map_chunks(chunks.count(), bytes, check, |chunk| level.run(work(chunks.rows_of(chunk), parts.take(chunk))))
-        .map(|_| ())
+    chunks.map(traffic, check, |chunk| level.run(work(chunks.rows_of(chunk), parts.take(chunk)))).map(|_| ())
 }
 
 /// The work on a chunk of rows, for somebody.
@@ -130,8 +127,7 @@ pub(super) fn log_sum_exps_of<S: Simd>(
 ) -> PerLane<f64> {
     let mut values = known.missed(simd, &[0.0; MOST_LANES], rows.len(), transform);
     for (lane, number) in rows.enumerate().filter(|(lane, _)| known.log_sum_exps.reference[*lane] == f64::INFINITY) {
-        let row = logits.row(number);
-        if !(0..row.classes()).any(|class| row.get(class).is_nan()) {
+        if logits.row(number).find_nan().is_none() {
             values[lane] = f64::INFINITY;
         }
     }

@@ -10,7 +10,6 @@ use crate::dtype::{Dtype, Integer, Number, with_integer};
 use crate::error::{Error, Result};
 use crate::kernel::listed::{ListedPart, ListedRows, sum_of_logs};
 use crate::math::{precise_sum, two_sum};
-use crate::parallel::map_chunks;
 use crate::row::product;
 use crate::simd::{self, Kernel};
 
@@ -86,7 +85,7 @@ impl SparseTargets<'_> {
         let chunks = Chunks::of(rows, (PART / width.max(1)).max(1));
         let bytes = self.index.dtype().size() + self.probability.dtype().size() + 2 * size_of::<usize>();
         let level = simd::level();
-        let parts = map_chunks(chunks.count(), chunks.bytes(width, bytes), check, |chunk| {
+        let parts = chunks.map(width * bytes, check, |chunk| {
             level.run(Read { targets: self, counts, width, rows: chunks.rows_of(chunk) })
         })?;
         let parts = parts.into_iter().collect::<std::result::Result<Vec<_>, Wrong>>();

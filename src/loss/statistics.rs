@@ -10,7 +10,6 @@ use super::{Check, Chunks, labels::Labels};
 use crate::array::{Array, ArrayMut, Parts, RowsMut};
 use crate::error::Result;
 use crate::kernel::finish::{MOST_LANES, PerLane};
-use crate::parallel::map_chunks;
 use crate::row::{Statistics, Transform};
 use crate::simd::{self, Kernel};
 
@@ -66,11 +65,11 @@ pub fn row_statistics(
         out.parts(chunks.ranges())
     });
     let level = simd::level();
-    map_chunks(chunks.count(), chunks.bytes(logits.classes(), logits.dtype().size()), check, |chunk| {
+    let run = |chunk| {
         let columns = columns.each().map(|parts: &Parts| parts.take(chunk));
         level.run(Rows { range: chunks.rows_of(chunk), logits, labels, transform, columns });
-    })
-    .map(|_| ())
+    };
+    chunks.map(logits.dtype().size(), check, run).map(|_| ())
 }
 
 struct Rows<'a> {

@@ -12,7 +12,7 @@ use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::kernel::focus::Focus;
 use crate::kernel::listed::ListedRows;
 use crate::math::{Real, precise_sum};
-use crate::parallel::map_chunks;
+use crate::parallel::in_pieces;
 use crate::row::batch;
 use crate::row::{Dense, Source, Teacher, Transform, are_probabilities, is_probability};
 use crate::rows::BLOCK;
@@ -178,9 +178,8 @@ impl<'p> Problem<'p> {
             return Ok(());
         }
         let level = simd::level();
-        let found = map_chunks(chunks.count(), chunks.bytes(classes, 8), check, |chunk| {
-            level.run(Look { problem: self, rows: chunks.rows_of(chunk), classes })
-        })?;
+        let found =
+            chunks.map(8, check, |chunk| level.run(Look { problem: self, rows: chunks.rows_of(chunk), classes }))?;
         self.checked(found.into_iter().collect())
     }
 
@@ -191,14 +190,17 @@ impl<'p> Problem<'p> {
         if are_all_probabilities(simd, numbers, rows.clone()) {
             return Ok(());
         }
-        let mut block = [0.0; BLOCK];
         for row in rows.filter(|&row| self.counts(row)) {
-            for start in (0..classes).step_by(BLOCK) {
-                let (first, block) = (row * classes + start, &mut block[..BLOCK.min(classes - start)]);
-                numbers.read(simd, first, block);
-                if let Some(bad) = block.iter().position(|value| !is_probability(*value)) {
-                    return Err(BadTarget(first + bad));
-                }
+            let bad_of = |part: Range<usize>| {
+                let mut block = [0.0; BLOCK];
+                part.clone().step_by(BLOCK).find_map(|start| {
+                    let (first, block) = (row * classes + start, &mut block[..BLOCK.min(part.end - start)]);
+                    numbers.read(simd, first, block);
+                    block.iter().position(|value| !is_probability(*value)).map(|bad| first + bad)
+                })
+            };
+            if let Some(bad) = in_pieces(classes, bad_of, |found, next| *found = found.or(next)) {
+                return Err(BadTarget(bad));
             }
         }
         Ok(())
@@ -287,13 +289,16 @@ impl<'p> Problem<'p> {
 /// Whether all numbers of some rows are probabilities: as they lie in memory, side by side if they do.
 #[inline(never)]
 fn are_all_probabilities<S: Simd>(simd: S, numbers: &Array, rows: Range<usize>) -> bool {
-    let mut block = [0.0; BLOCK];
-    let mut are_fine = |numbers: &Array, elements: Range<usize>| {
-        elements.clone().step_by(BLOCK).all(|first| {
-            let block = &mut block[..BLOCK.min(elements.end - first)];
-            numbers.read(simd, first, block);
-            are_probabilities(block)
-        })
+    let are_fine = |numbers: &Array, elements: Range<usize>| {
+        let of_part = |part: Range<usize>| {
+            let mut block = [0.0; BLOCK];
+            part.clone().step_by(BLOCK).all(|first| {
+                let block = &mut block[..BLOCK.min(part.end - first)];
+                numbers.read(simd, elements.start + first, block);
+                are_probabilities(block)
+            })
+        };
+        in_pieces(elements.len(), of_part, |fine, next| *fine &= next)
     };
     let mut first = rows.start;
     while first < rows.end {

@@ -7,7 +7,10 @@
 //! The pool belongs to a process: a child made by `fork` has none of its parent's threads. A handler counts forks, and
 //! a pool that an earlier process made is left where it is, neither used nor dropped: its threads do not exist. Long
 //! jobs run in slices of about 50 ms, between which the caller may stop them.
+//!
+//! Where a row is work enough for all threads, they share it (`pieces.rs`).
 
+mod pieces;
 #[cfg_attr(target_os = "linux", path = "placement.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "no_placement.rs")]
 mod placement;
@@ -19,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use self::pool::Pool;
 use crate::error::{Error, Result};
+pub use pieces::{in_pieces, map_rows, pieces};
 
 /// Jobs of fewer bytes than this stay on the caller's thread: some 30 µs of work.
 const INLINE_BYTES: usize = 1 << 18;
@@ -171,13 +175,19 @@ pub fn map_chunks<T: Send + Sync>(
     check: &dyn Fn() -> Result<()>,
     work: impl Fn(usize) -> T + Sync,
 ) -> Result<Vec<T>> {
-    let mut results: Vec<OnceLock<T>> = Vec::new();
-    results.try_reserve_exact(chunks).map_err(|_| Error::Memory(format!("no memory for {chunks} partial results")))?;
+    let mut results: Vec<OnceLock<T>> = reserved(chunks)?;
     results.resize_with(chunks, OnceLock::new);
     run(chunks, chunk_bytes, check, &|chunk| {
         let _ = results[chunk].set(work(chunk));
     })?;
     Ok(results.into_iter().map(|result| result.into_inner().expect("each chunk was taken once")).collect())
+}
+
+/// Room for so many results.
+fn reserved<T>(count: usize) -> Result<Vec<T>> {
+    let mut results = Vec::new();
+    results.try_reserve_exact(count).map_err(|_| Error::Memory(format!("no memory for {count} partial results")))?;
+    Ok(results)
 }
 
 /// Run `work` on every chunk, in the pool if that is worth it.

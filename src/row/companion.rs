@@ -10,7 +10,7 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 use super::transform::Value;
 use crate::element::Element;
 use crate::math::{Real, Total, Twice, UNIT, lane_numbers};
-use crate::rows::Row;
+use crate::rows::{BLOCK, Row};
 
 /// A vector of the pass.
 pub(super) struct Term<S: Simd, R: Real> {
@@ -43,7 +43,7 @@ impl Raise {
 }
 
 /// Accumulates extra sums during the log-sum-exp pass.
-pub(super) trait Companion<S: Simd, R: Real> {
+pub(super) trait Companion<S: Simd, R: Real>: Sized {
     /// A block of `length` classes from `start` on comes.
     #[inline(always)]
     fn begin(&mut self, _simd: S, _start: usize, _length: usize) {}
@@ -53,6 +53,9 @@ pub(super) trait Companion<S: Simd, R: Real> {
     /// The reference changes.
     #[inline(always)]
     fn raise(&mut self, _raise: impl FnOnce() -> Raise) {}
+    /// Take in what was summed of another piece of the row, relative to the same reference.
+    #[inline(always)]
+    fn merge(&mut self, _other: Self) {}
     /// Sums of a block begin.
     #[inline(always)]
     fn begin_sums(&mut self, _simd: S) {}
@@ -93,6 +96,7 @@ pub(super) struct Uniform<S: Simd> {
     vectors: usize,
     /// The reference of the block.
     reference: Twice<S>,
+    /// How many classes came before the block.
     before: usize,
 }
 
@@ -119,14 +123,15 @@ impl<S: Simd> Uniform<S> {
 
 impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
     #[inline(always)]
-    fn begin(&mut self, _simd: S, start: usize, _length: usize) {
-        self.before = start;
-    }
-
-    #[inline(always)]
     fn raise(&mut self, raise: impl FnOnce() -> Raise) {
         let raise = raise();
         self.sum.add_scalar(self.before as f64 * raise.step());
+    }
+
+    #[inline(always)]
+    fn merge(&mut self, other: Self) {
+        self.sum.add::<R>(other.sum);
+        self.before += other.before;
     }
 
     #[inline(always)]
@@ -166,6 +171,7 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
         }
         self.vectors += whole - vectors.start + usize::from(rest > 0);
         (self.sum, self.block) = (sum, block);
+        self.before += count;
     }
 
     #[inline(always)]
@@ -182,30 +188,39 @@ impl<S: Simd, R: Real> Companion<S, R> for Uniform<S> {
 }
 
 /// Where weights of classes come from.
-pub(super) trait Weights<S: Simd> {
-    /// Write the weights of the classes of a block; of a row, 0 behind them, of a tile, anything.
+pub(super) trait Weights<S: Simd>: Sized {
+    /// Write the weights of the classes of a block, and 0 behind them.
     fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]);
+    /// Take in what was found of other classes.
+    fn merge(&mut self, other: Self);
 }
 
 /// `Σ weight·(value − reference)`, in units of [`UNIT`], and `Σ weight`.
-pub(super) struct Weighted<'a, S: Simd, W> {
+pub(super) struct Weighted<S: Simd, W> {
     pub(super) weights: W,
-    block: &'a mut [f64],
+    block: [f64; BLOCK],
     pub(super) sum: Total<S>,
     pub(super) mass: Total<S>,
 }
 
-impl<'a, S: Simd, W> Weighted<'a, S, W> {
+impl<S: Simd, W> Weighted<S, W> {
     #[inline(always)]
-    pub(super) fn new(simd: S, weights: W, block: &'a mut [f64]) -> Self {
-        Self { weights, block, sum: Total::zero(simd), mass: Total::zero(simd) }
+    pub(super) fn new(simd: S, weights: W) -> Self {
+        Self { weights, block: [0.0; BLOCK], sum: Total::zero(simd), mass: Total::zero(simd) }
     }
 }
 
-impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<'_, S, W> {
+impl<S: Simd, R: Real, W: Weights<S>> Companion<S, R> for Weighted<S, W> {
     #[inline(always)]
     fn begin(&mut self, simd: S, start: usize, length: usize) {
-        self.weights.fill(simd, start, length, self.block);
+        self.weights.fill(simd, start, length, &mut self.block);
+    }
+
+    #[inline(always)]
+    fn merge(&mut self, other: Self) {
+        self.sum.add::<R>(other.sum);
+        self.mass.add::<R>(other.mass);
+        self.weights.merge(other.weights);
     }
 
     #[inline(always)]
@@ -296,6 +311,15 @@ impl<S: Simd, R: Real + Element<Real = R>> Companion<S, R> for Shape<'_, S, R> {
         let Raise { moved, factor, sum, .. } = raise();
         R::scale(&mut self.weighted, factor);
         self.weighted.add_scalar(if factor == 0.0 { 0.0 } else { factor * moved * sum });
+    }
+
+    #[inline(always)]
+    fn merge(&mut self, other: Self) {
+        self.weighted.add::<R>(other.weighted);
+        self.above.add::<R>(other.above);
+        if other.top.0 > self.top.0 {
+            self.top = other.top;
+        }
     }
 
     #[inline(always)]

@@ -284,4 +284,9 @@ impl<S: Simd> Weights<S> for RowWeights<'_> {
     fn fill(&mut self, simd: S, start: usize, length: usize, block: &mut [f64]) {
         self.sum += self.dense.fill(simd, start, length, block);
     }
+
+    #[inline(always)]
+    fn merge(&mut self, other: Self) {
+        self.sum += other.sum;
+    }
 }

@@ -1,5 +1,7 @@
 //! The first verb: one pass over a row's logits, for its log-sum-exp and for what else is summed on the way.
 
+use std::ops::Range;
+
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::Transform;
@@ -10,6 +12,7 @@ use crate::kernel::finish::{HALF, MOST_LANES, PerLane, load, store};
 use crate::math::{
     Boost, Real, Total, Twice, argument_of_sums, exp, log_one_plus, regrow, shrinkage, with_vectors_at_a_time,
 };
+use crate::parallel::in_pieces;
 use crate::rows::{BLOCK, Row};
 
 /// `log Σ exp z` in parts: it is `z(reference) + ln(own + others)`.
@@ -140,18 +143,22 @@ pub(super) fn log_totals<S: Simd>(simd: S, found: &LogSumExps, rows: usize) -> P
 /// `log Σ exp z` over the classes of a row.
 #[inline(always)]
 pub fn log_sum_exp<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, transform: Transform) -> LogSumExp {
-    pass::<S, R, _>(simd, row, transform, Nothing).0
+    pass::<S, R, _>(simd, row, transform, || Nothing).0
 }
 
-/// [`log_sum_exp`], and what a companion saw on the way.
+/// [`log_sum_exp`], and what a companion saw on the way; each piece of a long row has its own.
 #[inline(always)]
-pub(super) fn pass<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>>(
+pub(super) fn pass<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R> + Send + Sync>(
     simd: S,
     row: Row,
     transform: Transform,
-    companion: C,
+    companion: impl Fn() -> C + Sync,
 ) -> (LogSumExp, C) {
-    with_mode!(transform, MODE => pass_by_blocks::<S, R, C, MODE>(simd, row, transform, companion))
+    let of_piece = |part: Range<usize>| with_mode!(transform, MODE => pass_by_blocks::<S, R, C, MODE>(simd, row, part.clone(), transform, companion()));
+    let (sums, companion) = in_pieces(row.classes(), of_piece, |(sums, companion), next| {
+        sums.merge(simd, transform, companion, next);
+    });
+    (sums.finish(), companion)
 }
 
 /// What the pass carries from block to block. Exponentials are boosted, so that a leader's distant followers count.
@@ -170,20 +177,71 @@ impl<S: Simd, R: Real> Sums<S, R> {
         Self { reference: R::from_f64(f64::NEG_INFINITY), capped: None, sum: Total::zero(simd) }
     }
 
+    /// What no logit may exceed: a slack of one above the reference, in units of x, since a cap only brings logits closer.
+    #[inline(always)]
+    fn limit(&self, transform: Transform) -> R {
+        let (reference, slack) = (self.reference.to_f64(), transform.temperature());
+        let limit = R::from_f64(reference + slack);
+        if limit.to_f64() - reference > slack { limit.next_smaller() } else { limit }
+    }
+
+    /// Make another logit the reference, whose own term is not among these.
+    #[inline(always)]
+    fn refer_to<C: Companion<S, R>>(&mut self, simd: S, transform: Transform, to: R, companion: &mut C) {
+        let from = self.reference.to_f64();
+        // Before the first there is nothing to rescale.
+        if from > f64::NEG_INFINITY {
+            let [high, low] = transform.difference(simd, from, to.to_f64());
+            let moved = high + low;
+            let factor = exp(simd, moved * (1.0 - shrinkage::<S, R>()));
+            self.sum.add_scalar(R::BOOST);
+            companion.raise(|| {
+                let [from, to] = [from, to.to_f64()].map(|x| transform.capped(simd, x));
+                Raise { from, to, moved, factor, sum: self.sum.value() }
+            });
+            R::scale(&mut self.sum, factor);
+        }
+        (self.reference, self.capped) = (to, None);
+    }
+
+    /// Take in the sums of another piece, and what its companion saw.
+    #[inline(never)]
+    fn merge<C: Companion<S, R>>(
+        &mut self,
+        simd: S,
+        transform: Transform,
+        companion: &mut C,
+        (mut other, mut seen): (Self, C),
+    ) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                if other.reference > self.limit(transform) {
+                    self.refer_to(simd, transform, other.reference, companion);
+                } else {
+                    other.refer_to(simd, transform, self.reference, &mut seen);
+                }
+                self.sum.add::<R>(other.sum);
+                companion.merge(seen);
+            },
+        );
+    }
+
     #[inline(always)]
     fn finish(self) -> LogSumExp {
         LogSumExp::new(self.reference, regrow::<S, R>(self.sum.value() / R::BOOST))
     }
 }
 
-/// The pass over blocks that were read, and capped, before.
+/// The pass over blocks of a part, that were read, and capped, before.
 #[inline(never)]
 fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, const MODE: u8>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     transform: Transform,
     mut companion: C,
-) -> (LogSumExp, C) {
+) -> (Sums<S, R>, C) {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -191,8 +249,8 @@ fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, cons
             let scale = Scale::new(simd, transform);
             let mut copy = Aligned([R::default(); BLOCK]);
             let mut capped = Capped::default();
-            for start in (0..row.classes()).step_by(BLOCK) {
-                let length = (row.classes() - start).min(BLOCK);
+            for start in part.clone().step_by(BLOCK) {
+                let length = (part.end - start).min(BLOCK);
                 let block = Block { transform, scale, start, length };
                 let logits = if let Some(cap) = scale.cap::<MODE>() {
                     row.read(simd, start, length, &mut copy.0);
@@ -206,7 +264,7 @@ fn pass_by_blocks<S: Simd, R: Real + Element<Real = R>, C: Companion<S, R>, cons
                 let raised = block.raise(simd, &logits, &mut sums, &mut companion);
                 block.add::<C, MODE>(simd, &logits, raised, &mut sums, &mut companion);
             }
-            (sums.finish(), companion)
+            (sums, companion)
         },
     )
 }
@@ -264,28 +322,11 @@ impl<S: Simd, R: Real + Element<Real = R>> Block<S, R> {
         }
         let largest = largest[0].max(largest[1]).max(largest[2].max(largest[3]));
         companion.largest(simd, largest, self.start);
-        // The slack of one, in units of x: a cap only brings logits closer. The first logit that is not masked is a
-        // reference at once.
-        let (reference, slack) = (Real::to_f64(sums.reference), self.transform.temperature());
-        let limit = <R as Real>::from_f64(reference + slack);
-        let limit = if Real::to_f64(limit) - reference > slack { limit.next_smaller() } else { limit };
-        if !largest.simd_gt(splat(limit)).any_true() {
+        // The first logit that is not masked is a reference at once.
+        if !largest.simd_gt(splat(sums.limit(self.transform))).any_true() {
             return false;
         }
-        let raised = R::largest(largest);
-        // Before the first there is nothing to rescale.
-        if reference > f64::NEG_INFINITY {
-            let [high, low] = self.transform.difference(simd, reference, Real::to_f64(raised));
-            let moved = high + low;
-            let factor = exp(simd, moved * (1.0 - shrinkage::<S, R>()));
-            sums.sum.add_scalar(R::BOOST);
-            companion.raise(|| {
-                let [from, to] = [sums.reference, raised].map(|x| self.transform.capped(simd, Real::to_f64(x)));
-                Raise { from, to, moved, factor, sum: sums.sum.value() }
-            });
-            R::scale(&mut sums.sum, factor);
-        }
-        (sums.reference, sums.capped) = (raised, None);
+        sums.refer_to(simd, self.transform, R::largest(largest), companion);
         true
     }
 

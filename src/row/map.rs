@@ -1,5 +1,7 @@
 //! The second verb: a pass that writes a value for each class, reading the row from cache.
 
+use std::ops::Range;
+
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
@@ -79,10 +81,24 @@ pub fn probabilities<S: Simd, R: Real + Element<Real = R>>(
 }
 
 /// Write an [`Exponential`], but for the class that is an exception, which gets its own value.
-#[inline(never)]
+#[inline(always)]
 fn exponentials<S: Simd, R: Real>(
     simd: S,
     row: Row,
+    out: RowMut,
+    of: Exponential,
+    stores: StorePolicy,
+    exception: Option<(usize, f64)>,
+) {
+    out.in_pieces(|part, out| exponentials_of::<S, R>(simd, row, part, out, of, stores, exception));
+}
+
+/// [`exponentials`] of some classes.
+#[inline(never)]
+fn exponentials_of<S: Simd, R: Real>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
     out: RowMut,
     of: Exponential,
     stores: StorePolicy,
@@ -93,7 +109,7 @@ fn exponentials<S: Simd, R: Real>(
         || {
             with_uncapped_mode!(of.transform, MODE => {
                 let terms = Terms::<S, R, MODE>::new(simd, of);
-                map_vectors::<S, R>(simd, row, out, stores, exception, #[inline(always)] |x| terms.exp(Value::plain(x)) * terms.factor);
+                map_vectors::<S, R>(simd, row, part, out, stores, exception, #[inline(always)] |x| terms.exp(Value::plain(x)) * terms.factor);
             });
         },
     );
@@ -115,16 +131,18 @@ pub(super) fn gradient<S: Simd, R: Real + Element<Real = R>>(
         exponentials::<S, R>(simd, row, out, of, stores, exception);
     } else {
         with_mode!(of.transform, MODE => {
-            difference::<S, R, MODE>(simd, row, out, of, offset, stores, exception);
+            out.in_pieces(|part, out| difference::<S, R, MODE>(simd, row, part, out, of, offset, stores, exception));
         });
     }
 }
 
-/// [`gradient`] by blocks.
+/// [`gradient`] of some classes by blocks.
 #[inline(never)]
+#[allow(clippy::too_many_arguments)] // some classes, where their gradients go, and what these are made of
 fn difference<S: Simd, R: Real, const MODE: u8>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     out: RowMut,
     of: Exponential,
     offset: Offset,
@@ -141,6 +159,7 @@ fn difference<S: Simd, R: Real, const MODE: u8>(
             map_blocks(
                 simd,
                 row,
+                part,
                 out,
                 stores,
                 exception,
@@ -213,10 +232,26 @@ pub(super) fn difference_of<S: Simd, R: Real>(
 }
 
 /// Write `scale·p·(1 − p)`, p being the exponential, but for the class that is an exception.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn variance<S: Simd, R: Real>(
     simd: S,
     row: Row,
+    out: RowMut,
+    of: Exponential,
+    scale: f64,
+    stores: StorePolicy,
+    exception: Option<(usize, f64)>,
+) {
+    out.in_pieces(|part, out| variance_of::<S, R>(simd, row, part, out, of, scale, stores, exception));
+}
+
+/// [`variance`] of some classes.
+#[inline(never)]
+#[allow(clippy::too_many_arguments)] // some classes, where their variances go, and what these are made of
+fn variance_of<S: Simd, R: Real>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
     out: RowMut,
     of: Exponential,
     scale: f64,
@@ -229,7 +264,7 @@ pub(super) fn variance<S: Simd, R: Real>(
             let scale = R::splat(simd, take_back::<R>(scale, Boost::None));
             with_uncapped_mode!(of.transform, MODE => {
                 let terms = Terms::<S, R, MODE>::new(simd, of);
-                map_vectors::<S, R>(simd, row, out, stores, exception, #[inline(always)] |x| {
+                map_vectors::<S, R>(simd, row, part, out, stores, exception, #[inline(always)] |x| {
                     let p = terms.exp(Value::plain(x)) * terms.factor;
                     p * (R::splat(simd, 1.0) - p) * scale
                 });
@@ -238,11 +273,12 @@ pub(super) fn variance<S: Simd, R: Real>(
     );
 }
 
-/// Write what `f` makes of each block of a row: it gets where the block starts, how long it is, and its logits.
+/// Write what `f` makes of each block of a part of a row: it gets where the block starts, how long it is, and its logits.
 #[inline(always)]
 fn map_blocks<S: Simd, R: Real>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     mut out: RowMut,
     stores: StorePolicy,
     exception: Option<(usize, f64)>,
@@ -251,25 +287,27 @@ fn map_blocks<S: Simd, R: Real>(
     let mut block = [R::default(); BLOCK];
     // A first short block brings the streaming stores to the boundary that they need, if there is one.
     let lead = out.peel(stores);
-    let mut start = 0;
-    while start < row.classes() {
-        let most = if start == 0 { lead.filter(|lead| *lead > 0).unwrap_or(BLOCK) } else { BLOCK };
-        let length = most.min(row.classes() - start);
+    let mut start = part.start;
+    while start < part.end {
+        let written = start - part.start;
+        let most = if written == 0 { lead.filter(|lead| *lead > 0).unwrap_or(BLOCK) } else { BLOCK };
+        let length = most.min(part.end - start);
         row.read(simd, start, length, &mut block);
         f(start, length, &mut block);
         if let Some((class, value)) = exception.filter(|(class, _)| (start..start + length).contains(class)) {
             block[class - start] = R::from_f64(value);
         }
-        out.write(simd, start, length, &block, lead.is_some_and(|lead| start >= lead));
+        out.write(simd, written, length, &block, lead.is_some_and(|lead| written >= lead));
         start += length;
     }
 }
 
-/// Write what `f` makes of each vector of a row.
+/// Write what `f` makes of each vector of a part of a row.
 #[inline(always)]
 fn map_vectors<S: Simd, R: Real>(
     simd: S,
     row: Row,
+    part: Range<usize>,
     out: RowMut,
     stores: StorePolicy,
     exception: Option<(usize, f64)>,
@@ -278,6 +316,7 @@ fn map_vectors<S: Simd, R: Real>(
     map_blocks(
         simd,
         row,
+        part,
         out,
         stores,
         exception,
@@ -291,13 +330,29 @@ fn map_vectors<S: Simd, R: Real>(
 }
 
 /// Write `z − z(reference) − log_sum`.
-#[inline(never)]
+#[inline(always)]
 pub fn log_probabilities<S: Simd, R: Real>(
     simd: S,
     row: Row,
     out: RowMut,
     reference: f64,
     log_sum: f64,
+    transform: Transform,
+    stores: StorePolicy,
+) {
+    out.in_pieces(|part, out| {
+        log_probabilities_of::<S, R>(simd, row, part, out, [reference, log_sum], transform, stores);
+    });
+}
+
+/// [`log_probabilities`] of some classes.
+#[inline(never)]
+fn log_probabilities_of<S: Simd, R: Real>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
+    out: RowMut,
+    [reference, log_sum]: [f64; 2],
     transform: Transform,
     stores: StorePolicy,
 ) {
@@ -310,7 +365,7 @@ pub fn log_probabilities<S: Simd, R: Real>(
             with_uncapped_mode!(transform, MODE => {
                 let of = Exponential { reference, factor: 1.0, transform };
                 let terms = Terms::<S, R, MODE>::new(simd, of);
-                map_vectors::<S, R>(simd, row, out, stores, None, #[inline(always)] |x| terms.scale.log::<MODE>(Value::plain(x), terms.reference, log_sum));
+                map_vectors::<S, R>(simd, row, part, out, stores, None, #[inline(always)] |x| terms.scale.log::<MODE>(Value::plain(x), terms.reference, log_sum));
             });
         },
     );

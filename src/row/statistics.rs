@@ -69,7 +69,7 @@ impl Statistics {
         ranked: Option<usize>,
         transform: Transform,
     ) {
-        let (found, shape) = pass::<S, R, _>(simd, row, transform, Shape::new(simd, row, ranked));
+        let (found, shape) = pass::<S, R, _>(simd, row, transform, || Shape::new(simd, row, ranked));
         let (top, start) = shape.top;
         let (_, leader) = row.equal_to(simd, start, (row.classes() - start).min(BLOCK), top);
         self.log_sum_exps.set(lane, found);
@@ -79,8 +79,7 @@ impl Statistics {
         self.weighted[lane] = shape.weighted.value() / R::BOOST;
         self.above[lane] = shape.above.value();
         if found.total().is_nan() {
-            let is_nan = |class: &usize| row.get(*class).is_nan();
-            self.leader[lane] = (0..row.classes()).find(is_nan).unwrap_or(self.leader[lane]);
+            self.leader[lane] = row.find_nan().unwrap_or(self.leader[lane]);
         }
     }
 

@@ -28,7 +28,8 @@ use crate::array::Array;
 use crate::element::Element;
 use crate::kernel::finish::MOST_LANES;
 use crate::math::Real;
-use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
+use crate::parallel::in_pieces;
+use crate::rows::{Row, RowMut, StorePolicy};
 
 /// What a row should be.
 #[derive(Clone, Copy, Debug)]
@@ -118,21 +119,19 @@ impl Target<'_> {
         spreads: &mut Spreads,
     ) {
         let log_sum_exp = if let Some(dense) = self.dense {
-            let mut block = [0.0; BLOCK];
-            let weights = RowWeights { dense, sum: 0.0 };
-            let weighted = Weighted::new(simd, weights, &mut block);
+            let weighted = || Weighted::new(simd, RowWeights { dense, sum: 0.0 });
             let (found, weighted) = pass::<S, R, _>(simd, row, transform, weighted);
             spreads.mass[lane] = weighted.mass.value();
             spreads.sum[lane] = weighted.sum.value();
             spreads.teacher[lane] = weighted.weights.sum;
             found
         } else if self.uniform != 0.0 {
-            let (found, uniform) = pass::<S, R, _>(simd, row, transform, Uniform::new(simd));
+            let (found, uniform) = pass::<S, R, _>(simd, row, transform, || Uniform::new(simd));
             spreads.mass[lane] = self.uniform * row.classes() as f64;
             spreads.sum[lane] = self.uniform * uniform.sum.value();
             found
         } else {
-            pass::<S, R, _>(simd, row, transform, Nothing).0
+            pass::<S, R, _>(simd, row, transform, || Nothing).0
         };
         found.set(lane, log_sum_exp);
     }
@@ -149,8 +148,9 @@ impl Target<'_> {
     fn loss_by_class<S: Simd>(&self, simd: S, row: Row, found: LogSumExp, transform: Transform) -> f64 {
         let [log_total, _] = found.log_total(simd);
         let missed = |logit: f64| transform.difference(simd, found.reference, logit)[0] + log_total;
-        let losses = (0..row.classes()).map(|class| product(self.weight(simd, class), missed(row.get(class))));
-        losses.sum::<f64>() + self.z_loss * missed(0.0).powi(2)
+        let of_class = |class: usize| product(self.weight(simd, class), missed(row.get(class)));
+        let losses = in_pieces(row.classes(), |part| part.map(of_class).sum::<f64>(), |all, next| *all += next);
+        losses + self.z_loss * missed(0.0).powi(2)
     }
 
     /// The target as that of the only row of some.
@@ -241,20 +241,21 @@ pub fn gradient<S: Simd, R: Real + Element<Real = R>>(
     };
     if slopes.factor[lane].is_infinite() {
         // Infinite but for the classes that weigh so themselves, where it is a difference of infinities, and the masked.
-        for class in 0..row.classes() {
-            let masked = row.get(class) == f64::NEG_INFINITY;
-            let weight = target.weight(simd, class);
-            // If no weight is infinite, but what they are multiplied by, the target's own part is known.
-            let overflows = target.dense.is_none() && weight.is_finite();
-            let own = slopes.own(lane).filter(|(own, _)| *own == class && overflows);
-            let difference = own.map_or_else(
-                #[inline(always)]
-                || slopes.factor[lane] - map::share(slopes.scale[lane], weight),
-                |(_, own)| own,
-            );
-            out.set_rounded(class, if masked { 0.0 } else { difference });
-        }
-        return;
+        return out.in_pieces(|part, mut out| {
+            for (index, class) in part.enumerate() {
+                let masked = row.get(class) == f64::NEG_INFINITY;
+                let weight = target.weight(simd, class);
+                // If no weight is infinite, but what they are multiplied by, the target's own part is known.
+                let overflows = target.dense.is_none() && weight.is_finite();
+                let own = slopes.own(lane).filter(|(own, _)| *own == class && overflows);
+                let difference = own.map_or_else(
+                    #[inline(always)]
+                    || slopes.factor[lane] - map::share(slopes.scale[lane], weight),
+                    |(_, own)| own,
+                );
+                out.set_rounded(index, if masked { 0.0 } else { difference });
+            }
+        });
     }
     let of = Exponential { reference: slopes.reference[lane], factor: slopes.factor[lane], transform };
     let offset = Offset { scale: slopes.scale[lane], uniform: target.uniform, dense: target.dense };
