@@ -8,11 +8,11 @@ use fearless_simd::{Simd, f64x8, prelude::*};
 use super::companion::Weights;
 use super::log_sum_exp::{LogSumExps, log_sum_exp, log_totals};
 use super::transform::{Scale, Value, with_uncapped_mode};
-use super::{Transform, per_mass};
+use super::{LogSumExp, Transform, per_mass};
 use crate::array::Array;
 use crate::kernel::finish::PerLane;
 use crate::kernel::listed::ListedRows;
-use crate::math::{Boost, Real, Total, Twice, with_vectors_at_a_time};
+use crate::math::{Boost, Real, Total, Twice, precise_sum, with_vectors_at_a_time};
 use crate::rows::BLOCK;
 
 /// `weight·(keep·p + uniform)` for every class of row number `row`, p being the source's, and, by [`Self::skip`], of the
@@ -76,6 +76,12 @@ impl<'a> Teacher<'a> {
         }
         let log_totals = log_totals(simd, &found, rows.len());
         Self { array, first: rows.start, log_sum_exps: found, log_totals, transform, double }
+    }
+
+    /// What is known of its first row.
+    #[inline(always)]
+    pub fn first(&self) -> (LogSumExp, f64) {
+        (self.log_sum_exps.get(0), self.log_totals[0])
     }
 }
 
@@ -162,6 +168,40 @@ impl<'a> Dense<'a> {
         let mut weight = [0.0];
         self.fill(simd, class, 1, &mut weight);
         weight[0]
+    }
+
+    /// The sum of the weights of all classes.
+    #[inline(never)]
+    pub fn mass<S: Simd>(&self, simd: S) -> f64 {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut mass = Total::zero(simd);
+                self.for_each_block(
+                    simd,
+                    #[inline(always)]
+                    |_, weights| {
+                        let (whole, rest) = weights.as_chunks::<{ f64::LANES }>();
+                        for numbers in whole {
+                            f64::add_numbers(simd, &mut mass, numbers);
+                        }
+                        mass.add_scalar(precise_sum(rest.iter().copied()));
+                    },
+                );
+                mass.value()
+            },
+        )
+    }
+
+    /// Call `f` for each block of classes with the first of them and their weights.
+    #[inline(always)]
+    pub fn for_each_block<S: Simd>(&self, simd: S, mut f: impl FnMut(usize, &[f64])) {
+        let mut block = [0.0; BLOCK];
+        for start in (0..self.classes).step_by(BLOCK) {
+            let length = BLOCK.min(self.classes - start);
+            self.fill(simd, start, length, &mut block);
+            f(start, &block[..length]);
+        }
     }
 
     /// `ln Σ exp(z − z(reference))` of the teacher's rows, if the loss is a divergence from one: it is never negative.

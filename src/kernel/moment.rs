@@ -1,0 +1,270 @@
+//! Hessians of softmax losses times vectors: `p·(v − Σ p·v)`. The exponentials are summed, each times its number, and written
+//! times what the sum leaves of that.
+//!
+//! Numbers are taken less that of the own class, which is the one with the largest logit. So nothing cancels in the sum where that
+//! class has almost all of the mass: its own entry is `−p·Σ p·(v − v(own))`, and equal numbers give exactly 0.
+
+use std::ops::Range;
+
+use fearless_simd::{Simd, prelude::*};
+
+use super::finish::{Coefficients, MOST_LANES, PerLane, Sum};
+use super::horizontal::{
+    Entries, Exponentials, Gradient, Group, TOGETHER, across, add, for_each_block, side_by_side, write_entries,
+};
+use super::shape::Kept;
+use super::vertical::{Block, Offset, Rows, Strip, StripMut, Tiles, for_each_group};
+use crate::dtype::with_element;
+use crate::element::{Element, Lanes};
+use crate::math::{Real, Scale, Total};
+use crate::rows::{BLOCK, Row, RowMut, same};
+
+/// `Σ exp·(v − v(own))`, boosted.
+#[derive(Clone, Copy)]
+pub struct Moment<S: Simd, R: Real> {
+    own: R::Lanes<S>,
+    sum: Total<S>,
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> Moment<S, R> {
+    /// Nothing yet, of rows whose own classes have these numbers.
+    #[inline(never)]
+    pub fn relative_to(simd: S, own: &PerLane<f64>) -> Self {
+        simd.vectorize(
+            #[inline(always)]
+            || Self { own: R::narrow(simd, own), sum: Total::zero(simd) },
+        )
+    }
+
+    /// Add some vectors of a block, whose exponentials were kept. Without `MASKED` a masked class with a number that is not finite
+    /// makes the sum NaN.
+    #[inline(always)]
+    fn add<const MASKED: bool>(
+        &mut self,
+        simd: S,
+        logits: &Block<R>,
+        numbers: &Block<R>,
+        kept: &Kept<R>,
+        vectors: Range<usize>,
+    ) {
+        let zero = R::splat(simd, 0.0);
+        let mut sums = [zero; 4];
+        for (index, (vector, exp)) in vectors.zip(kept.exps.chunks_exact(R::LANES)).enumerate() {
+            let ([v], exp) = (numbers.load::<S, 1>(simd, vector), R::Lanes::<S>::from_slice(simd, exp));
+            let mut above = v - self.own;
+            if MASKED {
+                let [x] = logits.load::<S, 1>(simd, vector);
+                above = x.simd_eq(R::splat(simd, f64::NEG_INFINITY)).select(zero, above);
+            }
+            sums[index % 4] = above.mul_add(exp, sums[index % 4]);
+        }
+        R::add_to(&mut self.sum, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+
+    /// What was summed, one row a lane.
+    #[inline(never)]
+    pub fn found(&self, simd: S) -> PerLane<f64> {
+        let mut found = [0.0; MOST_LANES];
+        simd.vectorize(
+            #[inline(always)]
+            || R::lane_totals(&self.sum, &mut found),
+        );
+        found
+    }
+}
+
+/// What products of rows need, one a lane: `factor·exp·(v − v(own) + level)`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Products {
+    /// The numbers of the own classes.
+    pub own: PerLane<f64>,
+    /// What is added to all numbers less that.
+    pub level: PerLane<f64>,
+    /// The factors.
+    pub of: Coefficients,
+}
+
+/// Numbers of a tile that exponentials are multiplied by.
+struct Times<'a, S: Simd, R: Real> {
+    numbers: Block<'a, R>,
+    own: R::Lanes<S>,
+    level: R::Lanes<S>,
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> Offset<S, R> for Times<'_, S, R> {
+    #[inline(always)]
+    fn less(&self, simd: S, class: usize, exp: R::Lanes<S>) -> R::Lanes<S> {
+        let [v] = self.numbers.load::<S, 1>(simd, class);
+        times::<S, R>(simd, exp, (v - self.own) + self.level)
+    }
+}
+
+/// A product, that of nothing and a number below 0 being 0, not −0.
+#[inline(always)]
+fn times<S: Simd, R: Real>(simd: S, exp: R::Lanes<S>, number: R::Lanes<S>) -> R::Lanes<S> {
+    exp.mul_add(number, R::splat(simd, 0.0))
+}
+
+impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
+    /// Add the exponentials of all classes of all tiles, and their moments.
+    #[inline(never)]
+    pub fn add_moments(&mut self, simd: S, logits: &Strip<R>, numbers: &Strip<R>, moments: &mut Tiles<Moment<S, R>>) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let tiles = self.all().len();
+                let mut kept = Kept::nothing();
+                for_each_group!(logits.classes(), 0..tiles, |tile, classes| {
+                    let (block, numbers, mut moment) = (logits.tile(tile), numbers.tile(tile), moments.all()[tile]);
+                    kept.first = classes.start;
+                    self.all_mut()[tile].add::<_, true>(
+                        simd,
+                        &block,
+                        &mut kept,
+                        classes.start,
+                        classes.start,
+                        classes.len(),
+                    );
+                    moment.add::<false>(simd, &block, &numbers, &kept, classes);
+                    moments.all_mut()[tile] = moment;
+                });
+            },
+        );
+    }
+
+    /// Write the products of all classes, of logits that lie elsewhere or where these go; logits where a row needs the careful path.
+    #[inline(never)]
+    pub fn write_products(
+        &self,
+        simd: S,
+        products: &[Products],
+        logits: Option<&Strip<R>>,
+        numbers: &Strip<R>,
+        out: &mut StripMut<R>,
+    ) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let strip = *logits.unwrap_or(&out.strip);
+                for_each_group!(strip.classes(), 0..products.len(), |tile, classes| {
+                    let (rows, products, block) = (&self.all()[tile], &products[tile], strip.tile(tile));
+                    let times = Times::<S, R> {
+                        numbers: numbers.tile(tile),
+                        own: R::narrow(simd, &products.own),
+                        level: R::narrow(simd, &products.level),
+                    };
+                    rows.write::<_, true>(simd, &products.of, &block, &mut out.tile(tile), &times, classes);
+                });
+            },
+        );
+    }
+}
+
+/// The exponentials of a row but for its own class, whose logit is the largest, and its moment; `number` is that of the own class.
+#[inline(never)]
+pub fn sum<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    [row, numbers]: [Row; 2],
+    (own, logit): (usize, R),
+    number: f64,
+    scale: Scale<R>,
+) -> (Sum, f64) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut rows = across(simd, own, logit, scale);
+            let mut moment = Moment::<S, R> { own: R::splat(simd, number), sum: Total::zero(simd) };
+            let (mut kept, mut copy) = (Kept::nothing(), [R::default(); BLOCK]);
+            for_each_block(
+                simd,
+                row,
+                #[inline(always)]
+                |start, length, block| {
+                    let place = numbers.lend(simd, start, length, &mut copy);
+                    // SAFETY: so many vectors are readable: of the row, or of the padded copy.
+                    let numbers = unsafe { side_by_side(place, block.classes()) };
+                    add(simd, &mut rows, block, &mut kept, start, own);
+                    if length == BLOCK {
+                        moment.add::<false>(simd, block, &numbers, &kept, 0..block.classes());
+                    } else {
+                        moment.add::<true>(simd, block, &numbers, &kept, 0..block.classes());
+                    }
+                },
+            );
+            (rows.together(simd), R::sum_of_lanes(&moment.sum))
+        },
+    )
+}
+
+/// Write the products of a row: the exponentials of its gradient times what numbers are above `own`, and `level`.
+#[inline(always)]
+pub fn write<S: Simd, R: Real + Element<Real = R>>(
+    simd: S,
+    rows: [Row; 2],
+    out: RowMut,
+    of: &Gradient<R>,
+    parts: [f64; 2],
+) {
+    with_element!(rows[0].dtype(), E => write_stored::<S, E>(simd, rows, out, same(of), parts));
+}
+
+#[inline(never)]
+fn write_stored<S: Simd, E: Element>(
+    simd: S,
+    [row, numbers]: [Row; 2],
+    out: RowMut,
+    of: &Gradient<E::Real>,
+    [own, level]: [f64; 2],
+) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut products = OfRow::<S, E> {
+                exponentials: Exponentials::new(simd, of),
+                numbers,
+                own: E::Real::splat(simd, own),
+                level: E::Real::splat(simd, level),
+                copy: [E::Real::default(); BLOCK],
+                above: [E::Real::default(); BLOCK],
+            };
+            write_entries(simd, row, out, of.store, &[], &mut products);
+        },
+    );
+}
+
+/// The products of one row.
+struct OfRow<'a, S: Simd, E: Element> {
+    exponentials: Exponentials<S, E>,
+    numbers: Row<'a>,
+    own: Lanes<S, E>,
+    level: Lanes<S, E>,
+    copy: [E::Real; BLOCK],
+    above: [E::Real; BLOCK],
+}
+
+// SAFETY: so many numbers were lent.
+unsafe impl<S: Simd, E: Element> Entries<S, E> for OfRow<'_, S, E> {
+    #[inline(always)]
+    fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize) {
+        let place = self.numbers.lend(simd, start, length, &mut self.copy);
+        let vectors = length.div_ceil(E::Real::LANES);
+        // SAFETY: so many vectors are readable: of the row, or of the padded copy.
+        let block = unsafe { side_by_side(place, vectors) };
+        for (vector, above) in self.above.chunks_exact_mut(E::Real::LANES).enumerate().take(vectors) {
+            let [v] = block.load::<S, 1>(simd, vector);
+            ((v - self.own) + self.level).store_slice(above);
+        }
+        self.exponentials.begin(simd, row, start, length)
+    }
+
+    #[inline(always)]
+    fn of(&self, simd: S, first: usize, group: &Group<S, E>) -> [Lanes<S, E>; TOGETHER] {
+        let mut products = self.exponentials.of(simd, first, group);
+        for (product, vector) in products.iter_mut().zip(first..) {
+            let place = vector * E::Real::LANES..(vector + 1) * E::Real::LANES;
+            *product = times::<S, E::Real>(simd, *product, Lanes::<S, E>::from_slice(simd, &self.above[place]));
+        }
+        products
+    }
+}
