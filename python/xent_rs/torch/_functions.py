@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -358,14 +358,18 @@ def _is_capped(name: str, numbers: tuple[Any, ...]) -> bool:
     return name == "cross_entropy" and numbers[3] is not None
 
 
-def _gradients_by_formula(
-    ctx: Any, grad_output: Tensor, tensors: tuple[Tensor, ...], wanted: tuple[bool, ...], graph: bool
-) -> list[Tensor | None]:
-    """Return the gradients of a loss by those of its tensors that are wanted, in PyTorch's own operations."""
+def _by_formula(ctx: Any, tensors: Sequence[Tensor]) -> Tensor:
+    """Return a loss in PyTorch's own operations, to be differentiated."""
     with torch.enable_grad():
-        loss = FORMULAS[ctx.name](ctx.own_options, *tensors, *ctx.numbers)
+        return FORMULAS[ctx.name](ctx.own_options, *tensors, *ctx.numbers)
+
+
+def _gradients(
+    output: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool], grad_output: Tensor, graph: bool
+) -> list[Tensor | None]:
+    """Return the gradients of those tensors by which they are wanted, and None for the others."""
     given = [tensor for tensor, is_wanted in zip(tensors, wanted, strict=True) if is_wanted]
-    found = iter(torch.autograd.grad(loss, given, grad_output, create_graph=graph))
+    found = iter(torch.autograd.grad(output, given, grad_output, create_graph=graph))
     return [next(found) if is_wanted else None for is_wanted in wanted]
 
 
@@ -401,7 +405,7 @@ class _Loss(torch.autograd.Function):
         twice = not compiling and torch.is_grad_enabled()
         by_kernel = operators.hvp is not None and not of_targets and not _is_capped(ctx.name, ctx.numbers)
         if not compiling and (stands_for_several(grad_output) or (twice and not by_kernel)):
-            found = _gradients_by_formula(ctx, grad_output, tuple(tensors), wanted, twice)
+            found = _gradients(_by_formula(ctx, tensors), tensors, wanted, grad_output, twice)
             return (None, None, None, None, *found)
         of_target = None
         if of_targets:
@@ -436,17 +440,17 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, vector: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, *tensors = ctx.saved_tensors
+        (logits, *_), operators = tensors, OPERATORS[ctx.name]
         of_grad_output, of_logits, *others = ctx.needs_input_grad[3:]
         first = second = None
         if torch.is_grad_enabled() or stands_for_several(vector):
-            # To be differentiated once more.
-            wanted = (True, *others)
-            gradient, *_ = _gradients_by_formula(ctx, grad_output, tuple(tensors), wanted, True)
-            given = [x for x, is_wanted in ((grad_output, of_grad_output), (tensors[0], of_logits)) if is_wanted]
-            found = iter(torch.autograd.grad(gradient, given, vector, create_graph=torch.is_grad_enabled()))
-            first, second = (next(found) if is_wanted else None for is_wanted in (of_grad_output, of_logits))
+            # To be differentiated once more, or asked for of many vectors at once.
+            loss, graph = _by_formula(ctx, tensors), torch.is_grad_enabled()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(loss, logits, grad_output, create_graph=True)
+            wanted = (of_grad_output, of_logits)
+            first, second = _gradients(gradient, (grad_output, logits), wanted, vector, graph)
         else:
-            operators = OPERATORS[ctx.name]
             if of_grad_output:
                 _, gradient = operators.with_grad(None, *tensors, *ctx.numbers)
                 axes = class_axis(gradient) if grad_output.dim() else tuple(range(gradient.dim()))

@@ -2,8 +2,8 @@
 
 Of each loss there are two: the loss, and the loss with its gradient; of losses of classes there are the
 Hessian times a vector and the gradient of targets besides. They take what the functions of `xent_rs` take,
-without defaults: tensors, then numbers, the last of which are the reduction and the dtype of the loss. Classes
-are along dimension 1, or 0 of one row, as in PyTorch; those of hidden states are last. They have no
+without defaults: tensors, then numbers, the last of which are the reduction and the dtype of the loss.
+Classes are along dimension 1, or 0 of one row, as in PyTorch; those of hidden states are last. They have no
 derivatives: `_functions` and `_linear` give them theirs.
 """
 
@@ -24,8 +24,8 @@ class Operator(NamedTuple):
     """A loss, ``loss(*tensors, *numbers, dtype)``, and ``with_grad(grad_output, *tensors, ...)``.
 
     Where there are such, ``hvp(vector, grad_output, *tensors, ...)``, the Hessian times a vector, and
-    ``target_grad(grad_output, *tensors, ...)``, the gradient of targets that are probabilities. Neither knows a
-    softcap.
+    ``target_grad(grad_output, *tensors, ...)``, the gradient of targets that are probabilities. Neither knows
+    a softcap.
     """
 
     loss: Any
