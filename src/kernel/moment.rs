@@ -47,16 +47,36 @@ impl<S: Simd, R: Real + Element<Real = R>> Moment<S, R> {
         kept: &Kept<R>,
         vectors: Range<usize>,
     ) {
-        let zero = R::splat(simd, 0.0);
-        let mut sums = [zero; 4];
-        for (index, (vector, exp)) in vectors.zip(kept.exps.chunks_exact(R::LANES)).enumerate() {
-            let ([v], exp) = (numbers.load::<S, 1>(simd, vector), R::Lanes::<S>::from_slice(simd, exp));
-            let mut above = v - self.own;
-            if MASKED {
+        let (zero, first) = (R::splat(simd, 0.0), vectors.start);
+        self.add_products(
+            simd,
+            vectors,
+            #[inline(always)]
+            |vector, own| {
+                let [v] = numbers.load::<S, 1>(simd, vector);
+                if !MASKED {
+                    return v - own;
+                }
                 let [x] = logits.load::<S, 1>(simd, vector);
-                above = x.simd_eq(R::splat(simd, f64::NEG_INFINITY)).select(zero, above);
-            }
-            sums[index % 4] = above.mul_add(exp, sums[index % 4]);
+                x.simd_eq(R::splat(simd, f64::NEG_INFINITY)).select(zero, v - own)
+            },
+            #[inline(always)]
+            |vector| R::Lanes::<S>::from_slice(simd, &kept.exps[(vector - first) * R::LANES..][..R::LANES]),
+        );
+    }
+
+    /// Add some vectors: by how much their numbers are above own ones, and their exponentials.
+    #[inline(always)]
+    fn add_products(
+        &mut self,
+        simd: S,
+        vectors: Range<usize>,
+        above: impl Fn(usize, R::Lanes<S>) -> R::Lanes<S>,
+        exp: impl Fn(usize) -> R::Lanes<S>,
+    ) {
+        let mut sums = [R::splat(simd, 0.0); 4];
+        for (index, vector) in vectors.enumerate() {
+            sums[index % 4] = above(vector, self.own).mul_add(exp(vector), sums[index % 4]);
         }
         R::add_to(&mut self.sum, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
@@ -81,8 +101,16 @@ pub struct Products {
     pub own: PerLane<f64>,
     /// What is added to all numbers less that.
     pub level: PerLane<f64>,
-    /// The factors.
+    /// The factors, and the products of the own classes.
     pub of: Coefficients,
+}
+
+impl Products {
+    /// What exponentials of a tile are multiplied by.
+    #[inline(always)]
+    fn times<'a, S: Simd, R: Real>(&self, simd: S, numbers: Block<'a, R>) -> Times<'a, S, R> {
+        Times { numbers, own: R::narrow(simd, &self.own), level: R::narrow(simd, &self.level) }
+    }
 }
 
 /// Numbers of a tile that exponentials are multiplied by.
@@ -149,13 +177,54 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                 let strip = *logits.unwrap_or(&out.strip);
                 for_each_group!(strip.classes(), 0..products.len(), |tile, classes| {
                     let (rows, products, block) = (&self.all()[tile], &products[tile], strip.tile(tile));
-                    let times = Times::<S, R> {
-                        numbers: numbers.tile(tile),
-                        own: R::narrow(simd, &products.own),
-                        level: R::narrow(simd, &products.level),
-                    };
+                    let times = products.times::<S, R>(simd, numbers.tile(tile));
                     rows.write::<_, true>(simd, &products.of, &block, &mut out.tile(tile), &times, classes);
                 });
+            },
+        );
+    }
+
+    /// [`Self::add_moments`], the exponentials written over the logits: those of own classes are 0.
+    #[inline(never)]
+    pub fn keep_moments(
+        &mut self,
+        simd: S,
+        stage: &mut StripMut<R>,
+        numbers: &Strip<R>,
+        moments: &mut Tiles<Moment<S, R>>,
+    ) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let tiles = self.all().len();
+                for_each_group!(numbers.classes(), 0..tiles, |tile, classes| {
+                    let (block, numbers) = (stage.strip.tile(tile), numbers.tile(tile));
+                    let (first, count, mut moment) = (classes.start, classes.len(), moments.all()[tile]);
+                    self.all_mut()[tile].add::<_, true>(simd, &block, &mut stage.tile(tile), first, first, count);
+                    moment.add_products(
+                        simd,
+                        classes,
+                        #[inline(always)]
+                        |class, own| numbers.load::<S, 1>(simd, class)[0] - own,
+                        #[inline(always)]
+                        |class| block.load::<S, 1>(simd, class)[0],
+                    );
+                    moments.all_mut()[tile] = moment;
+                });
+            },
+        );
+    }
+
+    /// Write the products of all classes but the own ones over exponentials that were kept.
+    #[inline(never)]
+    pub fn write_kept_products(&self, simd: S, products: &[Products], numbers: &Strip<R>, kept: &mut StripMut<R>) {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                for (tile, (rows, products)) in self.all().iter().zip(products).enumerate() {
+                    let times = products.times::<S, R>(simd, numbers.tile(tile));
+                    rows.write_kept(simd, &products.of, &mut kept.tile(tile), &times);
+                }
             },
         );
     }

@@ -242,23 +242,27 @@ fn losses<E: Element>(hashes: &mut Hashes, shape: [usize; 2], across: bool) {
     solve::<E, E::Real>(hashes.of::<E>("wider gradient"), &logits_of, across, &plain, false);
 }
 
+/// What is written of the logits' shape.
+fn into(out: ArrayMut) -> Derivatives {
+    Derivatives { gradient: out, hessian: None, grad_output: GradOutput::Scalar(1.5), given: false }
+}
+
 /// Derivatives of a problem beyond the gradient, those that it has.
 fn further<E: Element>(hashes: &mut Hashes, [rows, vector]: [&Rows<E>; 2], across: bool, problem: &Problem) {
     let (array, check) = (rows.array(), || Ok(()));
     let mut out = Rows::<E>::new(rows.shape, across, |_, _| 0.0);
     let mut of_rows = vec![E::Real::from_f64(0.0); rows.shape[0]];
-    let derivatives =
-        |out| Derivatives { gradient: out, hessian: None, grad_output: GradOutput::Scalar(1.5), given: false };
     if problem.transform.softcap().is_none() {
-        let (vector, mut into) = (vector.array(), derivatives(out.array_mut()));
-        hessian_product(&array, &vector, problem, Reduction::Mean, None, &mut into, &check).expect("targets are fine");
+        let (vector, mut products) = (vector.array(), into(out.array_mut()));
+        hessian_product(&array, &vector, problem, Reduction::Mean, None, &mut products, &check)
+            .expect("targets are fine");
         hashes.of::<E>("Hessian times vector").add_all(&out.values);
     }
     if let Targets::Probabilities(_) = problem.targets
         && problem.transform.softcap().is_none()
     {
-        let mut into = derivatives(out.array_mut());
-        target_gradient(&array, problem, Reduction::Mean, None, &mut into, &check).expect("targets are fine");
+        let mut gradient = into(out.array_mut());
+        target_gradient(&array, problem, Reduction::Mean, None, &mut gradient, &check).expect("targets are fine");
         hashes.of::<E>("gradient of targets").add_all(&out.values);
     }
     if !matches!(problem.targets, Targets::Teacher(_)) {

@@ -81,7 +81,11 @@ struct Work<'a> {
 
 /// What is known of some tiles.
 struct Known<S: Simd, R: Real> {
+    own: Tiles<Own>,
     rows: Tiles<vertical::Rows<S, R>>,
+    /// The largest logits, and the numbers of their classes.
+    tops: Tiles<[PerLane<f64>; 2]>,
+    moments: Tiles<Moment<S, R>>,
     products: Tiles<Products>,
 }
 
@@ -146,7 +150,9 @@ impl Work<'_> {
     #[inline(always)]
     fn strip<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S, scale: Scale<R>, rows: Range<usize>) {
         let (logits, numbers) = (strip_of::<R>(self.logits, &rows), strip_of::<R>(self.vector, &rows));
-        let known = self.tiles(simd, scale, rows.clone(), &logits, &numbers);
+        let mut known = self.begin(simd, scale, rows.clone(), &logits, &numbers);
+        known.rows.add_moments(simd, &logits, &numbers, &mut known.moments);
+        self.finish(simd, scale, rows.clone(), &mut known);
         let mut out = strip_mut_of::<R>(&mut self.out, &rows);
         known.rows.write_products(simd, known.products.all(), Some(&logits), &numbers, &mut out);
         self.careful_of::<S, R>(simd, rows, &known.products);
@@ -168,9 +174,22 @@ impl Work<'_> {
         }
         // SAFETY: all tiles were brought in.
         let (mut strip, numbers) = unsafe { (stage.strip(classes), numbers.strip(classes)) };
-        let known = self.tiles(simd, scale, rows.clone(), &strip.read(), &numbers.read());
-        known.rows.write_products(simd, known.products.all(), None, &numbers.read(), &mut strip);
-        let of_tile = tiles_of::<R>(rows.clone());
+        let (numbers, of_tile) = (numbers.written(), tiles_of::<R>(rows.clone()));
+        let mut known = self.begin(simd, scale, rows.clone(), &strip.read(), &numbers);
+        known.rows.keep_moments(simd, &mut strip, &numbers, &mut known.moments);
+        self.finish(simd, scale, rows.clone(), &mut known);
+        known.rows.write_kept_products(simd, known.products.all(), &numbers, &mut strip);
+        for (tile, products) in known.products.all().iter().enumerate() {
+            let mut block = strip.tile(tile);
+            block.write_own(&known.own.all()[tile], &products.of);
+            // What overwrites logits must leave those for the careful path.
+            for lane in lanes_of(products.of.careful) {
+                let row = self.logits.row(of_tile(tile).start + lane);
+                for class in 0..classes {
+                    block.set(class, lane, Real::from_f64(row.get(class)));
+                }
+            }
+        }
         for tile in 0..known.products.all().len() {
             // SAFETY: its results were written.
             unsafe { stage.bring_out(simd, tile, &mut self.out, of_tile(tile), &mut wings, self.store) }
@@ -178,9 +197,9 @@ impl Work<'_> {
         self.careful_of::<S, R>(simd, rows, &known.products);
     }
 
-    /// What is known of some tiles.
+    /// What is known of some tiles before their exponentials are summed.
     #[inline(always)]
-    fn tiles<S: Simd, R: Real + Element<Real = R>>(
+    fn begin<S: Simd, R: Real + Element<Real = R>>(
         &self,
         simd: S,
         scale: Scale<R>,
@@ -189,28 +208,42 @@ impl Work<'_> {
         numbers: &Strip<R>,
     ) -> Known<S, R> {
         let of_tile = tiles_of::<R>(rows.clone());
-        let mut own = Tiles::<Own>::none();
+        let mut known = Known {
+            own: Tiles::none(),
+            rows: Tiles::none(),
+            tops: Tiles::none(),
+            moments: Tiles::none(),
+            products: Tiles::none(),
+        };
         for tile in 0..rows.len().div_ceil(R::LANES) {
-            own.push(self.counted(of_tile(tile)));
+            known.own.push(self.counted(of_tile(tile)));
         }
-        lead::<S, R>(simd, logits, &mut own);
-        let mut known = Known { rows: Tiles::none(), products: Tiles::none() };
-        let mut moments = Tiles::<Moment<S, R>>::none();
-        for (tile, own) in own.all().iter().enumerate() {
-            known.rows.begin(simd, &logits.tile(tile), own, scale);
-            moments.push(Moment::relative_to(simd, &numbers.tile(tile).pick(&own.class)));
-        }
-        known.rows.add_moments(simd, logits, numbers, &mut moments);
-        for (tile, own) in own.all().iter().enumerate() {
-            let found = Found {
-                top: logits.tile(tile).pick(&own.class),
-                number: numbers.tile(tile).pick(&own.class),
-                sums: known.rows.all()[tile].found(simd),
-                moments: moments.all()[tile].found(simd),
-            };
-            known.products.push(self.products(simd, scale, of_tile(tile), &found));
+        lead::<S, R>(simd, logits, &mut known.own);
+        for (tile, own) in known.own.all().iter().enumerate() {
+            let [logits, numbers] = [logits.tile(tile), numbers.tile(tile)];
+            let top = [logits.pick(&own.class), numbers.pick(&own.class)];
+            known.rows.begin(simd, &logits, own, scale);
+            known.moments.push(Moment::relative_to(simd, &top[1]));
+            known.tops.push(top);
         }
         known
+    }
+
+    /// What the products of some tiles need, whose exponentials were summed.
+    #[inline(always)]
+    fn finish<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        scale: Scale<R>,
+        rows: Range<usize>,
+        known: &mut Known<S, R>,
+    ) {
+        let of_tile = tiles_of::<R>(rows);
+        for (tile, [top, number]) in known.tops.all().iter().enumerate() {
+            let (sums, moments) = (known.rows.all()[tile].found(simd), known.moments.all()[tile].found(simd));
+            let found = Found { top: *top, number: *number, sums, moments };
+            known.products.push(self.products(simd, scale, of_tile(tile), &found));
+        }
     }
 
     /// The rows of a tile that count; what is left of the tile does not.
@@ -278,6 +311,9 @@ impl Work<'_> {
         }
         let mut of = finish::coefficients::<S, R>(simd, &losses, &scales);
         of.careful |= careful;
+        for lane in 0..MOST_LANES {
+            of.own[lane] = scales[lane] * shares[lane] * level[lane];
+        }
         Products { own: found.number, level, of }
     }
 
