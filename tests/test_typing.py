@@ -288,7 +288,12 @@ def test_a_wrapper_keeps_the_signature():
     assert bound.arguments["axis"] == 1
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_OPTIONS if "reduction" in WITH_OPTIONS[name]])
+# What has a result of the logits' shape, whatever becomes of the losses.
+WRITTEN = ("cross_entropy_hvp", "cross_entropy_target_grad", "kl_divergence_hvp")
+REDUCED = [name for name in WITH_OPTIONS if "reduction" in WITH_OPTIONS[name] and name not in WRITTEN]
+
+
+@pytest.mark.parametrize("name", REDUCED)
 def test_one_row_without_reduction_is_an_array_of_no_dimensions(name):
     second = SECOND.get(name, TARGETS)
     row = (0.5, True) if "binary" in name else (LOGITS[0], second[0])

@@ -83,8 +83,9 @@ def cross_entropy_hvp(
     diagonal: ``hess * vector``.
 
     ``scipy.optimize.minimize`` calls it ``hessp``, of methods 'Newton-CG' and 'trust-ncg'. In PyTorch it
-    comes from ``torch.autograd.functional.hvp``, in JAX from ``jax.jvp(jax.grad(loss), (x,), (v,))[1]``;
-    in scikit-learn the solver 'newton-cg' of ``LogisticRegression`` has its own.
+    comes from ``torch.autograd.functional.hvp``, for optax from ``jax.jvp(jax.grad(loss), (x,), (v,))[1]``,
+    and for Keras from two ``tf.GradientTape``. In scikit-learn the solver 'newton-cg' of
+    ``LogisticRegression`` has its own.
 
     References
     ----------
@@ -154,7 +155,13 @@ def kl_divergence_hvp(
 
     See Also
     --------
-    cross_entropy_hvp : With its error, and what it is called elsewhere.
+    cross_entropy_hvp : With its error.
+
+    Notes
+    -----
+    It is also the Fisher information of the model's distribution times the vector, and so the product of
+    natural gradients. What it comes from in PyTorch, optax, Keras and scikit-learn is as for
+    `cross_entropy_hvp`.
 
     References
     ----------

@@ -71,7 +71,8 @@ def cross_entropy_target_grad(
     weights.
 
     In PyTorch it is the gradient of targets with ``requires_grad``, which `xent_rs.torch.cross_entropy` has
-    from here; in JAX ``jax.grad(loss, argnums=1)``. Keras and scikit-learn have none.
+    from here; for optax it is ``jax.grad(loss, argnums=1)``, for Keras comes from ``tf.GradientTape``.
+    scikit-learn has none.
 
     References
     ----------
@@ -156,8 +157,9 @@ def cross_entropy_temperature_grad(
     large as logits are. With d = max z - z that of a row is within ``s·u·Σ (mass·p + t)·d·(d + ln C + 4) /
     temperature`` of its value.
 
-    It is the derivative that temperature scaling [1]_ sets to 0. In PyTorch and JAX it comes from automatic
-    differentiation; Keras and scikit-learn have none.
+    It is the derivative that temperature scaling [1]_ sets to 0. In PyTorch, Keras and with optax it comes
+    from automatic differentiation. scikit-learn's ``CalibratedClassifierCV(method="temperature")`` finds
+    the temperature itself.
 
     References
     ----------
