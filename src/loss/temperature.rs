@@ -18,8 +18,8 @@ use crate::error::Result;
 use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::math::Real;
 use crate::parallel::map_chunks;
-use crate::row::batch::{Spreads, sum_of_lanes};
-use crate::row::{LogSumExps, Statistics, batch, product};
+use crate::row::batch::sum_of_lanes;
+use crate::row::{Dense, Source, Statistics, product};
 use crate::simd::{self, Kernel};
 
 /// The derivative of the reduced loss by the temperature (of the sum, if there is no reduction), with each row's written where asked.
@@ -44,10 +44,10 @@ pub fn temperature_gradient(
     let chunks = Chunks::of_rows(logits);
     problem.look_at_all(&chunks, classes, check)?;
     let of_rows = of_rows.map(|out| out.parts(chunks.ranges()));
-    let (level, weight_sum) = (simd::level(), problem.share_weight_sum());
+    let level = simd::level();
     let sums = map_chunks(chunks.count(), chunks.bytes(classes, 2 * logits.dtype().size()), check, |chunk| {
         let (range, out) = (chunks.rows_of(chunk), of_rows.as_ref().map(|parts| parts.take(chunk)));
-        level.run(Rows { range, logits, problem, weight_sum, out, sum: [0.0; MOST_LANES] })
+        level.run(Rows { range, logits, problem, out, sum: [0.0; MOST_LANES] })
     })?;
     Ok(mean(sums, divisor))
 }
@@ -57,8 +57,6 @@ struct Rows<'a> {
     range: Range<usize>,
     logits: &'a Array<'a>,
     problem: &'a Problem<'a>,
-    /// The sum of the class weights, if shares are multiplied by them.
-    weight_sum: Option<f64>,
     out: Option<RowsMut<'a>>,
     sum: PerLane<f64>,
 }
@@ -100,36 +98,33 @@ impl Rows<'_> {
         let distance = known.weighted[lane] / found.total();
         let reference = transform.difference(simd, found.reference, 0.0)[0];
         let pull = 2.0 * problem.z_loss * (reference + known.logs[0][lane]);
-        let mass = problem.mass(simd, row, self.logits.classes(), self.weight_sum);
-        let of_targets = if self.logits.dtype().is_double() {
-            self.of_targets::<S, f64>(simd, row, found.reference)
+        let [mass, of_targets] = if self.logits.dtype().is_double() {
+            self.weigh::<S, f64>(simd, row, found.reference)
         } else {
-            self.of_targets::<S, f32>(simd, row, found.reference)
+            self.weigh::<S, f32>(simd, row, found.reference)
         };
         // A distance of 0 is right, however much it weighs.
         let of_model = product(distance, mass + pull) + product(pull, reference);
         product(problem.sample_weight(row), (of_targets - of_model) / transform.temperature())
     }
 
-    /// `Σ t·(z − z(reference))` of a row.
+    /// `Σ t` and `Σ t·(z − z(reference))` of a row.
     #[inline(always)]
-    fn of_targets<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, row: usize, reference: f64) -> f64 {
+    fn weigh<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, row: usize, reference: f64) -> [f64; 2] {
         let (problem, transform, logits) = (self.problem, self.problem.transform, self.logits.row(row));
-        let above = |logit: f64| transform.difference(simd, logit, reference)[0];
-        let dense = problem.dense(row, logits.classes(), None);
-        let mut targets = batch::Targets::none(1, dense);
-        problem.set(row, logits.classes(), &mut targets);
-        let mut sum = 0.0;
-        if let Targets::Classes(_) = problem.targets {
-            let points = &targets.points;
-            sum = product(points.weight[0], above(logits.get(points.class[0])));
+        let (classes, smoothing) = (logits.classes(), problem.label_smoothing);
+        let uniform = smoothing / classes as f64;
+        let spread = Dense { source: Source::Nothing, row, classes, keep: 1.0, uniform, weight: None };
+        let dense = problem.dense(row, classes, None).or((smoothing != 0.0).then_some(spread));
+        let weighed = dense.map(|dense| dense.weigh::<S, R>(simd, logits, reference, transform));
+        let [mut mass, mut sum] = weighed.unwrap_or_default();
+        if let Targets::Classes(labels) = &problem.targets
+            && let Some(class) = labels.class(row)
+        {
+            let weight = (1.0 - smoothing) * problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
+            mass += weight;
+            sum += product(weight, transform.difference(simd, logits.get(class), reference)[0]);
         }
-        if let Some(target) = targets.get(0).filter(|target| target.uniform != 0.0 || target.dense.is_some()) {
-            let (mut found, mut spreads) = (LogSumExps::default(), Spreads::default());
-            target.pass::<S, R>(simd, logits, transform, 0, &mut found, &mut spreads);
-            let [mass, of_spread] = spreads.get(0);
-            sum += of_spread / transform.temperature() + product(mass, above(found.reference[0]));
-        }
-        sum
+        [mass, sum]
     }
 }

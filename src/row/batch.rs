@@ -105,12 +105,6 @@ impl Spreads {
         Self { mass: [mass; MOST_LANES], ..Self::default() }
     }
 
-    /// What the uniform or the dense part of a target weighs in row number `lane`, and `Σ t·(v − v(reference))` over it.
-    #[inline(always)]
-    pub fn get(&self, lane: usize) -> [f64; 2] {
-        [self.mass[lane], self.sum[lane] * UNIT]
-    }
-
     /// Whether passes over probabilities read a number that is none, in one of these rows or beside them.
     #[inline(always)]
     pub fn have_bad_probabilities(&self) -> bool {

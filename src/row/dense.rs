@@ -5,15 +5,16 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::companion::Weights;
+use super::companion::{Companion, Weighted, Weights};
 use super::log_sum_exp::{LogSumExps, log_sum_exp, log_totals};
-use super::transform::{Scale, Value, with_uncapped_mode};
+use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
 use super::{LogSumExp, Transform, per_mass};
 use crate::array::Array;
+use crate::element::Element;
 use crate::kernel::finish::PerLane;
 use crate::kernel::listed::ListedRows;
-use crate::math::{Boost, Real, Total, Twice, precise_sum, with_vectors_at_a_time};
-use crate::rows::BLOCK;
+use crate::math::{Boost, Real, Total, Twice, UNIT, precise_sum, with_vectors_at_a_time};
+use crate::rows::{BLOCK, Row};
 
 /// `weight·(keep·p + uniform)` for every class of row number `row`, p being the source's, and, by [`Self::skip`], of the
 /// rows after it.
@@ -189,6 +190,57 @@ impl<'a> Dense<'a> {
                     },
                 );
                 mass.value()
+            },
+        )
+    }
+
+    /// The sum of the weights t of all classes, and `Σ t·(z − z(reference))` over the logits of a row.
+    #[inline(never)]
+    pub fn weigh<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        row: Row,
+        reference: f64,
+        transform: Transform,
+    ) -> [f64; 2] {
+        with_mode!(transform, MODE => self.weigh_in_mode::<S, R, MODE>(simd, row, reference, transform))
+    }
+
+    #[inline(never)]
+    fn weigh_in_mode<S: Simd, R: Real + Element<Real = R>, const MODE: u8>(
+        &self,
+        simd: S,
+        row: Row,
+        reference: f64,
+        transform: Transform,
+    ) -> [f64; 2] {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let scale = Scale::<S, R>::new(simd, transform);
+                let reference = scale.value::<MODE>(R::splat(simd, reference));
+                let (mut logits, mut block) = ([R::default(); BLOCK], [0.0; BLOCK]);
+                let mut capped = Capped::<R, BLOCK>::default();
+                let mut weighted = Weighted::new(simd, RowWeights { dense: *self, sum: 0.0 }, &mut block);
+                for start in (0..self.classes).step_by(BLOCK) {
+                    let length = BLOCK.min(self.classes - start);
+                    let vectors = length.div_ceil(4 * R::LANES) * 4;
+                    Companion::<S, R>::begin(&mut weighted, simd, start, length);
+                    row.read(simd, start, length, &mut logits);
+                    if let Some(cap) = scale.cap::<MODE>() {
+                        cap.fill::<_, _, false>(simd, &logits[..vectors * R::LANES], &mut capped);
+                    }
+                    let value = |vector: usize| {
+                        let logits = &logits[vector * R::LANES..][..R::LANES];
+                        if MODE == CAPPED {
+                            Value::capped(simd, &capped, vector)
+                        } else {
+                            Value::plain(R::Lanes::<S>::from_slice(simd, logits))
+                        }
+                    };
+                    Companion::<S, R>::values(&mut weighted, simd, 0..vectors, length, value, reference);
+                }
+                [weighted.mass.value(), weighted.sum.value() / transform.temperature() * UNIT]
             },
         )
     }
