@@ -161,22 +161,21 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
         );
     }
 
-    /// Write the products of all classes, of logits that lie elsewhere or where these go; logits where a row needs the careful path.
+    /// Write the products of all classes of tiles that lie elsewhere or where these go; logits where a row needs the careful path.
     #[inline(never)]
     pub fn write_products(
         &self,
         simd: S,
         products: &[Products],
-        logits: Option<&Strip<R>>,
+        logits: &Strip<R>,
         numbers: &Strip<R>,
         out: &mut StripMut<R>,
     ) {
         simd.vectorize(
             #[inline(always)]
             || {
-                let strip = *logits.unwrap_or(&out.strip);
-                for_each_group!(strip.classes(), 0..products.len(), |tile, classes| {
-                    let (rows, products, block) = (&self.all()[tile], &products[tile], strip.tile(tile));
+                for_each_group!(logits.classes(), 0..products.len(), |tile, classes| {
+                    let (rows, products, block) = (&self.all()[tile], &products[tile], logits.tile(tile));
                     let times = products.times::<S, R>(simd, numbers.tile(tile));
                     rows.write::<_, true>(simd, &products.of, &block, &mut out.tile(tile), &times, classes);
                 });

@@ -99,6 +99,19 @@ struct Found {
     moments: PerLane<f64>,
 }
 
+impl<S: Simd, R: Real> Known<S, R> {
+    #[inline(always)]
+    fn nothing() -> Self {
+        Self {
+            own: Tiles::none(),
+            rows: Tiles::none(),
+            tops: Tiles::none(),
+            moments: Tiles::none(),
+            products: Tiles::none(),
+        }
+    }
+}
+
 impl Kernel for Work<'_> {
     type Output = ();
 
@@ -150,11 +163,15 @@ impl Work<'_> {
     #[inline(always)]
     fn strip<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S, scale: Scale<R>, rows: Range<usize>) {
         let (logits, numbers) = (strip_of::<R>(self.logits, &rows), strip_of::<R>(self.vector, &rows));
-        let mut known = self.begin(simd, scale, rows.clone(), &logits, &numbers);
+        let mut known = Known::nothing();
+        self.begin(simd, scale, rows.clone(), &logits, &numbers, &mut known);
         known.rows.add_moments(simd, &logits, &numbers, &mut known.moments);
         self.finish(simd, scale, rows.clone(), &mut known);
         let mut out = strip_mut_of::<R>(&mut self.out, &rows);
-        known.rows.write_products(simd, known.products.all(), Some(&logits), &numbers, &mut out);
+        known.rows.write_products(simd, known.products.all(), &logits, &numbers, &mut out);
+        for (tile, products) in known.products.all().iter().enumerate() {
+            out.tile(tile).write_own(&known.own.all()[tile], &products.of);
+        }
         self.careful_of::<S, R>(simd, rows, &known.products);
     }
 
@@ -175,7 +192,8 @@ impl Work<'_> {
         // SAFETY: all tiles were brought in.
         let (mut strip, numbers) = unsafe { (stage.strip(classes), numbers.strip(classes)) };
         let (numbers, of_tile) = (numbers.written(), tiles_of::<R>(rows.clone()));
-        let mut known = self.begin(simd, scale, rows.clone(), &strip.read(), &numbers);
+        let mut known = Known::nothing();
+        self.begin(simd, scale, rows.clone(), &strip.read(), &numbers, &mut known);
         known.rows.keep_moments(simd, &mut strip, &numbers, &mut known.moments);
         self.finish(simd, scale, rows.clone(), &mut known);
         known.rows.write_kept_products(simd, known.products.all(), &numbers, &mut strip);
@@ -206,15 +224,9 @@ impl Work<'_> {
         rows: Range<usize>,
         logits: &Strip<R>,
         numbers: &Strip<R>,
-    ) -> Known<S, R> {
+        known: &mut Known<S, R>,
+    ) {
         let of_tile = tiles_of::<R>(rows.clone());
-        let mut known = Known {
-            own: Tiles::none(),
-            rows: Tiles::none(),
-            tops: Tiles::none(),
-            moments: Tiles::none(),
-            products: Tiles::none(),
-        };
         for tile in 0..rows.len().div_ceil(R::LANES) {
             known.own.push(self.counted(of_tile(tile)));
         }
@@ -226,7 +238,6 @@ impl Work<'_> {
             known.moments.push(Moment::relative_to(simd, &top[1]));
             known.tops.push(top);
         }
-        known
     }
 
     /// What the products of some tiles need, whose exponentials were summed.
@@ -304,10 +315,11 @@ impl Work<'_> {
             let [mass, share] = self.masses(simd, row, lse);
             scales[lane] = scales[lane] * mass / temperature / temperature;
             level[lane] = share * (found.number[lane] + mean) - mean;
-            // What is multiplied by the one must not be lost in the other.
+            // What is multiplied by the one must not be lost in the other, if f64 has it.
             let normal = R::SMALLEST_NORMAL..=-Real::to_f64(R::LOWEST);
             let fits = |number: f64| number == 0.0 || normal.contains(&number.abs());
-            careful |= u32::from(!fits(level[lane]) || !fits(scales[lane])) << lane;
+            let is_level = fits(level[lane]) || R::LANES < f32::LANES && level[lane].is_finite();
+            careful |= u32::from(!is_level || !fits(scales[lane])) << lane;
         }
         let mut of = finish::coefficients::<S, R>(simd, &losses, &scales);
         of.careful |= careful;
