@@ -436,7 +436,7 @@ ctypes.string_at(end, 1)
 @dtypes
 def test_rows_next_to_unreadable_pages(level, dtype, place, axis, random):
     """A tail read or written as a whole vector touches what is not its own; here that ends the process."""
-    inputs, results, indices = GuardedMemory(), GuardedMemory(), GuardedMemory()
+    inputs, results, indices, vectors = (GuardedMemory() for _ in range(4))
     for classes in (*range(131), 255, 256, 257, 511, 513):
         for rows in (1, 3, 17) if classes < 34 else (1, 3):
             shape = (rows, classes) if axis == -1 else (classes, rows)
@@ -456,7 +456,8 @@ def test_rows_next_to_unreadable_pages(level, dtype, place, axis, random):
             xent_rs.log_softmax(logits, axis=axis, out=out)
             xent_rs.logsumexp(logits, axis=axis)
             xent_rs.row_statistics(logits, targets, axis=axis)
-            xent_rs.cross_entropy_hvp(logits, targets, getattr(indices, place)(-logits), axis=axis, out=out)
+            vector = getattr(vectors, place)(-logits)
+            xent_rs.cross_entropy_hvp(logits, targets, vector, axis=axis, out=out)
             if classes % 7 == 0 or classes < 20:
                 options = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 9.0, "axis": axis}
                 probabilities = getattr(indices, place)(np.abs(logits))
