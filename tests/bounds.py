@@ -18,6 +18,10 @@ wrong by the sum of what its parts may be, each times its weight, and by half an
     gradient under a softcap          4 u of it, and 2^-123 (2^-981) of d loss/dz where the cap is reached
     focal and poly losses             what these make of the bound of the loss, and of its slope
     diagonal of the Hessian           mass times the bounds of p (1 - p)
+    Hessian times v                   with g = u (|z - max| + ln C + 4): mass p (g |v - p v| + sum of g p
+                                      |v - v(top)|), and of z-loss 2 z_loss |p v| p g besides
+    gradient of soft targets          that of the loss, weighted, and 2 u of it
+    gradient of the temperature       the sum of (mass p + |share|) |z - max| g, over the temperature
     KL divergence                     the sum of p_t (bounds of both logs) + (bound of p_t) |log ratio|
     ... of listed classes             the sum of p_t (bound of log p), and of what is left twice that
     ... its gradient                  as of several targets, and of what is left twice the bound of its shares
@@ -217,6 +221,54 @@ class CrossEntropyBounds:
         bound = bound + FACTORS * softmax.probabilities * softmax.others
         bound = np.abs(self.oracle.mass * self.scale)[:, None] * softmax.slope**2 * bound
         return np.maximum(np.abs(scale) * bound, unit(self.dtype)[1])
+
+    def hessian_products(self, vectors, scale=1.0):
+        softmax, oracle, smallest = self.softmax, self.oracle, unit(self.dtype)[1]
+        p, relative = softmax.probabilities, self._relative
+        distances, top, mean = oracle.distances(vectors)
+        with np.errstate(invalid="ignore", over="ignore"):
+            spread = np.abs(distances - mean[:, None])
+            of_mean = _times(relative * p, np.abs(distances)).sum(axis=1)[:, None]
+            terms = _times(relative, spread) + of_mean + FACTORS * spread
+            mass = np.abs(oracle.mass + oracle.pull)[:, None]
+            bound = mass * _times(p, terms)
+            of_lse = 2 * np.abs(oracle.z_loss) * logsumexp_bound(softmax, self.dtype)[:, None]
+            bound = bound + of_lse * _times(p, spread)
+            level = 2 * np.abs(oracle.z_loss) * (np.abs(top + mean)[:, None] + spread)
+            bound = bound + _times(p, _times(relative, level) + 2 * np.abs(oracle.z_loss) * of_mean)
+            factor = np.abs(oracle.scale)[:, None] * softmax.slope**2 * np.abs(scale)
+            # Of float64 a probability that is subnormal is multiplied as it is, and the largest has those of all.
+            of_ends = (1 + factor * mass) * (spread + np.abs(distances).sum(axis=1)[:, None])
+            return factor * bound + smallest * (1 + of_ends)
+
+    @property
+    def _relative(self):
+        """How far a probability may be off, relative to it."""
+        gaps = np.where(np.isinf(self.softmax.gaps), 0, self.softmax.gaps)
+        return unit(self.dtype)[0] * (gaps + _logs(self.softmax, self.dtype)[:, None] + 4)
+
+    def target_gradients(self, scale=1.0):
+        oracle, (u, smallest) = self.oracle, unit(self.dtype)
+        missed = -self.softmax.log_probabilities
+        bound = log_probability_bound(self.softmax, self.dtype)
+        with np.errstate(invalid="ignore"):
+            bound = _times(np.abs(oracle.keep), bound + 3 * u * missed)
+            bound = np.abs(scale) * _times(np.abs(oracle.scale)[:, None], bound) + smallest
+        return np.where(np.isnan(bound), 0, bound)
+
+    @property
+    def temperature_gradients(self):
+        softmax, oracle, relative = self.softmax, self.oracle, self._relative
+        slopes = oracle.temperature_gradients
+        with np.errstate(invalid="ignore", over="ignore"):
+            pull = np.abs(oracle.pull)[:, None]
+            weights = _times(np.abs(oracle.mass)[:, None] + pull, softmax.probabilities) + self.shares
+            bound = _times(weights, softmax.gaps * relative).sum(axis=1)
+            of_lse = 2 * np.abs(oracle.z_loss) * logsumexp_bound(softmax, self.dtype)
+            sizes = np.abs(softmax.peak) + _times(softmax.probabilities, softmax.gaps).sum(axis=1)
+            bound = bound + of_lse * sizes + FACTORS * pull[:, 0] * sizes
+            bound = _times(np.abs(oracle.scale), bound / softmax.temperature)
+        return bound + half_ulp(slopes, np.float64 if self.dtype == np.float64 else np.float32)
 
 
 class KlDivergenceBounds:

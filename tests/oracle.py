@@ -101,6 +101,8 @@ class CrossEntropy:
         weight = np.ones(softmax.classes, dtype) if weight is None else weight.astype(dtype)
         sample_weight = np.ones(rows, dtype) if sample_weight is None else sample_weight.astype(dtype)
         self.classes, self.smoothed = targets.ndim == 1, label_smoothing > 0
+        #: What the probability of each class is multiplied by.
+        self.keep = (1 - smoothing) * weight
         if targets.ndim == 2:
             self.ignored = np.zeros(rows, bool)
             wanted, counts = targets.astype(dtype), np.ones(rows, dtype)
@@ -165,6 +167,46 @@ class CrossEntropy:
         curvatures = np.where(self.softmax.masked, 0, curvatures * self.softmax.slope**2)
         curvatures = curvatures + 0 * self.softmax.log_sum[:, None]
         return np.where(self.left_out[:, None], 0, times(self.scale[:, None], curvatures))
+
+    @property
+    def pull(self):
+        """The derivative of z_loss lse^2."""
+        return times(2 * self.z_loss, self.softmax.logsumexp)
+
+    def hessian_products(self, vectors):
+        """The Hessian of each row times its vector, without softcap and focus."""
+        p = self.softmax.probabilities
+        distances, top, mean = self.distances(vectors)
+        with np.errstate(invalid="ignore"):
+            products = times(p, (self.mass + self.pull)[:, None] * (distances - mean[:, None]))
+            products = products + times(p, (2 * self.z_loss * (top + mean))[:, None])
+        products = np.where(self.softmax.masked, 0, products * self.softmax.slope**2)
+        products = products + 0 * self.softmax.log_sum[:, None]
+        return np.where(self.left_out[:, None], 0, times(self.scale[:, None], products))
+
+    def distances(self, vectors):
+        """(v - v[top], v[top], their mean), the numbers of masked classes being 0."""
+        softmax = self.softmax
+        vectors = np.where(softmax.masked, 0, vectors.astype(self.dtype))
+        top = vectors[softmax.rows, softmax.top]
+        distances = np.where(softmax.masked, 0, vectors - top[:, None])
+        return distances, top, (softmax.probabilities * distances).sum(axis=1)
+
+    @property
+    def target_gradients(self):
+        gradients = times(self.keep, -self.softmax.log_probabilities)
+        return np.where(self.left_out[:, None], 0, times(self.scale[:, None], gradients))
+
+    @property
+    def temperature_gradients(self):
+        """With all z less the largest."""
+        softmax = self.softmax
+        with np.errstate(invalid="ignore"):
+            of_model = (self.mass + self.pull) * times(softmax.probabilities, softmax.gaps).sum(axis=1)
+            of_targets = times(self.shares, softmax.gaps).sum(axis=1)
+            slopes = of_model - of_targets - times(self.pull, softmax.peak)
+            slopes = slopes / softmax.temperature + 0 * softmax.log_sum
+        return np.where(self.left_out, 0, times(self.scale, slopes))
 
 
 class KlDivergence:

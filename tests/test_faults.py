@@ -180,6 +180,14 @@ INTERRUPTED = {
         "hess_out = np.empty(logits.shape, np.float32)",
         "xent_rs.cross_entropy_with_grad_hess(logits, targets, out=out, hess_out=hess_out)",
     ),
+    "Hessian times vector": (
+        "xent_rs._xent_rs.set_simd_level(xent_rs._xent_rs.simd_levels()[-1])\n"
+        "xent_rs.set_num_threads(1)\n"
+        "logits = np.broadcast_to(np.linspace(-9, 9, 128_256).astype('f4'), (1250, 128_256))\n"
+        "targets = np.zeros(len(logits), np.int8)\n"
+        "out = np.empty(logits.shape, np.float32)",
+        "xent_rs.cross_entropy_hvp(logits, targets, logits, out=out)",
+    ),
     "gradient": (
         "xent_rs._xent_rs.set_simd_level(xent_rs._xent_rs.simd_levels()[-1])\n"
         "xent_rs.set_num_threads(1)\n"
@@ -208,6 +216,10 @@ BESIDE = {
     "binary_cross_entropy_with_grad": lambda logits: [logits],
     "kl_divergence": lambda logits: [logits],
     "kl_divergence_with_grad": lambda logits: [logits],
+    "kl_divergence_hvp": lambda logits: [logits, logits],
+    "cross_entropy_hvp": lambda logits: [np.zeros(len(logits), int), logits],
+    "cross_entropy_target_grad": lambda logits: [logits],
+    "cross_entropy_temperature_grad": lambda logits: [logits],
     "selective_log_softmax": lambda logits: [np.zeros((len(logits), 2), int)],
     "row_statistics": lambda logits: [np.zeros(len(logits), int)],
     "logsumexp": lambda logits: [],
@@ -337,6 +349,10 @@ WRITTEN = {
         array, array, weight=array, pos_weight=array
     ),
     "statistics": lambda array: xent_rs.row_statistics(array, np.zeros(2000, int)),
+    "vector": lambda array: xent_rs.cross_entropy_hvp(array, array, array),
+    "rows in lanes and vectors": lambda array: xent_rs.kl_divergence_hvp(array, array, array, axis=0),
+    "temperature": lambda array: xent_rs.cross_entropy_temperature_grad(array, array),
+    "targets": lambda array: xent_rs.cross_entropy_target_grad(array, array),
 }
 
 
@@ -421,7 +437,7 @@ ctypes.string_at(end, 1)
 @dtypes
 def test_rows_next_to_unreadable_pages(level, dtype, place, axis, random):
     """A tail read or written as a whole vector touches what is not its own; here that ends the process."""
-    inputs, results, indices = GuardedMemory(), GuardedMemory(), GuardedMemory()
+    inputs, results, indices, vectors = (GuardedMemory() for _ in range(4))
     for classes in (*range(131), 255, 256, 257, 511, 513):
         for rows in (1, 3, 17) if classes < 34 else (1, 3):
             shape = (rows, classes) if axis == -1 else (classes, rows)
@@ -441,11 +457,15 @@ def test_rows_next_to_unreadable_pages(level, dtype, place, axis, random):
             xent_rs.log_softmax(logits, axis=axis, out=out)
             xent_rs.logsumexp(logits, axis=axis)
             xent_rs.row_statistics(logits, targets, axis=axis)
+            vector = getattr(vectors, place)(-logits)
+            xent_rs.cross_entropy_hvp(logits, targets, vector, axis=axis, out=out)
             if classes % 7 == 0 or classes < 20:
                 options = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 9.0, "axis": axis}
                 probabilities = getattr(indices, place)(np.abs(logits))
                 xent_rs.cross_entropy_with_grad(logits, probabilities, out=out, **options)
                 xent_rs.kl_divergence_with_grad(logits, logits, axis=axis, out=out)
+                xent_rs.cross_entropy_target_grad(logits, probabilities, axis=axis, out=out)
+                xent_rs.cross_entropy_temperature_grad(logits, probabilities, **options)
                 xent_rs.binary_cross_entropy_with_grad(logits, logits, weight=logits, out=out)
                 soft = getattr(indices, place)(np.abs(logits))
                 xent_rs.cross_entropy(logits.copy(), soft, axis=axis, sample_weight=np.ones(rows))
@@ -589,6 +609,8 @@ def test_loss_takes_a_mebibyte_and_sixteen_bytes_a_row(rows, call, python):
         "cross_entropy_with_grad_hess(logits, targets, out=out[:, ::2], hess_out=out[:, 1::2])",
         "binary_cross_entropy_with_grad(logits, logits, out=out, pos_weight=logits)",
         "kl_divergence_with_grad(logits, logits, out=out)",
+        "cross_entropy_hvp(logits, targets, logits, out=out)",
+        "cross_entropy_target_grad(logits, logits, out=out)",
         "softmax(logits, out=out)",
     ],
 )

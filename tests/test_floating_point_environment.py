@@ -142,6 +142,12 @@ CALLS = {
     ),
     "soft targets": lambda: xent_rs.cross_entropy_with_grad(STEEP, SOFT, reduction="sum"),
     "Hessian": lambda: xent_rs.cross_entropy_with_grad_hess(LOGITS, CLASSES, sample_weight=SMALL),
+    "Hessian times vector": lambda: xent_rs.cross_entropy_hvp(LOGITS, CLASSES, STEEP, sample_weight=SMALL),
+    "products with tiny numbers": lambda: xent_rs.kl_divergence_hvp(STEEP, STEEP, SOFT, reduction="sum"),
+    "gradient of the temperature": lambda: xent_rs.cross_entropy_temperature_grad(
+        STEEP, CLASSES, sample_weight=TINY
+    ),
+    "gradient of targets": lambda: xent_rs.cross_entropy_target_grad(STEEP, SOFT, weight=TINY_WEIGHT),
     "divergence": lambda: xent_rs.kl_divergence_with_grad(STEEP, LOGITS),
     "binary": lambda: xent_rs.binary_cross_entropy_with_grad(
         SATURATED, POSITIVE, weight=TINY_F32, reduction="sum"

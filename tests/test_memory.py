@@ -58,6 +58,7 @@ CALLS = {
     "hess": lambda logits: xent_rs.cross_entropy_with_grad_hess(logits, zeros(len(logits), int))[1:],
     "binary": lambda logits: xent_rs.binary_cross_entropy_with_grad(logits, zeros(logits.shape, bool))[1:],
     "divergence": lambda logits: xent_rs.kl_divergence_with_grad(logits, logits)[1:],
+    "product": lambda logits: (xent_rs.kl_divergence_hvp(logits, logits, logits),),
 }
 
 

@@ -37,6 +37,17 @@ SIGNATURES = {
     "cross_entropy_with_grad_hess": (
         f"logits, targets, *, {SMOOTHED}, temperature=1.0, axis=-1, {REDUCTION}, out=None, hess_out=None"
     ),
+    "cross_entropy_hvp": (
+        f"logits, targets, vector, *, {SMOOTHED}, z_loss=0.0, temperature=1.0, axis=-1, "
+        f"{REDUCTION}, {GRADIENT}"
+    ),
+    "cross_entropy_target_grad": (
+        "logits, targets, *, weight=None, sample_weight=None, label_smoothing=0.0, temperature=1.0, "
+        f"axis=-1, {REDUCTION}, {GRADIENT}"
+    ),
+    "cross_entropy_temperature_grad": (
+        f"logits, targets, *, {SMOOTHED}, z_loss=0.0, softcap=None, temperature=1.0, axis=-1, {REDUCTION}"
+    ),
     "linear_cross_entropy": LINEAR,
     "linear_cross_entropy_with_grad": f"{LINEAR}, {GRADIENT}",
     "cross_entropy_grad": (
@@ -50,6 +61,7 @@ SIGNATURES = {
     ),
     "kl_divergence": KL,
     "kl_divergence_with_grad": f"{KL}, {GRADIENT}",
+    "kl_divergence_hvp": f"{KL.replace('target_logits', 'target_logits, vector')}, {GRADIENT}",
     "selective_log_softmax": "logits, index, *, axis=-1, temperature=1.0",
     "row_statistics": ("logits, targets=None, *, axis=-1, softcap=None, temperature=1.0, ignore_index=-100"),
     "partial_row_statistics": (
@@ -139,6 +151,8 @@ SECOND = {
     "binary_cross_entropy_with_grad_hess": LOGITS > 0,
     "kl_divergence": LOGITS[::-1],
     "kl_divergence_with_grad": LOGITS[::-1],
+    "kl_divergence_hvp": LOGITS[::-1],
+    "cross_entropy_target_grad": np.abs(LOGITS),
     "selective_log_softmax": TARGETS[:, None],
 }
 # What takes other arguments, or some that have no defaults, is in tests of its own.
@@ -168,7 +182,8 @@ def call(name, **options):
         return function(LOGITS, LOGITS[::-1], TARGETS, **options)
     if name in ("softmax", "log_softmax", "logsumexp"):
         return function(LOGITS, **options)
-    return function(LOGITS, SECOND.get(name, TARGETS), **options)
+    vectors = [LOGITS[:, ::-1]] if name.endswith("_hvp") else []
+    return function(LOGITS, SECOND.get(name, TARGETS), *vectors, **options)
 
 
 @pytest.mark.parametrize("name", WITH_OPTIONS)
@@ -222,7 +237,7 @@ def test_an_unknown_option_is_said_before_any_work():
 @pytest.mark.parametrize("name", WITH_OPTIONS)
 def test_options_are_keywords(name):
     others = {"Evaluator": 1, "Comparer": 1, "softmax": 1, "log_softmax": 1, "logsumexp": 1, "compare": 3}
-    given = others.get(name, 2)
+    given = others.get(name, 3 if name.endswith("_hvp") else 2)
     with pytest.raises(TypeError, match=rf"takes .*{given} positional arguments? but {given + 1} were given"):
         getattr(xent_rs, name)(*[LOGITS] * (given + (name not in ("Evaluator", "Comparer"))))
 
@@ -273,7 +288,12 @@ def test_a_wrapper_keeps_the_signature():
     assert bound.arguments["axis"] == 1
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_OPTIONS if "reduction" in WITH_OPTIONS[name]])
+# What has a result of the logits' shape, whatever becomes of the losses.
+WRITTEN = ("cross_entropy_hvp", "cross_entropy_target_grad", "kl_divergence_hvp")
+REDUCED = [name for name in WITH_OPTIONS if "reduction" in WITH_OPTIONS[name] and name not in WRITTEN]
+
+
+@pytest.mark.parametrize("name", REDUCED)
 def test_one_row_without_reduction_is_an_array_of_no_dimensions(name):
     second = SECOND.get(name, TARGETS)
     row = (0.5, True) if "binary" in name else (LOGITS[0], second[0])

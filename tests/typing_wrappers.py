@@ -32,6 +32,13 @@ def any_reduction(logits: ArrayLike, targets: ArrayLike, reduction: Reduction) -
     assert_type(xent_rs.kl_divergence(logits, logits, reduction=reduction), float | Floats)
     both = xent_rs.kl_divergence_with_grad(logits, logits, reduction=reduction)
     assert_type(both, tuple[float | Floats, Floats])
+    of_temperature = xent_rs.cross_entropy_temperature_grad(logits, targets, reduction=reduction)
+    assert_type(of_temperature, float | Floats)
+    assert_type(xent_rs.cross_entropy_temperature_grad(logits, targets), float)
+    assert_type(xent_rs.cross_entropy_hvp(logits, targets, logits, reduction=reduction), Floats)
+    assert_type(xent_rs.kl_divergence_hvp(logits, logits, logits, out=None), Floats)
+    assert_type(xent_rs.cross_entropy_target_grad(logits, targets, grad_output=2), Floats)
+    xent_rs.cross_entropy_hvp(logits, targets, logits, softcap=30)  # type: ignore[call-arg]
     of_probabilities = xent_rs.probability.binary_cross_entropy(logits, targets, reduction=reduction)
     assert_type(of_probabilities, float | NDArray[np.float64])
 

@@ -8,6 +8,9 @@ Loss of classes or probabilities
 cross_entropy                       -- softmax cross-entropy
 cross_entropy_with_grad             -- the loss and its derivative with respect to the logits
 cross_entropy_with_grad_hess        -- and the diagonal of the second derivative, for gradient boosting
+cross_entropy_hvp                   -- the second derivative times a vector, for methods of second order
+cross_entropy_target_grad           -- the derivative with respect to probabilities that are targets
+cross_entropy_temperature_grad      -- the derivative with respect to the temperature
 
 Loss of hidden states and the last layer, whose logits are never all in memory
 ------------------------------------------------------------------------------
@@ -25,6 +28,7 @@ Distillation
 ------------
 kl_divergence                       -- KL(teacher || model), both given by logits
 kl_divergence_with_grad             -- the divergence and its derivative
+kl_divergence_hvp                   -- its second derivative times a vector
 SparseTargets                       -- teachers of which a few classes of each row are stored
 
 Evaluation
@@ -89,10 +93,12 @@ from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entrop
 from ._cross_entropy_shard import cross_entropy_grad
 from ._estimates import Estimate
 from ._evaluation import Evaluation, Evaluator, evaluate
+from ._hessian import cross_entropy_hvp, kl_divergence_hvp
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
 from ._linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_grad
 from ._linear_gradients import LinearGradients
 from ._partial_statistics import RowState, partial_row_statistics
+from ._sensitivities import cross_entropy_target_grad, cross_entropy_temperature_grad
 from ._settings import get_num_threads, release_memory, set_num_threads, show_config
 from ._softmax import log_softmax, logsumexp, selective_log_softmax, softmax
 from ._sparse_targets import SparseTargets
@@ -130,11 +136,15 @@ __all__ = [
     "compare",
     "cross_entropy",
     "cross_entropy_grad",
+    "cross_entropy_hvp",
+    "cross_entropy_target_grad",
+    "cross_entropy_temperature_grad",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
     "evaluate",
     "get_num_threads",
     "kl_divergence",
+    "kl_divergence_hvp",
     "kl_divergence_with_grad",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",

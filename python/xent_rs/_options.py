@@ -343,6 +343,14 @@ GradOutput: TypeAlias = Annotated[
     ``reduction='none'``, one for each loss.
     """,
 ]
+ProductFactor: TypeAlias = Annotated[
+    "ArrayLike | None",
+    None,
+    """float or array_like, optional
+    Multiplies the product: the derivative of what follows with respect to the loss. A number, or, with
+    ``reduction='none'``, one for each loss.
+    """,
+]
 GradientOut: TypeAlias = Annotated[
     "NDArray[Any] | None",
     None,
@@ -367,7 +375,7 @@ ResultOut: TypeAlias = Annotated[
     """ndarray, optional
     Where the result goes: an array of the logits' shape, in float32, float16 or bfloat16 for logits of
     these types and in float64 for float64 logits. It may be the logits' array itself, which the result
-    then overwrites, and must share no memory with it otherwise.
+    then overwrites, and must share no memory with an input otherwise.
     """,
 ]
 Keepdims: TypeAlias = Annotated[
@@ -415,6 +423,28 @@ class HessianOptions(TypedDict, total=False):
     weight: ClassWeight
     sample_weight: SampleWeight
     ignore_index: IgnoreIndex
+    label_smoothing: LabelSmoothing
+    temperature: Temperature
+    axis: Axis
+
+
+class HessianProductOptions(TypedDict, total=False):
+    """Those of them for which there is a Hessian, off its diagonal too."""
+
+    weight: ClassWeight
+    sample_weight: SampleWeight
+    ignore_index: IgnoreIndex
+    label_smoothing: LabelSmoothing
+    z_loss: ZLoss
+    temperature: Temperature
+    axis: Axis
+
+
+class TargetGradientOptions(TypedDict, total=False):
+    """Those of them that change the derivative by probabilities."""
+
+    weight: ClassWeight
+    sample_weight: SampleWeight
     label_smoothing: LabelSmoothing
     temperature: Temperature
     axis: Axis
@@ -501,6 +531,13 @@ class GradientOptions(TypedDict, total=False):
     out: GradientOut
 
 
+class ProductOptions(TypedDict, total=False):
+    """What a Hessian times a vector is multiplied by, and where it goes."""
+
+    grad_output: ProductFactor
+    out: ResultOut
+
+
 class LinearGradientOptions(TypedDict, total=False):
     """What the gradients of hidden states, weights and bias are multiplied by, and where they go."""
 
@@ -528,6 +565,18 @@ class LinearCrossEntropyGradientOptions(LinearCrossEntropyOptions, LinearGradien
 
 class CrossEntropyHessianOptions(HessianOptions, DerivativesOptions, total=False):
     """The other options of `cross_entropy_with_grad_hess`."""
+
+
+class CrossEntropyHvpOptions(HessianProductOptions, MeanOptions, ProductOptions, total=False):
+    """The options of `cross_entropy_hvp`."""
+
+
+class KlDivergenceHvpOptions(AllKlDivergenceOptions, ProductOptions, total=False):
+    """The options of `kl_divergence_hvp`."""
+
+
+class CrossEntropyTargetGradientOptions(TargetGradientOptions, MeanOptions, GradientOptions, total=False):
+    """The options of `cross_entropy_target_grad`."""
 
 
 class ShardGradientOptions(ShardOptions, MeanOptions, GradientOptions, total=False):

@@ -36,6 +36,9 @@ __all__ = [
     "config",
     "cross_entropy",
     "cross_entropy_grad",
+    "cross_entropy_hvp",
+    "cross_entropy_target_grad",
+    "cross_entropy_temperature_grad",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
     "evaluate",
@@ -44,6 +47,7 @@ __all__ = [
     "in_default_environment",
     "kept_memory",
     "kl_divergence",
+    "kl_divergence_hvp",
     "kl_divergence_with_grad",
     "log_softmax",
     "logsumexp",
@@ -98,6 +102,19 @@ def cross_entropy_grad(
     keywords: Keywords,
     options: _Options,
 ) -> _Floats: ...
+def cross_entropy_hvp(
+    logits: ArrayLike,
+    targets: ArrayLike | SparseTargets,
+    vector: ArrayLike,
+    keywords: Keywords,
+    options: _Options,
+) -> _Floats: ...
+def cross_entropy_target_grad(
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> _Floats: ...
+def cross_entropy_temperature_grad(
+    logits: ArrayLike, targets: ArrayLike | SparseTargets, keywords: Keywords, options: _Options
+) -> float | _Floats: ...
 def binary_cross_entropy(
     logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
 ) -> float | _Floats: ...
@@ -113,6 +130,13 @@ def kl_divergence(
 def kl_divergence_with_grad(
     logits: ArrayLike, target_logits: ArrayLike | SparseTargets, keywords: Keywords, options: _Options
 ) -> tuple[float | _Floats, _Floats]: ...
+def kl_divergence_hvp(
+    logits: ArrayLike,
+    target_logits: ArrayLike | SparseTargets,
+    vector: ArrayLike,
+    keywords: Keywords,
+    options: _Options,
+) -> _Floats: ...
 def logsumexp(logits: ArrayLike, keywords: Keywords, options: _Options) -> _Floats: ...
 def softmax(logits: ArrayLike, keywords: Keywords, options: _Options) -> _Floats: ...
 def log_softmax(logits: ArrayLike, keywords: Keywords, options: _Options) -> _Floats: ...

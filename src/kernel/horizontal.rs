@@ -271,7 +271,7 @@ pub(super) fn across<S: Simd, R: Real + Element<Real = R>>(
 /// # Safety
 /// [`Block::new`]'s.
 #[inline(always)]
-unsafe fn side_by_side<'a, R: Real + Element<Real = R>>(place: *const R, vectors: usize) -> Block<'a, R> {
+pub(super) unsafe fn side_by_side<'a, R: Real + Element<Real = R>>(place: *const R, vectors: usize) -> Block<'a, R> {
     // SAFETY: the caller's promise.
     unsafe { Block::new(place, (R::LANES * size_of::<R>()) as isize, vectors) }
 }
@@ -1037,10 +1037,23 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
 }
 
 /// The exponentials of a row times a factor: its softmax, or a gradient.
-struct Exponentials<S: Simd, E: Element> {
+pub(super) struct Exponentials<S: Simd, E: Element> {
     reference: Reference<S, E::Real>,
     factor: Lanes<S, E>,
     stored: Stored<E>,
+}
+
+impl<S: Simd, E: Element> Exponentials<S, E> {
+    /// Those of a row whose gradient is this.
+    #[inline(always)]
+    pub(super) fn new(simd: S, of: &Gradient<E::Real>) -> Self {
+        let (reference, _) = Reference::next_to(simd, Lanes::<S, E>::simd_from(simd, of.logit), of.scale);
+        Self {
+            reference: reference.raised(simd, E::Real::splat(simd, of.octaves)),
+            factor: E::Real::splat(simd, of.factor),
+            stored: Stored::new(),
+        }
+    }
 }
 
 // SAFETY: so many numbers were lent.
@@ -1069,14 +1082,7 @@ fn write_exponentials<S: Simd, E: Element>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let own = Lanes::<S, E>::simd_from(simd, of.logit);
-            let (reference, _) = Reference::next_to(simd, own, of.scale);
-            let mut exponentials = Exponentials::<S, E> {
-                reference: reference.raised(simd, E::Real::splat(simd, of.octaves)),
-                factor: E::Real::splat(simd, of.factor),
-                stored: Stored::new(),
-            };
-            write_entries(simd, row, part, out, of.store, exceptions, &mut exponentials);
+            write_entries(simd, row, part, out, of.store, exceptions, &mut Exponentials::<S, E>::new(simd, of));
         },
     );
 }

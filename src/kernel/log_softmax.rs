@@ -11,7 +11,7 @@ use super::vertical::{Strip, StripMut, for_each_group, lane_mask};
 use crate::dtype::with_element;
 use crate::element::{Element, Lanes};
 use crate::math::{Real, Twice, two_sum};
-use crate::rows::{Row, RowMut, StorePolicy};
+use crate::rows::{BLOCK, Row, RowMut, StorePolicy};
 
 /// What log-probabilities of some rows need, one a lane.
 #[derive(Clone, Copy, Debug)]
@@ -134,8 +134,99 @@ fn write_stored<S: Simd, E: Element>(
     );
 }
 
+/// What minus the log-probabilities of a row are multiplied by, class by class.
+#[derive(Clone, Copy, Debug)]
+pub struct Factors<'a> {
+    /// One number for all.
+    pub scale: f64,
+    /// One for each.
+    pub weight: Option<&'a [f64]>,
+}
+
+/// [`write`], of minus the log-probabilities times factors; 0 where the factor of a masked class is 0.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // a row, where it goes, and what that is
+pub fn write_missed<S: Simd>(
+    simd: S,
+    row: Row,
+    out: RowMut,
+    top: f64,
+    log: [f64; 2],
+    divisor: f64,
+    factors: Factors,
+    store: StorePolicy,
+) {
+    out.in_pieces(|part, out| {
+        with_element!(row.dtype(), E => {
+            write_missed_stored::<S, E>(simd, row, part, out, top, log, divisor, factors, store);
+        });
+    });
+}
+
+#[inline(never)]
+#[allow(clippy::too_many_arguments)] // as above
+fn write_missed_stored<S: Simd, E: Element>(
+    simd: S,
+    row: Row,
+    part: Range<usize>,
+    out: RowMut,
+    top: f64,
+    log: [f64; 2],
+    divisor: f64,
+    factors: Factors,
+    store: StorePolicy,
+) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let log = log.map(
+                #[inline(always)]
+                |part| [part; MOST_LANES],
+            );
+            let of = LogProbabilities::new(simd, &[top; MOST_LANES], &log, inverse_of(divisor));
+            let block = [E::Real::from_f64(-factors.scale); BLOCK];
+            let mut entries = MissedOfRow { of: OfRow { of, stored: Stored::<E>::new() }, factors, block };
+            write_entries(simd, row, part, out, store, &[], &mut entries);
+        },
+    );
+}
+
+/// Log-probabilities of one row times factors.
+struct MissedOfRow<'a, S: Simd, E: Element> {
+    of: OfRow<S, E>,
+    factors: Factors<'a>,
+    /// Minus the factors of a block.
+    block: [E::Real; BLOCK],
+}
+
+// SAFETY: so many numbers were lent.
+unsafe impl<S: Simd, E: Element> Entries<S, E> for MissedOfRow<'_, S, E> {
+    #[inline(always)]
+    fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize) {
+        if let Some(weight) = self.factors.weight {
+            for (factor, weight) in self.block.iter_mut().zip(&weight[start..start + length]) {
+                *factor = E::Real::from_f64(-self.factors.scale * weight);
+            }
+        }
+        self.of.begin(simd, row, start, length)
+    }
+
+    #[inline(always)]
+    fn of(&self, simd: S, first: usize, group: &Group<S, E>) -> [Lanes<S, E>; TOGETHER] {
+        let mut entries = self.of.of(simd, first, group);
+        let (zero, infinite) = (E::Real::splat(simd, 0.0), E::Real::splat(simd, f64::NEG_INFINITY));
+        for (entry, vector) in entries.iter_mut().zip(first..) {
+            let place = vector * E::Real::LANES..(vector + 1) * E::Real::LANES;
+            let factor = Lanes::<S, E>::from_slice(simd, &self.block[place]);
+            let nothing = factor.simd_eq(zero) & entry.simd_eq(infinite);
+            *entry = nothing.select(zero, *entry * factor);
+        }
+        entries
+    }
+}
+
 /// Log-probabilities of one row.
-struct OfRow<S: Simd, E> {
+struct OfRow<S: Simd, E: Element> {
     of: LogProbabilities<S>,
     stored: Stored<E>,
 }

@@ -30,6 +30,7 @@
 //! | [`horizontal`] | one row: the same lanes, all of them of that row |
 //! | [`shares`] | shares and teachers |
 //! | [`shape`] | entropies and ranks |
+//! | [`moment`] | Hessians times vectors |
 //! | [`log_softmax`] | log-probabilities of all classes |
 //! | [`cap`] | the softcap |
 //! | [`stage`] | rows on their way to and from lanes |
@@ -46,6 +47,7 @@ pub mod focus;
 pub mod horizontal;
 pub mod listed;
 pub mod log_softmax;
+pub mod moment;
 pub mod shape;
 pub mod shares;
 pub mod stage;

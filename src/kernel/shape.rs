@@ -84,10 +84,17 @@ impl<S: Simd, R: Real> Shape<S, R> {
 }
 
 /// Exponentials of some vectors that are kept: what is summed of them besides has a loop of its own, for want of registers.
-struct Kept<R> {
-    exps: [R; BLOCK],
+pub(super) struct Kept<R> {
+    pub(super) exps: [R; BLOCK],
     /// The number of the first of the vectors.
-    first: usize,
+    pub(super) first: usize,
+}
+
+impl<R: Real> Kept<R> {
+    #[inline(always)]
+    pub(super) fn nothing() -> Self {
+        Self { exps: [R::default(); BLOCK], first: 0 }
+    }
 }
 
 impl<S: Simd, R: Real> Beside<S, R> for Kept<R> {
@@ -130,7 +137,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
             #[inline(always)]
             || {
                 let count = self.all().len();
-                let mut kept = Kept { exps: [R::default(); BLOCK], first: 0 };
+                let mut kept = Kept::nothing();
                 for_each_group!(strip.classes(), 0..count, |tile, classes| {
                     let (block, mut shape) = (strip.tile(tile), shapes.all()[tile]);
                     let (first, count) = (classes.start, classes.len());
@@ -188,7 +195,7 @@ fn sum_piece<S: Simd, R: Real + Element<Real = R>>(
             if class < part.start {
                 shape.least[0] = shape.least[1];
             }
-            let mut kept = Kept { exps: [R::default(); BLOCK], first: 0 };
+            let mut kept = Kept::nothing();
             for_each_block(
                 simd,
                 row,

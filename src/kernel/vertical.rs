@@ -396,14 +396,19 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
     pub fn scale_kept(&self, simd: S, of: &Coefficients, kept: &mut BlockMut<R>) {
         simd.vectorize(
             #[inline(always)]
-            || {
-                let factor = R::narrow(simd, &of.factor);
-                for class in 0..kept.block.classes {
-                    let [exp] = kept.block.load::<S, 1>(simd, class);
-                    kept.store(simd, class, self.counts.select(exp * factor, R::splat(simd, 0.0)));
-                }
-            },
+            || self.write_kept(simd, of, kept, &()),
         );
+    }
+
+    /// [`Self::scale_kept`], less an offset.
+    #[inline(always)]
+    pub(super) fn write_kept<O: Offset<S, R>>(&self, simd: S, of: &Coefficients, kept: &mut BlockMut<R>, offset: &O) {
+        let factor = R::narrow(simd, &of.factor);
+        for class in 0..kept.block.classes {
+            let [exp] = kept.block.load::<S, 1>(simd, class);
+            let gradient = offset.less(simd, class, exp * factor);
+            kept.store(simd, class, self.counts.select(gradient, R::splat(simd, 0.0)));
+        }
     }
 
     /// Exponentials of logits, of own classes too.

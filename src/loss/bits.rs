@@ -15,10 +15,13 @@ use super::binary::{Binary, binary_cross_entropy};
 use super::comparison::{Comparison, FIGURES, compare};
 use super::cross_entropy::cross_entropy;
 use super::evaluation::tally;
+use super::hessian::hessian_product;
 use super::labels::Labels;
 use super::softmax::{log_sum_exps, softmax};
 use super::statistics::{Columns, row_statistics};
+use super::target_gradient::target_gradient;
 use super::targets::{Problem, Targets};
+use super::temperature::temperature_gradient;
 use super::{Derivatives, GradOutput, Reduction};
 use crate::array::{Array, ArrayMut, Layout};
 use crate::dtype::Number;
@@ -228,11 +231,47 @@ fn losses<E: Element>(hashes: &mut Hashes, shape: [usize; 2], across: bool) {
             Problem { transform: Transform::divided_by(2.0), ..Problem::new(Targets::Teacher(teacher.array())) },
         ),
     ];
+    let vector = logits::<E>(shape, across, 8);
     for (name, problem) in &problems {
         solve::<E, E>(hashes.of::<E>(name), &logits_of, across, problem, false);
+        if problem.focus.is_none() {
+            further::<E>(hashes, [&logits_of, &vector], across, problem);
+        }
     }
     solve::<E, E>(hashes.of::<E>("Hessian"), &logits_of, across, &plain, true);
     solve::<E, E::Real>(hashes.of::<E>("wider gradient"), &logits_of, across, &plain, false);
+}
+
+/// What is written of the logits' shape.
+fn into(out: ArrayMut) -> Derivatives {
+    Derivatives { gradient: out, hessian: None, grad_output: GradOutput::Scalar(1.5), given: false }
+}
+
+/// Derivatives of a problem beyond the gradient, those that it has.
+fn further<E: Element>(hashes: &mut Hashes, [rows, vector]: [&Rows<E>; 2], across: bool, problem: &Problem) {
+    let (array, check) = (rows.array(), || Ok(()));
+    let mut out = Rows::<E>::new(rows.shape, across, |_, _| 0.0);
+    let mut of_rows = vec![E::Real::from_f64(0.0); rows.shape[0]];
+    if problem.transform.softcap().is_none() {
+        let (vector, mut products) = (vector.array(), into(out.array_mut()));
+        hessian_product(&array, &vector, problem, Reduction::Mean, None, &mut products, &check)
+            .expect("targets are fine");
+        hashes.of::<E>("Hessian times vector").add_all(&out.values);
+    }
+    if let Targets::Probabilities(_) = problem.targets
+        && problem.transform.softcap().is_none()
+    {
+        let mut gradient = into(out.array_mut());
+        target_gradient(&array, problem, Reduction::Mean, None, &mut gradient, &check).expect("targets are fine");
+        hashes.of::<E>("gradient of targets").add_all(&out.values);
+    }
+    if !matches!(problem.targets, Targets::Teacher(_)) {
+        let mut out = ArrayMut::of(&mut of_rows, 1);
+        let sum = temperature_gradient(&array, problem, Reduction::Mean, None, Some(&mut out), &check);
+        let hash = hashes.of::<E>("gradient of the temperature");
+        hash.add(sum.expect("targets are fine"));
+        hash.add_all(&of_rows);
+    }
 }
 
 /// What else is made of rows.

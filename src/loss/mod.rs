@@ -9,6 +9,7 @@ pub mod comparison;
 pub mod cross_entropy;
 mod distribution;
 pub mod evaluation;
+pub mod hessian;
 pub mod labels;
 mod listed;
 mod options;
@@ -19,7 +20,9 @@ pub mod shard;
 pub mod softmax;
 pub mod sparse;
 pub mod statistics;
+pub mod target_gradient;
 pub mod targets;
+pub mod temperature;
 mod ways;
 
 use fearless_simd::Simd;

@@ -763,7 +763,7 @@ struct Slopes {
 
 /// Make the own classes of some tiles those with the largest logits.
 #[inline(always)]
-fn lead<S: Simd, R: Real + Element<Real = R>>(simd: S, strip: &Strip<R>, own: &mut Tiles<Own>) {
+pub(super) fn lead<S: Simd, R: Real + Element<Real = R>>(simd: S, strip: &Strip<R>, own: &mut Tiles<Own>) {
     let mut leaders = Tiles::<Leader<S, R>>::none();
     leaders.find(simd, strip, own.all().len(), strip.classes());
     for (own, leader) in own.all_mut().iter_mut().zip(leaders.all()) {

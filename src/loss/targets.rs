@@ -14,7 +14,7 @@ use crate::kernel::listed::ListedRows;
 use crate::math::{Real, precise_sum};
 use crate::parallel::in_pieces;
 use crate::row::batch;
-use crate::row::{Dense, Source, Teacher, Transform, are_probabilities, is_probability};
+use crate::row::{Dense, Source, Teacher, Transform, are_probabilities, is_probability, product};
 use crate::rows::BLOCK;
 use crate::simd::{self, Kernel};
 
@@ -101,7 +101,7 @@ impl<'p> Problem<'p> {
     }
 
     /// Whether a row counts: one that is ignored, or whose sample weight is 0, is never read into a result.
-    fn counts(&self, row: usize) -> bool {
+    pub(super) fn counts(&self, row: usize) -> bool {
         let is_ignored = match &self.targets {
             Targets::Classes(labels) => labels.class(row).is_none(),
             Targets::Listed(listed) => listed.row(row).classes.is_empty(),
@@ -167,6 +167,22 @@ impl<'p> Problem<'p> {
         let has_shares = self.label_smoothing != 0.0 || matches!(self.targets, Targets::Probabilities(_));
         let weight = self.weight.as_ref().filter(|_| has_shares);
         weight.map(|weight| precise_sum(weight.iter().copied()))
+    }
+
+    /// What all classes of a row together are multiplied by, `weight_sum` being that of [`Self::share_weight_sum`].
+    pub(super) fn mass<S: Simd>(&self, simd: S, row: usize, classes: usize, weight_sum: Option<f64>) -> f64 {
+        match &self.targets {
+            Targets::Teacher(_) => 1.0,
+            Targets::Classes(labels) => {
+                let weight = self.weight.as_ref().zip(labels.class(row)).map_or(1.0, |(weight, class)| weight[class]);
+                let spread = weight_sum.map_or(1.0, |sum| sum / classes as f64);
+                product(1.0 - self.label_smoothing, weight) + product(self.label_smoothing, spread)
+            }
+            Targets::Listed(listed) if self.label_smoothing == 0.0 => listed.row(row).mass,
+            Targets::Listed(_) | Targets::Probabilities(_) => {
+                self.dense(row, classes, None).map_or(0.0, |dense| dense.mass(simd))
+            }
+        }
     }
 
     /// Look at all targets, without any other work.

@@ -73,12 +73,12 @@ pub(super) fn kl_divergence_with_grad<'py>(
 /// A call whose arrays have been looked at.
 pub(super) struct Call<'py> {
     pub(super) logits: Logits<'py>,
-    options: Options<'py>,
+    pub(super) options: Options<'py>,
     /// What the logits should be; of listed classes their index.
     targets: Bound<'py, PyUntypedArray>,
     /// What listed classes weigh.
     probability: Option<Bound<'py, PyUntypedArray>>,
-    role: Role,
+    pub(super) role: Role,
 }
 
 /// What looks at the probability of a class needs one.
@@ -91,7 +91,7 @@ fn check_focus(scalars: &Scalars, role: Role) -> Result<()> {
 
 /// What targets are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     Classes,
     Probabilities,
     Listed { rest: Rest, is_divergence: bool },
@@ -159,7 +159,11 @@ impl<'a> Unread<'a> {
 
 impl<'py> Call<'py> {
     /// Targets are classes, or probabilities.
-    fn cross_entropy(logits: &Bound<'py, PyAny>, targets: &Bound<'py, PyAny>, options: Options<'py>) -> PyResult<Self> {
+    pub(super) fn cross_entropy(
+        logits: &Bound<'py, PyAny>,
+        targets: &Bound<'py, PyAny>,
+        options: Options<'py>,
+    ) -> PyResult<Self> {
         match sparse_parts(targets)? {
             Some(parts) => Self::of_listed(logits, parts, options, false),
             None => Self::new(logits, target_array(targets)?, options, either_role),
@@ -220,7 +224,7 @@ impl<'py> Call<'py> {
     }
 
     /// Targets are a teacher's logits.
-    fn kl_divergence(
+    pub(super) fn kl_divergence(
         logits: &Bound<'py, PyAny>,
         target_logits: &Bound<'py, PyAny>,
         options: Options<'py>,

@@ -9,6 +9,7 @@ mod conversion;
 mod cross_entropy;
 mod dlpack;
 mod evaluation;
+mod hessian;
 mod losses;
 mod memory;
 mod options;
@@ -47,6 +48,10 @@ mod _xent_rs {
     };
     #[pymodule_export]
     use super::evaluation::{evaluate, exact_sum};
+    #[pymodule_export]
+    use super::hessian::{
+        cross_entropy_hvp, cross_entropy_target_grad, cross_entropy_temperature_grad, kl_divergence_hvp,
+    };
     #[pymodule_export]
     use super::options::Keywords;
     #[pymodule_export]

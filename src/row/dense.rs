@@ -5,15 +5,16 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::companion::Weights;
+use super::companion::{Companion, Weighted, Weights};
 use super::log_sum_exp::{LogSumExps, log_sum_exp, log_totals};
-use super::transform::{Scale, Value, with_uncapped_mode};
-use super::{Transform, per_mass};
+use super::transform::{CAPPED, Capped, Scale, Value, with_mode, with_uncapped_mode};
+use super::{LogSumExp, Transform, per_mass};
 use crate::array::Array;
+use crate::element::Element;
 use crate::kernel::finish::PerLane;
 use crate::kernel::listed::ListedRows;
-use crate::math::{Boost, Real, Total, Twice, with_vectors_at_a_time};
-use crate::rows::BLOCK;
+use crate::math::{Boost, Real, Total, Twice, UNIT, precise_sum, with_vectors_at_a_time};
+use crate::rows::{BLOCK, Row};
 
 /// `weight·(keep·p + uniform)` for every class of row number `row`, p being the source's, and, by [`Self::skip`], of the
 /// rows after it.
@@ -76,6 +77,12 @@ impl<'a> Teacher<'a> {
         }
         let log_totals = log_totals(simd, &found, rows.len());
         Self { array, first: rows.start, log_sum_exps: found, log_totals, transform, double }
+    }
+
+    /// What is known of its first row.
+    #[inline(always)]
+    pub fn first(&self) -> (LogSumExp, f64) {
+        (self.log_sum_exps.get(0), self.log_totals[0])
     }
 }
 
@@ -162,6 +169,91 @@ impl<'a> Dense<'a> {
         let mut weight = [0.0];
         self.fill(simd, class, 1, &mut weight);
         weight[0]
+    }
+
+    /// The sum of the weights of all classes.
+    #[inline(never)]
+    pub fn mass<S: Simd>(&self, simd: S) -> f64 {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut mass = Total::zero(simd);
+                self.for_each_block(
+                    simd,
+                    #[inline(always)]
+                    |_, weights| {
+                        let (whole, rest) = weights.as_chunks::<{ f64::LANES }>();
+                        for numbers in whole {
+                            f64::add_numbers(simd, &mut mass, numbers);
+                        }
+                        mass.add_scalar(precise_sum(rest.iter().copied()));
+                    },
+                );
+                mass.value()
+            },
+        )
+    }
+
+    /// The sum of the weights t of all classes, and `Σ t·(z − z(reference))` over the logits of a row.
+    #[inline(never)]
+    pub fn weigh<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        row: Row,
+        reference: f64,
+        transform: Transform,
+    ) -> [f64; 2] {
+        with_mode!(transform, MODE => self.weigh_in_mode::<S, R, MODE>(simd, row, reference, transform))
+    }
+
+    #[inline(never)]
+    fn weigh_in_mode<S: Simd, R: Real + Element<Real = R>, const MODE: u8>(
+        &self,
+        simd: S,
+        row: Row,
+        reference: f64,
+        transform: Transform,
+    ) -> [f64; 2] {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let scale = Scale::<S, R>::new(simd, transform);
+                let reference = scale.value::<MODE>(R::splat(simd, reference));
+                let mut logits = [R::default(); BLOCK];
+                let mut capped = Capped::<R, BLOCK>::default();
+                let mut weighted = Weighted::new(simd, RowWeights { dense: *self, sum: 0.0 });
+                for start in (0..self.classes).step_by(BLOCK) {
+                    let length = BLOCK.min(self.classes - start);
+                    let vectors = length.div_ceil(4 * R::LANES) * 4;
+                    Companion::<S, R>::begin(&mut weighted, simd, start, length);
+                    row.read(simd, start, length, &mut logits);
+                    if let Some(cap) = scale.cap::<MODE>() {
+                        cap.fill::<_, _, false>(simd, &logits[..vectors * R::LANES], &mut capped);
+                    }
+                    let value = |vector: usize| {
+                        let logits = &logits[vector * R::LANES..][..R::LANES];
+                        if MODE == CAPPED {
+                            Value::capped(simd, &capped, vector)
+                        } else {
+                            Value::plain(R::Lanes::<S>::from_slice(simd, logits))
+                        }
+                    };
+                    Companion::<S, R>::values(&mut weighted, simd, 0..vectors, length, value, reference);
+                }
+                [weighted.mass.value(), weighted.sum.value() / transform.temperature() * UNIT]
+            },
+        )
+    }
+
+    /// Call `f` for each block of classes with the first of them and their weights.
+    #[inline(always)]
+    pub fn for_each_block<S: Simd>(&self, simd: S, mut f: impl FnMut(usize, &[f64])) {
+        let mut block = [0.0; BLOCK];
+        for start in (0..self.classes).step_by(BLOCK) {
+            let length = BLOCK.min(self.classes - start);
+            self.fill(simd, start, length, &mut block);
+            f(start, &block[..length]);
+        }
     }
 
     /// `ln Σ exp(z − z(reference))` of the teacher's rows, if the loss is a divergence from one: it is never negative.

@@ -137,7 +137,7 @@ def test_samples_of_16_bits_are_those_of_64_rounded(name, dtype):
 
 @functions
 def test_samples_with_gradients_of_targets_too(name, calls):
-    """Those that need one, which the kernels do not have."""
+    """Those that need one, which the kernels have for probabilities."""
     checked = 0
     for sample in samples(name, torch.float64):
         target = sample.args[0]
@@ -150,7 +150,7 @@ def test_samples_with_gradients_of_targets_too(name, calls):
         assert_close(*gradients, equal_nan=True)
         checked += 1
     assert checked > 8
-    assert not calls
+    assert calls.count("cross_entropy_target_grad") == (checked if name == "cross_entropy" else 0)
 
 
 @functions
@@ -235,6 +235,13 @@ def test_operators_hold_what_pytorch_expects_of_operators(dtype):
         for grad_output in (None, torch.ones_like(loss)):
             arguments = (grad_output, *tensors, *numbers)
             torch.library.opcheck(getattr(operators, f"{name}_with_grad").default, arguments)
+            if name == "binary_cross_entropy":
+                continue
+            numbers = (*numbers[:3], None, *numbers[4:]) if name == "cross_entropy" else numbers
+            arguments = (grad_output, *tensors, *numbers)
+            torch.library.opcheck(getattr(operators, f"{name}_hvp").default, (tensors[0].cos(), *arguments))
+            if name == "cross_entropy" and tensors[1].is_floating_point():
+                torch.library.opcheck(operators.cross_entropy_target_grad.default, arguments)
 
 
 def test_an_operator_without_its_function_says_that_it_has_no_derivative():
@@ -257,6 +264,7 @@ def losses_to_compile():
         "each row": lambda x, y: (xt.cross_entropy(2 * x, y, reduction="none") * x[:, 0]).sum(),
         "options": lambda x, y: xt.cross_entropy(x.tanh(), y, z_loss=1e-2, softcap=5.0, denominator=7),
         "probabilities": lambda x, y: xt.cross_entropy(2 * x, probabilities, weight=probabilities[0]),
+        "learned probabilities": lambda x, y: xt.cross_entropy(2 * x, x.softmax(1), reduction="sum"),
         "binary": lambda x, y: xt.binary_cross_entropy_with_logits(2 * x, probabilities, label_smoothing=0.1),
         "divergence": lambda x, y: xt.kl_divergence(2 * x, teacher, temperature=2.0),
         "module": lambda x, y: xt.CrossEntropyLoss(ignore_index=1)(2 * x, y),
@@ -724,6 +732,140 @@ def test_class_indices_of_any_integer_dtype(target):
         logits,
     )
     assert second.isfinite().all()
+
+
+# --- Second derivatives, and those of targets ---
+
+
+def by_pytorch(loss, *arguments, **options):
+    """The same in PyTorch's operations, which a learned weight of the rows makes it go to."""
+    logits = arguments[0]
+    weights = options.pop("sample_weight", torch.ones(logits.select(min(1, logits.dim() - 1), 0).shape))
+    return loss(*arguments, **options, sample_weight=weights.clone().requires_grad_())
+
+
+def derivatives(loss, logits, targets, vector, twice=True):
+    """The gradients of logits and targets, and, of logits, the derivative of its product with a vector."""
+    found = loss(logits, targets)
+    grad_output = (
+        torch.linspace(0.5, 2, found.numel(), dtype=found.dtype).reshape(found.shape).requires_grad_()
+    )
+    wanted = [tensor for tensor in (logits, targets) if tensor.requires_grad]
+    gradients = torch.autograd.grad(found, wanted, grad_output, create_graph=twice)
+    if not twice:
+        return gradients
+    return *gradients, *torch.autograd.grad((gradients[0] * vector).sum(), (grad_output, logits))
+
+
+SECOND = [case for case in COVER if case["softcap"] is None]
+
+
+@pytest.mark.parametrize("case", SECOND, ids=lambda case: ", ".join(map(str, case.values())))
+def test_second_derivatives_are_hessians_times_vectors(case, calls):
+    logits, target, options = tensors_of(case)
+    logits.requires_grad_()
+    vector, ours = torch.randn_like(logits), functools.partial(xt.cross_entropy, **options)
+    found = derivatives(ours, logits, target, vector)
+    assert calls[-1] == "cross_entropy_hvp"
+    calls.clear()
+    expected = derivatives(functools.partial(by_pytorch, xt.cross_entropy, **options), logits, target, vector)
+    assert not calls
+    assert_close(found, expected, **CLOSE[torch.float64], equal_nan=True)
+
+
+@pytest.mark.parametrize("case", SECOND, ids=lambda case: ", ".join(map(str, case.values())))
+def test_gradients_of_learned_targets(case, calls):
+    logits, target, options = tensors_of({**case, "targets": "probabilities"})
+    target.requires_grad_()
+    ours = functools.partial(xt.cross_entropy, **options)
+    for logits_too in (False, True):
+        logits.requires_grad_(logits_too)
+        calls.clear()
+        found = derivatives(ours, logits, target, None, twice=False)
+        assert "cross_entropy_target_grad" in calls
+        assert ("cross_entropy_with_grad" in calls) == logits_too
+        calls.clear()
+        expected = derivatives(
+            functools.partial(by_pytorch, xt.cross_entropy, **options), logits, target, None, twice=False
+        )
+        assert not calls
+        assert_close(found, expected, **CLOSE[torch.float64], equal_nan=True)
+
+
+def test_learned_targets_of_other_dtypes():
+    for dtype, other in itertools.product(DTYPES, DTYPES):
+        logits = torch.randn(4, 5).to(dtype).requires_grad_()
+        targets = torch.rand(4, 5).to(other).requires_grad_()
+        loss = xt.cross_entropy(logits, targets)
+        gradients = torch.autograd.grad(loss, (logits, targets))
+        assert [gradient.dtype for gradient in gradients] == [dtype, other]
+        wide = [tensor.detach().double().requires_grad_() for tensor in (logits, targets)]
+        expected = torch.autograd.grad(functional.cross_entropy(*wide), wide)
+        for found, exact, kind in zip(gradients, expected, (dtype, other), strict=True):
+            worse = max((kind, dtype), key=lambda kind: CLOSE[kind]["rtol"])
+            assert_close(found, exact, check_dtype=False, **CLOSE[worse])
+
+
+def test_all_second_derivatives_of_learned_targets():
+    """The mixed ones come from PyTorch's operations."""
+    logits, _ = problem(3, 4)
+    targets = logits.detach().roll(1).softmax(1).requires_grad_()
+    for reduction in ("mean", "none"):
+        loss = functools.partial(xt.cross_entropy, label_smoothing=0.1, z_loss=0.01, reduction=reduction)
+        assert torch.autograd.gradcheck(loss, (logits, targets))
+        assert torch.autograd.gradgradcheck(loss, (logits, targets))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_third_derivatives(reduction):
+    logits, target = problem(2, 3)
+    teacher = torch.randn_like(logits)
+    for loss in (
+        functools.partial(xt.cross_entropy, target=target, z_loss=0.01, reduction=reduction),
+        functools.partial(xt.kl_divergence, target_logits=teacher, temperature=2.0, reduction=reduction),
+    ):
+
+        def gradient(x, loss=loss):
+            return torch.autograd.grad(loss(x).sum(), x, create_graph=True)[0]
+
+        assert torch.autograd.gradcheck(gradient, logits)
+        assert torch.autograd.gradgradcheck(gradient, logits)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_second_derivatives_of_the_divergence(axis, reduction, calls):
+    model = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
+    teacher, vector = torch.randn_like(model), torch.randn_like(model)
+    weights = torch.rand(model.select(axis, 0).shape, dtype=torch.float64)
+    options = {"axis": axis, "reduction": reduction, "temperature": 1.5}
+    found = derivatives(
+        functools.partial(xt.kl_divergence, **options, sample_weight=weights), model, teacher, vector
+    )
+    assert calls[-1] == "kl_divergence_hvp"
+    calls.clear()
+    options["sample_weight"] = weights.requires_grad_()
+    expected = derivatives(functools.partial(xt.kl_divergence, **options), model, teacher, vector)
+    assert not calls
+    assert_close(found, expected, **CLOSE[torch.float64])
+
+
+def test_hessians_of_pytorch(calls):
+    logits, target = problem(3, 4)
+    loss = functools.partial(xt.cross_entropy, target=target, label_smoothing=0.1)
+    expected = torch.autograd.functional.hessian(
+        functools.partial(functional.cross_entropy, target=target, label_smoothing=0.1), logits
+    )
+    for vectorize in (False, True):
+        assert_close(torch.autograd.functional.hessian(loss, logits, vectorize=vectorize), expected)
+    vector = torch.randn_like(logits)
+    calls.clear()
+    _, product = torch.autograd.functional.vhp(loss, logits, vector)
+    assert calls[-1] == "cross_entropy_hvp"
+    assert_close(product, torch.einsum("ijkl,kl->ij", expected, vector))
+    # That one has a derivative by the vector, too.
+    _, product = torch.autograd.functional.hvp(loss, logits, vector)
+    assert_close(product, torch.einsum("ijkl,kl->ij", expected, vector))
 
 
 # --- What the mean is of ---

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -315,7 +315,8 @@ def loss_of(
             dtype = torch.promote_types(dtype, targets.dtype)
     # A number that is a tensor may have a derivative: a temperature that is learned.
     learned = any(isinstance(number, Tensor) for number in numbers)
-    if not learned and within_reach(logits, (targets, *tensors)):
+    soft = name == "cross_entropy" and targets.is_floating_point() and not _is_capped(name, numbers)
+    if not learned and within_reach(logits, (targets.detach() if soft else targets, *tensors)):
         if dtype.itemsize == 2 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
         try:
@@ -337,15 +338,39 @@ def _by_kernels(
     numbers: tuple[Any, ...],
 ) -> Tensor:
     loss: Tensor
-    if logits.requires_grad and torch.is_grad_enabled():
+    if (logits.requires_grad or _requires_grad(tensors[0])) and torch.is_grad_enabled():
         # A mean or a sum is mostly the end of a graph, with the derivative 1: its gradient is computed along
         # with it, and the logits are read once. A compiled graph could not look at the derivative.
         *_, reduction, _ = numbers
-        at_once = reduction != "none" and not torch.compiler.is_compiling()
+        at_once = logits.requires_grad and reduction != "none" and not torch.compiler.is_compiling()
         loss = _Loss.apply(name, own_options, at_once, numbers, logits, *tensors)
     else:
         loss = OPERATORS[name].loss(logits, *tensors, *numbers)
     return loss
+
+
+def _requires_grad(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
+
+
+def _is_capped(name: str, numbers: tuple[Any, ...]) -> bool:
+    """Whether there is a softcap, which kernels of further derivatives do not know."""
+    return name == "cross_entropy" and numbers[3] is not None
+
+
+def _by_formula(ctx: Any, tensors: Sequence[Tensor]) -> Tensor:
+    """Return a loss in PyTorch's own operations, to be differentiated."""
+    with torch.enable_grad():
+        return FORMULAS[ctx.name](ctx.own_options, *tensors, *ctx.numbers)
+
+
+def _gradients(
+    output: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool], grad_output: Tensor, graph: bool
+) -> list[Tensor | None]:
+    """Return the gradients of those tensors by which they are wanted, and None for the others."""
+    given = [tensor for tensor, is_wanted in zip(tensors, wanted, strict=True) if is_wanted]
+    found = iter(torch.autograd.grad(output, given, grad_output, create_graph=graph))
+    return [next(found) if is_wanted else None for is_wanted in wanted]
 
 
 class _Loss(torch.autograd.Function):
@@ -372,18 +397,68 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, logits, *tensors = ctx.saved_tensors
+        gradient, *tensors = ctx.saved_tensors
+        wanted, operators = ctx.needs_input_grad[4:], OPERATORS[ctx.name]
+        of_logits, of_targets, *others = wanted
         compiling = torch.compiler.is_compiling()
-        if not compiling and (torch.is_grad_enabled() or stands_for_several(grad_output)):
-            # The gradient is to be differentiated in turn, or asked for of many derivatives at once.
-            with torch.enable_grad():
-                loss = FORMULAS[ctx.name](ctx.own_options, logits, *tensors, *ctx.numbers)
-            (gradient,) = torch.autograd.grad(loss, logits, grad_output, create_graph=torch.is_grad_enabled())
-        elif compiling or gradient is None or grad_output.item() != 1:
-            _, gradient = OPERATORS[ctx.name].with_grad(grad_output, logits, *tensors, *ctx.numbers)
-        elif is_graph_kept():
+        # The gradient is to be differentiated in turn, or asked for of many derivatives at once.
+        twice = not compiling and torch.is_grad_enabled()
+        by_kernel = operators.hvp is not None and not of_targets and not _is_capped(ctx.name, ctx.numbers)
+        if not compiling and (stands_for_several(grad_output) or (twice and not by_kernel)):
+            found = _gradients(_by_formula(ctx, tensors), tensors, wanted, grad_output, twice)
+            return (None, None, None, None, *found)
+        of_target = None
+        if of_targets:
+            of_target = operators.target_grad(grad_output, *tensors, *ctx.numbers)
+        if twice:
+            gradient = _Gradient.apply(ctx.name, ctx.own_options, ctx.numbers, grad_output, *tensors)
+        elif of_logits and (compiling or gradient is None or grad_output.item() != 1):
+            _, gradient = operators.with_grad(grad_output, *tensors, *ctx.numbers)
+        elif of_logits and is_graph_kept():
             gradient = gradient.clone()  # what is kept for another backward pass is not the caller's
-        return (None, None, None, None, gradient, *(None for _ in tensors))
+        return (None, None, None, None, gradient, of_target, *(None for _ in others))
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient of a loss by its logits, whose own derivative is a Hessian times a vector."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        name: str,
+        own_options: bool,
+        numbers: tuple[Any, ...],
+        grad_output: Tensor,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        ctx.name, ctx.own_options, ctx.numbers = name, own_options, numbers
+        ctx.save_for_backward(grad_output, *tensors)
+        gradient: Tensor
+        _, gradient = OPERATORS[name].with_grad(grad_output, *tensors, *numbers)
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, vector: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output, *tensors = ctx.saved_tensors
+        (logits, *_), operators = tensors, OPERATORS[ctx.name]
+        of_grad_output, of_logits, *others = ctx.needs_input_grad[3:]
+        first = second = None
+        if torch.is_grad_enabled() or stands_for_several(vector):
+            # To be differentiated once more, or asked for of many vectors at once.
+            loss, graph = _by_formula(ctx, tensors), torch.is_grad_enabled()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(loss, logits, grad_output, create_graph=True)
+            wanted = (of_grad_output, of_logits)
+            first, second = _gradients(gradient, (grad_output, logits), wanted, vector, graph)
+        else:
+            if of_grad_output:
+                _, gradient = operators.with_grad(None, *tensors, *ctx.numbers)
+                axes = class_axis(gradient) if grad_output.dim() else tuple(range(gradient.dim()))
+                wide = torch.promote_types(grad_output.dtype, torch.float32)
+                first = (gradient * vector).sum(axes, dtype=wide).to(grad_output.dtype)
+            if of_logits:
+                second = operators.hvp(vector, grad_output, *tensors, *ctx.numbers)
+        return (None, None, None, first, second, *(None for _ in others))
 
 
 def within_reach(logits: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:

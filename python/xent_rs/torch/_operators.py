@@ -1,9 +1,10 @@
 """The kernels as operators of PyTorch, ``torch.ops.xent_rs.*``, which compilers and exporters know.
 
-Of each loss there are two: the loss, and the loss with its gradient. They take what the functions of
-`xent_rs` take, without defaults: tensors, then numbers, the last of which are the reduction and the dtype of
-the loss. Classes are along dimension 1, or 0 of one row, as in PyTorch; those of hidden states are last. They
-have no derivatives: `_functions` and `_linear` give them theirs.
+Of each loss there are two: the loss, and the loss with its gradient; of losses of classes there are the
+Hessian times a vector and the gradient of targets besides. They take what the functions of `xent_rs` take,
+without defaults: tensors, then numbers, the last of which are the reduction and the dtype of the loss.
+Classes are along dimension 1, or 0 of one row, as in PyTorch; those of hidden states are last. They have no
+derivatives: `_functions` and `_linear` give them theirs.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ from .._bfloat16 import bfloat16
 
 
 class Operator(NamedTuple):
-    """A loss, ``loss(*tensors, *numbers, dtype)``, and ``with_grad(grad_output, *tensors, ...)``."""
+    """A loss, ``loss(*tensors, *numbers, dtype)``, and ``with_grad(grad_output, *tensors, ...)``.
+
+    Where there are such, ``hvp(vector, grad_output, *tensors, ...)``, the Hessian times a vector, and
+    ``target_grad(grad_output, *tensors, ...)``, the gradient of targets that are probabilities. Neither knows
+    a softcap.
+    """
 
     loss: Any
     with_grad: Any
+    hvp: Any = None
+    target_grad: Any = None
 
 
 def array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -68,19 +76,21 @@ def register(
 
     Of both come the kernel, and the function that knows the shapes, dtypes and strides of its results.
     """
-    declared = {
-        name: (arguments, "Tensor", *loss),
-        f"{name}_with_grad": (f"{of_gradient}, {arguments}", results, *with_grad),
-    }
-    for operator, (taken, returned, kernel, of_no_data) in declared.items():
-        _LIBRARY.define(f"{operator}({taken}) -> {returned}", tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(operator, kernel, "CPU")
-        torch.library.register_fake(f"xent_rs::{operator}", of_no_data, lib=_LIBRARY)
-    return Operator(*(getattr(torch.ops.xent_rs, operator).default for operator in declared))
+    return Operator(
+        _registered(name, arguments, "Tensor", *loss),
+        _registered(f"{name}_with_grad", f"{of_gradient}, {arguments}", results, *with_grad),
+    )
+
+
+def _registered(name: str, arguments: str, results: str, kernel: Any, of_no_data: Any) -> Any:
+    _LIBRARY.define(f"{name}({arguments}) -> {results}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, kernel, "CPU")
+    torch.library.register_fake(f"xent_rs::{name}", of_no_data, lib=_LIBRARY)
+    return getattr(torch.ops.xent_rs, name).default
 
 
 def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = False) -> Operator:
-    """Register the function `name` of `xent_rs` and its gradient; the strings declare their arguments."""
+    """Register the function `name` of `xent_rs` and its derivatives; the strings declare their arguments."""
     declared = f"{tensors}, {numbers}, ScalarType dtype"
     _, _, *options = (argument.split()[1] for argument in f"{tensors}, {numbers}".split(", "))
     function, function_with_grad = getattr(xent_rs, name), getattr(xent_rs, f"{name}_with_grad")
@@ -121,13 +131,47 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
     ) -> tuple[Tensor, Tensor]:
         return loss_of_no_data(logits, targets, *values), torch.empty_like(logits)
 
-    return register(
+    def derivative(suffix: str, first: str, like: int, without: tuple[str, ...]) -> Any:
+        """Register what is like the tensor number `like`; before the loss's own arguments come `first`."""
+        function, count = getattr(xent_rs, f"{name}{suffix}", None), first.count(",") + 1
+        if function is None:
+            return None
+
+        def kernel(*arguments: Any) -> Tensor:
+            (*vectors, grad_output), own = arguments[:count], arguments[count:]
+            logits, targets, *values, _ = own
+            given = keywords(logits, tuple(values))
+            if given.get("softcap") is not None:
+                raise ValueError(f"softcap is {given['softcap']}; expected None for {name}{suffix}")
+            result = torch.empty_like(own[like])
+            # Of other logits there is none of float64.
+            fits = (result.dtype is torch.float64) == (logits.dtype is torch.float64)
+            found = function(
+                *map(array, (logits, targets, *vectors)),
+                grad_output=None if grad_output is None else array(grad_output),
+                out=array(result) if fits else None,
+                **{option: value for option, value in given.items() if option not in without},
+            )
+            return result if fits else result.copy_(as_tensor(found))
+
+        def of_no_data(*arguments: Any) -> Tensor:
+            return torch.empty_like(arguments[count + like])
+
+        return _registered(f"{name}{suffix}", f"{first}, {declared}", "Tensor", kernel, of_no_data)
+
+    operator = register(
         name,
         declared,
         "Tensor? grad_output",
         "(Tensor, Tensor)",
         (loss, loss_of_no_data),
         (loss_with_grad, loss_with_grad_of_no_data),
+    )
+    return operator._replace(
+        hvp=derivative("_hvp", "Tensor vector, Tensor? grad_output", 0, ("softcap",)),
+        target_grad=derivative(
+            "_target_grad", "Tensor? grad_output", 1, ("ignore_index", "z_loss", "softcap")
+        ),
     )
 
 
