@@ -64,6 +64,7 @@ OF_PLAIN = {
     "evaluate": (8.0, None),
     "in place": (None, 1.4),
     "Hessian besides": (None, 3.7),
+    "Hessian times a vector": (None, 3.0),
     "softmax": (None, 1.4),
     "log_softmax": (None, 1.8),
 }
@@ -81,6 +82,7 @@ OF_PLAIN_FEW_CLASSES = {
     "row_statistics": (5.2, None),
     "evaluate": (5.5, None),
     "Hessian besides": (None, 4.1),
+    "Hessian times a vector": (None, 3.8),
     "softmax": (None, 1.3),
     "log_softmax": (None, 1.6),
 }

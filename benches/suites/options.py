@@ -15,6 +15,8 @@ import numpy as np
 from xent_rs import (
     SparseTargets,
     cross_entropy,
+    cross_entropy_hvp,
+    cross_entropy_temperature_grad,
     cross_entropy_with_grad,
     cross_entropy_with_grad_hess,
     evaluate,
@@ -237,6 +239,34 @@ def _hessian(case: Material) -> Prepared:
     return call, check
 
 
+def _product(case: Material) -> Prepared:
+    call = partial(cross_entropy_hvp, case.logits, case.targets, case.teacher, reduction="sum", out=case.out)
+
+    def check(answer: Array) -> dict[str, float]:
+        expected, vectors = _some(case), case.teacher[case.some]
+        promise = bounds.CrossEntropyBounds(expected, case.dtype).hessian_products(vectors)
+        error = share(answer[case.some], expected.hessian_products(vectors), promise)
+        return within(f"Hessian times a vector, {case.name}", {"value": (error, 1.0)})
+
+    return call, check
+
+
+def _temperature(case: Material) -> Prepared:
+    call = partial(cross_entropy_temperature_grad, case.logits, case.targets, reduction="none")
+
+    def check(answer: Array) -> dict[str, float]:
+        expected = _some(case)
+        promise = bounds.CrossEntropyBounds(expected, case.dtype).temperature_gradients
+        error = share(answer[case.some], expected.temperature_gradients, promise)
+        return within(f"derivative by the temperature, {case.name}", {"value": (error, 1.0)})
+
+    return call, check
+
+
+def _some(case: Material) -> oracle.CrossEntropy:
+    return oracle.CrossEntropy(oracle.Softmax(case.logits[case.some]), case.targets[case.some])
+
+
 def _in_place(case: Material) -> Prepared:
     # From the second call on these are not the logits of the case: that does not change the work.
     logits = case.logits.copy()
@@ -328,6 +358,8 @@ TASKS = (
     _Task("evaluate", LOSS, _evaluate, ROOFS[LOSS]),
     _Task("in place", GRADIENT, _in_place, ROOFS[GRADIENT]),
     _Task("Hessian besides", GRADIENT, _hessian, _ONE_MORE_WRITTEN),
+    _Task("Hessian times a vector", GRADIENT, _product, ONE_MORE_READ[GRADIENT]),
+    _Task("derivative by temperature", LOSS, _temperature, ROOFS[LOSS]),
     _Task("softmax", GRADIENT, _softmax, ROOFS[GRADIENT]),
     _Task("log_softmax", GRADIENT, _log_softmax, ROOFS[GRADIENT]),
 )
