@@ -81,7 +81,7 @@ class RowState:
             If `other` is not a state.
         ValueError
             If `other` has other options, rows, targets or a number of classes, or classes that are in this
-            state already.
+            state already; or if one of both was made with a `target_logit` and the other without.
         """
         if not isinstance(other, RowState):
             raise TypeError(f"other is a {type(other).__name__}; expected a RowState")
@@ -98,6 +98,9 @@ class RowState:
             raise ValueError("other has other targets; expected those of this state")
         for shard in other._shards:
             for here in self._shards:
+                if (shard.above is None) != (here.above is None):
+                    found, expected = ("no", "one") if shard.above is None else ("a", "none")
+                    raise ValueError(f"other has {found} target_logit; expected {expected}, as in this state")
                 if max(shard.offset, here.offset) < min(_end(shard), _end(here)):
                     raise ValueError(
                         f"other has {_classes(shard.offset, _end(shard))}; "
@@ -134,8 +137,8 @@ class RowState:
         Returns
         -------
         RowStatistics
-            Those of `row_statistics` of the whole logits, within its accuracy. `target_rank` is None if a
-            shard was looked at without the `target_logit` of all rows.
+            Those of `row_statistics` of the whole logits, within its accuracy. `target_rank` is None if the
+            shards were looked at without the `target_logit` of all rows.
 
         Raises
         ------
@@ -151,7 +154,7 @@ class RowState:
             losses = whole.losses(target_logits(self._shards))
             log_probability = np.where(has_target, 0.0 - losses, 0.0)
             counts = [shard.above for shard in self._shards if shard.above is not None]
-            if len(counts) == len(self._shards):
+            if counts:  # of all shards, or of none
                 rank = np.where(has_target & np.isfinite(whole.top), sum(counts), -1)
 
         def floats(values: NDArray[np.float64]) -> Floats:
