@@ -292,7 +292,7 @@ def test_evaluate_bfloat16(tmp_path, capsys, monkeypatch):
     assert status == 1
     assert errors == (
         "xent-rs: error: logits.npy: holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "
-        "if that is what they are, say dtype bfloat16\n"
+        "if that is what they are, give --dtype bfloat16\n"
     )
 
 

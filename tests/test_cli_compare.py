@@ -176,9 +176,42 @@ def test_bfloat16(files, capsys):
     np.save("narrow.npy", narrow)
     found = figures(capsys, "narrow.npy", "candidate.npy", "--reference-dtype", "bfloat16")
     assert found == compare(narrow, files["candidate"]).as_dict()
-    status, _, errors = run(capsys, "compare", "candidate.npy", "narrow.npy")
-    assert (status, errors.partition(":")[0]) == (1, "xent-rs")
-    assert "narrow.npy: holds raw numbers of 2 bytes" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what_to_do"),
+    [
+        (["narrow.npy", "narrow.npy"], "if that is what they are, give --reference-dtype bfloat16"),
+        (["candidate.npy", "narrow.npy"], "if that is what they are, give --candidate-dtype bfloat16"),
+        (
+            ["candidate.npy", "candidate.npy", "--reference-head", "narrow.npy"],
+            "if that is what they are, give --head-dtype bfloat16",
+        ),
+        (
+            ["candidate.npy", "candidate.npy", "--head", "head.npy", "--head-bias", "narrow.npy"],
+            "if that is what they are, give --head-dtype bfloat16",
+        ),
+        (
+            ["candidate.npy", "candidate.npy", "narrow.npy"],
+            "expected integers, the classes, of a dtype that it has",
+        ),
+        (
+            [*NAMES, "--sample-weight", "narrow.npy"],
+            "expected one weight a row, of a dtype that it has",
+        ),
+        ([*NAMES, "--weight", "narrow.npy"], "expected one weight a class, of a dtype that it has"),
+        (
+            [*NAMES, "--groups", "narrow.npy"],
+            "expected integers, one group a row, of a dtype that it has",
+        ),
+    ],
+)
+def test_raw_numbers_are_refused_with_what_to_do(files, capsys, arguments, what_to_do):
+    np.save("narrow.npy", files["reference"].astype(ml_dtypes.bfloat16))
+    np.save("head.npy", np.zeros((3, CLASSES), np.float32))
+    raw = "holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16"
+    expected = f"xent-rs: error: narrow.npy: {raw}; {what_to_do}\n"
+    assert run(capsys, "compare", *arguments) == (1, "", expected)
 
 
 def test_logits_of_llama_cpp(tmp_path, capsys, monkeypatch):

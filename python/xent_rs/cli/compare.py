@@ -129,11 +129,11 @@ def _of_group(group: GroupComparison) -> dict[str, float]:
 
 def _inputs_of(arguments: argparse.Namespace) -> dict[str, io.StoredArray]:
     """Open all files, and say what does not fit before any of it is read."""
-    reference = io.open_array(arguments.reference, dtype=arguments.reference_dtype)
-    candidate = io.open_array(arguments.candidate, dtype=arguments.candidate_dtype)
+    reference = _inputs.open_logits(arguments.reference, "--reference-dtype", arguments.reference_dtype)
+    candidate = _inputs.open_logits(arguments.candidate, "--candidate-dtype", arguments.candidate_dtype)
     inputs = {"REFERENCE": reference, "CANDIDATE": candidate}
     if arguments.targets is not None:
-        targets = inputs["TARGETS"] = io.open_array(arguments.targets)
+        targets = inputs["TARGETS"] = _inputs.open_numbers(arguments.targets, "integers, the classes")
         for name in ("REFERENCE", "CANDIDATE"):
             _inputs.check_order(inputs[name], targets, name)
     else:

@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print."""
     if arguments.threads is not None:
         set_num_threads(arguments.threads)
-    logits = io.open_array(arguments.logits, dtype=arguments.dtype)
-    targets = io.open_array(arguments.targets)
+    logits = _inputs.open_logits(arguments.logits, "--dtype", arguments.dtype)
+    targets = _inputs.open_numbers(arguments.targets, "integers, the classes")
     _inputs.check_order(logits, targets, "LOGITS")
     inputs = {
         "LOGITS": logits,
