@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import are_equal, are_real, integer, place_of_shard, text_of
+from ._arguments import are_equal, are_real, checked_rows, integer, place_of_shard, text_of
 from ._environment import in_default_environment
 from ._options import Floats, Options, RowStatisticsOptions
+from ._rows import Rows
 from ._shards import (
     NO_CLASS,
     Integers,
-    Rows,
     Shard,
     Transform,
     int64_classes,
@@ -293,7 +293,7 @@ def partial_row_statistics(
     given = {**_PARTIAL.defaults, **options}
     axis = operator.index(given["axis"])
     found = _xent_rs.as_array(logits, "logits")
-    shape = _row_shape(found, axis)
+    shape = checked_rows(found.shape, "logits", axis)
     count = found.shape[axis]
     offset, classes = place_of_shard(class_offset, integer(num_classes, "num_classes is"), count)
     # What is wrong with dtypes and options is said by the function that takes them.
@@ -327,19 +327,6 @@ def partial_row_statistics(
         _check_known(known, shard, shape)
     dtype = np.dtype(np.float64 if found.dtype == np.float64 else np.float32)
     return RowState(classes, transform, ignore_index, shape, dtype, flat, (shard,) if shard.classes else ())
-
-
-def _row_shape(logits: NDArray[Any], axis: int) -> tuple[int, ...]:
-    """Return the shape without the class axis."""
-    shape = logits.shape
-    if not shape:
-        raise ValueError("logits have shape (); expected at least one axis, the classes")
-    if not -len(shape) <= axis < len(shape):
-        expected = f"{-len(shape)} to {len(shape) - 1}"
-        raise ValueError(f"axis is {axis}; expected {expected} for logits of shape {shape}")
-    rows = list(shape)
-    del rows[axis]
-    return tuple(rows)
 
 
 def _classes_of(

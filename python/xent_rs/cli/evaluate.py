@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from .. import Evaluation, Evaluator, cross_entropy, io, set_num_threads
-from .._evaluation import update_at
+from .._evaluator import update_at
 from .._head import Batch, Head
 from ..io._formats import npy
 from . import _inputs, _terminal

@@ -17,15 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 import xent_rs
 
 from .. import _xent_rs
-from .._arguments import group_labels, integer, with_arrays
-from .._options import (
-    CompareLogitsOptions,
-    CrossEntropyOptions,
-    EvaluateLogitsOptions,
-    MeanOptions,
-    Options,
-    SplitOptions,
-)
+from .._arguments import checked_rows, group_labels, has, integer, top_ks, with_arrays
+from .._evaluation_options import CompareLogitsOptions, EvaluateLogitsOptions
+from .._options import CrossEntropyOptions, MeanOptions, Options, SplitOptions
 from . import _tasks
 from ._tasks import Task
 
@@ -52,8 +46,8 @@ def evaluate(logits: da.Array, targets: da.Array | ArrayLike, **options: Unpack[
     targets : dask.array.Array or array_like of integers
         The classes, in the shape of `logits` without `axis`; in other chunks they are rechunked.
     **options
-        Those of `EvaluateLogitsOptions` and `SplitOptions` (`xent_rs._options`); weights may be Dask arrays,
-        too. (Of hidden states, ``hidden @ linear_weight.T`` is a Dask array of logits.)
+        Those of `EvaluateLogitsOptions` (`xent_rs._evaluation_options`) and `SplitOptions`; weights may be
+        Dask arrays, too. (Of hidden states, ``hidden @ linear_weight.T`` is a Dask array of logits.)
 
     Returns
     -------
@@ -89,7 +83,7 @@ def evaluate(logits: da.Array, targets: da.Array | ArrayLike, **options: Unpack[
     y = call.by_row(targets, "targets")
     weight, sample_weight = call.class_weight(), call.sample_weight()
     call.check_here(xent_rs.evaluate, x, y, sample_weight=sample_weight)
-    top_k = tuple(sorted({integer(k, "top_k contains") for k in call.options["top_k"]}))
+    top_k = top_ks(call.options["top_k"])
     task = call.task(top_k=top_k)
     arguments = [(x, call.all), (y, call.rows), (sample_weight, call.rows), (weight, call.class_index)]
     if call.whole_classes:
@@ -124,8 +118,8 @@ def compare(
     targets : dask.array.Array or array_like of integers, optional
         The classes, in the shape of `reference` without `axis`; in other chunks they are rechunked.
     **options
-        Those of `CompareLogitsOptions` and `SplitOptions` (`xent_rs._options`); weights and groups may be
-        Dask arrays, too.
+        Those of `CompareLogitsOptions` (`xent_rs._evaluation_options`) and `SplitOptions`; weights and groups
+        may be Dask arrays, too.
 
     Returns
     -------
@@ -304,14 +298,10 @@ class _Call:
             _check_lazy(name, array)
         (name, first), *others = logits.items()
         shape, axis = first.shape, operator.index(given["axis"])
-        if not shape:
-            raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the classes")
-        if not -len(shape) <= axis < len(shape):
-            expected = f"{-len(shape)} to {len(shape) - 1}"
-            raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
+        checked_rows(shape, name, axis)
         if not shape[axis]:
             raise ValueError(
-                f"{name} {_has(name)} shape {shape}; expected at least one class along axis {axis}"
+                f"{name} {has(name)} shape {shape}; expected at least one class along axis {axis}"
             )
         for other, array in others:
             if array.shape != shape:
@@ -367,7 +357,7 @@ class _Call:
             axis = self.options["axis"]
             of = f"the shape of {self.name} {shape} without axis {axis}"
             expected = of if name == "targets" else _EACH[name]
-            raise ValueError(f"{name} {_has(name)} shape {found.shape}; expected {rows}, {expected}")
+            raise ValueError(f"{name} {has(name)} shape {found.shape}; expected {rows}, {expected}")
         return _lazy(found, tuple(self.logits[0].chunks[axis] for axis in self.rows))
 
     def sample_weight(self) -> da.Array | None:
@@ -501,7 +491,7 @@ def _check_lazy(name: str, array: Any) -> None:
         raise TypeError(f"{name}: found {found}; expected a Dask array (dask.array.from_array)")
     if any(math.isnan(length) for length in array.shape):
         raise ValueError(
-            f"{name} {_has(name)} chunks of unknown lengths; "
+            f"{name} {has(name)} chunks of unknown lengths; "
             f"expected known ones ({name}.compute_chunk_sizes())"
         )
 
@@ -540,7 +530,3 @@ def _token(function: Callable[..., Any]) -> str:
     """Return what the names of the tasks of a function begin with."""
     plain = function.func if isinstance(function, functools.partial) else function
     return f"xent_rs-{plain.__name__}"
-
-
-def _has(name: str) -> str:
-    return "have" if name.endswith(("s", "logits")) else "has"

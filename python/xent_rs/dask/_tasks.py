@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 
 from .. import _xent_rs
 from .._arguments import group_labels, targets_at
-from .._comparer import ComparedRows, Comparer, ModelRows
+from .._comparer import Comparer
+from .._comparison_sums import ComparedRows, ModelRows
 from .._cross_entropy import _LOSS
+from .._divergences import Divergences, divergences_of
 from .._environment import in_default_environment
 from .._estimates import times
-from .._evaluation import _EVALUATE, Evaluator
+from .._evaluator import _EVALUATE, Evaluator
 from .._exact import NOTHING, ExactSum
 from .._partial_statistics import checked_classes
+from .._rows import Rows
 from .._shards import (
     NO_CLASS,
-    Divergences,
     Floats,
     Integers,
-    Rows,
     Shard,
     Shares,
     Transform,
     Whole,
-    divergences_of,
     int64_classes,
     losses_of,
     ranks,
