@@ -50,6 +50,7 @@ def oracle(logits, targets, top_k=(1, 5), ignore_index=-100, temperature=1.0, ax
         entropy=np.mean(entropies),
         rows=len(losses),
         ignored=len(targets) - len(losses),
+        nan_rows=int(np.count_nonzero(np.isnan(losses))),
         loss_error=np.std(losses, ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan,
     )
 
@@ -193,7 +194,7 @@ def test_a_mean_beyond_float64_is_infinite():
 
 def test_types_of_the_fields():
     result = evaluate(np.zeros((2, 3), np.float32), [0, 1])
-    assert [type(value) for value in astuple(result)] == [float] * 4 + [dict, float, int, int, float]
+    assert [type(value) for value in astuple(result)] == [float] * 4 + [dict, float, int, int, int, float]
     assert list(result.top_k) == [1, 5]
     assert {type(value) for value in result.top_k.values()} == {float}
     with pytest.raises(FrozenInstanceError):
@@ -246,11 +247,31 @@ def test_a_nan_row_is_no_hit_and_makes_the_means_nan():
     assert math.isnan(result.perplexity)
     assert math.isnan(result.entropy)
     assert (result.accuracy, result.top_k[3]) == (0.5, 0.5)
+    assert (result.rows, result.nan_rows) == (2, 1)
+    *_, note = str(result).split("\n\n")
+    assert note == (
+        "1 of 2 rows are NaN: they have a logit of NaN or +inf, or none above -inf. So loss, bits, "
+        "perplexity and entropy are NaN. Such rows are left out by a target of ignore_index, or by a "
+        "sample_weight of 0."
+    )
+    assert result._repr_html_().endswith(f"<p>{note}</p>")
+    assert re.search(r"^rows of NaN +1$", str(result), re.MULTILINE)
+    left_out = evaluate(logits, [-100, 0])
+    assert (left_out.nan_rows, "NaN" in str(left_out)) == (0, False)
     # A later update cannot undo it.
     evaluator = Evaluator()
     for _ in range(2):
         evaluator.update(logits, [0, 0])
         assert math.isnan(evaluator.result().loss)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"sample_weight": [1, 2, 0, 3, 1]}])
+@pytest.mark.parametrize("classes", [3, 300])
+def test_rows_of_nan_are_counted(level, classes, options):
+    logits = np.zeros((5, classes))
+    logits[0, 1], logits[2, 0], logits[3], logits[4, 1:] = math.nan, math.inf, -math.inf, -math.inf
+    found = evaluate(logits, [0] * 5, **options)
+    assert found.nan_rows == (2 if "sample_weight" in options else 3)
 
 
 def test_a_target_on_a_masked_class_costs_infinity():
@@ -472,6 +493,7 @@ def test_as_dict_is_flat():
             "entropy",
             "rows",
             "ignored",
+            "nan_rows",
             "loss_error",
         )
     ]

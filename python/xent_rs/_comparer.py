@@ -74,7 +74,7 @@ class Comparer(Accumulator[ComparisonSums]):
         super().__init__(_COMPARER, options)
 
     def _nothing(self) -> ComparisonSums:
-        return ComparisonSums.of_nothing()
+        return ComparisonSums.of_nothing(self._options["top_k"])
 
     def update(
         self,
@@ -166,7 +166,7 @@ class Comparer(Accumulator[ComparisonSums]):
     ) -> ComparisonSums:
         """Return what the logits of both models add."""
         reference, candidate = logits
-        classes, counts, kl, reverse_kl, js, same_top, of_reference, of_candidate = _xent_rs.compare_rows(
+        classes, counts, kl, reverse_kl, js, of_reference, of_candidate = _xent_rs.compare_rows(
             reference,
             candidate,
             targets,
@@ -176,8 +176,19 @@ class Comparer(Accumulator[ComparisonSums]):
         if self._sums.classes not in (None, classes):
             raise other_classes("reference has", classes, axis, self._sums.classes)
         models = ModelRows(*of_reference), ModelRows(*of_candidate)
-        rows = ComparedRows(counts, kl, reverse_kl, js, same_top, *models)
-        return summed(classes, rows, targets, self._options["weight"], sample_weight, labels)
+        rows = ComparedRows(counts, kl, reverse_kl, js, *models)
+        return self._summed(classes, rows, targets, sample_weight, labels)
+
+    def _summed(
+        self,
+        classes: int,
+        rows: ComparedRows,
+        targets: NDArray[Any] | None,
+        sample_weight: NDArray[Any] | None,
+        labels: NDArray[Any] | None,
+    ) -> ComparisonSums:
+        top_k, weight = self._options["top_k"], self._options["weight"]
+        return summed(top_k, classes, rows, targets, weight, sample_weight, labels)
 
     def _update_rows(
         self,
@@ -188,8 +199,7 @@ class Comparer(Accumulator[ComparisonSums]):
         labels: NDArray[Any] | None,
     ) -> None:
         """Add rows of which all is known."""
-        weight = self._options["weight"]
-        self._sums = self._sums + summed(classes, rows, targets, weight, sample_weight, labels)
+        self._sums = self._sums + self._summed(classes, rows, targets, sample_weight, labels)
 
     @in_default_environment
     def result(self) -> Comparison:
@@ -223,7 +233,7 @@ class Comparer(Accumulator[ComparisonSums]):
 
     def _go_on_from(self, counted: bytes) -> None:
         """Add what `_counted` of a comparer with the same options gave; refuse anything else."""
-        self._sums = self._sums + ComparisonSums.from_bytes(counted)
+        self._sums = self._sums + ComparisonSums.from_bytes(counted, self._options["top_k"])
 
 
 @_COMPARE.describe

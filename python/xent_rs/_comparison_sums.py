@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +15,7 @@ from ._accumulator import check_classes_seen
 from ._calibration import NO_BINS, CalibrationBins
 from ._comparison import ComparedModel, Comparison, GroupComparison
 from ._environment import in_default_environment
-from ._estimates import Estimate, Floats, Label, RowGroups, WeightedSums, times
+from ._estimates import Column, Estimate, Floats, Label, RowGroups, WeightedSums, times
 from ._exact import NOTHING, ExactSum, exp
 from ._quantiles import RowValues
 
@@ -28,6 +28,8 @@ class ModelRows:
     entropy: Floats
     max_probability: Floats
     hit: NDArray[np.bool_]
+    # How many of its classes rank above the other model's top class; -1 in a row in which a model has none.
+    rank: Floats | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,6 @@ class ComparedRows:
     kl: Floats
     reverse_kl: Floats
     jensen_shannon: Floats
-    same_top: NDArray[np.bool_]
     reference: ModelRows
     candidate: ModelRows
 
@@ -49,13 +50,30 @@ class _ModelSums:
 
     entropy: ExactSum = NOTHING
     calibration: CalibrationBins = NO_BINS
+    nan_rows: int = 0
 
     def __add__(self, other: _ModelSums) -> _ModelSums:
-        return _ModelSums(self.entropy + other.entropy, self.calibration + other.calibration)
+        return _ModelSums(
+            self.entropy + other.entropy,
+            self.calibration + other.calibration,
+            self.nan_rows + other.nan_rows,
+        )
+
+    def as_json(self) -> list[Any]:
+        return [self.entropy.as_json(), self.calibration.as_json(), self.nan_rows]
+
+    @classmethod
+    def from_json(cls, value: Any) -> _ModelSums:
+        match value:
+            case [entropy, calibration, int(nan_rows)] if nan_rows >= 0:
+                return cls(ExactSum.from_json(entropy), CalibrationBins.from_json(calibration), nan_rows)
+        raise ValueError("expected sums of a model")
 
 
-# The columns of `ComparisonSums.together` and of `ComparisonSums.losses`.
-_KL, _REVERSE_KL, _JENSEN_SHANNON, _SAME_TOP, _DELTA_P, _SQUARED_DELTA_P = range(6)
+# The columns of `ComparisonSums.together`, where a pair for each number of `top_k` comes before those of the
+# target; and those of `ComparisonSums.losses`.
+_KL, _REVERSE_KL, _JENSEN_SHANNON, _SAME_TOP, _TOP_K = range(5)
+_DELTA_P, _SQUARED_DELTA_P = -2, -1
 _REFERENCE, _CANDIDATE, _CHANGE = range(3)
 
 
@@ -67,11 +85,13 @@ class ComparisonSums:
     weights of the targets' classes.
     """
 
+    top_k: tuple[int, ...]
     classes: int | None
     has_targets: bool
     has_groups: bool
     rows: int
     ignored: int
+    nan_rows: int
     together: WeightedSums
     losses: WeightedSums
     reference: _ModelSums
@@ -80,14 +100,16 @@ class ComparisonSums:
     delta_p: RowValues
 
     @classmethod
-    def of_nothing(cls) -> ComparisonSums:
+    def of_nothing(cls, top_k: tuple[int, ...]) -> ComparisonSums:
         return cls(
+            top_k,
             None,
             has_targets=False,
             has_groups=False,
             rows=0,
             ignored=0,
-            together=WeightedSums.of_nothing(4),
+            nan_rows=0,
+            together=WeightedSums.of_nothing(_columns(top_k, has_targets=False)),
             losses=WeightedSums.of_nothing(0),
             reference=_ModelSums(),
             candidate=_ModelSums(),
@@ -99,9 +121,12 @@ class ComparisonSums:
     def __add__(self, other: ComparisonSums) -> ComparisonSums:
         if self.classes is None or other.classes is None:  # nothing is neither with targets nor without
             return other if self.classes is None else self
-        names = ("rows", "ignored", "together", "losses", "reference", "candidate", "kl", "delta_p")
-        added = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return ComparisonSums(self.classes, self.has_targets, self.has_groups, **added)
+        added = {
+            field.name: getattr(self, field.name) + getattr(other, field.name)
+            for field in fields(self)
+            if field.name not in ("top_k", "classes", "has_targets", "has_groups")
+        }
+        return replace(self, **added)
 
     def check_like(self, other: ComparisonSums) -> None:
         check_classes_seen(other.classes, self.classes)
@@ -121,6 +146,7 @@ class ComparisonSums:
         return Comparison(
             rows=self.rows,
             ignored=self.ignored,
+            nan_rows=self.nan_rows,
             kl=together.estimate(_KL),
             kl_min=kl_min,
             kl_max=kl_max,
@@ -128,6 +154,10 @@ class ComparisonSums:
             reverse_kl=together.estimate(_REVERSE_KL),
             jensen_shannon=together.estimate(_JENSEN_SHANNON),
             same_top=together.estimate(_SAME_TOP),
+            top_k={k: together.estimate(_TOP_K + 2 * place) for place, k in enumerate(self.top_k)},
+            reverse_top_k={
+                k: together.estimate(_TOP_K + 2 * place + 1) for place, k in enumerate(self.top_k)
+            },
             reference=self._model(self.reference, _REFERENCE),
             candidate=self._model(self.candidate, _CANDIDATE),
             **figures,
@@ -181,11 +211,12 @@ class ComparisonSums:
     def _model(self, sums: _ModelSums, column: int) -> ComparedModel:
         entropy = sums.entropy.over(ExactSum.of_count(self.rows))
         if not self.has_targets:
-            return ComparedModel(entropy)
+            return ComparedModel(entropy, sums.nan_rows)
         loss = self.losses.estimate(column)
         hits = sum(sums.calibration.hits)
         return ComparedModel(
             entropy,
+            sums.nan_rows,
             loss=loss.value,
             loss_error=loss.error,
             perplexity=exp(loss.value),
@@ -206,26 +237,24 @@ class ComparisonSums:
         }
 
     def as_bytes(self) -> bytes:
-        models = {
-            name: [model.entropy.as_json(), model.calibration.as_json()]
-            for name, model in (("reference", self.reference), ("candidate", self.candidate))
-        }
         line = {
             "classes": self.classes,
             "has_targets": self.has_targets,
             "has_groups": self.has_groups,
             "rows": self.rows,
             "ignored": self.ignored,
+            "nan_rows": self.nan_rows,
             "together": self.together.as_json(),
             "losses": self.losses.as_json(),
-            **models,
+            "reference": self.reference.as_json(),
+            "candidate": self.candidate.as_json(),
             "bounds": [values.as_json() for values in (self.kl, self.delta_p)],
         }
         values = b"".join(of_rows.all().astype("<f4").tobytes() for of_rows in (self.kl, self.delta_p))
         return json.dumps(line).encode() + b"\n" + values
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> ComparisonSums:
+    def from_bytes(cls, data: bytes, top_k: tuple[int, ...]) -> ComparisonSums:
         line, _, values = data.partition(b"\n")
         match json.loads(line):
             case {
@@ -234,30 +263,39 @@ class ComparisonSums:
                 "has_groups": bool(has_groups),
                 "rows": int(rows),
                 "ignored": int(ignored),
+                "nan_rows": int(nan_rows),
                 "together": together,
                 "losses": losses,
-                "reference": [first_entropy, first_bins],
-                "candidate": [second_entropy, second_bins],
+                "reference": reference,
+                "candidate": candidate,
                 "bounds": [kl, delta_p],
-            } if min(classes, rows, ignored) >= 0 and len(values) == 4 * rows * (1 + has_targets):
+            } if min(classes, rows, ignored, nan_rows) >= 0 and len(values) == 4 * rows * (1 + has_targets):
                 return cls(
+                    top_k,
                     classes,
                     has_targets,
                     has_groups,
                     rows,
                     ignored,
-                    WeightedSums.from_json(together, 6 if has_targets else 4),
+                    nan_rows,
+                    WeightedSums.from_json(together, _columns(top_k, has_targets=has_targets)),
                     WeightedSums.from_json(losses, 3 if has_targets else 0),
-                    _ModelSums(ExactSum.from_json(first_entropy), CalibrationBins.from_json(first_bins)),
-                    _ModelSums(ExactSum.from_json(second_entropy), CalibrationBins.from_json(second_bins)),
+                    _ModelSums.from_json(reference),
+                    _ModelSums.from_json(candidate),
                     RowValues.from_json(kl, values[: 4 * rows]),
                     RowValues.from_json(delta_p, values[4 * rows :]),
                 )
         raise ValueError("expected what a comparer has counted")
 
 
+def _columns(top_k: tuple[int, ...], *, has_targets: bool) -> int:
+    """Return the number of the columns of `ComparisonSums.together`."""
+    return _TOP_K + 2 * len(top_k) + 2 * has_targets
+
+
 @in_default_environment
 def summed(
+    top_k: tuple[int, ...],
     classes: int,
     rows: ComparedRows,
     targets: NDArray[Any] | None,
@@ -270,10 +308,12 @@ def summed(
     counts = slice(None) if rows.counts.all() else rows.counts
     row_weight = None if sample_weight is None else _flat(sample_weight)[counts].astype(np.float64)
     groups = None if labels is None else RowGroups.of(labels.reshape(-1)[counts])
-    columns = [column[counts] for column in (rows.kl, rows.reverse_kl, rows.jensen_shannon)]
-    # A row of NaN has no top class, and no entropy.
-    ranked = ~np.isnan(rows.reference.entropy + rows.candidate.entropy)
-    columns.append((rows.same_top & ranked)[counts].astype(np.float64))
+    kl = rows.kl[counts]
+    columns: list[Column] = [kl, rows.reverse_kl[counts], rows.jensen_shannon[counts]]
+    before, after = rows.reference.rank[counts], rows.candidate.rank[counts]
+    columns.append(after == 0)
+    for k in top_k:
+        columns += [(rank >= 0) & (rank < k) for rank in (after, before)]
     losses, delta_p = WeightedSums.of_nothing(0), np.empty(0)
     if targets is not None:
         pair = rows.reference.loss[counts], rows.candidate.loss[counts]
@@ -285,16 +325,18 @@ def summed(
         losses = WeightedSums.of([*pair, change], loss_weight, groups)
         columns += [delta_p, delta_p * delta_p]
     return ComparisonSums(
+        top_k,
         classes,
         has_targets=targets is not None,
         has_groups=labels is not None,
         rows=int(np.count_nonzero(rows.counts)),
         ignored=int(np.count_nonzero(~rows.counts)),
+        nan_rows=int(np.count_nonzero(np.isnan(kl))),
         together=WeightedSums.of(columns, row_weight, groups),
         losses=losses,
         reference=_model_sums(rows.reference, counts, targets is not None),
         candidate=_model_sums(rows.candidate, counts, targets is not None),
-        kl=RowValues.of(columns[_KL]),
+        kl=RowValues.of(kl),
         delta_p=RowValues.of(delta_p),
     )
 
@@ -302,7 +344,8 @@ def summed(
 def _model_sums(rows: ModelRows, counts: slice | NDArray[np.bool_], has_targets: bool) -> _ModelSums:
     confidence, hit = rows.max_probability[counts], rows.hit[counts]
     bins = CalibrationBins.of(confidence, hit) if has_targets else NO_BINS
-    return _ModelSums(ExactSum.of_values(rows.entropy[counts]), bins)
+    entropy = rows.entropy[counts]
+    return _ModelSums(ExactSum.of_values(entropy), bins, int(np.count_nonzero(np.isnan(entropy))))
 
 
 def _changes(reference: Floats, candidate: Floats) -> tuple[Floats, Floats]:

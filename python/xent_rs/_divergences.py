@@ -55,7 +55,7 @@ def divergences_of(
             np.copyto(slab[:, :-1], of_model[part], casting="unsafe")
             whole.transform.lower(slab[:, :-1], whole.top[part, None])
             slab[:, -1] = rest[part] + whole.log_sum[part]
-        _, _, *found, _, _, _ = _xent_rs.compare_rows(first, second, None, _COMPARER, {})
+        _, _, *found, _, _ = _xent_rs.compare_rows(first, second, None, _COMPARER, {})
         for to, values, taken in zip((kl, reverse_kl, jensen_shannon), found, off, strict=True):
             with np.errstate(invalid="ignore"):
                 to[part] = np.where(np.isinf(values), values, np.maximum(values - taken[part], 0.0))

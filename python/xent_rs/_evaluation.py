@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
-from ._tables import html_table, text_table
+from ._tables import LEFT_OUT_BY, among_all, html_notes, html_table, note_of_nan, text_table
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Evaluation:
         Number of rows that count.
     ignored : int
         Number of rows that do not: their target is ``ignore_index``, or their ``sample_weight`` is 0.
+    nan_rows : int
+        Number of rows that count and have a loss or an entropy of NaN, as one with a NaN or ``+inf`` among
+        its logits has, or one of ``-inf`` alone. One such row makes these means NaN; it hits nothing.
     loss_error : float
         Standard error of the loss in nats, ``sqrt(n / (n - 1) * sum((l - loss * w)**2)) / sum(w)`` of n rows
         with weights w and weighted losses l, which without weights is their standard deviation over
@@ -50,6 +54,7 @@ class Evaluation:
     entropy: float
     rows: int
     ignored: int
+    nan_rows: int
     loss_error: float
 
     def as_dict(self, prefix: str = "") -> dict[str, float]:
@@ -84,24 +89,34 @@ class Evaluation:
         return {prefix + name: value for name, value in flat.items()}
 
     def __str__(self) -> str:
-        return text_table(self._table())
+        return "\n\n".join([text_table(self._table()), *self._notes()])
 
     def _repr_html_(self) -> str:
-        return html_table(self._table())
+        return html_table(self._table()) + html_notes(self._notes())
 
     def _table(self, classes: int | None = None) -> list[tuple[str, str]]:
         """Return names and figures for people; with the number of classes, says which `top_k` are all."""
-
-        def among(k: int) -> str:
-            return f"among the top {k}" + (f" (all {classes})" if classes and classes <= k else "")
-
         return [
             ("rows", f"{self.rows:,}"),
             ("ignored", f"{self.ignored:,}"),
+            *([("rows of NaN", f"{self.nan_rows:,}")] if self.nan_rows else []),
             ("loss (nats)", f"{self.loss:.6g} ± {self.loss_error:.2g}"),
             ("bits", f"{self.bits:.6g}"),
             ("perplexity", f"{self.perplexity:.6g}"),
             ("entropy (nats)", f"{self.entropy:.6g}"),
             ("accuracy", f"{self.accuracy:.2%}"),
-            *((among(k), f"{share:.2%}") for k, share in self.top_k.items() if k != 1),
+            *(
+                (f"among the top {among_all(k, classes)}", f"{share:.2%}")
+                for k, share in self.top_k.items()
+                if k != 1
+            ),
         ]
+
+    def _notes(self, left_out_by: tuple[str, str] = LEFT_OUT_BY) -> list[str]:
+        """Return what people are to know besides; the names are those of options."""
+        if not self.nan_rows:
+            return []
+        spoiled = [
+            name for name in ("loss", "bits", "perplexity", "entropy") if math.isnan(getattr(self, name))
+        ]
+        return [note_of_nan(self.nan_rows, self.rows, "", spoiled, left_out_by)]

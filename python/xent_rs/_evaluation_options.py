@@ -60,6 +60,14 @@ LinearBias: TypeAlias = Annotated[
 
 # Comparison.
 
+ComparedTopK: TypeAlias = Annotated[
+    "Iterable[SupportsIndex]",
+    (5, 10),
+    """iterable of int, optional
+    The ``k`` for which the result holds the share of rows in which the top class of one model is among the
+    ``k`` largest logits of the other.
+    """,
+]
 ComparedClassWeight: TypeAlias = Annotated[
     "ArrayLike | None",
     None,
@@ -145,6 +153,7 @@ class EvaluateOptions(EvaluateLogitsOptions, total=False):
 class ComparerOptions(TypedDict, total=False):
     """The options of `Comparer`."""
 
+    top_k: ComparedTopK
     weight: ComparedClassWeight
     ignore_index: UncountedIndex
     softcap: Softcap
@@ -155,6 +164,7 @@ class ComparerOptions(TypedDict, total=False):
 class CompareLogitsOptions(TypedDict, total=False):
     """The options of `Comparer` and of its batches of logits."""
 
+    top_k: ComparedTopK
     weight: ComparedClassWeight
     sample_weight: ComparedSampleWeight
     ignore_index: UncountedIndex

@@ -153,7 +153,7 @@ class Evaluator(Accumulator["_Sums"]):
         self, logits: ArrayLike, targets: ArrayLike | None, sample_weight: ArrayLike | None, axis: int
     ) -> _Sums:
         """Return what logits add."""
-        sums, weights, hits, rows, ignored, classes = _xent_rs.evaluate(
+        sums, weights, hits, rows, ignored, nan_rows, classes = _xent_rs.evaluate(
             logits,
             cast(ArrayLike, targets),
             self._ks,
@@ -178,6 +178,7 @@ class Evaluator(Accumulator["_Sums"]):
             tuple(hits),
             rows,
             ignored,
+            nan_rows,
             classes,
         )
 
@@ -207,6 +208,7 @@ class Evaluator(Accumulator["_Sums"]):
             hits=tuple(int(np.count_nonzero((ranks >= 0) & (ranks < k))) for k in self._ks),
             rows=len(losses),
             ignored=ignored,
+            nan_rows=int(np.count_nonzero(np.isnan(losses) | np.isnan(entropies))),
             classes=classes,
         )
 
@@ -234,6 +236,7 @@ class Evaluator(Accumulator["_Sums"]):
             entropy=sums.entropy.over(ExactSum.of_count(sums.rows)),
             rows=sums.rows,
             ignored=sums.ignored,
+            nan_rows=sums.nan_rows,
             loss_error=sums.loss_error(),
         )
 
@@ -387,6 +390,7 @@ class _Sums:
     hits: tuple[int, ...] = ()
     rows: int = 0
     ignored: int = 0
+    nan_rows: int = 0
     classes: int | None = None
 
     def __add__(self, other: _Sums) -> _Sums:
@@ -396,6 +400,7 @@ class _Sums:
             hits=tuple(a + b for a, b in zip(self.hits, other.hits, strict=True)),
             rows=self.rows + other.rows,
             ignored=self.ignored + other.ignored,
+            nan_rows=self.nan_rows + other.nan_rows,
             classes=other.classes if self.classes is None else self.classes,
         )
 
@@ -426,6 +431,7 @@ class _Sums:
             "hits": list(self.hits),
             "rows": self.rows,
             "ignored": self.ignored,
+            "nan_rows": self.nan_rows,
             "classes": self.classes,
         }
 
@@ -436,15 +442,25 @@ class _Sums:
                 "hits": [*hits],
                 "rows": rows,
                 "ignored": ignored,
+                "nan_rows": nan_rows,
                 "classes": classes,
                 **sums,
             } if (
                 len(hits) == ks
                 and sums.keys() == set(_EXACT)
-                and all(type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes))
+                and all(
+                    type(count) is int and count >= 0 for count in (*hits, rows, ignored, nan_rows, classes)
+                )
             ):
                 exact = {name: ExactSum.from_json(sums[name]) for name in _EXACT}
-                return cls(**exact, hits=tuple(hits), rows=rows, ignored=ignored, classes=classes)
+                return cls(
+                    **exact,
+                    hits=tuple(hits),
+                    rows=rows,
+                    ignored=ignored,
+                    nan_rows=nan_rows,
+                    classes=classes,
+                )
         raise ValueError(f"expected sums of an evaluator and hits for {ks} numbers k")
 
 

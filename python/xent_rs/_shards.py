@@ -453,6 +453,18 @@ def ranks(shards: Sequence[Shard], logit: Floats, targets: Integers) -> Integers
     return count
 
 
+def ranks_of_classes(shards: Sequence[Shard], classes: Integers) -> Integers:
+    """Return how many classes rank above one of each row, as `ranks` does."""
+    logit, listed, each = np.full(len(classes), np.nan), 0, np.arange(len(classes))
+    for shard in shards:
+        if shard.tops is not None:
+            logits, places = shard.tops
+            is_it = places == classes[:, None]
+            logit = np.where(is_it.any(axis=1), logits[each, is_it.argmax(axis=1)], logit)
+            listed = max(listed, logits.shape[1])
+    return np.where(np.isnan(logit), listed, ranks(shards, logit, classes))
+
+
 @in_default_environment
 def losses_of(
     shards: Sequence[Shard],

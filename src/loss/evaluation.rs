@@ -30,6 +30,8 @@ pub struct Sums {
     /// Of the weights by which losses were multiplied, of their squares, and of their products with the weighted losses; if there
     /// are no weights, nothing.
     pub weights: [ExactSum; 3],
+    /// How many of the rows have a loss or an entropy that is NaN.
+    pub nan_rows: usize,
 }
 
 impl Sums {
@@ -40,6 +42,7 @@ impl Sums {
         for (to, from) in self.weights.iter_mut().zip(other.weights) {
             to.merge(from);
         }
+        self.nan_rows += other.nan_rows;
     }
 }
 
@@ -124,8 +127,9 @@ impl Kernel for SumOf<'_> {
             let length = BLOCK.min(self.range.end - start);
             self.numbers.read(simd, start, &mut block[..length]);
             block[length..].fill(0.0);
-            for numbers in block[..length.next_multiple_of(HALF)].chunks_exact(HALF) {
-                sum.add_lanes(simd, f64x8::from_slice(simd, numbers));
+            for numbers in block[..length.next_multiple_of(MOST_LANES)].chunks_exact(MOST_LANES) {
+                let (first, second) = numbers.split_at(HALF);
+                sum.add_lanes(simd, [f64x8::from_slice(simd, first), f64x8::from_slice(simd, second)]);
             }
         }
         sum
@@ -188,16 +192,20 @@ impl Use for Summing<'_> {
         }
         let missed = known.missed(simd, &of_targets, rows.len(), problem.transform);
         let of_all = known.entropies(simd, rows.len());
+        let has_weights = problem.weight.is_some() || problem.sample_weight.is_some();
         let (mut weighted, mut weights, mut entropies) = ([0.0; MOST_LANES], [0.0; MOST_LANES], [0.0; MOST_LANES]);
         for (lane, row) in rows.enumerate() {
             let Some(class) = classes[lane] else { continue };
             entropies[lane] = of_all[lane];
-            let of_class = problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
-            weights[lane] = problem.sample_weight(row) * of_class;
-            weighted[lane] = losses.map_or_else(
-                || product(problem.sample_weight(row), product(of_class, missed[lane])),
-                |losses| losses[row],
-            );
+            weighted[lane] = missed[lane];
+            if has_weights {
+                let of_class = problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
+                weights[lane] = problem.sample_weight(row) * of_class;
+                weighted[lane] = product(problem.sample_weight(row), product(of_class, missed[lane]));
+            }
+            if let Some(losses) = losses {
+                weighted[lane] = losses[row];
+            }
             // A row with a NaN or +∞, or of masked classes alone, hits nothing.
             if known.log_sum_exps.get(lane).total() > 0.0 {
                 for (hits, &k) in found.iter_mut().zip(*top_k) {
@@ -205,19 +213,22 @@ impl Use for Summing<'_> {
                 }
             }
         }
-        let has_weights = problem.weight.is_some() || problem.sample_weight.is_some();
-        let Sums { loss, squared_loss, entropy, weights: of_weights } = &mut *self.sums;
-        for half in (0..MOST_LANES).step_by(HALF) {
-            let (weighted, weight) = (load(simd, &weighted, half), load(simd, &weights, half));
-            loss.add_lanes(simd, weighted);
-            squared_loss.add_products(simd, weighted, weighted);
-            entropy.add_lanes(simd, load(simd, &entropies, half));
-            if has_weights {
-                let [of_weight, of_square, of_product] = &mut *of_weights;
-                of_weight.add_lanes(simd, weight);
-                of_square.add_products(simd, weight, weight);
-                of_product.add_products(simd, weight, weighted);
-            }
+        let Sums { loss, squared_loss, entropy, weights: of_weights, nan_rows } = &mut *self.sums;
+        let weighted = [load(simd, &weighted, 0), load(simd, &weighted, HALF)];
+        let weight = [load(simd, &weights, 0), load(simd, &weights, HALF)];
+        let entropies = [load(simd, &entropies, 0), load(simd, &entropies, HALF)];
+        loss.add_lanes(simd, weighted);
+        squared_loss.add_products(simd, weighted, weighted);
+        entropy.add_lanes(simd, entropies);
+        if has_weights {
+            let [of_weight, of_square, of_product] = &mut *of_weights;
+            of_weight.add_lanes(simd, weight);
+            of_square.add_products(simd, weight, weight);
+            of_product.add_products(simd, weight, weighted);
+        }
+        for (weighted, entropies) in weighted.into_iter().zip(entropies) {
+            let are_numbers = weighted.simd_eq(weighted) & entropies.simd_eq(entropies);
+            *nan_rows += HALF - are_numbers.to_bitmask().count_ones() as usize;
         }
     }
 }

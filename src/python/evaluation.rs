@@ -17,8 +17,8 @@ use crate::math::ExactSum;
 type Exact<'py> = (Bound<'py, PyBytes>, f64);
 
 /// (the sums of the losses, their squares and the entropies; if there are weights, those of the weights, their squares and their
-/// products with the losses; hits for each k, rows, ignored rows, classes).
-type Counted<'py> = ([Exact<'py>; 3], Option<[Exact<'py>; 3]>, Vec<u64>, usize, usize, usize);
+/// products with the losses; hits for each k, rows, ignored rows, rows of NaN, classes).
+type Counted<'py> = ([Exact<'py>; 3], Option<[Exact<'py>; 3]>, Vec<u64>, usize, usize, usize, usize);
 
 fn exact(py: Python<'_>, sum: ExactSum) -> Exact<'_> {
     let (bytes, not_finite) = sum.to_bytes();
@@ -48,10 +48,10 @@ pub(super) fn evaluate<'py>(
             let has_weights = problem.weight.is_some() || problem.sample_weight.is_some();
             Ok((tally, has_weights, counted, rows - counted))
         })?;
-        let (py, Sums { loss, squared_loss, entropy, weights }) = (logits.py(), tally.sums);
+        let (py, Sums { loss, squared_loss, entropy, weights, nan_rows }) = (logits.py(), tally.sums);
         let sums = [loss, squared_loss, entropy].map(|sum| exact(py, sum));
         let weights = has_weights.then(|| weights.map(|sum| exact(py, sum)));
-        Ok((sums, weights, tally.hits, counted, ignored, view.classes()))
+        Ok((sums, weights, tally.hits, counted, ignored, nan_rows, view.classes()))
     })
 }
 

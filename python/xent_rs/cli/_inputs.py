@@ -20,6 +20,8 @@ from ._journal import Journal
 
 # What the figures of these options depend on, besides the inputs.
 COUNTED_WITH = ("axis", "ignore_index", "temperature", "softcap", "shift", "score_from")
+# What leaves rows out.
+LEFT_OUT_BY = ("--ignore-index", "--sample-weight")
 # What the files of these options hold.
 _EACH = {
     "--sample-weight": "one weight a row",
@@ -119,6 +121,21 @@ def add_state(parser: argparse.ArgumentParser) -> None:
             "to the same results; it is removed when these are printed",
         )
     )
+
+
+def add_top_k(parser: argparse.ArgumentParser, default: tuple[int, ...], what: str) -> None:
+    """Declare how many of the largest logits are looked at."""
+    shown = ",".join(map(str, default))
+    parser.add_argument(
+        "--top-k", type=_integers, default=default, metavar="K,...", help=f"{what} (default: {shown})"
+    )
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 1,5") from None
 
 
 def positive(text: str) -> int:

@@ -83,13 +83,12 @@ def evaluate(logits: da.Array, targets: da.Array | ArrayLike, **options: Unpack[
     y = call.by_row(targets, "targets")
     weight, sample_weight = call.class_weight(), call.sample_weight()
     call.check_here(xent_rs.evaluate, x, y, sample_weight=sample_weight)
-    top_k = top_ks(call.options["top_k"])
-    task = call.task(top_k=top_k)
+    task = call.task(top_k=top_ks(call.options["top_k"]))
     arguments = [(x, call.all), (y, call.rows), (sample_weight, call.rows), (weight, call.class_index)]
     if call.whole_classes:
         states = call.blocks(_tasks.evaluated, call.rows, arguments, task, call.offsets())
     else:
-        tops = max((1, *top_k))
+        tops = max((1, *task.options["top_k"]))
         look = functools.partial(_tasks.looked_at, tops=tops)
         shards = call.blocks(look, call.all, arguments, task, call.offsets())
         states = call.blocks(_tasks.evaluated_shards, call.rows, [(shards, call.all), *arguments[1:]], task)
@@ -135,7 +134,7 @@ def compare(
     -----
     Results have the bits that `evaluate` says. The state of a chunk of rows has 4 bytes a row for the
     quantiles, and 8 with targets; where the classes are in chunks, some 100 bytes a row for each chunk of
-    classes go from task to task.
+    classes go from task to task, and 32 for each of the largest logits that `top_k` asks for.
 
     Examples
     --------
@@ -152,7 +151,7 @@ def compare(
     weight, sample_weight = call.class_weight(), call.sample_weight()
     groups = call.groups()
     call.check_here(xent_rs.compare, before, after, y, sample_weight=sample_weight)
-    task = call.task()
+    task = call.task(top_k=top_ks(call.options["top_k"]))
     logits, rows = [(before, call.all), (after, call.all)], call.rows
     by_row: list[_Argument] = [(y, rows), (sample_weight, rows), (groups, rows), (weight, call.class_index)]
     if call.whole_classes:

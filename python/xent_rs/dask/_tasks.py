@@ -40,6 +40,7 @@ from .._shards import (
     int64_classes,
     losses_of,
     ranks,
+    ranks_of_classes,
     shard_of,
     target_logits,
     whole_of,
@@ -228,7 +229,7 @@ def loss_sums(
     block = _classes_last(only(logits), task.axis, "logits")
     options = {**task.options, "weight": joined(weight), "sample_weight": sample_weight, "axis": -1}
     with targets_at(numbers(offsets)[:-1], targets, task.classes, task.ignore_index):
-        sums, weights, _, rows, _, _ = _xent_rs.evaluate(block, targets, (1,), _EVALUATE, options)
+        sums, weights, _, rows, _, _, _ = _xent_rs.evaluate(block, targets, (1,), _EVALUATE, options)
     weight_sum = ExactSum.of_count(rows) if weights is None else ExactSum.of_bytes(weights[0])
     return LossSums(ExactSum.of_bytes(sums[0]), weight_sum)
 
@@ -377,9 +378,10 @@ def looked_at_both(
     reference: Any, candidate: Any, targets: Block | None, *offsets: Any, task: Task
 ) -> ShardPair:
     """Look at some classes of some rows of two models: the first round."""
+    tops = max((1, *task.options["top_k"]))
     return ShardPair(
-        looked_at(reference, targets, None, None, *offsets, task=task),
-        looked_at(candidate, targets, None, None, *offsets, task=task),
+        looked_at(reference, targets, None, None, *offsets, task=task, tops=tops),
+        looked_at(candidate, targets, None, None, *offsets, task=task, tops=tops),
     )
 
 
@@ -426,10 +428,9 @@ def compared_shards(
     befores = _Rows.of([pair.reference for pair in pairs], targets, sample_weight, task)
     afters = _Rows.of([pair.candidate for pair in pairs], targets, sample_weight, task)
     parts = sorted(flat(divergences), key=lambda part: part.offset)
-    same_top = befores.whole.argmax == afters.whole.argmax
 
     def total(name: str) -> Floats:
-        values = np.zeros(len(same_top))
+        values = np.zeros(len(befores.counts))
         for part in parts:
             values = values + getattr(part, name)
         return values
@@ -439,9 +440,8 @@ def compared_shards(
         total("kl"),
         total("reverse_kl"),
         total("jensen_shannon"),
-        same_top,
-        _model_rows(befores),
-        _model_rows(afters),
+        _model_rows(befores, afters),
+        _model_rows(afters, befores),
     )
     labels = None if groups is None else group_labels(groups, None)
     comparer = Comparer(**task.options, weight=joined(weight), axis=-1)
@@ -449,14 +449,17 @@ def compared_shards(
     return comparer
 
 
-def _model_rows(rows: _Rows) -> ModelRows:
+def _model_rows(rows: _Rows, others: _Rows) -> ModelRows:
+    """Return what rows of a model say, given those of the other."""
     whole = rows.whole
     with np.errstate(invalid="ignore"):
         losses = whole.losses(target_logits(rows.shards))
     hit = np.zeros(len(losses), np.bool_)
     if rows.classes is not None:
         hit = (whole.argmax == rows.classes) & np.isfinite(whole.top)
-    return ModelRows(losses, whole.entropy, whole.max_probability, hit)
+    rank = ranks_of_classes(rows.shards, others.whole.argmax)
+    has_top = np.isfinite(whole.top) & np.isfinite(others.whole.top)
+    return ModelRows(losses, whole.entropy, whole.max_probability, hit, np.where(has_top, rank, -1))
 
 
 def _counts(classes: Integers | None, sample_weight: Block | None, rows: int) -> NDArray[np.bool_]:
