@@ -548,6 +548,8 @@ def test_without_rows_figures_are_nan(rows, with_targets):
     targets = np.full(rows, -100) if with_targets else None
     found = compare(logits, logits, targets, sample_weight=np.zeros(rows))
     assert (found.rows, found.ignored) == (0, rows)
+    of_rows = f": all {rows} are ignored" if rows else ""
+    assert str(found).endswith(f"\n\nNo row counts, so that all means are NaN{of_rows}.")
     flat = found.as_dict()
     reference, candidate, some_targets = small(5)
     assert list(flat) == list(compare(reference, candidate, some_targets if with_targets else None).as_dict())

@@ -237,6 +237,8 @@ def test_without_rows_means_are_nan(count):
         *result.top_k.values(),
     ]
     assert all(math.isnan(mean) for mean in means)
+    of_rows = f": all {count} are ignored" if count else ""
+    assert str(result).endswith(f"\n\nNo row counts, so that all means are NaN{of_rows}.")
     assert math.isnan(Evaluator().result().loss)
 
 

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ._estimates import Estimate, Label
-from ._tables import LEFT_OUT_BY, among_all, html_notes, html_table, note_of_nan, text_table, with_error
+from ._tables import (
+    LEFT_OUT_BY,
+    among_all,
+    html_notes,
+    html_table,
+    note_of_nan,
+    note_of_nothing,
+    text_table,
+    with_error,
+)
 
 
 @dataclass(frozen=True)
@@ -221,6 +230,8 @@ class Comparison:
 
     def _notes(self, left_out_by: tuple[str, str] = LEFT_OUT_BY) -> list[str]:
         """Return what people are to know besides; the names are those of options."""
+        if not self.rows:
+            return [note_of_nothing(self.ignored)]
         both = (self.reference, self.candidate)
         if not self.nan_rows:
             if self.loss_change is not None and all(model.loss == math.inf for model in both):

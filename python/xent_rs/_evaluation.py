@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from ._tables import LEFT_OUT_BY, among_all, html_notes, html_table, note_of_nan, text_table
+from ._tables import LEFT_OUT_BY, among_all, html_notes, html_table, note_of_nan, note_of_nothing, text_table
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class Evaluation:
 
     def _notes(self, left_out_by: tuple[str, str] = LEFT_OUT_BY) -> list[str]:
         """Return what people are to know besides; the names are those of options."""
+        if not self.rows:
+            return [note_of_nothing(self.ignored)]
         if not self.nan_rows:
             return []
         spoiled = [

@@ -55,6 +55,13 @@ def html_notes(notes: Sequence[str]) -> str:
     return "".join(f"<p>{html.escape(note)}</p>" for note in notes)
 
 
+def note_of_nothing(ignored: int) -> str:
+    """Say that there is nothing to take means of."""
+    return "No row counts, so that all means are NaN" + (
+        f": all {ignored:,} are ignored." if ignored else "."
+    )
+
+
 def note_of_nan(
     count: int, rows: int, whose: str, spoiled: Sequence[str], left_out_by: tuple[str, str]
 ) -> str:

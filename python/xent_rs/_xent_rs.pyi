@@ -47,6 +47,7 @@ __all__ = [
     "kl_divergence_with_grad",
     "log_softmax",
     "logsumexp",
+    "loss_sums",
     "memory_copy",
     "memory_read",
     "release_memory",
@@ -132,6 +133,9 @@ def compare_rows(
     keywords: Keywords,
     options: _Options,
 ) -> tuple[int, _Flags, _Doubles, _Doubles, _Doubles, _OfModel, _OfModel]: ...
+def loss_sums(
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> list[_Exact]: ...
 def exact_sum(values: ArrayLike) -> _Exact: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

@@ -87,11 +87,31 @@ fn losses_of(logits: &Array, problem: &Problem, check: Check) -> Result<Option<V
     if problem.label_smoothing == 0.0 && problem.z_loss == 0.0 && problem.focus.is_none() {
         return Ok(None);
     }
+    unrounded_losses(logits, problem, check).map(Some)
+}
+
+/// The weighted losses of all rows that [`cross_entropy`] rounds and adds up.
+fn unrounded_losses(logits: &Array, problem: &Problem, check: Check) -> Result<Vec<f64>> {
     let (rows, mut losses) = (logits.rows(), Vec::new());
     losses.try_reserve_exact(rows).map_err(|_| Error::Memory(format!("no memory for the losses of {rows} rows")))?;
     losses.resize(rows, 0.0);
     cross_entropy(logits, problem, Reduction::None, None, Some(&mut ArrayMut::of(&mut losses, 1)), None, check)?;
-    Ok(Some(losses))
+    Ok(losses)
+}
+
+/// The sums of the weighted losses that [`cross_entropy`] adds up, and of the weights that their mean divides by.
+///
+/// # Errors
+/// [`Error::Memory`] if there is no room for the losses; what [`cross_entropy`] returned.
+pub fn loss_sums(logits: &Array, problem: &Problem, check: Check) -> Result<[ExactSum; 2]> {
+    let (rows, mut weights) = (logits.rows(), ExactSum::default());
+    let losses = unrounded_losses(logits, problem, check)?;
+    if problem.weight.is_none() && problem.sample_weight.is_none() {
+        weights.add(problem.weight_sum(rows));
+    } else {
+        (0..rows).for_each(|row| weights.add(problem.mean_weight(row)));
+    }
+    Ok([sum_of(&Array::of(&losses, 1), check)?, weights])
 }
 
 /// The sum of numbers as f64.

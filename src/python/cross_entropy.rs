@@ -159,7 +159,11 @@ impl<'a> Unread<'a> {
 
 impl<'py> Call<'py> {
     /// Targets are classes, or probabilities.
-    fn cross_entropy(logits: &Bound<'py, PyAny>, targets: &Bound<'py, PyAny>, options: Options<'py>) -> PyResult<Self> {
+    pub(super) fn cross_entropy(
+        logits: &Bound<'py, PyAny>,
+        targets: &Bound<'py, PyAny>,
+        options: Options<'py>,
+    ) -> PyResult<Self> {
         match sparse_parts(targets)? {
             Some(parts) => Self::of_listed(logits, parts, options, false),
             None => Self::new(logits, target_array(targets)?, options, either_role),

@@ -201,9 +201,9 @@ def cross_entropy(
     Notes
     -----
     With all classes in one chunk the losses of ``reduction='none'`` are those of `xent_rs.cross_entropy`, to
-    the bit. Sums are exact here, rounded once, and so the mean is the same for any chunks of rows: that of
-    classes is the loss of `xent_rs.evaluate`, to the bit. `xent_rs.cross_entropy` adds up in another way; its
-    sums and means are within the promised accuracy of these.
+    the bit. Sums are of the same losses before these are rounded to float32; they are exact here, rounded
+    once, and so the mean is the same for any chunks of rows. `xent_rs.cross_entropy` adds up in float64: its
+    sums and means are within some last bits of these.
 
     Examples
     --------

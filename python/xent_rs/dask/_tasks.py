@@ -25,7 +25,7 @@ from .._cross_entropy import _LOSS
 from .._divergences import Divergences, divergences_of
 from .._environment import in_default_environment
 from .._estimates import times
-from .._evaluator import _EVALUATE, Evaluator
+from .._evaluator import Evaluator
 from .._exact import NOTHING, ExactSum
 from .._partial_statistics import checked_classes
 from .._rows import Rows
@@ -209,13 +209,8 @@ def losses(
     logits: Any, targets: Any, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
 ) -> Any:
     """Return the loss of each row of a block."""
-    block = _classes_last(only(logits), task.axis, "logits")
-    target, position = only(targets), numbers(offsets)
-    if task.probabilities:
-        target = _probabilities(target, sample_weight, position, task)
-    options = {**task.options, "weight": joined(weight), "sample_weight": sample_weight, "reduction": "none"}
-    with targets_at(position[:-1], target, task.classes, task.ignore_index):
-        return _xent_rs.cross_entropy(block, target, _LOSS, {**options, "axis": -1})
+    with _call(logits, targets, sample_weight, weight, *offsets, task=task) as (block, target, options):
+        return _xent_rs.cross_entropy(block, target, _LOSS, {**options, "reduction": "none"})
 
 
 @one_thread_in_a_pool()
@@ -223,15 +218,23 @@ def loss_sums(
     logits: Any, targets: Any, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
 ) -> LossSums:
     """Sum the losses of a block of rows."""
-    if task.probabilities:  # of which the compiled module sums rounded losses alone
-        shard = looked_at(logits, targets, sample_weight, weight, *offsets, task=task)
-        return summed([shard], None, sample_weight, weight, task=task)
+    with _call(logits, targets, sample_weight, weight, *offsets, task=task) as (block, target, options):
+        sums = _xent_rs.loss_sums(block, target, _LOSS, options)
+    return LossSums(*map(ExactSum.of_bytes, sums))
+
+
+@contextmanager
+def _call(
+    logits: Any, targets: Any, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
+) -> Iterator[tuple[Block, Block, dict[str, Any]]]:
+    """Give the logits, targets and options of a block of rows; what is wrong is named by its place in all."""
     block = _classes_last(only(logits), task.axis, "logits")
+    target, position = only(targets), numbers(offsets)
+    if task.probabilities:
+        target = _probabilities(target, sample_weight, position, task)
     options = {**task.options, "weight": joined(weight), "sample_weight": sample_weight, "axis": -1}
-    with targets_at(numbers(offsets)[:-1], targets, task.classes, task.ignore_index):
-        sums, weights, _, rows, _, _, _ = _xent_rs.evaluate(block, targets, (1,), _EVALUATE, options)
-    weight_sum = ExactSum.of_count(rows) if weights is None else ExactSum.of_bytes(weights[0])
-    return LossSums(ExactSum.of_bytes(sums[0]), weight_sum)
+    with targets_at(position[:-1], target, task.classes, task.ignore_index):
+        yield block, target, options
 
 
 def _probabilities(
