@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._evaluation import Evaluator
+from .._evaluator import Evaluator
 from ._functions import check_tensors, loss_of, number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .._options import EvaluatorOptions
+    from .._evaluation_options import EvaluatorOptions
 
 _IGNORED = -100  # what transformers pads labels with
 
