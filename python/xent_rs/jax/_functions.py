@@ -291,7 +291,7 @@ def poly_loss_cross_entropy(
     >>> logits = jnp.array([[4.0, 2.0, 1.0], [0.0, 5.0, 1.0]])
     >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.8, 0.2]])
     >>> print(xent_rs.jax.poly_loss_cross_entropy(logits, labels))
-    [0.4823... 1.2566...]
+    [0.4822... 1.2567...]
     """
     logits, labels, axes, dtype = _of_probabilities(logits, labels, axis)
     logits = logits.astype(_formulas.wide_dtype(logits, labels))  # two terms are rounded once
