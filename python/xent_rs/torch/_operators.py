@@ -180,12 +180,12 @@ OPERATORS = {
         "cross_entropy",
         "Tensor logits, Tensor targets, Tensor? weight, Tensor? sample_weight, Tensor? denominator",
         "int ignore_index, float label_smoothing, float z_loss, float? softcap, float temperature, "
-        "str reduction",
+        "float focal_gamma, float poly_epsilon, str reduction",
     ),
     "binary_cross_entropy": _operator(
         "binary_cross_entropy",
         "Tensor logits, Tensor targets, Tensor? weight, Tensor? pos_weight, Tensor? denominator",
-        "int? ignore_index, float label_smoothing, str reduction",
+        "int? ignore_index, float label_smoothing, float focal_gamma, str reduction",
         elementwise=True,
     ),
     "kl_divergence": _operator(

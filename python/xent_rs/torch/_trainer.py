@@ -68,7 +68,7 @@ def causal_lm_loss(
         logits.movedim(-1, 1),
         following,
         (None, None, number(num_items_in_batch)),
-        (_IGNORED, 0.0, 0.0, None, 1.0, "mean"),
+        (_IGNORED, 0.0, 0.0, None, 1.0, 0.0, 0.0, "mean"),
         dtype=torch.promote_types(logits.dtype, torch.float32),
     )
 
