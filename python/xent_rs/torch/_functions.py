@@ -335,7 +335,9 @@ def loss_of(
             dtype = torch.promote_types(dtype, targets.dtype)
     # A number that is a tensor may have a derivative: a temperature that is learned.
     learned = any(isinstance(number, Tensor) for number in numbers)
-    soft = name == "cross_entropy" and targets.is_floating_point() and not _is_capped(name, numbers)
+    operators = OPERATORS[name]
+    soft = operators.target_grad is not None and targets.is_floating_point()
+    soft = soft and not learned and operators.has_further_derivatives(numbers)
     if not learned and within_reach(logits, (targets.detach() if soft else targets, *tensors)):
         if dtype.itemsize == 2 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
@@ -371,11 +373,6 @@ def _by_kernels(
 
 def _requires_grad(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
-
-
-def _is_capped(name: str, numbers: tuple[Any, ...]) -> bool:
-    """Whether there is a softcap, which kernels of further derivatives do not know."""
-    return name == "cross_entropy" and numbers[3] is not None
 
 
 def _by_formula(ctx: Any, tensors: Sequence[Tensor]) -> Tensor:
@@ -423,7 +420,8 @@ class _Loss(torch.autograd.Function):
         compiling = torch.compiler.is_compiling()
         # The gradient is to be differentiated in turn, or asked for of many derivatives at once.
         twice = not compiling and torch.is_grad_enabled()
-        by_kernel = operators.hvp is not None and not of_targets and not _is_capped(ctx.name, ctx.numbers)
+        by_kernel = operators.hvp is not None and operators.has_further_derivatives(ctx.numbers)
+        by_kernel = by_kernel and not of_targets
         if not compiling and (stands_for_several(grad_output) or (twice and not by_kernel)):
             found = _gradients(_by_formula(ctx, tensors), tensors, wanted, grad_output, twice)
             return (None, None, None, None, *found)
