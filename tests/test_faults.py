@@ -531,6 +531,8 @@ FRUGAL = {
         "cross_entropy(broadcast((rows, 200), 'f4'), broadcast(rows, 'i8'), reduction='none')",
     ),
     "loss, long rows": (100, "cross_entropy(broadcast((rows, 1_000_000), 'f4'), broadcast(rows, 'i8'))"),
+    "loss, one row": (64, "cross_entropy(broadcast(3_000_000 * rows, 'f4'), 5, softcap=9.0, z_loss=0.1)"),
+    "statistics, one row": (64, "row_statistics(broadcast(3_000_000 * rows, 'f4'), 5)"),
     "loss, float16": (2_000, "cross_entropy(broadcast((rows, 50_000), 'f2'), broadcast(rows, 'i8'))"),
     "loss, float64": (2_000, "cross_entropy(broadcast((rows, 50_000), 'f8'), broadcast(rows, 'i8'))"),
     "loss, first axis": (
