@@ -72,14 +72,20 @@ fn numbers<S: Simd, R: Real>(simd: S) -> R::Lanes<S> {
 #[inline(always)]
 pub fn sum<S: Simd, R: Real + Element<Real = R>>(simd: S, row: Row, apart: &[usize], logit: R, scale: Scale<R>) -> Sum {
     let of_piece = |part| sum_piece(simd, row, part, apart, logit, scale);
-    let mut sum = in_pieces(row.classes(), of_piece, Sum::merge);
+    let (mut sum, exp) = in_pieces(row.classes(), of_piece, |all: &mut (Sum, f64), next| {
+        if next.0.octaves > all.0.octaves {
+            all.1 = next.1;
+        }
+        all.0.merge(next.0);
+    });
     if apart.is_empty() {
-        subtract(simd, &mut sum, logit, scale);
+        // NaN stays what it is.
+        sum.others = if sum.others < exp { 0.0 } else { sum.others - exp };
     }
     sum
 }
 
-/// [`sum`] of some classes.
+/// [`sum`] of some classes, and the exponential of the logit that it is relative to as it was added.
 #[inline(never)]
 fn sum_piece<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
@@ -88,11 +94,12 @@ fn sum_piece<S: Simd, R: Real + Element<Real = R>>(
     apart: &[usize],
     logit: R,
     scale: Scale<R>,
-) -> Sum {
+) -> (Sum, f64) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let (mut reference, rest) = Reference::<S, R>::next_to(simd, R::Lanes::<S>::simd_from(simd, logit), scale);
+            let logits = R::Lanes::<S>::simd_from(simd, logit);
+            let (mut reference, rest) = Reference::<S, R>::next_to(simd, logits, scale);
             let suits = Number::to_f64(logit).abs() < scale.largest_reference();
             let (mut others, largest) = sum_from::<S, R>(simd, row, part.clone(), apart, &reference);
             let mut largest = R::Lanes::<S>::simd_from(simd, R::largest(largest));
@@ -102,31 +109,17 @@ fn sum_piece<S: Simd, R: Real + Element<Real = R>>(
                 reference = reference.raised(simd, octaves);
                 (others, largest) = sum_from::<S, R>(simd, row, part, apart, &reference);
             }
+            let exp = if apart.is_empty() {
+                let exp = reference.terms(simd, [logits]).add_to(simd, 0, R::splat(simd, 0.0));
+                Number::to_f64(exp.as_slice()[0])
+            } else {
+                0.0
+            };
             let reach = bits::<S, _>(Reference::<S, R>::within_reach(simd, largest));
             let suits = suits && reach == u32::MAX >> (32 - R::LANES);
-            Sum { others, lost: 0.0, octaves: of_lane, rest: Number::to_f64(rest.as_slice()[0]), suits }
+            (Sum { others, lost: 0.0, octaves: of_lane, rest: Number::to_f64(rest.as_slice()[0]), suits }, exp)
         },
     )
-}
-
-/// Subtract the exponential of the logit that a sum is relative to.
-#[inline(never)]
-fn subtract<S: Simd, R: Real + Element<Real = R>>(simd: S, sum: &mut Sum, logit: R, scale: Scale<R>) {
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            let logits = R::Lanes::<S>::simd_from(simd, logit);
-            let (mut reference, _) = Reference::<S, R>::next_to(simd, logits, scale);
-            if sum.suits && sum.octaves > 0.0 {
-                reference = reference.raised(simd, R::splat(simd, sum.octaves));
-            }
-            // As it was added.
-            let exp = reference.terms(simd, [logits]).add_to(simd, 0, R::splat(simd, 0.0));
-            let exp = Number::to_f64(exp.as_slice()[0]);
-            // NaN stays what it is.
-            sum.others = if sum.others < exp { 0.0 } else { sum.others - exp };
-        },
-    );
 }
 
 /// [`sum`] from a reference: the sum, and what was largest of `rounded` in each lane.
@@ -987,41 +980,44 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
     exceptions: &[(usize, f64)],
     entries: &mut T,
 ) {
-    assert!(part.len() == out.classes() && part.end <= row.classes());
-    let mut exceptions = &exceptions[exceptions.partition_point(|(class, _)| *class < part.start)..];
+    // Numbers of classes are those of the part from here on.
+    let row = row.part(part.clone());
+    assert_eq!(row.classes(), out.classes());
+    let mut exceptions = exceptions.iter().map(|(class, value)| (class.wrapping_sub(part.start), *value));
+    let mut next_exception = || exceptions.find(|(class, _)| *class < part.len());
+    let (mut exception, mut value) = next_exception().unwrap_or((usize::MAX, 0.0));
     // A first short block brings the non-temporal stores to the boundary that they need, if there is one.
     let peel = out.peel(store);
     let direct = out.dtype() == E::DTYPE && out.is_contiguous();
     let (lanes, group) = (E::Real::LANES, TOGETHER * E::Real::LANES);
     let mut results = [E::Real::default(); BLOCK];
-    let mut start = part.start;
-    while start < part.end {
-        let written = start - part.start;
-        let most = if written == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
-        let length = most.min(part.end - start);
-        let non_temporal = peel.is_some_and(|peel| written >= peel);
+    let mut start = 0;
+    while start < row.classes() {
+        let most = if start == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
+        let length = most.min(row.classes() - start);
+        let non_temporal = peel.is_some_and(|peel| start >= peel);
         let (place, readable) = entries.begin(simd, row, start, length);
         for first in (0..length).step_by(group) {
             // SAFETY: what `begin` said, by the promise of `Entries`, from a group on.
             let numbers_here = unsafe { Group::new(simd, place.add(first), readable - first) };
             let mut here = entries.of(simd, first / lanes, &numbers_here);
             let end = start + length.min(first + group);
-            while let Some(((class, value), rest)) = exceptions.split_first().filter(|((class, _), _)| *class < end) {
+            while exception < end {
                 for (index, entry) in here.iter_mut().enumerate() {
-                    let lane = (class - start - first).wrapping_sub(index * lanes);
-                    let value = E::Real::splat(simd, *value);
+                    let lane = (exception - start - first).wrapping_sub(index * lanes);
+                    let value = E::Real::splat(simd, value);
                     *entry = E::Real::replace(simd, *entry, numbers::<S, E::Real>(simd), lane, value);
                 }
-                exceptions = rest;
+                (exception, value) = next_exception().unwrap_or((usize::MAX, 0.0));
             }
-            // SAFETY: what is left of the output, which has as many classes as the part, as was asserted, or a group of a block of ours.
+            // SAFETY: what is left of the output's row, which has as many classes, as was asserted, or a group of a block of ours.
             // Past the cache only from a boundary of lines on, as `peel` found it; blocks and groups are whole lines.
             unsafe {
                 if !direct {
                     store_group(simd, results[first..].as_mut_ptr(), group, here);
                     continue;
                 }
-                let (place, rest) = (out.pointer::<E>(written).add(first), length - first);
+                let (place, rest) = (out.pointer::<E>(start).add(first), length - first);
                 if non_temporal && rest >= group {
                     E::stream(simd, place, here);
                 } else {
@@ -1030,7 +1026,7 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
             }
         }
         if !direct {
-            out.write(simd, written, length, &results, non_temporal);
+            out.write(simd, start, length, &results, non_temporal);
         }
         start += length;
     }
@@ -1083,6 +1079,8 @@ fn write_exponentials<S: Simd, E: Element>(
 
 /// The gradients of a row.
 struct Differences<'a, S: Simd, R: Real, O, const CAPPED: bool> {
+    /// The class that the part begins with.
+    first: usize,
     reference: Reference<S, R>,
     factor: R::Lanes<S>,
     less: &'a O,
@@ -1100,7 +1098,7 @@ unsafe impl<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CA
 {
     #[inline(always)]
     fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const R, usize) {
-        self.less.fill(simd, start, length, &mut self.offsets);
+        self.less.fill(simd, self.first + start, length, &mut self.offsets);
         let Some((cap, unit, own)) = self.cap.as_ref().filter(|_| CAPPED) else {
             return row.lend_part(simd, start, length, &mut self.logits);
         };
@@ -1149,6 +1147,7 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
             let own = if CAPPED { R::splat(simd, 0.0) } else { own };
             let (reference, _) = Reference::next_to(simd, own, of.scale);
             let mut differences = Differences::<S, R, O, CAPPED> {
+                first: part.start,
                 reference: reference.raised(simd, R::splat(simd, of.octaves)),
                 factor: R::splat(simd, of.factor),
                 less,

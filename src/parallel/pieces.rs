@@ -8,8 +8,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::time::Instant;
 
-use super::{map_chunks, num_threads, reserved};
+use super::{SLICE, map_chunks, num_threads, reserved};
 use crate::error::{Error, Result};
 
 /// Rows of no more classes are not cut.
@@ -76,7 +77,7 @@ pub fn map_rows<T: Send + Sync>(
     if cfg!(target_family = "wasm") || pieces == 1 || pieces < enough {
         return map_chunks(chunks, chunk_bytes, check, work);
     }
-    let mut results = reserved(chunks)?;
+    let (mut results, mut asked) = (reserved(chunks)?, Instant::now());
     for chunk in 0..chunks {
         let leader = Leader { check, stopped: RefCell::new(None) };
         let led = Led::by(Some(std::ptr::from_ref(&leader).cast()));
@@ -85,8 +86,9 @@ pub fn map_rows<T: Send + Sync>(
         if let Some(error) = leader.stopped.into_inner() {
             return Err(error);
         }
-        if chunk + 1 < chunks {
+        if chunk + 1 < chunks && asked.elapsed() >= SLICE {
             check()?;
+            asked = Instant::now();
         }
     }
     Ok(results)
