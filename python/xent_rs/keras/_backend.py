@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 #: A tensor of whichever backend.
@@ -16,6 +17,9 @@ class Backend(Protocol):
 
     def covers(self, logits: Tensor) -> bool:
         """Whether these functions can compute the losses here; else Keras's own do."""
+
+    def either(self, which: Tensor, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Tensor:
+        """Return ``first()`` or ``second()``, whichever `which`, a bool, says when the program runs."""
 
     def of_classes(
         self, logits: Tensor, labels: Tensor, axis: int, ignored: int | None, gamma: float = 0.0

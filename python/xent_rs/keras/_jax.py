@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from ..jax import (
     sigmoid_binary_cross_entropy,
@@ -18,6 +21,14 @@ def covers(logits: Array) -> bool:
     """Say yes: another platform than the CPU is left to JAX further down."""
     del logits
     return True
+
+
+def either(which: Array, first: Callable[[], Array], second: Callable[[], Array]) -> Array:
+    """Return what one of two functions does."""
+    if isinstance(which, jax.core.Tracer):
+        chosen: Array = lax.cond(which, first, second)
+        return chosen
+    return first() if which else second()
 
 
 def of_classes(logits: Array, labels: Array, axis: int, ignored: int | None, gamma: float = 0.0) -> Array:

@@ -430,7 +430,7 @@ def _categorical_focal_crossentropy(
 
     targets = keras.ops.sum(keras.ops.cast(keras.ops.not_equal(labels, 0), "int32"), axis)
     is_one_hot = keras.ops.equal(targets, 1) & keras.ops.equal(keras.ops.max(labels, axis), 1)
-    return keras.ops.cond(keras.ops.all(is_one_hot), by_kernels, by_keras)
+    return _backend.either(keras.ops.all(is_one_hot), by_kernels, by_keras)
 
 
 def _binary_focal_crossentropy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,13 @@ def covers(logits: NDArray[Any]) -> bool:
     """Say yes: all arrays are in the memory of the CPU."""
     del logits
     return True
+
+
+def either(
+    which: NDArray[Any], first: Callable[[], NDArray[Any]], second: Callable[[], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return what one of two functions does."""
+    return first() if which else second()
 
 
 def of_classes(

@@ -38,6 +38,11 @@ def covers(logits: Tensor) -> bool:
     return True
 
 
+def either(which: Tensor, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Tensor:
+    """Return what one of two functions does."""
+    return tf.cond(which, first, second)
+
+
 def of_classes(logits: Tensor, labels: Tensor, axis: int, ignored: int | None, gamma: float = 0.0) -> Tensor:
     """Return the loss of each row, of classes."""
     if gamma != 0:

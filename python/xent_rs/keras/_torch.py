@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,11 @@ def covers(logits: Tensor) -> bool:
     """Say yes: what the kernels cannot compute is left to PyTorch further down."""
     del logits
     return True
+
+
+def either(which: Tensor, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Tensor:
+    """Return what one of two functions does."""
+    return first() if which else second()
 
 
 def of_classes(logits: Tensor, labels: Tensor, axis: int, ignored: int | None, gamma: float = 0.0) -> Tensor:
