@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{SLICE, map_chunks, num_threads, reserved};
+use super::{map_chunks, num_threads, reserved};
 use crate::error::{Error, Result};
 
 /// Rows of no more classes are not cut.
@@ -92,6 +92,8 @@ pub fn map_rows<T: Send + Sync>(
     check: &dyn Fn() -> Result<()>,
     work: impl Fn(usize) -> T + Sync,
 ) -> Result<Vec<T>> {
+    // Whichever way it goes, the work is compiled once.
+    let work: &(dyn Fn(usize) -> T + Sync) = &work;
     let threads = num_threads().0;
     let enough = if chunks < threads { chunks } else { ENOUGH_PIECES * threads };
     if cfg!(target_family = "wasm") || pieces == 1 || pieces < enough {
