@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _xent_rs
-from .._options import Reduction
+from .._options import Kind, Reduction
 from ._formulas import FORMULAS
 from ._operators import OPERATORS, class_axis
 
@@ -192,13 +192,15 @@ def kl_divergence(
     logits: Tensor,
     target_logits: Tensor,
     *,
+    kind: Kind = "forward",
+    beta: float = 0.5,
     temperature: float = 1.0,
     axis: int = -1,
     reduction: Reduction = "mean",
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
 ) -> Tensor:
-    """Kullback-Leibler divergence KL(teacher || model) of the softmax of two tensors of logits.
+    """Divergence of the softmax of two tensors of logits: KL(teacher || model), or another `kind`.
 
     With ``lp`` and ``lt`` the log-softmax of `logits` and `target_logits`, each divided by `temperature`, a
     row's loss is ``Σ exp(lt)·(lt - lp)``. Of rows in one dimension it is ``torch.nn.functional.kl_div(lp, lt,
@@ -210,6 +212,11 @@ def kl_divergence(
         Those of the model, of any shape; of float16, bfloat16, float32 or float64, in any memory layout.
     target_logits : Tensor
         Those of the teacher, in the shape of `logits`.
+    kind : {'forward', 'reverse', 'jensen_shannon'}, optional
+        'reverse' is KL(model || teacher); 'jensen_shannon' ``β·KL(teacher || m) + (1 - β)·KL(model || m)``
+        with ``m = β·teacher + (1 - β)·model``, as in TRL and Liger.
+    beta : float, optional
+        The β of 'jensen_shannon', above 0 and below 1.
     temperature : float, optional
         Divides both.
     axis : int, optional
@@ -262,7 +269,7 @@ def kl_divergence(
         logits.movedim(axis, place),
         target_logits.movedim(axis, place),
         (sample_weight, number(denominator)),
-        (temperature, reduction),
+        (kind, beta, temperature, reduction),
     )
 
 
@@ -315,7 +322,7 @@ def loss_of(
             dtype = torch.promote_types(dtype, targets.dtype)
     # A number that is a tensor may have a derivative: a temperature that is learned.
     learned = any(isinstance(number, Tensor) for number in numbers)
-    soft = name == "cross_entropy" and targets.is_floating_point() and not _is_capped(name, numbers)
+    soft = name == "cross_entropy" and targets.is_floating_point() and not _is_special(name, numbers)
     if not learned and within_reach(logits, (targets.detach() if soft else targets, *tensors)):
         if dtype.itemsize == 2 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
@@ -353,8 +360,10 @@ def _requires_grad(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
 
 
-def _is_capped(name: str, numbers: tuple[Any, ...]) -> bool:
-    """Whether there is a softcap, which kernels of further derivatives do not know."""
+def _is_special(name: str, numbers: tuple[Any, ...]) -> bool:
+    """Whether there is a softcap, or another divergence, which kernels of further derivatives do not know."""
+    if name == "kl_divergence":
+        return bool(numbers[0] != "forward")
     return name == "cross_entropy" and numbers[3] is not None
 
 
@@ -403,7 +412,7 @@ class _Loss(torch.autograd.Function):
         compiling = torch.compiler.is_compiling()
         # The gradient is to be differentiated in turn, or asked for of many derivatives at once.
         twice = not compiling and torch.is_grad_enabled()
-        by_kernel = operators.hvp is not None and not of_targets and not _is_capped(ctx.name, ctx.numbers)
+        by_kernel = operators.hvp is not None and not of_targets and not _is_special(ctx.name, ctx.numbers)
         if not compiling and (stands_for_several(grad_output) or (twice and not by_kernel)):
             found = _gradients(_by_formula(ctx, tensors), tensors, wanted, grad_output, twice)
             return (None, None, None, None, *found)

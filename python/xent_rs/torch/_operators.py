@@ -143,6 +143,8 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
             given = keywords(logits, tuple(values))
             if given.get("softcap") is not None:
                 raise ValueError(f"softcap is {given['softcap']}; expected None for {name}{suffix}")
+            if given.get("kind", "forward") != "forward":
+                raise ValueError(f"kind is {given['kind']!r}; expected 'forward' for {name}{suffix}")
             result = torch.empty_like(own[like])
             # Of other logits there is none of float64.
             fits = (result.dtype is torch.float64) == (logits.dtype is torch.float64)
@@ -168,7 +170,7 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
         (loss_with_grad, loss_with_grad_of_no_data),
     )
     return operator._replace(
-        hvp=derivative("_hvp", "Tensor vector, Tensor? grad_output", 0, ("softcap",)),
+        hvp=derivative("_hvp", "Tensor vector, Tensor? grad_output", 0, ("softcap", "kind", "beta")),
         target_grad=derivative(
             "_target_grad", "Tensor? grad_output", 1, ("ignore_index", "z_loss", "softcap")
         ),
@@ -191,6 +193,6 @@ OPERATORS = {
     "kl_divergence": _operator(
         "kl_divergence",
         "Tensor logits, Tensor target_logits, Tensor? sample_weight, Tensor? denominator",
-        "float temperature, str reduction",
+        "str kind, float beta, float temperature, str reduction",
     ),
 }
