@@ -207,28 +207,78 @@ impl Row<'_> {
         simd.vectorize(
             #[inline(always)]
             || {
-                let mut copy = [R::default(); BLOCK];
-                let (logits, readable) = self.lend_part(simd, start, length, &mut copy);
                 let logit = R::Lanes::<S>::simd_from(simd, logit);
                 let (mut count, mut first) = (0, None);
-                for index in (0..length).step_by(R::LANES) {
-                    let left = readable - index;
-                    // SAFETY: what was lent, the last vector in part if there is no more.
-                    let some = unsafe {
-                        let place = logits.add(index);
-                        if left >= R::LANES { R::load(simd, place) } else { R::load_part(simd, place, left) }
-                    };
-                    let found = some.simd_eq(logit).to_bitmask();
-                    // What was padded does not count.
-                    let found = found & (u64::MAX >> (64 - (length - index).min(R::LANES)));
-                    if found != 0 {
-                        first = first.or(Some(start + index + found.trailing_zeros() as usize));
-                        count += found.count_ones();
-                    }
-                }
+                self.for_each_vector::<S, R>(
+                    simd,
+                    (start, length),
+                    #[inline(always)]
+                    |index, some, counts| {
+                        let found = some.simd_eq(logit).to_bitmask() & counts;
+                        if found != 0 {
+                            first = first.or(Some(start + index + found.trailing_zeros() as usize));
+                            count += found.count_ones();
+                        }
+                    },
+                );
                 (count, first)
             },
         )
+    }
+
+    /// How many classes rank above one: those with a larger logit, or with the same at a lower index.
+    ///
+    /// # Panics
+    /// If there is no such class.
+    #[inline(never)]
+    pub(crate) fn above<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, class: usize) -> usize {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let logit = R::Lanes::<S>::simd_from(simd, <R as Real>::from_f64(self.get(class)));
+                let mut above = 0;
+                for start in (0..class).step_by(BLOCK) {
+                    self.for_each_vector::<S, R>(
+                        simd,
+                        (start, BLOCK.min(class - start)),
+                        #[inline(always)]
+                        |_, some, counts| above += (some.simd_ge(logit).to_bitmask() & counts).count_ones() as usize,
+                    );
+                }
+                for start in (class..self.classes).step_by(BLOCK) {
+                    self.for_each_vector::<S, R>(
+                        simd,
+                        (start, BLOCK.min(self.classes - start)),
+                        #[inline(always)]
+                        |_, some, counts| above += (some.simd_gt(logit).to_bitmask() & counts).count_ones() as usize,
+                    );
+                }
+                above
+            },
+        )
+    }
+
+    /// See the vectors of `length` classes from `start` on, a block at most: each with the number of its first class from there, and a
+    /// bit for each lane that is one of these classes.
+    #[inline(always)]
+    fn for_each_vector<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        (start, length): (usize, usize),
+        mut see: impl FnMut(usize, R::Lanes<S>, u64),
+    ) {
+        let mut copy = [R::default(); BLOCK];
+        let (logits, readable) = self.lend_part(simd, start, length, &mut copy);
+        for index in (0..length).step_by(R::LANES) {
+            let left = readable - index;
+            // SAFETY: what was lent, the last vector in part if there is no more.
+            let some = unsafe {
+                let place = logits.add(index);
+                if left >= R::LANES { R::load(simd, place) } else { R::load_part(simd, place, left) }
+            };
+            // What was padded does not count.
+            see(index, some, u64::MAX >> (64 - (length - index).min(R::LANES)));
+        }
     }
 
     /// The first class with this logit.

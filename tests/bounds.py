@@ -241,9 +241,9 @@ class CrossEntropyBounds:
             level = 2 * np.abs(oracle.z_loss) * (np.abs(top + mean)[:, None] + spread)
             bound = bound + _times(p, _times(relative, level) + 2 * np.abs(oracle.z_loss) * of_mean)
             factor = np.abs(oracle.scale)[:, None] * softmax.slope**2 * np.abs(scale)
-            # Of float64 a probability that is subnormal is multiplied as it is, and the largest has those of all.
+            # In float64 a subnormal probability is multiplied as it is, and the largest has those of all.
             of_ends = (1 + factor * mass) * (spread + np.abs(distances).sum(axis=1)[:, None])
-            return factor * bound + smallest * (1 + of_ends)
+            return factor * bound + smallest * (1 + 2 * of_ends)
 
     @property
     def _relative(self):

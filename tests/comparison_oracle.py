@@ -60,6 +60,11 @@ def of_model(row, log_p, target):
     return -float(log_p[target]), entropy, float(p.max()), top == target
 
 
+def rank(row, top):
+    """How many classes rank above one: those with a larger logit, or with the same before it."""
+    return sum(x > row[top] or (x == row[top] and place < top) for place, x in enumerate(row.tolist()))
+
+
 def compare_rows(reference, candidate, targets, keywords, options):
     """What the compiled function of this name returns."""
     keywords.check(options)
@@ -93,23 +98,25 @@ def compare_rows(reference, candidate, targets, keywords, options):
                 expected = f"0 to {classes - 1}, or ignore_index {ignore_index}"
                 raise IndexError(f"targets{place} is {target}; expected {expected}")
         counts = counts & (targets != ignore_index)
-    divergence, same_top, models = np.zeros((3, rows)), np.zeros(rows, bool), [[], []]
+    divergence, models = np.zeros((3, rows)), [[], []]
     for row in range(rows):
         if not counts[row]:
             for model in models:
-                model.append((0.0, 0.0, 0.0, False))
+                model.append((0.0, 0.0, 0.0, False, 0.0))
             continue
         logs = [log_softmax(logits[row], **transform) for logits in (first, second)]
         divergence[:, row] = divergences(*logs)
-        same_top[row] = np.argmax(first[row]) == np.argmax(second[row])
-        for model, logits, log_p in zip(models, (first, second), logs, strict=True):
-            model.append(of_model(logits[row], log_p, None if targets is None else int(targets[row])))
-    kinds = (np.float64, np.float64, np.float64, bool)
+        have_tops = not np.isnan(logs).any()
+        for model, logits, other, log_p in zip(models, (first, second), (second, first), logs, strict=True):
+            above = rank(logits[row], np.argmax(other[row])) if have_tops else -1
+            figures = of_model(logits[row], log_p, None if targets is None else int(targets[row]))
+            model.append((*figures, above))
+    kinds = (np.float64, np.float64, np.float64, bool, np.float64)
     both = [
         tuple(np.array([figures[i] for figures in model], kind) for i, kind in enumerate(kinds))
         for model in models
     ]
-    return classes, counts, *divergence, same_top, *both
+    return classes, counts, *divergence, *both
 
 
 def llama(reference, candidate, targets):

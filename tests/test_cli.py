@@ -134,10 +134,11 @@ def test_evaluate_prints_the_fields_of_evaluation(files, capsys, pair):
     status, output, errors = run(capsys, "evaluate", *pair, "--json")
     assert (status, errors) == (0, "")
     found, result = json.loads(output), expected(*files)
-    names = ["loss", "perplexity", "bits", "accuracy", "top_k", "entropy", "rows", "ignored", "loss_error"]
+    counts = ["rows", "ignored", "nan_rows"]
+    names = ["loss", "perplexity", "bits", "accuracy", "top_k", "entropy", *counts, "loss_error"]
     assert list(found) == names
     assert found["top_k"] == {"1": result.top_k[1], "5": result.top_k[5]}
-    for field in ("loss", "perplexity", "bits", "accuracy", "entropy", "rows", "ignored"):
+    for field in ("loss", "perplexity", "bits", "accuracy", "entropy", *counts):
         assert found[field] == getattr(result, field)
     assert (found["rows"], found["ignored"]) == (114, 6)
 
@@ -292,7 +293,7 @@ def test_evaluate_bfloat16(tmp_path, capsys, monkeypatch):
     assert status == 1
     assert errors == (
         "xent-rs: error: logits.npy: holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "
-        "if that is what they are, say dtype bfloat16\n"
+        "if that is what they are, give --dtype bfloat16\n"
     )
 
 

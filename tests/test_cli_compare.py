@@ -163,12 +163,34 @@ def test_next_tokens_and_bits_per_byte(files, capsys):
 
 
 def test_the_report_for_people(files, capsys):
-    status, output, errors = run(capsys, "compare", *NAMES)
+    status, output, errors = run(capsys, "compare", *NAMES, "--top-k", "2,3")
     assert (status, errors) == (0, "")
     shape = (ROWS, POSITIONS, CLASSES)
     title = f"reference reference.npy: float32 logits of shape {shape}\n"
     title += f"candidate candidate.npy: float16 logits of shape {shape}\n\n"
-    assert output == title + str(compare(*(files[n] for n in ("reference", "candidate", "tokens")))) + "\n"
+    arrays = (files[name] for name in ("reference", "candidate", "tokens"))
+    assert output == title + str(compare(*arrays, top_k=(2, 3))) + "\n"
+
+
+def test_top_k_of_all_classes_is_said_to_be_so(files, capsys):
+    _, output, _ = run(capsys, "compare", *NAMES, "--top-k", f"{CLASSES - 1},{CLASSES}")
+    assert f"top {CLASSES - 1}  " in output
+    assert re.search(
+        rf"^\.\.\. reference's in candidate's top {CLASSES} \(all {CLASSES}\) +100%", output, re.M
+    )
+
+
+def test_rows_of_nan_are_counted_and_the_report_says_what_to_do(files, capsys):
+    logits = files["reference"].copy()
+    logits[0, 1, 0] = np.nan
+    np.save("broken.npy", logits)
+    found = figures(capsys, "broken.npy", "candidate.npy", "tokens.npy")
+    assert [found[f"{of}nan_rows"] for of in ("", "reference_", "candidate_")] == [1, 1, 0]
+    assert (type(found["nan_rows"]), found["kl"]) == (int, None)
+    _, output, _ = run(capsys, "compare", "broken.npy", *NAMES[1:])
+    *_, note = output.split("\n\n")
+    assert note.startswith("1 of ")
+    assert " ".join(note.split()).endswith("by a target of --ignore-index, or by a --sample-weight of 0.")
 
 
 def test_bfloat16(files, capsys):
@@ -176,9 +198,42 @@ def test_bfloat16(files, capsys):
     np.save("narrow.npy", narrow)
     found = figures(capsys, "narrow.npy", "candidate.npy", "--reference-dtype", "bfloat16")
     assert found == compare(narrow, files["candidate"]).as_dict()
-    status, _, errors = run(capsys, "compare", "candidate.npy", "narrow.npy")
-    assert (status, errors.partition(":")[0]) == (1, "xent-rs")
-    assert "narrow.npy: holds raw numbers of 2 bytes" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what_to_do"),
+    [
+        (["narrow.npy", "narrow.npy"], "if that is what they are, give --reference-dtype bfloat16"),
+        (["candidate.npy", "narrow.npy"], "if that is what they are, give --candidate-dtype bfloat16"),
+        (
+            ["candidate.npy", "candidate.npy", "--reference-head", "narrow.npy"],
+            "if that is what they are, give --head-dtype bfloat16",
+        ),
+        (
+            ["candidate.npy", "candidate.npy", "--head", "head.npy", "--head-bias", "narrow.npy"],
+            "if that is what they are, give --head-dtype bfloat16",
+        ),
+        (
+            ["candidate.npy", "candidate.npy", "narrow.npy"],
+            "expected integers, the classes, of a dtype that it has",
+        ),
+        (
+            [*NAMES, "--sample-weight", "narrow.npy"],
+            "expected one weight a row, of a dtype that it has",
+        ),
+        ([*NAMES, "--weight", "narrow.npy"], "expected one weight a class, of a dtype that it has"),
+        (
+            [*NAMES, "--groups", "narrow.npy"],
+            "expected integers, one group a row, of a dtype that it has",
+        ),
+    ],
+)
+def test_raw_numbers_are_refused_with_what_to_do(files, capsys, arguments, what_to_do):
+    np.save("narrow.npy", files["reference"].astype(ml_dtypes.bfloat16))
+    np.save("head.npy", np.zeros((3, CLASSES), np.float32))
+    raw = "holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16"
+    expected = f"xent-rs: error: narrow.npy: {raw}; {what_to_do}\n"
+    assert run(capsys, "compare", *arguments) == (1, "", expected)
 
 
 def test_logits_of_llama_cpp(tmp_path, capsys, monkeypatch):

@@ -344,7 +344,7 @@ WRONG = [
     (
         ["evaluate", "hidden.npy", "tokens.npy", "--head", "head16.npy"],
         "head16.npy: holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "
-        "if that is what they are, say dtype bfloat16",
+        "if that is what they are, give --head-dtype bfloat16",
     ),
     (
         ["evaluate", "hidden.npy", "tokens.npy", "--head", "tokens.npy"],

@@ -140,7 +140,7 @@ def test_every_figure_on_a_real_pair(digits, how, weighted, grouped):
     options = {"groups": groups} if grouped else {}
     options |= {"sample_weight": sample_weight} if "rows" in weighted else {}
     options |= {"weight": weight} if "classes" in weighted else {}
-    found = compare(reference, candidate, targets, **options)
+    found = compare(reference, candidate, targets, top_k=(5, 2), **options)
     assert_every_figure(found, reference, candidate, targets, **options)
 
 
@@ -172,6 +172,11 @@ def assert_every_figure(found, reference, candidate, targets, *, sample_weight=1
     for name, values in divergence.items():
         check(getattr(found, name), values, s, rel=1e-6)
     check(found.same_top, (p.argmax(axis=1) == q.argmax(axis=1)).astype(float), s)
+    assert list(found.top_k) == list(found.reverse_top_k) == [2, 5]
+    for shares, first, second in ((found.top_k, p, q), (found.reverse_top_k, q, p)):
+        for k, share in shares.items():
+            among = (np.argsort(-second, axis=1)[:, :k] == first.argmax(axis=1)[:, None]).any(axis=1)
+            check(share, among.astype(float), s)
     check(found.delta_p, change, s)
     check(found.loss_change, loss["candidate"] - loss["reference"], u)
     square, square_error = mean_with_error(change**2, s, groups)
@@ -203,7 +208,7 @@ def assert_every_figure(found, reference, candidate, targets, *, sample_weight=1
         assert getattr(found, f"{name}_quantiles") == pytest.approx(quantiles, rel=1e-5, abs=1e-14)
         bounds = (getattr(found, f"{name}_min"), getattr(found, f"{name}_max"))
         assert bounds == pytest.approx((values.min(), values.max()), rel=1e-5, abs=1e-14)
-    assert (found.rows, found.ignored) == (len(y), n - len(y))
+    assert (found.rows, found.ignored, found.nan_rows) == (len(y), n - len(y), 0)
     if grouped:
         assert list(found.by_group) == np.unique(groups).tolist()
         for label, group in found.by_group.items():
@@ -372,6 +377,32 @@ def test_same_top_takes_the_first_of_equal_logits():
     assert compare([[1.0, 1.0, 0.0]], [[1.0, 2.0, 0.0]]).same_top.value == 0.0
 
 
+@pytest.mark.parametrize("classes", [3, 300])
+def test_of_equal_logits_the_first_ranks_higher(classes):
+    reference, candidate = np.zeros((2, 2, classes))
+    reference[:, -1] = 1  # which the candidate has in the last place of equals
+    found = compare(reference, candidate, top_k=(1, classes - 1, classes, classes + 7))
+    assert [share.value for share in found.top_k.values()] == [0, 0, 1, 1]
+    # The candidate's top class is the first, above which the reference has the last alone.
+    assert [share.value for share in found.reverse_top_k.values()] == [0, 1, 1, 1]
+    assert found.top_k[1] == found.same_top
+
+
+def test_top_k_is_asked_for():
+    reference, candidate, _ = small()
+    assert list(compare(reference, candidate).top_k) == [5, 10]
+    found = compare(reference, candidate, top_k=[3, 1, 3])
+    assert list(found.top_k) == [1, 3]
+    assert compare(reference, candidate, top_k=()).top_k == {}
+    names = ["top_1", "top_1_error", "top_3", "top_3_error", "reverse_top_1", "reverse_top_1_error"]
+    assert [name for name in found.as_dict() if name.startswith(("top_", "reverse_top_"))][:6] == names
+    line = r"^\.\.\. candidate's in reference's top 3 +\S+% ± \S+%$"
+    assert re.search(line, str(found), re.MULTILINE)
+    for wrong in (0, [0], [True], ["1"]):
+        with pytest.raises((TypeError, ValueError), match=r"^top_k "):
+            compare(reference, candidate, top_k=wrong)
+
+
 def test_labels_are_integers_or_texts():
     reference, candidate, targets = small(6)
     numbers = [3, 1, 3, 2**63, 1, 1]
@@ -461,7 +492,7 @@ def test_what_is_kept_is_eight_bytes_a_row():
     one = len(pickle.dumps(comparer))
     for _ in range(12):
         comparer.merge(comparer)
-    assert len(pickle.dumps(comparer)) - one < 8 * 2**12 + 2000
+    assert len(pickle.dumps(comparer)) - one < 8 * 2**12 + 3000
 
 
 def test_quantiles_are_those_of_numpy_in_any_order():
@@ -517,10 +548,14 @@ def test_without_rows_figures_are_nan(rows, with_targets):
     targets = np.full(rows, -100) if with_targets else None
     found = compare(logits, logits, targets, sample_weight=np.zeros(rows))
     assert (found.rows, found.ignored) == (0, rows)
+    of_rows = f": all {rows} are ignored" if rows else ""
+    assert str(found).endswith(f"\n\nNo row counts, so that all means are NaN{of_rows}.")
     flat = found.as_dict()
     reference, candidate, some_targets = small(5)
     assert list(flat) == list(compare(reference, candidate, some_targets if with_targets else None).as_dict())
-    assert all(math.isnan(value) for name, value in flat.items() if name not in ("rows", "ignored"))
+    counts = {name for name in flat if name.endswith(("rows", "ignored"))}
+    assert {flat.pop(name) for name in counts} <= {0.0, float(rows)}
+    assert all(map(math.isnan, flat.values()))
 
 
 def test_a_comparer_that_has_seen_nothing():
@@ -552,7 +587,7 @@ def test_without_targets_what_needs_them_is_none():
         if field.name in OF_TARGETS:
             assert value is None
         elif field.name in ("reference", "candidate"):
-            assert value == ComparedModel(value.entropy)
+            assert value == ComparedModel(value.entropy, 0)
 
 
 def test_rows_that_do_not_count_change_nothing():
@@ -600,6 +635,36 @@ def test_a_row_without_a_softmax_makes_means_nan_and_no_error_is_raised():
         assert math.isfinite(found.reference.loss)
         assert math.isfinite(found.reference.calibration_error)
         assert [label for label, group in found.by_group.items() if math.isnan(group.kl)] == [2]
+        assert (found.nan_rows, found.reference.nan_rows, found.candidate.nan_rows) == (1, 0, 1)
+
+
+def test_the_report_says_which_figures_rows_of_nan_spoil():
+    reference, candidate, targets = small(10)
+    reference[[1, 2], 0], candidate[[2, 3], 1] = math.nan, math.inf
+    found = compare(reference, candidate, targets)
+    assert (found.nan_rows, found.reference.nan_rows, found.candidate.nan_rows) == (3, 2, 2)
+    *_, note = str(found).split("\n\n")
+    assert note == (
+        "3 of 10 rows are NaN (2 of the reference, 2 of the candidate): they have a logit of NaN or +inf, "
+        "or none above -inf. So the divergences, the entropies, the losses, the change of the loss and the "
+        "change of p(target) are NaN. Such rows are left out by a target of ignore_index, or by a "
+        "sample_weight of 0."
+    )
+    assert re.search(r"^rows of NaN +3$", str(found), re.MULTILINE)
+    assert f"<p>{note}</p>" in found._repr_html_()
+    targets[[1, 2, 3]] = -100
+    found = compare(reference, candidate, targets)
+    assert (found.nan_rows, found.rows, found.ignored) == (0, 7, 3)
+    assert "NaN" not in str(found)
+
+
+def test_a_target_that_both_models_exclude_has_no_change_of_the_loss():
+    logits = np.array([[0.0, -math.inf], [0.0, 1.0]])
+    found = compare(logits, logits, [1, 1])
+    assert found.nan_rows == 0
+    assert math.isnan(found.loss_change.value)
+    note = "Both models exclude a target: their losses are infinite, and have no change."
+    assert str(found).endswith(f"\n\n{note}")
 
 
 def test_class_weights_of_0_leave_divergences_alone():
@@ -642,7 +707,7 @@ def test_as_dict_is_flat():
     flat = found.as_dict("int8/")
     assert all(name.startswith("int8/") for name in flat)
     names = [name.removeprefix("int8/") for name in flat]
-    assert names[:7] == ["rows", "ignored", "kl", "kl_error", "kl_min", "kl_max", "kl_q0_1"]
+    assert names[:7] == ["rows", "ignored", "nan_rows", "kl", "kl_error", "kl_min", "kl_max"]
     for name, value in (
         ("kl", found.kl.value),
         ("kl_error", found.kl.error),
@@ -650,6 +715,8 @@ def test_as_dict_is_flat():
         ("kl_q99_9", found.kl_quantiles[0.999]),
         ("delta_p_q5", found.delta_p_quantiles[0.05]),
         ("same_top", found.same_top.value),
+        ("top_5", found.top_k[5].value),
+        ("reverse_top_10_error", found.reverse_top_k[10].error),
         ("reference_loss", found.reference.loss),
         ("candidate_calibration_error", found.candidate.calibration_error),
         ("groups", 30.0),
@@ -759,6 +826,7 @@ def test_what_was_not_counted_is_refused(damage):
         ({"axis": 1}, "other has axis 1; expected -1"),
         ({"softcap": 30}, "other has softcap 30.0; expected None"),
         ({"weight": [1, 2]}, "other has weight [1., 2.]; expected None"),
+        ({"top_k": [3]}, "other has top_k (3,); expected (5, 10)"),
     ],
 )
 def test_merge_refuses_other_options(options, message):
@@ -907,7 +975,7 @@ def test_weights_are_copied_and_lists_are_taken():
 def test_repr_names_options_and_counts():
     comparer = Comparer(temperature=2)
     comparer.update(X, X, [0, -100])
-    options = "weight=None, ignore_index=-100, softcap=None, temperature=2.0, axis=-1"
+    options = "top_k=(5, 10), weight=None, ignore_index=-100, softcap=None, temperature=2.0, axis=-1"
     assert repr(comparer) == f"<Comparer({options}): 1 rows, 1 ignored>"
     assert "groups" in inspect.signature(compare).parameters
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import xent_rs
 import xent_rs._evaluation
+import xent_rs._evaluator
 from xent_rs import Evaluation, Evaluator, _xent_rs, evaluate
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -49,6 +50,7 @@ def oracle(logits, targets, top_k=(1, 5), ignore_index=-100, temperature=1.0, ax
         entropy=np.mean(entropies),
         rows=len(losses),
         ignored=len(targets) - len(losses),
+        nan_rows=int(np.count_nonzero(np.isnan(losses))),
         loss_error=np.std(losses, ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan,
     )
 
@@ -192,7 +194,7 @@ def test_a_mean_beyond_float64_is_infinite():
 
 def test_types_of_the_fields():
     result = evaluate(np.zeros((2, 3), np.float32), [0, 1])
-    assert [type(value) for value in astuple(result)] == [float] * 4 + [dict, float, int, int, float]
+    assert [type(value) for value in astuple(result)] == [float] * 4 + [dict, float, int, int, int, float]
     assert list(result.top_k) == [1, 5]
     assert {type(value) for value in result.top_k.values()} == {float}
     with pytest.raises(FrozenInstanceError):
@@ -235,6 +237,8 @@ def test_without_rows_means_are_nan(count):
         *result.top_k.values(),
     ]
     assert all(math.isnan(mean) for mean in means)
+    of_rows = f": all {count} are ignored" if count else ""
+    assert str(result).endswith(f"\n\nNo row counts, so that all means are NaN{of_rows}.")
     assert math.isnan(Evaluator().result().loss)
 
 
@@ -245,11 +249,31 @@ def test_a_nan_row_is_no_hit_and_makes_the_means_nan():
     assert math.isnan(result.perplexity)
     assert math.isnan(result.entropy)
     assert (result.accuracy, result.top_k[3]) == (0.5, 0.5)
+    assert (result.rows, result.nan_rows) == (2, 1)
+    *_, note = str(result).split("\n\n")
+    assert note == (
+        "1 of 2 rows are NaN: they have a logit of NaN or +inf, or none above -inf. So loss, bits, "
+        "perplexity and entropy are NaN. Such rows are left out by a target of ignore_index, or by a "
+        "sample_weight of 0."
+    )
+    assert result._repr_html_().endswith(f"<p>{note}</p>")
+    assert re.search(r"^rows of NaN +1$", str(result), re.MULTILINE)
+    left_out = evaluate(logits, [-100, 0])
+    assert (left_out.nan_rows, "NaN" in str(left_out)) == (0, False)
     # A later update cannot undo it.
     evaluator = Evaluator()
     for _ in range(2):
         evaluator.update(logits, [0, 0])
         assert math.isnan(evaluator.result().loss)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"sample_weight": [1, 2, 0, 3, 1]}])
+@pytest.mark.parametrize("classes", [3, 300])
+def test_rows_of_nan_are_counted(level, classes, options):
+    logits = np.zeros((5, classes))
+    logits[0, 1], logits[2, 0], logits[3], logits[4, 1:] = math.nan, math.inf, -math.inf, -math.inf
+    found = evaluate(logits, [0] * 5, **options)
+    assert found.nan_rows == (2 if "sample_weight" in options else 3)
 
 
 def test_a_target_on_a_masked_class_costs_infinity():
@@ -435,7 +459,7 @@ def test_an_update_changes_everything_or_nothing(monkeypatch):
 
         def trace(frame, event, argument, at=at):
             nonlocal steps
-            if frame.f_globals.get("__name__") == "xent_rs._evaluation":
+            if frame.f_globals.get("__name__") in ("xent_rs._accumulator", "xent_rs._evaluator"):
                 steps += event == "line"
                 if steps == at:
                     raise KeyboardInterrupt
@@ -471,6 +495,7 @@ def test_as_dict_is_flat():
             "entropy",
             "rows",
             "ignored",
+            "nan_rows",
             "loss_error",
         )
     ]
@@ -726,8 +751,9 @@ def test_repr_names_options_and_counts():
 
 
 def test_examples():
-    assert doctest.testmod(xent_rs._evaluation).failed == 0
-    assert doctest.testmod(xent_rs._evaluation).attempted > 0
+    for module in (xent_rs._evaluation, xent_rs._evaluator):
+        found = doctest.testmod(module)
+        assert (found.failed, found.attempted > 0) == (0, True)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

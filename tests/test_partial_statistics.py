@@ -435,6 +435,16 @@ def state(start=0, stop=4, targets=TARGETS, **options):
             "other has other targets; expected those of this state",
         ),
         (
+            lambda: state().merge(state(4, 8, target_logit=np.zeros(3))),
+            ValueError,
+            "other has a target_logit; expected none, as in this state",
+        ),
+        (
+            lambda: state(4, 8, target_logit=np.zeros(3)).merge(state()),
+            ValueError,
+            "other has no target_logit; expected one, as in this state",
+        ),
+        (
             lambda: state().merge(
                 partial_row_statistics(LOGITS[:2], TARGETS[:2], class_offset=4, num_classes=8)
             ),

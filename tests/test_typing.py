@@ -27,7 +27,10 @@ KL = f"logits, target_logits, *, kind='forward', beta=0.5, {FORWARD_KL}"
 LINEAR = f"hidden, linear_weight, targets, *, linear_bias=None, progress=False, {OPTIONS}, {REDUCTION}"
 GRADIENT = "grad_output=None, out=None"
 EVALUATION = f"top_k=(1, 5), {OPTIONS}"
-COMPARISON = "weight=None, sample_weight=None, ignore_index=-100, softcap=None, temperature=1.0, axis=-1"
+COMPARISON = (
+    "top_k=(5, 10), weight=None, sample_weight=None, ignore_index=-100, softcap=None, temperature=1.0, "
+    "axis=-1"
+)
 HEAD = "linear_weight=None, linear_bias=None"
 SIGNATURES = {
     "cross_entropy": LOSS,

@@ -146,7 +146,7 @@ def results(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     assert_type(comparison.kl_quantiles, dict[float, float])
     assert_type(comparison.reference, xent_rs.ComparedModel)
     assert_type(comparison.as_dict(), dict[str, float])
-    comparer = xent_rs.Comparer(weight=[1.0] * 10, temperature=np.float32(2))
+    comparer = xent_rs.Comparer(top_k=[3], weight=[1.0] * 10, temperature=np.float32(2))
     comparer.update(logits, logits, targets, sample_weight=[1] * 4)
     comparer.update(logits, logits, linear_weight=logits, linear_bias=(None, [0.0] * 10))
     from_hidden = xent_rs.compare(logits, logits, linear_weight=(logits, None), linear_bias=None)

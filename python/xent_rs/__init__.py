@@ -92,7 +92,8 @@ from ._comparison import ComparedModel, Comparison, GroupComparison
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess
 from ._cross_entropy_shard import cross_entropy_grad
 from ._estimates import Estimate
-from ._evaluation import Evaluation, Evaluator, evaluate
+from ._evaluation import Evaluation
+from ._evaluator import Evaluator, evaluate
 from ._hessian import cross_entropy_hvp, kl_divergence_hvp
 from ._kl_divergence import kl_divergence, kl_divergence_with_grad
 from ._linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_grad

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,16 @@ def integer(value: object, what: str) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{what} {value!r}; expected an integer") from None
+
+
+def top_ks(numbers: object) -> tuple[int, ...]:
+    """Return the numbers of `top_k`, each once and in their order."""
+    if not isinstance(numbers, Iterable):
+        raise TypeError(f"top_k is {numbers!r}; expected several positive integers")
+    found = sorted({integer(k, "top_k contains") for k in numbers})
+    if found and found[0] < 1:
+        raise ValueError(f"top_k contains {found[0]}; expected positive integers")
+    return tuple(found)
 
 
 def place_of_shard(class_offset: object, num_classes: object, count: int) -> tuple[int, int]:
@@ -80,6 +90,22 @@ def row_shape(logits: object, axis: int) -> tuple[int, ...] | None:
     rows = list(shape)
     del rows[axis]
     return tuple(rows)
+
+
+def checked_rows(shape: tuple[int, ...], name: str, axis: int, what: str = "classes") -> tuple[int, ...]:
+    """Return the shape of the rows, without the axis of the classes; refuse an array without such an axis."""
+    if not shape:
+        raise ValueError(f"{name} {has(name)} shape (); expected at least one axis, the {what}")
+    if not -len(shape) <= axis < len(shape):
+        expected = f"{-len(shape)} to {len(shape) - 1}"
+        raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
+    place = axis % len(shape)
+    return shape[:place] + shape[place + 1 :]
+
+
+def has(name: str) -> str:
+    """Return the verb that goes with the name of an argument."""
+    return "have" if name in ("logits", "targets", "groups") else "has"
 
 
 def group_labels(groups: ArrayLike, rows: tuple[int, ...] | None) -> NDArray[Any]:

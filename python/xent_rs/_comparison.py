@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ._estimates import Estimate, Label
-from ._tables import html_table, text_table, with_error
+from ._tables import (
+    LEFT_OUT_BY,
+    among_all,
+    html_notes,
+    html_table,
+    note_of_nan,
+    note_of_nothing,
+    text_table,
+    with_error,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +27,9 @@ class ComparedModel:
     ----------
     entropy : float
         Mean entropy of the model's own distribution in nats, ``mean(-sum(p * ln(p)))``.
+    nan_rows : int
+        Number of rows that count and have no entropy: one of their logits is NaN or ``+inf``, or all are
+        ``-inf``.
     loss : float or None
         Mean cross-entropy in nats, ``mean(logsumexp(z) - z[target])``, as from `evaluate`.
     loss_error : float or None
@@ -34,6 +46,7 @@ class ComparedModel:
     """
 
     entropy: float
+    nan_rows: int
     loss: float | None = None
     loss_error: float | None = None
     perplexity: float | None = None
@@ -78,6 +91,9 @@ class Comparison:
         Number of rows that count.
     ignored : int
         Number of rows that do not: their target is ``ignore_index``, or their ``sample_weight`` is 0.
+    nan_rows : int
+        Number of rows that count and have a divergence of NaN: a logit of a model is NaN or ``+inf``, or all
+        are ``-inf``. One such row makes the means NaN.
     kl : Estimate
         Mean of KL(reference || candidate) in nats, ``sum(p * ln(p / q))``: never negative, and exactly 0 for
         equal logits.
@@ -92,6 +108,11 @@ class Comparison:
     same_top : Estimate
         Share of the rows in which both models' largest logit is that of the same class, 0 to 1. Of equal
         logits the first counts as larger; a row without a softmax (a NaN in it) has no such class.
+    top_k : dict of int to Estimate
+        For each ``k``: share of the rows in which the reference's largest logit is of a class that is among
+        the ``k`` largest logits of the candidate. A ``k`` of all classes or more finds it in every row.
+    reverse_top_k : dict of int to Estimate
+        Likewise of the candidate's largest logit among the reference's.
     reference, candidate : ComparedModel
         Each model by itself.
     loss_change : Estimate or None
@@ -114,6 +135,7 @@ class Comparison:
 
     rows: int
     ignored: int
+    nan_rows: int
     kl: Estimate
     kl_min: float
     kl_max: float
@@ -121,6 +143,8 @@ class Comparison:
     reverse_kl: Estimate
     jensen_shannon: Estimate
     same_top: Estimate
+    top_k: dict[int, Estimate]
+    reverse_top_k: dict[int, Estimate]
     reference: ComparedModel
     candidate: ComparedModel
     loss_change: Estimate | None = None
@@ -146,15 +170,16 @@ class Comparison:
         -------
         dict of str to float
             The fields by name; the error of a figure as ``kl_error``, quantiles in percent as ``kl_q99`` and
-            ``kl_q99_9``, and those of each model as ``reference_loss``, ``candidate_loss``. With groups their
-            number, ``groups``. What is None is left out.
+            ``kl_q99_9``, those of `top_k` as ``top_5`` and ``top_5_error``, and those of each model as
+            ``reference_loss``, ``candidate_loss``. With groups their number, ``groups``. What is None is
+            left out.
 
         Examples
         --------
         >>> from xent_rs import compare
         >>> figures = compare([[1.0, 0.0], [3.0, 0.0]], [[1.0, 0.5], [3.0, 0.0]], [0, 0]).as_dict("int8/")
-        >>> list(figures)[:4]
-        ['int8/rows', 'int8/ignored', 'int8/kl', 'int8/kl_error']
+        >>> list(figures)[:5]
+        ['int8/rows', 'int8/ignored', 'int8/nan_rows', 'int8/kl', 'int8/kl_error']
         >>> round(figures["int8/kl_max"], 4), round(figures["int8/candidate_loss"], 4)
         (0.0263, 0.2613)
         """
@@ -168,7 +193,11 @@ class Comparison:
                     flat.update({name: value.value, f"{name}_error": value.error})
                 case ComparedModel():
                     figures = ((f"{name}_{each.name}", getattr(value, each.name)) for each in fields(value))
-                    flat.update({key: figure for key, figure in figures if figure is not None})
+                    flat.update({key: float(figure) for key, figure in figures if figure is not None})
+                case dict() if name.endswith("top_k"):
+                    for k, share in value.items():
+                        key = f"{name.removesuffix('k')}{k}"
+                        flat.update({key: share.value, f"{key}_error": share.error})
                 case dict() if name == "by_group":
                     flat["groups"] = float(len(value))
                 case dict():
@@ -179,17 +208,45 @@ class Comparison:
         return {prefix + name: value for name, value in flat.items()}
 
     def __str__(self) -> str:
-        return "\n\n".join(text_table([*filter(None, [header]), *rows]) for header, rows in self._tables())
+        tables = (text_table([*filter(None, [header]), *rows]) for header, rows in self._tables())
+        return "\n\n".join([*tables, *self._notes()])
 
     def _repr_html_(self) -> str:
-        return "".join(html_table(rows, header) for header, rows in self._tables())
+        tables = "".join(html_table(rows, header) for header, rows in self._tables())
+        return tables + html_notes(self._notes())
 
-    def _tables(self, text_bytes: int | None = None) -> list[_Table]:
-        """Return tables for people, each with its header; with the size of a text, bits per byte, too."""
+    def _tables(self, text_bytes: int | None = None, classes: int | None = None) -> list[_Table]:
+        """Return tables for people, each with its header.
+
+        With the size of a text they have bits per byte, too; with the number of classes they say which
+        `top_k` are all.
+        """
         counts: list[tuple[str, ...]] = [("rows", f"{self.rows:,}"), ("ignored", f"{self.ignored:,}")]
+        if self.nan_rows:
+            counts.append(("rows of NaN", f"{self.nan_rows:,}"))
         if self.by_group is not None:
             counts.append(("groups", f"{len(self.by_group):,}"))
-        return [((), counts), self._models(text_bytes), ((), self._means()), self._distributions()]
+        return [((), counts), self._models(text_bytes), ((), self._means(classes)), self._distributions()]
+
+    def _notes(self, left_out_by: tuple[str, str] = LEFT_OUT_BY) -> list[str]:
+        """Return what people are to know besides; the names are those of options."""
+        if not self.rows:
+            return [note_of_nothing(self.ignored)]
+        both = (self.reference, self.candidate)
+        if not self.nan_rows:
+            if self.loss_change is not None and all(model.loss == math.inf for model in both):
+                return ["Both models exclude a target: their losses are infinite, and have no change."]
+            return []
+        figures: dict[str, Sequence[Estimate | float | None]] = {
+            "the divergences": [self.kl],
+            "the entropies": [model.entropy for model in both],
+            "the losses": [model.loss for model in both],
+            "the change of the loss": [self.loss_change],
+            "the change of p(target)": [self.delta_p],
+        }
+        spoiled = [name for name, values in figures.items() if any(_is_nan(value) for value in values)]
+        whose = " ({:,} of the reference, {:,} of the candidate)".format(*(model.nan_rows for model in both))
+        return [note_of_nan(self.nan_rows, self.rows, whose, spoiled, left_out_by)]
 
     def _models(self, text_bytes: int | None) -> _Table:
         """Return what each model has by itself, side by side, and the change."""
@@ -227,7 +284,7 @@ class Comparison:
             rows.append((name.replace("_", " "), *(f"{share:.2%}" for share in shares), change))
         return header, rows
 
-    def _means(self) -> list[tuple[str, ...]]:
+    def _means(self, classes: int | None) -> list[tuple[str, ...]]:
         """Return what the models have together."""
         rows: list[tuple[str, ...]] = [
             ("KL(reference || candidate)", _shown(self.kl)),
@@ -235,6 +292,11 @@ class Comparison:
             ("Jensen-Shannon divergence", _shown(self.jensen_shannon)),
             ("same top class", _shown(self.same_top, percent=True)),
         ]
+        both = ("reference", "candidate")
+        for (model, other), shares in zip((both, both[::-1]), (self.top_k, self.reverse_top_k), strict=True):
+            for k, share in shares.items():
+                name = f"... {model}'s in {other}'s top {among_all(k, classes)}"
+                rows.append((name, _shown(share, percent=True)))
         if self.delta_p is not None and self.delta_p_rms is not None:
             rows += [
                 ("change of p(target)", _shown(self.delta_p, sign="+", percent=True)),
@@ -263,6 +325,11 @@ def _shown(estimate: Estimate, *, sign: str = "-", percent: bool = False) -> str
 def _change(both: Sequence[float], form: str) -> str:
     before, after = both
     return format(after - before, form)
+
+
+def _is_nan(figure: Estimate | float | None) -> bool:
+    value = figure.value if isinstance(figure, Estimate) else figure
+    return value is not None and math.isnan(value)
 
 
 def _known(value: float | None) -> float:

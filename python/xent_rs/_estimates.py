@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ._exact import NOTHING, UNITS, ExactSum, root_of_ratio
 
 Floats = NDArray[np.float64]
+Column = Floats | NDArray[np.bool_]
 Label = int | str
 _Piece = TypeVar("_Piece")
 
@@ -124,19 +125,20 @@ class WeightedSums:
         return cls(0, NOTHING, NOTHING, zeros, zeros, zeros)
 
     @classmethod
-    def of(cls, columns: Sequence[Floats], weight: Floats | None, groups: RowGroups | None) -> WeightedSums:
-        """Sum columns; without weights they are 1."""
+    def of(cls, columns: Sequence[Column], weight: Floats | None, groups: RowGroups | None) -> WeightedSums:
+        """Sum columns, of numbers or of answers; without weights they are 1."""
         rows = len(columns[0])
         with np.errstate(over="ignore"):  # a square may be infinite: there is no error then
-            weighted = [times(weight, column) for column in columns]
+            weighted = columns
+            weight_sum = squared_weight = ExactSum.of_count(rows)
+            products = None
+            if weight is not None:
+                numbers = [times(weight, column.astype(np.float64, copy=False)) for column in columns]
+                weighted = numbers
+                weight_sum, squared_weight = ExactSum.of_values(weight), ExactSum.of_values(weight * weight)
+                products = tuple(ExactSum.of_values(times(weight, values)) for values in numbers)
             totals = tuple(ExactSum.of_values(values) for values in weighted)
             squares = tuple(ExactSum.of_values(values * values) for values in weighted)
-            if weight is None:
-                weight_sum = squared_weight = ExactSum.of_count(rows)
-                products = totals
-            else:
-                weight_sum, squared_weight = ExactSum.of_values(weight), ExactSum.of_values(weight * weight)
-                products = tuple(ExactSum.of_values(times(weight, values)) for values in weighted)
         pieces: tuple[Mapping[Label, GroupSums], ...] = ()
         if groups is not None:
             by_group = {
@@ -148,7 +150,7 @@ class WeightedSums:
                 for label, which in groups.rows()
             }
             pieces = (by_group,)
-        return cls(rows, weight_sum, squared_weight, totals, squares, products, pieces)
+        return cls(rows, weight_sum, squared_weight, totals, squares, products or totals, pieces)
 
     def __add__(self, other: WeightedSums) -> WeightedSums:
         def added(a: tuple[ExactSum, ...], b: tuple[ExactSum, ...]) -> tuple[ExactSum, ...]:

@@ -1,27 +1,11 @@
-"""How good a model's logits are: loss, perplexity, accuracy and entropy, batch by batch."""
+"""What an evaluation says of a model's logits, for programs and for people."""
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from . import _xent_rs
-from ._arguments import are_equal, class_weight, integer, is_read_in_slices, targets_at, text_of, with_arrays
-from ._environment import in_default_environment
-from ._exact import NOTHING, ExactSum, exp, root_of_ratio, without_zeros
-from ._head import Batch, Head, batches, check_classes, head_of, other_classes
-from ._options import EvaluateOptions, EvaluatorOptions, Options
-from ._tables import html_table, text_table
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from ._tables import LEFT_OUT_BY, among_all, html_notes, html_table, note_of_nan, note_of_nothing, text_table
 
 
 @dataclass(frozen=True)
@@ -52,6 +36,9 @@ class Evaluation:
         Number of rows that count.
     ignored : int
         Number of rows that do not: their target is ``ignore_index``, or their ``sample_weight`` is 0.
+    nan_rows : int
+        Number of rows that count and have a loss or an entropy of NaN, as one with a NaN or ``+inf`` among
+        its logits has, or one of ``-inf`` alone. One such row makes these means NaN; it hits nothing.
     loss_error : float
         Standard error of the loss in nats, ``sqrt(n / (n - 1) * sum((l - loss * w)**2)) / sum(w)`` of n rows
         with weights w and weighted losses l, which without weights is their standard deviation over
@@ -67,6 +54,7 @@ class Evaluation:
     entropy: float
     rows: int
     ignored: int
+    nan_rows: int
     loss_error: float
 
     def as_dict(self, prefix: str = "") -> dict[str, float]:
@@ -101,513 +89,36 @@ class Evaluation:
         return {prefix + name: value for name, value in flat.items()}
 
     def __str__(self) -> str:
-        return text_table(self._table())
+        return "\n\n".join([text_table(self._table()), *self._notes()])
 
     def _repr_html_(self) -> str:
-        return html_table(self._table())
+        return html_table(self._table()) + html_notes(self._notes())
 
     def _table(self, classes: int | None = None) -> list[tuple[str, str]]:
         """Return names and figures for people; with the number of classes, says which `top_k` are all."""
-
-        def among(k: int) -> str:
-            return f"among the top {k}" + (f" (all {classes})" if classes and classes <= k else "")
-
         return [
             ("rows", f"{self.rows:,}"),
             ("ignored", f"{self.ignored:,}"),
+            *([("rows of NaN", f"{self.nan_rows:,}")] if self.nan_rows else []),
             ("loss (nats)", f"{self.loss:.6g} ± {self.loss_error:.2g}"),
             ("bits", f"{self.bits:.6g}"),
             ("perplexity", f"{self.perplexity:.6g}"),
             ("entropy (nats)", f"{self.entropy:.6g}"),
             ("accuracy", f"{self.accuracy:.2%}"),
-            *((among(k), f"{share:.2%}") for k, share in self.top_k.items() if k != 1),
+            *(
+                (f"among the top {among_all(k, classes)}", f"{share:.2%}")
+                for k, share in self.top_k.items()
+                if k != 1
+            ),
         ]
 
-
-_EVALUATOR = Options("Evaluator", EvaluatorOptions)
-_EVALUATE = Options("evaluate", EvaluateOptions)
-
-
-@_EVALUATOR.describe
-class Evaluator:
-    """Evaluate logits that come in batches, in any order and in any number of processes.
-
-    With ``z = logits / temperature`` and ``p = softmax(z)`` each row has the loss ``logsumexp(z) -
-    z[target]``, or that of `cross_entropy` with the same options, and the entropy ``-sum(p * ln(p))``. Their
-    sums are exact (integers, in units of 2**-1074): however rows are cut into batches, in whatever order they
-    come or evaluators are merged, on any number of threads, the result has the same bits. From hidden states,
-    with `linear_weight`, the last bits of the logits depend on the batches and on NumPy's threads.
-
-    All batches have the same number of classes. An evaluator can be pickled. It is not meant to be updated by
-    several threads at once: give each its own and merge them.
-
-    Parameters
-    ----------
-    **options
-        Those of `EvaluatorOptions` (`xent_rs._options`).
-
-    Raises
-    ------
-    TypeError
-        If `top_k` is not an iterable of integers, or another option is not of the type described.
-    ValueError
-        If `top_k` contains a number below 1, or another option is out of its range.
-
-    References
-    ----------
-    F. Jelinek et al., "Perplexity - a measure of the difficulty of speech recognition tasks",
-    J. Acoust. Soc. Am. 62, S63 (1977).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from xent_rs import Evaluator
-    >>> evaluator = Evaluator(top_k=(2,))
-    >>> evaluator.update(np.zeros((3, 4), np.float32), [0, 1, 2])
-    >>> evaluator.update(np.zeros((1, 4), np.float32), [-100])
-    >>> result = evaluator.result()
-    >>> result.perplexity, result.bits, result.top_k[2], result.rows, result.ignored
-    (4.0, 2.0, 0.6666666666666666, 3, 1)
-    """
-
-    def __init__(self, **options: Unpack[EvaluatorOptions]) -> None:
-        given = with_arrays(options)
-        _EVALUATOR.check(given)
-        given = {**_EVALUATOR.defaults, **given}
-        top_k, softcap = given["top_k"], given["softcap"]
-        if not isinstance(top_k, Iterable):
-            raise TypeError(f"top_k is {top_k!r}; expected several positive integers")
-        self._top_k = tuple(sorted({integer(k, "top_k contains") for k in top_k}))
-        if self._top_k and self._top_k[0] < 1:
-            raise ValueError(f"top_k contains {self._top_k[0]}; expected positive integers")
-        self._weight = class_weight(given["weight"])
-        self._ignore_index = operator.index(given["ignore_index"])
-        self._label_smoothing = float(given["label_smoothing"])
-        self._z_loss = float(given["z_loss"])
-        self._softcap = None if softcap is None else float(softcap)
-        self._temperature = float(given["temperature"])
-        self._focal_gamma = float(given["focal_gamma"])
-        self._poly_epsilon = float(given["poly_epsilon"])
-        self._axis = operator.index(given["axis"])
-
-        # The accuracy is the share of hits for k = 1, asked for or not.
-        self._ks = tuple(sorted({1, *self._top_k}))
-        self._sums = _Sums(hits=(0,) * len(self._ks))
-
-    def update(
-        self,
-        logits: ArrayLike,
-        targets: ArrayLike,
-        *,
-        sample_weight: ArrayLike | None = None,
-        linear_weight: ArrayLike | None = None,
-        linear_bias: ArrayLike | None = None,
-    ) -> None:
-        """Add a batch.
-
-        Parameters
-        ----------
-        logits : array_like of float16, bfloat16, float32 or float64
-            One row of logits for each target, the classes along `axis`; any number of other axes, including
-            none. With `linear_weight` hidden states, the features along `axis`.
-        targets : array_like of integers
-            The classes, in the shape of `logits` without `axis`.
-        sample_weight : array_like of real numbers, optional
-            A weight for each row in the loss, in the shape of `targets`; by default 1. A row of
-            weight 0 does not count; accuracy, `top_k` and entropy count all others alike.
-        linear_weight, linear_bias : array_like of float16, bfloat16, float32 or float64, optional
-            The head that makes logits of hidden states, as for `evaluate`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a dtype or a shape is not as described, or if the batches before had another number of
-            classes. The evaluator is then as it was before.
-        IndexError
-            If a target is neither a class nor `ignore_index`. The evaluator is then as it was before.
-        """
-        if linear_weight is not None:
-            logits = _xent_rs.as_array(logits, "logits")
-        head = head_of(logits, "logits", self._axis, linear_weight, linear_bias)
-        if head is None:
-            self._sums += self._seen(logits, targets, sample_weight, self._axis)
-        else:
-            self._add(cast("NDArray[Any]", logits), targets, sample_weight, head)
-
-    def _add(
-        self,
-        hidden: NDArray[Any],
-        targets: ArrayLike,
-        sample_weight: ArrayLike | None,
-        head: Head,
-        then: Callable[[Batch], object] = lambda batch: None,
-    ) -> None:
-        """Add hidden states; `then` gets each batch of logits that is counted."""
-        check_classes(hidden, "logits", head, self._axis, self._sums.classes)
-
-        def seen(batch: Batch) -> _Sums:
-            sums = self._seen(batch.logits[0], batch.targets, batch.sample_weight, -1)
-            then(batch)
-            return sums
-
-        of_rows = batches(
-            [(hidden, head)],
-            self._axis,
-            _xent_rs.as_array(targets, "targets"),
-            None if sample_weight is None else _xent_rs.as_array(sample_weight, "sample_weight"),
-            self._ignore_index,
-            lambda logits, labels, weights, axis: self._seen(logits[0], labels, weights, axis),
-        )
-        self._sums += functools.reduce(operator.add, map(seen, of_rows))
-
-    def _seen(
-        self, logits: ArrayLike, targets: ArrayLike | None, sample_weight: ArrayLike | None, axis: int
-    ) -> _Sums:
-        """Return what logits add."""
-        sums, weights, hits, rows, ignored, classes = _xent_rs.evaluate(
-            logits,
-            cast(ArrayLike, targets),
-            self._ks,
-            _EVALUATE,
-            {**self._options(), "axis": axis, "sample_weight": sample_weight},
-        )
-        if self._sums.classes not in (None, classes):
-            raise other_classes("logits have", classes, axis, self._sums.classes)
-        loss, squared_loss, entropy = map(ExactSum.of_bytes, sums)
-        count = ExactSum.of_count(rows)
-        # Without weights they are 1.
-        weight, squared_weight, product = (
-            (count, count, loss) if weights is None else map(ExactSum.of_bytes, weights)
-        )
-        return _Sums(
-            loss,
-            squared_loss,
-            entropy,
-            weight,
-            squared_weight,
-            product,
-            tuple(hits),
-            rows,
-            ignored,
-            classes,
-        )
-
-    def _update_rows(
-        self,
-        classes: int,
-        losses: NDArray[np.float64],
-        weights: NDArray[np.float64],
-        entropies: NDArray[np.float64],
-        ranks: NDArray[np.int64],
-        ignored: int,
-    ) -> None:
-        """Add rows that count, of which all is known, the weighted losses and the weights among it.
-
-        A row without a softmax has the rank -1.
-        """
-        with np.errstate(over="ignore", invalid="ignore"):  # a square may be infinite: there is no error then
-            products = losses * losses, weights * weights, weights * losses
-        squared_loss, squared_weight, product = map(ExactSum.of_values, products)
-        self._sums += _Sums(
-            loss=ExactSum.of_values(losses),
-            squared_loss=squared_loss,
-            entropy=ExactSum.of_values(entropies),
-            weight=ExactSum.of_values(weights),
-            squared_weight=squared_weight,
-            product=product,
-            hits=tuple(int(np.count_nonzero((ranks >= 0) & (ranks < k))) for k in self._ks),
-            rows=len(losses),
-            ignored=ignored,
-            classes=classes,
-        )
-
-    def merge(self, other: Evaluator) -> Evaluator:
-        """Add everything that another evaluator has seen.
-
-        Parameters
-        ----------
-        other : Evaluator
-            An evaluator with the same options; it stays as it is.
-
-        Returns
-        -------
-        Evaluator
-            This evaluator.
-
-        Raises
-        ------
-        TypeError
-            If `other` is not an evaluator.
-        ValueError
-            If `other` has other options, or has seen another number of classes.
-        """
-        if not isinstance(other, Evaluator):
-            raise TypeError(f"other is a {type(other).__name__}; expected an Evaluator")
-        for name, expected in self._options().items():
-            found = other._options()[name]
-            if not are_equal(found, expected):
-                raise ValueError(f"other has {name} {text_of(found)}; expected {text_of(expected)}")
-        seen, expected = other._sums.classes, self._sums.classes
-        if None not in (seen, expected) and seen != expected:
-            raise ValueError(f"other has seen logits of {seen} classes; expected {expected}")
-        self._sums += other._sums
-        return self
-
-    @in_default_environment
-    def result(self) -> Evaluation:
-        """Return the means over everything seen so far.
-
-        Returns
-        -------
-        Evaluation
-            The means; NaN where no row counts.
-        """
-        sums = self._sums
-        loss = sums.loss.over(sums.weight)
-        shares = {
-            k: count / sums.rows if sums.rows else math.nan
-            for k, count in zip(self._ks, sums.hits, strict=True)
-        }
-        return Evaluation(
-            loss=loss,
-            perplexity=exp(loss),
-            bits=loss / math.log(2.0),
-            accuracy=shares[1],
-            top_k={k: shares[k] for k in self._top_k},
-            entropy=sums.entropy.over(ExactSum.of_count(sums.rows)),
-            rows=sums.rows,
-            ignored=sums.ignored,
-            loss_error=sums.loss_error(),
-        )
-
-    def _counted(self) -> dict[str, Any]:
-        """Return what was seen, in types that JSON has."""
-        return self._sums.as_json()
-
-    def _go_on_from(self, counted: Any) -> None:
-        """Take up what `_counted` of an evaluator with the same options gave; refuse anything else."""
-        self._sums = _Sums.from_json(counted, len(self._ks))
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{name}={text_of(value)}" for name, value in self._options().items())
-        return f"<Evaluator({options}): {self._sums.rows} rows, {self._sums.ignored} ignored>"
-
-    def __dask_tokenize__(self) -> tuple[object, ...]:
-        """Return what Dask makes names of."""
-        return type(self).__qualname__, self._options(), self._sums.as_json()
-
-    def _options(self) -> dict[str, object]:
-        return {
-            "top_k": self._top_k,
-            "weight": self._weight,
-            "ignore_index": self._ignore_index,
-            "label_smoothing": self._label_smoothing,
-            "z_loss": self._z_loss,
-            "softcap": self._softcap,
-            "temperature": self._temperature,
-            "focal_gamma": self._focal_gamma,
-            "poly_epsilon": self._poly_epsilon,
-            "axis": self._axis,
-        }
-
-
-@_EVALUATE.describe
-def evaluate(logits: ArrayLike, targets: ArrayLike, **options: Unpack[EvaluateOptions]) -> Evaluation:
-    """Evaluate logits: mean loss, perplexity, accuracy and entropy, in one pass over the memory.
-
-    With ``z = logits / temperature`` and ``p = softmax(z)``: the loss is ``mean(logsumexp(z) - z[target])``,
-    the perplexity ``exp(loss)`` [1]_ and the entropy ``mean(-sum(p * ln(p)))``. The options are those of
-    `cross_entropy`.
-
-    Parameters
-    ----------
-    logits : array_like of float16, bfloat16, float32 or float64
-        One row of logits for each target, the classes along `axis`; any number of other axes, including none.
-        What is not in memory but has slices, such as an array of files, Zarr, h5py, Dask or xarray, is walked
-        over block by block (`xent_rs.io.row_blocks`), and so are its targets. With `linear_weight` hidden
-        states, the features along `axis`.
-    targets : array_like of integers
-        The classes, in the shape of `logits` without `axis`.
-    **options
-        Those of `EvaluateOptions` (`xent_rs._options`).
-
-    Returns
-    -------
-    Evaluation
-        The means over the rows that count; NaN where there is none.
-
-    Raises
-    ------
-    TypeError
-        If a dtype is not supported, or an option is not of the type described.
-    ValueError
-        If the shapes do not match, or an option is out of its range.
-    IndexError
-        If a target is neither a class nor `ignore_index`.
-
-    See Also
-    --------
-    Evaluator : The same for logits that come in batches.
-    row_statistics : The figures of each row rather than their means.
-
-    Notes
-    -----
-    The loss is that of ``torch.nn.functional.cross_entropy`` and the mean of
-    ``optax.softmax_cross_entropy_with_integer_labels``; the perplexity is ``torchmetrics.text.Perplexity``.
-    The accuracies are, but for ties, ``sklearn.metrics.top_k_accuracy_score`` and
-    ``keras.metrics.SparseTopKCategoricalAccuracy``. Of equal logits the first class counts as larger here, as
-    for `numpy.argmax`; for scikit-learn the last does, and Keras counts all that equal the k-th largest.
-
-    With `linear_weight` the logits are never all in memory: those of 256 rows are, and 32 MiB of converted
-    weights. (Of weights of 16 bits, or others that are no plain float32 or float64 matrix, up to 1,024 rows,
-    as long as these have at most 256 MiB.) For rows that do not count there is no product. The products are
-    those of `numpy.matmul`, in float64 if hidden states or weights are float64 and in float32 otherwise, into
-    which 16 bits are converted exactly. So the last bits are those of NumPy's matrix library: its kernels,
-    the number of its threads, and how rows are cut into batches change them. With u = 2**-24 (2**-53) a logit
-    is wrong by at most ``(K + 1) * u / (1 - (K + 1) * u)`` times ``sum(abs(h * w)) + abs(bias)`` [2]_, and a
-    loss by twice as much, over the temperature.
-
-    References
-    ----------
-    .. [1] F. Jelinek et al., "Perplexity - a measure of the difficulty of speech recognition tasks",
-       J. Acoust. Soc. Am. 62, S63 (1977).
-    .. [2] N. J. Higham, "Accuracy and stability of numerical algorithms", 2nd ed., SIAM 2002, chapter 3.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from xent_rs import evaluate
-    >>> logits = np.log(np.array([[8, 4, 2, 2], [1, 8, 4, 3]], np.float32))
-    >>> result = evaluate(logits, [0, 2], top_k=(1, 2))
-    >>> round(result.bits, 6), round(result.perplexity, 6), result.accuracy, result.top_k
-    (1.5, 2.828427, 0.5, {1: 0.5, 2: 1.0})
-
-    From hidden states and the last layer:
-
-    >>> hidden, layer = np.array([[3.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
-    >>> evaluate(hidden, [0, 1], linear_weight=layer) == evaluate(hidden @ layer.T, [0, 1])
-    True
-    """
-    given = with_arrays(options)
-    linear_weight, linear_bias = (given.pop(name, None) for name in ("linear_weight", "linear_bias"))
-    _EVALUATE.check(given)
-    sample_weight = given.pop("sample_weight", None)
-    evaluator = Evaluator(**given)
-    if not is_read_in_slices(logits):
-        evaluator.update(
-            logits,
-            targets,
-            sample_weight=sample_weight,
-            linear_weight=linear_weight,
-            linear_bias=linear_bias,
-        )
-        return evaluator.result()
-
-    from .io import SlicedArray, row_blocks  # here, for it takes longer to import than all the rest
-
-    lazy = cast(SlicedArray, logits)
-    labels = (
-        cast(SlicedArray, targets) if is_read_in_slices(targets) else _xent_rs.as_array(targets, "targets")
-    )
-    head = head_of(lazy, "logits", evaluator._axis, linear_weight, linear_bias)
-    for position, *block in row_blocks(lazy, labels, sample_weight, axis=evaluator._axis):
-        update_at(evaluator, position, *block, head=head)
-    return evaluator.result()
-
-
-def update_at(
-    evaluator: Evaluator,
-    position: tuple[int, ...],
-    logits: NDArray[Any],
-    targets: NDArray[Any],
-    sample_weight: NDArray[Any] | None = None,
-    *,
-    head: Head | None = None,
-    then: Callable[[Batch], object] = lambda batch: None,
-) -> None:
-    """Add a block of larger arrays; a target that is no class is named by its place in them.
-
-    With a head the block is of hidden states. `then` gets all logits that are counted, in batches then.
-    """
-    classes = logits.shape[evaluator._axis] if head is None else head.classes
-    with targets_at(position, targets, classes, evaluator._ignore_index):
-        if head is None:
-            evaluator.update(logits, targets, sample_weight=sample_weight)
-            then(Batch(slice(None), (logits,), targets, sample_weight))
-        else:
-            evaluator._add(logits, targets, sample_weight, head, then)
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """What an evaluator has seen, in one value: what interrupts an update comes before or after all of it."""
-
-    loss: ExactSum = NOTHING
-    squared_loss: ExactSum = NOTHING
-    entropy: ExactSum = NOTHING
-    weight: ExactSum = NOTHING
-    squared_weight: ExactSum = NOTHING
-    # Of each row's weight and its weighted loss.
-    product: ExactSum = NOTHING
-    hits: tuple[int, ...] = ()
-    rows: int = 0
-    ignored: int = 0
-    classes: int | None = None
-
-    def __add__(self, other: _Sums) -> _Sums:
-        sums = {name: getattr(self, name) + getattr(other, name) for name in _EXACT}
-        return _Sums(
-            **sums,
-            hits=tuple(a + b for a, b in zip(self.hits, other.hits, strict=True)),
-            rows=self.rows + other.rows,
-            ignored=self.ignored + other.ignored,
-            classes=other.classes if self.classes is None else self.classes,
-        )
-
-    def loss_error(self) -> float:
-        """Return the standard error of the mean loss, of rows that are independent of each other.
-
-        With weighted losses l and weights w of n rows, and the mean m, it is the root of
-        ``n / (n - 1) * sum((l - m * w)**2) / sum(w)**2``.
-        """
-        if self.rows < 2 or not self.weight.units or any(getattr(self, name).not_finite for name in _EXACT):
-            return math.nan
-        # Most of the thousand bits behind the point are 0.
-        loss, weight, first = without_zeros(self.loss, self.weight)
-        square, square_of_weight, product, second = without_zeros(
-            self.squared_loss, self.squared_weight, self.product
-        )
-        spread = square * weight**2 - 2 * loss * product * weight + loss**2 * square_of_weight
-        # What is below the smallest number is lost of squares: a sum that should be 0 may be less.
-        dividend, divisor = self.rows * max(spread, 0), (self.rows - 1) * weight**4
-        return root_of_ratio(dividend, divisor, second - 2 * first)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            **{name: getattr(self, name).as_json() for name in _EXACT},
-            "hits": list(self.hits),
-            "rows": self.rows,
-            "ignored": self.ignored,
-            "classes": self.classes,
-        }
-
-    @classmethod
-    def from_json(cls, value: Any, ks: int) -> _Sums:
-        match value:
-            case {
-                "hits": [*hits],
-                "rows": rows,
-                "ignored": ignored,
-                "classes": classes,
-                **sums,
-            } if (
-                len(hits) == ks
-                and sums.keys() == set(_EXACT)
-                and all(type(count) is int and count >= 0 for count in (*hits, rows, ignored, classes))
-            ):
-                exact = {name: ExactSum.from_json(sums[name]) for name in _EXACT}
-                return cls(**exact, hits=tuple(hits), rows=rows, ignored=ignored, classes=classes)
-        raise ValueError(f"expected sums of an evaluator and hits for {ks} numbers k")
-
-
-_EXACT = ("loss", "squared_loss", "entropy", "weight", "squared_weight", "product")
+    def _notes(self, left_out_by: tuple[str, str] = LEFT_OUT_BY) -> list[str]:
+        """Return what people are to know besides; the names are those of options."""
+        if not self.rows:
+            return [note_of_nothing(self.ignored)]
+        if not self.nan_rows:
+            return []
+        spoiled = [
+            name for name in ("loss", "bits", "perplexity", "entropy") if math.isnan(getattr(self, name))
+        ]
+        return [note_of_nan(self.nan_rows, self.rows, "", spoiled, left_out_by)]

@@ -30,8 +30,10 @@ class ExactSum:
         return cls(count * UNITS)
 
     @classmethod
-    def of_values(cls, values: NDArray[np.float64]) -> ExactSum:
+    def of_values(cls, values: NDArray[np.float64] | NDArray[np.bool_]) -> ExactSum:
         """Return the sum of an array's values."""
+        if values.dtype == bool:
+            return cls.of_count(int(np.count_nonzero(values)))
         return cls.of_bytes(_xent_rs.exact_sum(values))
 
     @classmethod

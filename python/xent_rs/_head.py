@@ -6,7 +6,6 @@ features. Here some rows of it are in memory at a time. The products are those o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import row_shape
+from ._arguments import checked_rows, has, row_shape
 from ._bfloat16 import is_bfloat16
 from ._environment import in_default_environment
 from ._products import Products, is_multiplied_in_place
+from ._rows import Rows
 
 # How many rows have their logits in memory. With 256 each number of the weights that is read goes into as
 # many products, which is enough work for a matrix library to be busy with. The bits of a product depend on
@@ -126,11 +126,11 @@ class Head:
         self._converted_from = -1
 
     def _check_features(self, shape: tuple[int, ...], name: str, axis: int, hint: str) -> None:
-        _check_axis(shape, name, axis, "features")
+        checked_rows(shape, name, axis, "features")
         if shape[axis] != self._features:
             asked = f" ({hint})" if hint and shape[axis] == self.classes else ""
             raise ValueError(
-                f"{name} {_has(name)} shape {shape}, {shape[axis]} features along axis {axis}; "
+                f"{name} {has(name)} shape {shape}, {shape[axis]} features along axis {axis}; "
                 f"expected {self._features}, as {self.name} of shape {self.weight.shape} has{asked}"
             )
 
@@ -201,7 +201,7 @@ def check_classes(array: NDArray[Any], name: str, head: Head | None, axis: int, 
     """
     if head is None:
         if expected not in (None, array.shape[axis]):
-            raise other_classes(f"{name} {_has(name)}", array.shape[axis], axis, expected)
+            raise other_classes(f"{name} {has(name)}", array.shape[axis], axis, expected)
     elif expected not in (None, head.classes):
         raise other_classes(f"{head.name} has", head.classes, None, expected)
 
@@ -277,7 +277,7 @@ def _check_fit(
     """Refuse models with other rows, or other classes, than the first one."""
     for (logits, name), head in zip(models, heads, strict=True):
         if head is None:
-            _check_axis(logits.shape, name, axis, "classes")
+            checked_rows(logits.shape, name, axis)
     first, of = models[0]
     for hidden, name in models:
         shape = list(first.shape)
@@ -343,7 +343,7 @@ def batches(
         and (sample_weight is None or sample_weight.shape == rows)
     ):
         none = np.empty(0, np.intp)
-        of_none = tuple(rows_of(logits, axis, none) for logits in in_all)
+        of_none = tuple(Rows.of(logits, axis)[none] for logits in in_all)
         check(of_none, taken(targets, none), taken(sample_weight, none), -1)
     else:
         check(tuple(in_all), targets, sample_weight, axis)
@@ -352,7 +352,7 @@ def batches(
     step = min(head.rows for _, head in models if head is not None)
     for start in range(0, len(counting), step):
         some = counting[start : start + step]
-        found = [(rows_of(array, axis, some), head) for array, head in models]
+        found = [(Rows.of(array, axis)[some], head) for array, head in models]
         logits = tuple(array if head is None else head.logits(head.states(array)) for array, head in found)
         yield Batch(some, logits, taken(targets, some), taken(sample_weight, some))
     if len(others) or not len(counting):
@@ -387,20 +387,6 @@ def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.broadcast_to(np.zeros((), np.float32), shape)
 
 
-def rows_of(array: NDArray[Any], axis: int, rows: NDArray[np.intp]) -> NDArray[Any]:
-    """Return some rows of an array, in rising order; the axis of the classes or features comes last."""
-    by_row = np.moveaxis(array, axis, -1)
-    by_row = by_row.reshape(1, -1) if by_row.ndim == 1 else by_row
-    if by_row.flags.c_contiguous:
-        by_row = by_row.reshape(math.prod(by_row.shape[:-1]), by_row.shape[-1])
-    found: NDArray[Any]
-    if by_row.ndim == 2 and len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-        found = by_row[rows[0] : rows[-1] + 1]  # in place, as they follow each other
-    else:
-        found = by_row[np.unravel_index(rows, by_row.shape[:-1])]
-    return found
-
-
 def taken(values: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[Any] | None:
     """Return what some rows have, if there is anything."""
     return None if values is None else values.reshape(-1)[rows]
@@ -409,17 +395,5 @@ def taken(values: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[Any] |
 def _size(dtype: np.dtype[Any], name: str) -> int:
     """Return the size of a number of one of our dtypes; refuse others."""
     if not (is_bfloat16(dtype) or (dtype.kind == "f" and dtype.itemsize in (2, 4, 8))):
-        raise TypeError(f"{name} {_has(name)} dtype {dtype}; {_FLOATS}")
+        raise TypeError(f"{name} {has(name)} dtype {dtype}; {_FLOATS}")
     return dtype.itemsize
-
-
-def _check_axis(shape: tuple[int, ...], name: str, axis: int, what: str) -> None:
-    if not shape:
-        raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the {what}")
-    if not -len(shape) <= axis < len(shape):
-        expected = f"{-len(shape)} to {len(shape) - 1}"
-        raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
-
-
-def _has(name: str) -> str:
-    return "have" if name == "logits" else "has"

@@ -18,7 +18,7 @@ from ._bfloat16 import is_bfloat16
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._environment import in_default_environment
 from ._exact import ExactSum
-from ._head import Head, are_classes, counting_rows, rows_of, taken
+from ._head import Head, are_classes, counting_rows, taken
 from ._linear_gradients import ALL_GRADIENTS, GradientSums, LinearGradients, Wanted
 from ._options import (
     Floats,
@@ -31,6 +31,7 @@ from ._options import (
     Reduction,
 )
 from ._products import Products
+from ._rows import Rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -340,7 +341,7 @@ def linear_loss(
         else:
             inner["grad_output"] = rows.factor / later
             inner.update({"reduction": "mean", "denominator": divisor} if divides else {"reduction": "sum"})
-        found_states = head.states(rows_of(states, axis, some))
+        found_states = head.states(Rows.of(states, axis)[some])
         logits = head.logits(found_states)
         if gradients is None:
             del inner["grad_output"]
@@ -449,7 +450,7 @@ class _Rows:
         """Return the targets of some rows."""
         if self.are_classes:
             return self.targets.reshape(-1)[some]
-        return rows_of(self.targets, self.axis, some)
+        return Rows.of(self.targets, self.axis)[some]
 
     def options(self, some: NDArray[np.intp]) -> dict[str, Any]:
         """Return the options of the loss of some rows' logits."""
@@ -485,9 +486,9 @@ def _are_probabilities(targets: NDArray[Any]) -> bool:
 
 def _are_not_negative(probabilities: NDArray[Any], axis: int, counting: NDArray[np.intp], head: Head) -> bool:
     """Tell whether no probability of the rows that count is below 0 or NaN."""
-    step = max(1, _LOOKED_AT // head.classes)
+    rows, step = Rows.of(probabilities, axis), max(1, _LOOKED_AT // head.classes)
     for start in range(0, len(counting), step):
-        some = rows_of(probabilities, axis, counting[start : start + step])
+        some = rows[counting[start : start + step]]
         if is_bfloat16(some.dtype):
             some = head.states(some)
         if not (some >= 0).all():

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _xent_rs
-from ._arguments import are_equal, are_real, integer, place_of_shard, text_of
+from ._arguments import are_equal, are_real, checked_rows, integer, place_of_shard, text_of
 from ._environment import in_default_environment
 from ._options import Floats, Options, RowStatisticsOptions
+from ._rows import Rows
 from ._shards import (
     NO_CLASS,
     Integers,
-    Rows,
     Shard,
     Transform,
     int64_classes,
@@ -81,7 +81,7 @@ class RowState:
             If `other` is not a state.
         ValueError
             If `other` has other options, rows, targets or a number of classes, or classes that are in this
-            state already.
+            state already; or if one of both was made with a `target_logit` and the other without.
         """
         if not isinstance(other, RowState):
             raise TypeError(f"other is a {type(other).__name__}; expected a RowState")
@@ -98,6 +98,9 @@ class RowState:
             raise ValueError("other has other targets; expected those of this state")
         for shard in other._shards:
             for here in self._shards:
+                if (shard.above is None) != (here.above is None):
+                    found, expected = ("no", "one") if shard.above is None else ("a", "none")
+                    raise ValueError(f"other has {found} target_logit; expected {expected}, as in this state")
                 if max(shard.offset, here.offset) < min(_end(shard), _end(here)):
                     raise ValueError(
                         f"other has {_classes(shard.offset, _end(shard))}; "
@@ -134,8 +137,8 @@ class RowState:
         Returns
         -------
         RowStatistics
-            Those of `row_statistics` of the whole logits, within its accuracy. `target_rank` is None if a
-            shard was looked at without the `target_logit` of all rows.
+            Those of `row_statistics` of the whole logits, within its accuracy. `target_rank` is None if the
+            shards were looked at without the `target_logit` of all rows.
 
         Raises
         ------
@@ -151,7 +154,7 @@ class RowState:
             losses = whole.losses(target_logits(self._shards))
             log_probability = np.where(has_target, 0.0 - losses, 0.0)
             counts = [shard.above for shard in self._shards if shard.above is not None]
-            if len(counts) == len(self._shards):
+            if counts:  # of all shards, or of none
                 rank = np.where(has_target & np.isfinite(whole.top), sum(counts), -1)
 
         def floats(values: NDArray[np.float64]) -> Floats:
@@ -290,7 +293,7 @@ def partial_row_statistics(
     given = {**_PARTIAL.defaults, **options}
     axis = operator.index(given["axis"])
     found = _xent_rs.as_array(logits, "logits")
-    shape = _row_shape(found, axis)
+    shape = checked_rows(found.shape, "logits", axis)
     count = found.shape[axis]
     offset, classes = place_of_shard(class_offset, integer(num_classes, "num_classes is"), count)
     # What is wrong with dtypes and options is said by the function that takes them.
@@ -324,19 +327,6 @@ def partial_row_statistics(
         _check_known(known, shard, shape)
     dtype = np.dtype(np.float64 if found.dtype == np.float64 else np.float32)
     return RowState(classes, transform, ignore_index, shape, dtype, flat, (shard,) if shard.classes else ())
-
-
-def _row_shape(logits: NDArray[Any], axis: int) -> tuple[int, ...]:
-    """Return the shape without the class axis."""
-    shape = logits.shape
-    if not shape:
-        raise ValueError("logits have shape (); expected at least one axis, the classes")
-    if not -len(shape) <= axis < len(shape):
-        expected = f"{-len(shape)} to {len(shape) - 1}"
-        raise ValueError(f"axis is {axis}; expected {expected} for logits of shape {shape}")
-    rows = list(shape)
-    del rows[axis]
-    return tuple(rows)
 
 
 def _classes_of(

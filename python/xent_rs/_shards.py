@@ -16,7 +16,6 @@ order of their classes, so that no bit depends on the order in which they came.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,13 +27,13 @@ from . import _xent_rs
 from ._cross_entropy import cross_entropy
 from ._environment import in_default_environment
 from ._estimates import times
-from ._options import ComparerOptions, Options, RowStatisticsOptions
+from ._options import Options, RowStatisticsOptions
+from ._rows import Rows
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _STATISTICS = Options("row_statistics", RowStatisticsOptions)
-_COMPARER = Options("Comparer", ComparerOptions)
 
 # Elements of what is converted to float64 at a time: 1 MiB, which stays in cache.
 _SLAB = 1 << 17
@@ -48,53 +47,6 @@ def int64_classes(targets: NDArray[Any], ignore_index: int) -> Integers:
     """Return targets of any integer dtype as int64, `NO_CLASS` where they are ignored."""
     # Not the other way round: unsigned integers have no -1.
     return np.where(targets == ignore_index, NO_CLASS, targets.astype(np.int64))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """An array as rows in one axis, in the order of C, of which nothing is copied but what is taken.
-
-    Attributes
-    ----------
-    array : ndarray
-        The classes are in its last axis, whose numbers lie in memory anyhow.
-    """
-
-    array: NDArray[Any]
-
-    @classmethod
-    def of(cls, block: NDArray[Any], axis: int) -> Rows:
-        """Return the rows of an array that has its classes along `axis`."""
-        moved = np.moveaxis(block, axis, -1)
-        leading = range(moved.ndim - 2)
-        if moved.ndim == 1 or all(
-            moved.strides[i] == moved.strides[i + 1] * moved.shape[i + 1] for i in leading
-        ):
-            moved = moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])
-        return cls(moved)
-
-    def __len__(self) -> int:
-        return math.prod(self.array.shape[:-1])
-
-    @property
-    def classes(self) -> int:
-        """Their number."""
-        return int(self.array.shape[-1])
-
-    def __getitem__(self, part: slice) -> NDArray[Any]:
-        """Return some rows, of shape (rows, classes): a view, or a copy of these alone."""
-        if self.array.ndim == 2:
-            return self.array[part]
-        found: NDArray[Any] = self.array[self._places(np.arange(*part.indices(len(self))))]
-        return found
-
-    def at(self, classes: Integers) -> NDArray[Any]:
-        """Return the number of one class in each row."""
-        found: NDArray[Any] = self.array[(*self._places(np.arange(len(self))), classes)]
-        return found
-
-    def _places(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], ...]:
-        return np.unravel_index(rows, self.array.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -291,7 +243,7 @@ def shard_of(
     of_target, above = np.full(rows, np.nan), np.zeros(rows, np.int64)
     top_logits, top_classes = np.empty((rows, tops)), np.empty((rows, tops), np.int64)
     spread, mass = np.zeros(rows), np.zeros(rows)
-    for part, slab in _slabs(rows, classes):
+    for part, slab in slabs(rows, classes):
         np.copyto(slab, logits[part], casting="unsafe")
         each = np.arange(len(slab))
         leader = slab.argmax(axis=1)
@@ -348,7 +300,7 @@ def _product(values: Floats, factor: float) -> tuple[Floats, Floats]:
     return product, ((a * c - product) + a * d + b * c) + b * d
 
 
-def _slabs(rows: int, classes: int) -> Iterator[tuple[slice, Floats]]:
+def slabs(rows: int, classes: int) -> Iterator[tuple[slice, Floats]]:
     """Cut rows into some that are converted together, and give the memory for that, which is always the same.
 
     A shard without classes has nothing to look at.
@@ -501,6 +453,18 @@ def ranks(shards: Sequence[Shard], logit: Floats, targets: Integers) -> Integers
     return count
 
 
+def ranks_of_classes(shards: Sequence[Shard], classes: Integers) -> Integers:
+    """Return how many classes rank above one of each row, as `ranks` does."""
+    logit, listed, each = np.full(len(classes), np.nan), 0, np.arange(len(classes))
+    for shard in shards:
+        if shard.tops is not None:
+            logits, places = shard.tops
+            is_it = places == classes[:, None]
+            logit = np.where(is_it.any(axis=1), logits[each, is_it.argmax(axis=1)], logit)
+            listed = max(listed, logits.shape[1])
+    return np.where(np.isnan(logit), listed, ranks(shards, logit, classes))
+
+
 @in_default_environment
 def losses_of(
     shards: Sequence[Shard],
@@ -531,85 +495,3 @@ def losses_of(
     if z_loss:
         losses = losses + z_loss * whole.logsumexp**2
     return np.where(np.isnan(whole.log_sum), np.nan, losses)
-
-
-@dataclass(frozen=True)
-class Divergences:
-    """What the classes of a shard add to the divergences of two models in each row."""
-
-    offset: int
-    kl: Floats
-    reverse_kl: Floats
-    jensen_shannon: Floats
-
-
-@in_default_environment
-def divergences_of(
-    logits: tuple[Rows, Rows],
-    number: int,
-    offset: int,
-    wholes: tuple[Whole, Whole],
-) -> Divergences:
-    """Compare the classes of shard `number` in two models of which all log-sum-exps are known.
-
-    One more class holds what the other shards have, so that the softmax of the shard and that class has the
-    probabilities of all classes; what that class adds is taken off again. Logits, and the logarithm of what
-    that class has, are taken relative to the largest logit of the whole row. What is far below that loses
-    digits of its distance, but as few as the distance itself has in float64, and has as small a probability;
-    relative to the largest of the shard, that class would lose all of its own where the shard is masked by
-    large numbers. No part of a divergence is larger than the whole, so that nothing is lost by what is
-    taken off but some last bits of float64.
-    """
-    rows, classes = len(logits[0]), logits[0].classes
-    kl, reverse_kl, jensen_shannon = np.zeros(rows), np.zeros(rows), np.zeros(rows)
-    rests = [whole.log_rest(number) for whole in wholes]
-    with np.errstate(all="ignore"):
-        off = _terms(*rests)
-    # A shard without classes has nothing to look at.
-    pairs = zip(_slabs(rows if classes else 0, classes + 1), _slabs(rows, classes + 1), strict=False)
-    for (part, first), (_, second) in pairs:
-        for slab, of_model, whole, rest in zip((first, second), logits, wholes, rests, strict=True):
-            np.copyto(slab[:, :-1], of_model[part], casting="unsafe")
-            whole.transform.lower(slab[:, :-1], whole.top[part, None])
-            slab[:, -1] = rest[part] + whole.log_sum[part]
-        _, _, *found, _, _, _ = _xent_rs.compare_rows(first, second, None, _COMPARER, {})
-        for to, values, taken in zip((kl, reverse_kl, jensen_shannon), found, off, strict=True):
-            with np.errstate(invalid="ignore"):
-                to[part] = np.where(np.isinf(values), values, np.maximum(values - taken[part], 0.0))
-    return Divergences(offset, kl, reverse_kl, jensen_shannon)
-
-
-def _terms(log_p: Floats, log_q: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return what one class adds to KL(p || q), KL(q || p) and their Jensen-Shannon divergence."""
-    p, q = np.exp(log_p), np.exp(log_q)
-    # A class is masked if its logarithm says so: e**-746, which is 0, is none that costs infinity.
-    change = np.where(np.isneginf(log_p) & np.isneginf(log_q), 0.0, log_q - log_p)
-    kl, reverse_kl = _divergence(p, q, change), _divergence(q, p, -change)
-    # sqrt(p q) (h sinh h - cosh h log cosh h), with h half the change; or as it is defined.
-    half = change / 2
-    near = np.sqrt(p * q) * (
-        half * np.sinh(half) - np.cosh(half) * 0.5 * np.log1p(np.sinh(half) * np.sinh(half))
-    )
-    mean = (p + q) / 2
-    far = 0.5 * (_times_log(p, p / mean) + _times_log(q, q / mean))
-    return kl, reverse_kl, np.where(np.abs(half) < 1, near, far)
-
-
-def _divergence(p: Floats, q: Floats, change: Floats) -> Floats:
-    """Return ``q - p - p·log(q / p)``, with the logarithm `change`."""
-    # Of a large change the exponential, q / p, may be infinite, and p may be 0.
-    near = p * _expm1_beyond(np.clip(change, -1, 1))
-    far = q - p - np.where(np.isinf(change), np.minimum(change, 0.0), p * change)
-    return np.where(np.abs(change) < 1, near, far)
-
-
-def _times_log(p: Floats, ratio: Floats) -> Floats:
-    return np.where(p == 0, 0.0, p * np.log(ratio))
-
-
-def _expm1_beyond(x: Floats) -> Floats:
-    """Return ``e**x - 1 - x``, by its series where that is small."""
-    series = np.ones_like(x)
-    for divisor in range(12, 2, -1):
-        series = 1 + x / divisor * series
-    return np.where(np.abs(x) < 0.25, x * x / 2 * series, np.expm1(x) - x)

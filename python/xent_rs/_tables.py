@@ -6,6 +6,9 @@ import html
 import math
 from collections.abc import Sequence
 
+#: The options of functions that leave rows out: by their target, and by their weight.
+LEFT_OUT_BY = ("ignore_index", "sample_weight")
+
 
 def text_table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     """Set rows of text in columns; the first column is left-aligned, the others right-aligned."""
@@ -40,6 +43,36 @@ def with_error(value: float, error: float, *, sign: str = "-", percent: bool = F
     if digits > 12:
         return f"{value:{sign}.3e}{unit} ± {error:.1e}{unit}"
     return f"{value:{sign}.{max(0, digits)}f}{unit} ± {error:.{max(0, digits)}f}{unit}"
+
+
+def among_all(k: int, classes: int | None) -> str:
+    """Write a number of largest logits, and whether these are all, if the number of classes is known."""
+    return f"{k}" + (f" (all {classes})" if classes is not None and classes <= k else "")
+
+
+def html_notes(notes: Sequence[str]) -> str:
+    """Make paragraphs."""
+    return "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+
+
+def note_of_nothing(ignored: int) -> str:
+    """Say that there is nothing to take means of."""
+    return "No row counts, so that all means are NaN" + (
+        f": all {ignored:,} are ignored." if ignored else "."
+    )
+
+
+def note_of_nan(
+    count: int, rows: int, whose: str, spoiled: Sequence[str], left_out_by: tuple[str, str]
+) -> str:
+    """Say that rows are NaN, whose they are, which figures are so, too, and what leaves such rows out."""
+    *most, last = spoiled
+    names = f"{', '.join(most)} and {last}" if most else last
+    return (
+        f"{count:,} of {rows:,} rows are NaN{whose}: they have a logit of NaN or +inf, or none above -inf. "
+        f"So {names} are NaN. Such rows are left out by a target of {left_out_by[0]}, or by a "
+        f"{left_out_by[1]} of 0."
+    )
 
 
 def _cells(tag: str, texts: Sequence[str]) -> str:

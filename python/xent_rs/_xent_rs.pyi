@@ -15,7 +15,7 @@ _Options: TypeAlias = Mapping[str, Any]
 _Doubles: TypeAlias = NDArray[np.float64]
 _Flags: TypeAlias = NDArray[np.bool_]
 #: Of each row: loss, entropy, the largest probability, whether the target has it.
-_OfModel: TypeAlias = tuple[_Doubles, _Doubles, _Doubles, _Flags]
+_OfModel: TypeAlias = tuple[_Doubles, _Doubles, _Doubles, _Flags, _Doubles]
 #: A whole number of 2**-1074, in two's complement, the lowest byte first, and the sum of what is not finite.
 _Exact: TypeAlias = tuple[bytes, float]
 
@@ -51,6 +51,7 @@ __all__ = [
     "kl_divergence_with_grad",
     "log_softmax",
     "logsumexp",
+    "loss_sums",
     "memory_copy",
     "memory_read",
     "release_memory",
@@ -148,14 +149,17 @@ def row_statistics(
 ) -> tuple[_Floats, _Integers, _Floats, _Floats, _Floats | None, _Integers | None]: ...
 def evaluate(
     logits: ArrayLike, targets: ArrayLike, top_k: tuple[int, ...], keywords: Keywords, options: _Options
-) -> tuple[list[_Exact], list[_Exact] | None, list[int], int, int, int]: ...
+) -> tuple[list[_Exact], list[_Exact] | None, list[int], int, int, int, int]: ...
 def compare_rows(
     reference: ArrayLike,
     candidate: ArrayLike,
     targets: ArrayLike | None,
     keywords: Keywords,
     options: _Options,
-) -> tuple[int, _Flags, _Doubles, _Doubles, _Doubles, _Flags, _OfModel, _OfModel]: ...
+) -> tuple[int, _Flags, _Doubles, _Doubles, _Doubles, _OfModel, _OfModel]: ...
+def loss_sums(
+    logits: ArrayLike, targets: ArrayLike, keywords: Keywords, options: _Options
+) -> list[_Exact]: ...
 def exact_sum(values: ArrayLike) -> _Exact: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

@@ -47,6 +47,8 @@ pub struct Distributions {
     pub top: PerLane<f64>,
     /// The first class that has it.
     pub leader: PerLane<usize>,
+    /// How many classes rank above the other model's leader: a larger logit, or the same at a lower index.
+    pub above: PerLane<usize>,
 }
 
 /// What is known of pairs of rows, one pair a lane: sums of two.
@@ -196,6 +198,11 @@ pub fn compare_row<S: Simd, R: Real + Element<Real = R>>(
         (of.entropy[lane], of.top[lane]) = (-entropies[model], Real::to_f64(top));
         of.leader[lane] = leader.unwrap_or(first);
     }
+    let leaders = to.models.each_ref().map(|of| of.leader[lane]);
+    for (model, of) in to.models.iter_mut().enumerate() {
+        let agrees = leaders[0] == leaders[1];
+        of.above[lane] = if agrees { 0 } else { rows[model].above::<S, R>(simd, leaders[1 - model]) };
+    }
 }
 
 /// [`compare_row`] of some classes.
@@ -303,9 +310,38 @@ pub fn compare_tiles<S: Simd, R: Real + Element<Real = R>>(
                 of.entropy = sums[3 + model].map(|sum| -sum);
                 (of.top, of.leader) = (leaders[model].logits(), leaders[model].classes());
             }
+            if found.models[0].leader != found.models[1].leader {
+                for (model, tile) in tiles.iter().enumerate() {
+                    found.models[model].above = above(simd, tile, &found.models[1 - model].leader);
+                }
+            }
             found
         },
     )
+}
+
+/// How many classes of a tile rank above one of each lane.
+#[inline(always)]
+fn above<S: Simd, R: Real + Element<Real = R>>(simd: S, tile: &Block<R>, classes: &PerLane<usize>) -> PerLane<usize> {
+    let logit = R::narrow(simd, &tile.pick(classes));
+    let mut places = [0.0; MOST_LANES];
+    for (place, class) in places.iter_mut().zip(classes) {
+        *place = *class as f64;
+    }
+    let (place, zero, one) = (R::narrow(simd, &places), R::splat(simd, 0.0), R::splat(simd, 1.0));
+    let (mut above, mut number) = (zero, zero);
+    for class in 0..tile.classes() {
+        let [x] = tile.load::<S, 1>(simd, class);
+        let is_above = x.simd_gt(logit) | (x.simd_eq(logit) & number.simd_lt(place));
+        above += is_above.select(one, zero);
+        number += one;
+    }
+    let (mut numbers, mut counts) = ([0.0; MOST_LANES], [0; MOST_LANES]);
+    R::widen(above, &mut numbers);
+    for (count, number) in counts.iter_mut().zip(numbers) {
+        *count = number as usize;
+    }
+    counts
 }
 
 /// What is summed of pairs of rows: of each divergence, and `p·ln p` and `q·ln q`.
@@ -488,7 +524,7 @@ mod tests {
     struct Of<'a, T>([&'a [T]; 2]);
 
     impl<T: Real + Element<Real = T>> Kernel for Of<'_, T> {
-        type Output = Vec<[f64; 9]>;
+        type Output = Vec<[f64; 11]>;
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
@@ -512,9 +548,11 @@ mod tests {
             });
             let of_tile = compare_tiles::<S, T>(simd, tiles, &levels, (1.0, None));
             let numbers = |of: &Compared, lane: usize| {
-                let model = |of: &Distributions| [of.entropy[lane], of.top[lane], of.leader[lane] as f64];
-                let ([a, b, c], [d, e, f]) = (model(&of.models[0]), model(&of.models[1]));
-                [of.kl[lane], of.reverse_kl[lane], of.js[lane], a, b, c, d, e, f]
+                let model = |of: &Distributions| {
+                    [of.entropy[lane], of.top[lane], of.leader[lane] as f64, of.above[lane] as f64]
+                };
+                let ([a, b, c, d], [e, f, g, h]) = (model(&of.models[0]), model(&of.models[1]));
+                [of.kl[lane], of.reverse_kl[lane], of.js[lane], a, b, c, d, e, f, g, h]
             };
             [(&of_row, last), (&of_tile, 0), (&of_tile, last)].map(|(of, lane)| numbers(of, lane)).to_vec()
         }
@@ -545,12 +583,21 @@ mod tests {
                     let error = (found - expected).abs();
                     assert!(error <= tolerance * expected, "{} {distance}: {found:e} {expected:e}", level.name());
                 }
+                let tops = exps
+                    .each_ref()
+                    .map(|exps| (0..700).max_by(|a, b| exps[*a].total_cmp(&exps[*b]).then(b.cmp(a))).unwrap());
                 for (row, (exps, total)) in exps.iter().zip(totals).enumerate() {
-                    let [found_entropy, found_top, leader] = [0, 1, 2].map(|place| found[3 + 3 * row + place]);
+                    let [found_entropy, found_top, leader, found_above] =
+                        [0, 1, 2, 3].map(|place| found[3 + 4 * row + place]);
                     let entropy: f64 = exps.iter().map(|exp| -exp / total * (exp / total).ln()).sum();
                     assert!((found_entropy / entropy - 1.0).abs() < tolerance, "{}", level.name());
-                    let top = (0..700).max_by(|a, b| exps[*a].total_cmp(&exps[*b]).then(b.cmp(a))).unwrap();
+                    let top = tops[row];
                     assert_eq!((leader as usize, found_top), (top, Real::to_f64(rows[row][top])), "{}", level.name());
+                    let other = (exps[tops[1 - row]], tops[1 - row]);
+                    let ranks_above =
+                        |class: &usize| exps[*class] > other.0 || exps[*class] == other.0 && *class < other.1;
+                    let above = (0..700).filter(ranks_above).count();
+                    assert_eq!(found_above as usize, above, "{} {distance}", level.name());
                 }
             }
             for same in level.run(Of([&rows[0], &rows[0]])) {
@@ -573,7 +620,7 @@ mod tests {
         let (both, one) = ([0.0, 0.0, infinite], [0.0, infinite, infinite]);
         let exact = 0.5 * (0.5 * (0.5f64 / 0.75).ln() + 0.5 * (0.5f64 / 0.25).ln()) + 0.5 * (1.0f64 / 0.75).ln();
         for &level in SimdLevel::available() {
-            for [kl, reverse_kl, js, first, .., second, _, _] in level.run(Of([&both[..], &one[..]])) {
+            for [kl, reverse_kl, js, first, .., second, _, _, _] in level.run(Of([&both[..], &one[..]])) {
                 assert!(kl == f64::INFINITY && (reverse_kl - std::f64::consts::LN_2).abs() < 1e-6);
                 assert!((js - exact).abs() < 1e-6, "{js} {exact}");
                 assert!((first - std::f64::consts::LN_2).abs() < 1e-6 && second.abs() < 1e-6, "{first} {second}");

@@ -47,8 +47,6 @@ pub struct Figures {
     pub reverse_kl: f64,
     /// The Jensen-Shannon divergence.
     pub js: f64,
-    /// Whether the largest logits are those of the same class, the first of equals; not in a row whose divergences are NaN.
-    pub same_top: f64,
     /// Those of each model.
     pub models: [OfModel; 2],
 }
@@ -64,6 +62,9 @@ pub struct OfModel {
     pub max_probability: f64,
     /// Whether the target has the largest logit.
     pub hit: f64,
+    /// How many classes of this model rank above the other model's largest: a larger logit, or the same at a lower index; −1 in a row
+    /// whose divergences are NaN.
+    pub rank: f64,
 }
 
 /// How many figures a row has.
@@ -71,9 +72,9 @@ pub const FIGURES: usize = size_of::<Figures>() / size_of::<f64>();
 
 impl Figures {
     fn to_array(self) -> [f64; FIGURES] {
-        let Self { counts, kl, reverse_kl, js, same_top, models: [a, b] } = self;
-        let [a, b] = [a, b].map(|of| [of.loss, of.entropy, of.max_probability, of.hit]);
-        [counts, kl, reverse_kl, js, same_top, a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+        let Self { counts, kl, reverse_kl, js, models: [a, b] } = self;
+        let [a, b] = [a, b].map(|of| [of.loss, of.entropy, of.max_probability, of.hit, of.rank]);
+        [counts, kl, reverse_kl, js, a[0], a[1], a[2], a[3], a[4], b[0], b[1], b[2], b[3], b[4]]
     }
 }
 
@@ -258,7 +259,6 @@ impl Rows<'_> {
                 let is_finite = of.iter().all(|of| of.is_finite);
                 let leaders = apart.models.each_ref().map(|of| of.leader[lane]);
                 figures.counts = 1.0;
-                figures.same_top = f64::from(u8::from(is_finite && leaders[0] == leaders[1]));
                 let of_both = [apart.kl[lane], apart.reverse_kl[lane], apart.js[lane]];
                 [figures.kl, figures.reverse_kl, figures.js] = if is_finite { of_both } else { [f64::NAN; 3] };
                 for (model, to) in figures.models.iter_mut().enumerate() {
@@ -266,6 +266,7 @@ impl Rows<'_> {
                     to.loss = of.loss;
                     [to.entropy, to.max_probability] = if of.is_finite { numbers } else { [f64::NAN; 2] };
                     to.hit = f64::from(u8::from(of.is_finite && classes[lane] == Some(leaders[model])));
+                    to.rank = if is_finite { apart.models[model].above[lane] as f64 } else { -1.0 };
                 }
             }
             self.figures.row(row).scatter(0, &figures.to_array());

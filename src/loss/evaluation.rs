@@ -29,6 +29,8 @@ pub struct Sums {
     /// Of the weights by which losses were multiplied, of their squares, and of their products with the weighted losses; if there
     /// are no weights, nothing.
     pub weights: [ExactSum; 3],
+    /// How many of the rows have a loss or an entropy that is NaN.
+    pub nan_rows: usize,
 }
 
 impl Sums {
@@ -39,6 +41,7 @@ impl Sums {
         for (to, from) in self.weights.iter_mut().zip(other.weights) {
             to.merge(from);
         }
+        self.nan_rows += other.nan_rows;
     }
 }
 
@@ -83,11 +86,31 @@ fn losses_of(logits: &Array, problem: &Problem, check: Check) -> Result<Option<V
     if problem.label_smoothing == 0.0 && problem.z_loss == 0.0 && problem.focus.is_none() {
         return Ok(None);
     }
+    unrounded_losses(logits, problem, check).map(Some)
+}
+
+/// The weighted losses of all rows that [`cross_entropy`] rounds and adds up.
+fn unrounded_losses(logits: &Array, problem: &Problem, check: Check) -> Result<Vec<f64>> {
     let (rows, mut losses) = (logits.rows(), Vec::new());
     losses.try_reserve_exact(rows).map_err(|_| Error::Memory(format!("no memory for the losses of {rows} rows")))?;
     losses.resize(rows, 0.0);
     cross_entropy(logits, problem, Reduction::None, None, Some(&mut ArrayMut::of(&mut losses, 1)), None, check)?;
-    Ok(Some(losses))
+    Ok(losses)
+}
+
+/// The sums of the weighted losses that [`cross_entropy`] adds up, and of the weights that their mean divides by.
+///
+/// # Errors
+/// [`Error::Memory`] if there is no room for the losses; what [`cross_entropy`] returned.
+pub fn loss_sums(logits: &Array, problem: &Problem, check: Check) -> Result<[ExactSum; 2]> {
+    let (rows, mut weights) = (logits.rows(), ExactSum::default());
+    let losses = unrounded_losses(logits, problem, check)?;
+    if problem.weight.is_none() && problem.sample_weight.is_none() {
+        weights.add(problem.weight_sum(rows));
+    } else {
+        (0..rows).for_each(|row| weights.add(problem.mean_weight(row)));
+    }
+    Ok([sum_of(&Array::of(&losses, 1), check)?, weights])
 }
 
 /// The sum of numbers as f64.
@@ -121,8 +144,9 @@ impl Kernel for SumOf<'_> {
             let length = BLOCK.min(self.range.end - start);
             self.numbers.read(simd, start, &mut block[..length]);
             block[length..].fill(0.0);
-            for numbers in block[..length.next_multiple_of(HALF)].chunks_exact(HALF) {
-                sum.add_lanes(simd, f64x8::from_slice(simd, numbers));
+            for numbers in block[..length.next_multiple_of(MOST_LANES)].chunks_exact(MOST_LANES) {
+                let (first, second) = numbers.split_at(HALF);
+                sum.add_lanes(simd, [f64x8::from_slice(simd, first), f64x8::from_slice(simd, second)]);
             }
         }
         sum
@@ -185,16 +209,20 @@ impl Use for Summing<'_> {
         }
         let missed = known.missed(simd, &of_targets, rows.len(), problem.transform);
         let of_all = known.entropies(simd, rows.len());
+        let has_weights = problem.weight.is_some() || problem.sample_weight.is_some();
         let (mut weighted, mut weights, mut entropies) = ([0.0; MOST_LANES], [0.0; MOST_LANES], [0.0; MOST_LANES]);
         for (lane, row) in rows.enumerate() {
             let Some(class) = classes[lane] else { continue };
             entropies[lane] = of_all[lane];
-            let of_class = problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
-            weights[lane] = problem.sample_weight(row) * of_class;
-            weighted[lane] = losses.map_or_else(
-                || product(problem.sample_weight(row), product(of_class, missed[lane])),
-                |losses| losses[row],
-            );
+            weighted[lane] = missed[lane];
+            if has_weights {
+                let of_class = problem.weight.as_ref().map_or(1.0, |weight| weight[class]);
+                weights[lane] = problem.sample_weight(row) * of_class;
+                weighted[lane] = product(problem.sample_weight(row), product(of_class, missed[lane]));
+            }
+            if let Some(losses) = losses {
+                weighted[lane] = losses[row];
+            }
             // A row with a NaN or +∞, or of masked classes alone, hits nothing.
             if known.log_sum_exps.get(lane).total() > 0.0 {
                 for (hits, &k) in found.iter_mut().zip(*top_k) {
@@ -202,19 +230,22 @@ impl Use for Summing<'_> {
                 }
             }
         }
-        let has_weights = problem.weight.is_some() || problem.sample_weight.is_some();
-        let Sums { loss, squared_loss, entropy, weights: of_weights } = &mut *self.sums;
-        for half in (0..MOST_LANES).step_by(HALF) {
-            let (weighted, weight) = (load(simd, &weighted, half), load(simd, &weights, half));
-            loss.add_lanes(simd, weighted);
-            squared_loss.add_products(simd, weighted, weighted);
-            entropy.add_lanes(simd, load(simd, &entropies, half));
-            if has_weights {
-                let [of_weight, of_square, of_product] = &mut *of_weights;
-                of_weight.add_lanes(simd, weight);
-                of_square.add_products(simd, weight, weight);
-                of_product.add_products(simd, weight, weighted);
-            }
+        let Sums { loss, squared_loss, entropy, weights: of_weights, nan_rows } = &mut *self.sums;
+        let weighted = [load(simd, &weighted, 0), load(simd, &weighted, HALF)];
+        let weight = [load(simd, &weights, 0), load(simd, &weights, HALF)];
+        let entropies = [load(simd, &entropies, 0), load(simd, &entropies, HALF)];
+        loss.add_lanes(simd, weighted);
+        squared_loss.add_products(simd, weighted, weighted);
+        entropy.add_lanes(simd, entropies);
+        if has_weights {
+            let [of_weight, of_square, of_product] = &mut *of_weights;
+            of_weight.add_lanes(simd, weight);
+            of_square.add_products(simd, weight, weight);
+            of_product.add_products(simd, weight, weighted);
+        }
+        for (weighted, entropies) in weighted.into_iter().zip(entropies) {
+            let are_numbers = weighted.simd_eq(weighted) & entropies.simd_eq(entropies);
+            *nan_rows += HALF - are_numbers.to_bitmask().count_ones() as usize;
         }
     }
 }

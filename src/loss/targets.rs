@@ -147,6 +147,15 @@ impl<'p> Problem<'p> {
         }
     }
 
+    /// What a row adds to what the mean divides by.
+    pub(super) fn mean_weight(&self, row: usize) -> f64 {
+        let of_class = match (&self.targets, &self.weight) {
+            (Targets::Classes(labels), Some(weight)) => labels.class(row).map_or(0.0, |class| weight[class]),
+            _ => 1.0,
+        };
+        if self.counts(row) { self.sample_weight(row) * of_class } else { 0.0 }
+    }
+
     /// What the mean divides by: the weights of the samples, and, for classes, those of their classes too.
     pub fn weight_sum(&self, rows: usize) -> f64 {
         match (&self.targets, &self.weight) {

@@ -96,7 +96,7 @@ impl Rows<'_> {
         let found = known.log_sum_exps.get(lane);
         let distance = known.weighted[lane] / found.total();
         let reference = transform.difference(simd, found.reference, 0.0)[0];
-        let pull = 2.0 * problem.z_loss * (reference + known.logs[0][lane]);
+        let pull = product(2.0 * problem.z_loss, reference + known.logs[0][lane]);
         let [mass, of_targets] = if self.logits.dtype().is_double() {
             self.weigh::<S, f64>(simd, row, found.reference)
         } else {

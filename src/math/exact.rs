@@ -6,7 +6,8 @@
 //! Most come faster, eight at a time. `(v + M) − M`, with `M = 1.5·2^52·u`, rounds v to a multiple of the unit u; the rest is exact,
 //! and is rounded to a multiple of a smaller unit in turn. Sums of multiples of u are exact in f64 as long as they are below
 //! 2^53·u. With units of 2^-20, 2^-60, 2^-100 and 2^-140 nothing is left of numbers below 2^20 whose last bit is above 2^-141, and
-//! 2^12 of them can be summed before the sums go to the digits. Others go there at once.
+//! 2^12 of them can be summed before the sums go to the digits. Others go there at once. Of most numbers nothing is left after two units,
+//! and what a rounded square lacks needs the last three.
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
@@ -52,40 +53,87 @@ impl Default for ExactSum {
 }
 
 impl ExactSum {
-    /// Add eight numbers.
+    /// Add vectors of eight numbers.
     #[inline(always)]
-    pub fn add_lanes<S: Simd>(&mut self, simd: S, numbers: f64x8<S>) {
-        let mut rest = numbers;
-        let mut parts = [rest; 4];
-        for (part, unit) in parts.iter_mut().zip(UNITS) {
-            let magic = f64x8::splat(simd, 6_755_399_441_055_744.0 * unit);
-            *part = (rest + magic) - magic;
-            rest -= *part;
-        }
-        // NaN is neither.
-        let fits = rest.simd_eq(f64x8::splat(simd, 0.0)) & numbers.abs().simd_le(f64x8::splat(simd, LARGEST));
-        if !fits.all_true() {
-            for number in <[f64; 8]>::from(numbers) {
-                self.add(number);
-            }
-            return;
-        }
-        for (sums, part) in self.lanes.iter_mut().zip(parts) {
-            (f64x8::from_slice(simd, &sums[..]) + part).store_slice(&mut sums[..]);
-        }
-        self.vectors += 1;
-        if self.vectors == MOST_VECTORS {
-            self.settle();
+    pub fn add_lanes<S: Simd, const N: usize>(&mut self, simd: S, numbers: [f64x8<S>; N]) {
+        if !self.add_parts::<S, N, 0>(simd, &numbers) {
+            self.add_each(&numbers);
         }
     }
 
-    /// Add the products of eight pairs of numbers, each as a sum of two; what is below 2^-1022 of the second is lost.
+    /// Add the products of pairs of numbers, each as a sum of two; what is below 2^-1022 of the second is lost.
     #[inline(always)]
-    pub fn add_products<S: Simd>(&mut self, simd: S, a: f64x8<S>, b: f64x8<S>) {
-        let product = a * b;
-        self.add_lanes(simd, product);
-        let finite = product.is_finite();
-        self.add_lanes(simd, finite.select(a.mul_sub_precise(b, product), f64x8::splat(simd, 0.0)));
+    pub fn add_products<S: Simd, const N: usize>(&mut self, simd: S, a: [f64x8<S>; N], b: [f64x8<S>; N]) {
+        let (mut products, mut lost) = (a, a);
+        for vector in 0..N {
+            products[vector] = a[vector] * b[vector];
+            lost[vector] = a[vector].mul_sub_precise(b[vector], products[vector]);
+        }
+        if !self.add_parts::<S, N, 0>(simd, &products) {
+            self.add_each(&products);
+            for (lost, product) in lost.iter_mut().zip(products) {
+                *lost = product.is_finite().select(*lost, f64x8::splat(simd, 0.0));
+            }
+        }
+        if !self.add_parts::<S, N, 1>(simd, &lost) {
+            self.add_each(&lost);
+        }
+    }
+
+    /// Add what vectors are rounded to, from unit number `FIRST` on, if nothing is left of them then; whether it was added.
+    #[inline(always)]
+    fn add_parts<S: Simd, const N: usize, const FIRST: usize>(&mut self, simd: S, numbers: &[f64x8<S>; N]) -> bool {
+        let (zero, mut largest) = (f64x8::splat(simd, 0.0), numbers[0].abs());
+        let mut sums = [zero; UNITS.len()];
+        let (mut rest, mut unit) = (*numbers, FIRST);
+        loop {
+            let magic = f64x8::splat(simd, 6_755_399_441_055_744.0 * UNITS[unit]);
+            for rest in &mut rest {
+                let part = (*rest + magic) - magic;
+                *rest -= part;
+                // Like the sums, a sum of a few parts is exact.
+                sums[unit] += part;
+            }
+            unit += 1;
+            if unit == 2 || unit == UNITS.len() {
+                let mut left = rest[0].simd_eq(zero);
+                for rest in &rest[1..] {
+                    left &= rest.simd_eq(zero);
+                }
+                // NaN is never 0.
+                if left.all_true() {
+                    break;
+                }
+                if unit == UNITS.len() {
+                    return false;
+                }
+            }
+        }
+        for number in &numbers[1..] {
+            largest = largest.max(number.abs());
+        }
+        let most = if FIRST == 0 { LARGEST } else { UNITS[FIRST - 1] / 2.0 };
+        if !largest.simd_le(f64x8::splat(simd, most)).all_true() {
+            return false;
+        }
+        for (to, sum) in self.lanes[FIRST..unit].iter_mut().zip(&sums[FIRST..unit]) {
+            (f64x8::from_slice(simd, &to[..]) + *sum).store_slice(&mut to[..]);
+        }
+        self.vectors += N as u32;
+        if self.vectors >= MOST_VECTORS {
+            self.settle();
+        }
+        true
+    }
+
+    /// Add the numbers of vectors one by one.
+    #[inline(never)]
+    fn add_each<S: Simd>(&mut self, numbers: &[f64x8<S>]) {
+        for vector in numbers {
+            for number in <[f64; 8]>::from(*vector) {
+                self.add(number);
+            }
+        }
     }
 
     /// Add a number.
@@ -174,8 +222,12 @@ mod tests {
         fn run<S: Simd>(self, simd: S) -> ExactSum {
             let mut sum = ExactSum::default();
             let (vectors, rest) = self.0.as_chunks::<8>();
-            for vector in vectors {
-                sum.add_lanes(simd, f64x8::from_slice(simd, vector));
+            // Two vectors at a time, and the last by itself.
+            for pair in vectors.chunks(2) {
+                match pair {
+                    [a, b] => sum.add_lanes(simd, [f64x8::from_slice(simd, a), f64x8::from_slice(simd, b)]),
+                    _ => sum.add_lanes(simd, [f64x8::from_slice(simd, &pair[0])]),
+                }
             }
             for number in rest {
                 sum.add(*number);
@@ -250,7 +302,7 @@ mod tests {
         fn run<S: Simd>(self, simd: S) -> ExactSum {
             let mut sum = ExactSum::default();
             let numbers: f64x8<S> = self.0.simd_into(simd);
-            sum.add_products(simd, numbers, -numbers);
+            sum.add_products(simd, [numbers], [-numbers]);
             sum
         }
     }
@@ -266,6 +318,53 @@ mod tests {
         for &level in Level::available() {
             let found = level.run(Products([above, below, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]));
             assert_eq!(found.to_bytes(), expected.clone().to_bytes(), "{}", level.name());
+        }
+    }
+
+    struct PairsOfProducts<'a>(&'a [f64], &'a [f64]);
+
+    impl Kernel for PairsOfProducts<'_> {
+        type Output = ExactSum;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> ExactSum {
+            let mut sum = ExactSum::default();
+            for (a, b) in self.0.chunks_exact(16).zip(self.1.chunks_exact(16)) {
+                let vectors =
+                    |numbers: &[f64]| [f64x8::from_slice(simd, &numbers[..8]), f64x8::from_slice(simd, &numbers[8..])];
+                sum.add_products(simd, vectors(a), vectors(b));
+            }
+            sum
+        }
+    }
+
+    #[test]
+    fn products_of_all_sizes_have_the_sum_of_both_parts() {
+        // Losses as they are, large ones, confident ones, and what no unit holds.
+        let scales = [1.0, 1e-3, 1e-9, 1e5, 1e-30, 1e-160, 1e160];
+        for (first, second) in scales.iter().flat_map(|first| scales.iter().map(move |second| (first, second))) {
+            if first * second < 1e-250 {
+                continue;
+            }
+            let numbers = |seed: u64, scale: f64| -> Vec<f64> {
+                let number = |index: u64| ((index * 7919 + seed) % 104_729) as f64 / 3.0 / 104_729.0;
+                (0..64).map(|index| scale * number(index)).collect()
+            };
+            let (a, mut b) = (numbers(13, *first), numbers(5, *second));
+            b[20] *= 1e12;
+            let mut expected = ExactSum::default();
+            for (a, b) in a.iter().zip(&b) {
+                let product = a * b;
+                expected.add(product);
+                if product.is_finite() {
+                    expected.add(a.mul_add(*b, -product));
+                }
+            }
+            let expected = expected.to_bytes();
+            for &level in Level::available() {
+                let found = level.run(PairsOfProducts(&a, &b)).to_bytes();
+                assert_eq!(found, expected, "{} {first} {second}", level.name());
+            }
         }
     }
 

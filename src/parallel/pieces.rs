@@ -8,7 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{SLICE, map_chunks, num_threads, reserved};
 use crate::error::{Error, Result};
@@ -30,11 +30,31 @@ pub fn pieces(classes: usize) -> usize {
     if classes <= MOST_WHOLE { 1 } else { classes.div_ceil(PIECE) }
 }
 
+/// So many pieces at least are worked on before they are merged: what is known of one may take some kilobytes.
+const TOGETHER: usize = 64;
+
+/// How long a leader goes on without asking: another thread of Python may take as long as a row to answer.
+const PATIENCE: Duration = Duration::from_millis(25);
+
 /// A caller whose rows all threads work on, one after the other.
 struct Leader<'a> {
     check: &'a dyn Fn() -> Result<()>,
+    /// When it was asked last.
+    asked: Cell<Instant>,
     /// Why the work is not to go on.
     stopped: RefCell<Option<Error>>,
+}
+
+impl Leader<'_> {
+    /// Ask whether to go on, if that was long ago.
+    fn ask(&self) -> Result<()> {
+        if self.asked.get().elapsed() < PATIENCE {
+            return Ok(());
+        }
+        let answer = (self.check)();
+        self.asked.set(Instant::now());
+        answer
+    }
 }
 
 thread_local! {
@@ -77,18 +97,17 @@ pub fn map_rows<T: Send + Sync>(
     if cfg!(target_family = "wasm") || pieces == 1 || pieces < enough {
         return map_chunks(chunks, chunk_bytes, check, work);
     }
-    let (mut results, mut asked) = (reserved(chunks)?, Instant::now());
+    let mut results = reserved(chunks)?;
+    let leader = Leader { check, asked: Cell::new(Instant::now()), stopped: RefCell::new(None) };
     for chunk in 0..chunks {
-        let leader = Leader { check, stopped: RefCell::new(None) };
         let led = Led::by(Some(std::ptr::from_ref(&leader).cast()));
         results.push(work(chunk));
         drop(led);
-        if let Some(error) = leader.stopped.into_inner() {
+        if let Some(error) = leader.stopped.take() {
             return Err(error);
         }
-        if chunk + 1 < chunks && asked.elapsed() >= SLICE {
-            check()?;
-            asked = Instant::now();
+        if chunk + 1 < chunks {
+            leader.ask()?;
         }
     }
     Ok(results)
@@ -117,20 +136,26 @@ fn cut<T: Send + Sync>(classes: usize, of: &(dyn Fn(Range<usize>) -> T + Sync), 
         return all;
     };
     // SAFETY: `map_rows` has put it there, on this thread, and takes it away before it ends.
-    let Leader { check, stopped } = unsafe { &*leader };
-    if stopped.borrow().is_none() {
-        match map_chunks(pieces(classes), PIECE_BYTES, *check, of_piece) {
+    let leader = unsafe { &*leader };
+    let (mut all, mut first, count) = (None, 0, pieces(classes));
+    let together = TOGETHER.max(ENOUGH_PIECES * num_threads().0);
+    while first < count && leader.stopped.borrow().is_none() {
+        let some = together.min(count - first);
+        let found = map_chunks(some, PIECE_BYTES, &|| leader.ask(), |number| of_piece(first + number));
+        match found.and_then(|found| leader.ask().map(|()| found)) {
             Ok(found) => {
-                let merged = found.into_iter().reduce(|mut all, next| {
-                    merge(&mut all, next);
-                    all
-                });
-                return merged.expect("a row that is cut has pieces");
+                for next in found {
+                    match &mut all {
+                        Some(all) => merge(all, next),
+                        None => all = Some(next),
+                    }
+                }
             }
-            Err(error) => *stopped.borrow_mut() = Some(error),
+            Err(error) => *leader.stopped.borrow_mut() = Some(error),
         }
+        first += some;
     }
-    of_piece(0)
+    all.unwrap_or_else(|| of_piece(0))
 }
 
 #[cfg(test)]

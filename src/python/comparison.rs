@@ -12,13 +12,12 @@ use crate::loss::labels::Labels;
 
 type Column<'py> = Bound<'py, PyAny>;
 
-/// Losses, entropies, probabilities of the largest logits, and whether these are the targets'.
-type OfModel<'py> = (Column<'py>, Column<'py>, Column<'py>, Column<'py>);
+/// Losses, entropies, probabilities of the largest logits, whether these are the targets', and the ranks of the other model's.
+type OfModel<'py> = (Column<'py>, Column<'py>, Column<'py>, Column<'py>, Column<'py>);
 
-/// (classes; for each row: whether it counts, KL divergence, the reverse one, that of Jensen and Shannon, whether both have the same
-/// top class; and the figures of each model).
-type Compared<'py> =
-    (usize, Column<'py>, Column<'py>, Column<'py>, Column<'py>, Column<'py>, OfModel<'py>, OfModel<'py>);
+/// (classes; for each row: whether it counts, KL divergence, the reverse one, that of Jensen and Shannon; and the figures of each
+/// model).
+type Compared<'py> = (usize, Column<'py>, Column<'py>, Column<'py>, Column<'py>, OfModel<'py>, OfModel<'py>);
 
 #[pyfunction]
 pub(super) fn compare_rows<'py>(
@@ -65,9 +64,9 @@ pub(super) fn compare_rows<'py>(
         let column = |index: usize| columns.get_item(index);
         let answers = |index: usize| column(index)?.call_method1("astype", ("bool",));
         let model = |first: usize| {
-            Ok::<_, PyErr>((column(first)?, column(first + 1)?, column(first + 2)?, answers(first + 3)?))
+            let rank = column(first + 4)?;
+            Ok::<_, PyErr>((column(first)?, column(first + 1)?, column(first + 2)?, answers(first + 3)?, rank))
         };
-        let (classes, counts, same_top) = (logits.classes(), answers(0)?, answers(4)?);
-        Ok((classes, counts, column(1)?, column(2)?, column(3)?, same_top, model(5)?, model(9)?))
+        Ok((logits.classes(), answers(0)?, column(1)?, column(2)?, column(3)?, model(4)?, model(9)?))
     })
 }

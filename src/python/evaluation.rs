@@ -9,7 +9,7 @@ use super::cross_entropy::Call;
 use super::options::Keywords;
 use super::{detached, guard};
 use crate::error::Error;
-use crate::loss::evaluation::{Sums, sum_of, tally};
+use crate::loss::evaluation::{Sums, loss_sums as loss_sums_of, sum_of, tally};
 use crate::loss::targets::{Problem, Targets};
 use crate::math::ExactSum;
 
@@ -17,8 +17,8 @@ use crate::math::ExactSum;
 type Exact<'py> = (Bound<'py, PyBytes>, f64);
 
 /// (the sums of the losses, their squares and the entropies; if there are weights, those of the weights, their squares and their
-/// products with the losses; hits for each k, rows, ignored rows, classes).
-type Counted<'py> = ([Exact<'py>; 3], Option<[Exact<'py>; 3]>, Vec<u64>, usize, usize, usize);
+/// products with the losses; hits for each k, rows, ignored rows, rows of NaN, classes).
+type Counted<'py> = ([Exact<'py>; 3], Option<[Exact<'py>; 3]>, Vec<u64>, usize, usize, usize, usize);
 
 fn exact(py: Python<'_>, sum: ExactSum) -> Exact<'_> {
     let (bytes, not_finite) = sum.to_bytes();
@@ -48,10 +48,30 @@ pub(super) fn evaluate<'py>(
             let has_weights = problem.weight.is_some() || problem.sample_weight.is_some();
             Ok((tally, has_weights, counted, rows - counted))
         })?;
-        let (py, Sums { loss, squared_loss, entropy, weights }) = (logits.py(), tally.sums);
+        let (py, Sums { loss, squared_loss, entropy, weights, nan_rows }) = (logits.py(), tally.sums);
         let sums = [loss, squared_loss, entropy].map(|sum| exact(py, sum));
         let weights = has_weights.then(|| weights.map(|sum| exact(py, sum)));
-        Ok((sums, weights, tally.hits, counted, ignored, view.classes()))
+        Ok((sums, weights, tally.hits, counted, ignored, nan_rows, view.classes()))
+    })
+}
+
+/// The sums of the losses of `cross_entropy` and of the weights that their mean divides by, without rounding.
+#[pyfunction]
+pub(super) fn loss_sums<'py>(
+    logits: &Bound<'py, PyAny>,
+    targets: &Bound<'py, PyAny>,
+    keywords: &Keywords,
+    options: &Bound<'py, PyDict>,
+) -> PyResult<[Exact<'py>; 2]> {
+    guard(|| {
+        let call = Call::cross_entropy(logits, targets, keywords.options(options)?)?;
+        let (view, unread) = (call.logits.view(), call.unread());
+        let lies_across = call.logits.lies_across(&view);
+        let sums = detached(logits.py(), |check| {
+            let problem = Problem { settled: Some(lies_across), ..unread.read(check)? };
+            loss_sums_of(&view, &problem, check)
+        })?;
+        Ok(sums.map(|sum| exact(logits.py(), sum)))
     })
 }
 

@@ -47,7 +47,7 @@ mod _xent_rs {
         cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess, kl_divergence, kl_divergence_with_grad,
     };
     #[pymodule_export]
-    use super::evaluation::{evaluate, exact_sum};
+    use super::evaluation::{evaluate, exact_sum, loss_sums};
     #[pymodule_export]
     use super::hessian::{
         cross_entropy_hvp, cross_entropy_target_grad, cross_entropy_temperature_grad, kl_divergence_hvp,

@@ -17,7 +17,14 @@ from xent_rs.keras import _losses
 BACKEND = keras.config.backend()
 NAMES = xk.__all__
 SPARSE, SOFT, BINARY = "SparseCategoricalCrossentropy", "CategoricalCrossentropy", "BinaryCrossentropy"
-AT = {SPARSE: "of_classes", SOFT: "of_probabilities", BINARY: "of_yes_or_no"}
+FOCAL, BINARY_FOCAL = "CategoricalFocalCrossentropy", "BinaryFocalCrossentropy"
+AT = {
+    SPARSE: "of_classes",
+    SOFT: "of_probabilities",
+    BINARY: "of_yes_or_no",
+    FOCAL: "of_classes",
+    BINARY_FOCAL: "of_yes_or_no",
+}
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras's NumPy backend has no gradients")
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow alone")
 
@@ -41,7 +48,7 @@ def theirs(name, /, **options):
 def calls(monkeypatch):
     """The names of the functions of the backend's module that were called."""
     names = []
-    for name in AT.values():
+    for name in set(AT.values()):
         function = getattr(_losses._backend, name)
 
         def counted(*args, name=name, function=function):
@@ -98,11 +105,38 @@ def expected_of_yes_or_no(z, t, smoothing=0.0):
     return (1 - t) * z + np.logaddexp(0, -z), 1 / (1 + np.exp(-z)) - t
 
 
+def expected_of_focal(z, y, axis, alpha, gamma):
+    """Of classes."""
+    one_hot = np.moveaxis(np.eye(z.shape[axis])[y], -1, axis)
+    p = softmax(z, axis)
+    own = (p * one_hot).sum(axis)
+    scale = np.asarray(alpha)[y] if np.ndim(alpha) else alpha
+    slope = (1 - own) ** gamma - gamma * (1 - own) ** (gamma - 1.0) * own * np.log(own)
+    gradient = np.expand_dims(scale * slope, axis) * (p - one_hot)
+    return scale * (1 - own) ** gamma * -np.log(own), gradient
+
+
+def expected_of_focal_yes_or_no(z, t, gamma=2.0, smoothing=0.0, alpha=None):
+    t = t * (1 - smoothing) + smoothing / 2
+    p = 1 / (1 + np.exp(-z))
+    missing = t * (1 - p) + (1 - t) * p
+    scale = 1 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
+    entropy = (1 - t) * z + np.logaddexp(0, -z)
+    slope = missing**gamma * (p - t) + gamma * missing ** (gamma - 1.0) * (1 - 2 * t) * p * (1 - p) * entropy
+    return scale * missing**gamma * entropy, scale * slope
+
+
 def problem(random, shape, axis):
     logits = random.normal(size=shape).astype("float32") * 3
     classes = random.integers(0, shape[axis], np.delete(shape, axis))
     probabilities = softmax(random.normal(size=shape), axis).astype("float32")
     return logits, classes, probabilities
+
+
+def labels_of(name, classes, probabilities):
+    """The labels that a loss takes, the classes last."""
+    one_hot = np.eye(probabilities.shape[-1], dtype="float32")[classes]
+    return {SPARSE: classes, FOCAL: one_hot}.get(name, probabilities)
 
 
 SHAPES = [((5,), 0), ((6, 5), -1), ((6, 5), 0), ((2, 3, 4, 5), -1), ((2, 3, 4, 5), 1), ((2, 3, 4, 5), 2)]
@@ -158,26 +192,132 @@ def test_losses_of_yes_or_no_are_those_of_the_formula(shape, axis, smoothing, ra
         np.testing.assert_allclose(found, slope / shape[axis], 1e-5, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "gamma"),
+    [(*each, gamma) for each, gamma in zip(SHAPES, [2.0, 0.5, 2.0, 1, 0.5, 0], strict=True)],
+)
+def test_focal_losses_of_one_hot_labels_are_those_of_the_formula_on_every_axis(
+    shape, axis, gamma, random, calls
+):
+    logits, classes, _ = problem(random, shape, axis)
+    labels = np.moveaxis(np.eye(shape[axis])[classes], -1, axis)
+    alpha = [0.1, 0.5, 2, 1, 0.3] if axis in (-1, len(shape) - 1) else 0.25
+    expected, slope = expected_of_focal(logits.astype(float), classes, axis, alpha, gamma)
+    loss = ours(FOCAL, axis=axis, reduction=None, alpha=alpha, gamma=gamma)
+    np.testing.assert_allclose(array(loss(labels, logits)), expected, 2e-6, 1e-6)
+    assert set(calls) == {AT[FOCAL]}
+    if BACKEND != "numpy":
+        value, found = gradient(loss, labels, logits)
+        np.testing.assert_allclose(value, expected, 2e-6, 1e-6)
+        np.testing.assert_allclose(found, slope, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "soften"),
+    [
+        ({}, lambda one_hot: 0.9 * one_hot + 0.02),
+        ({}, lambda one_hot: np.concatenate([one_hot[:-1], 0.5 * one_hot[-1:]])),
+        ({}, lambda one_hot: np.maximum(one_hot, one_hot[:, ::-1])),
+        ({"label_smoothing": 0.1}, lambda one_hot: one_hot),
+        ({"alpha": [0.5, 1, 2, 1, 3], "axis": 0}, lambda one_hot: one_hot),
+    ],
+)
+def test_what_is_no_focal_loss_of_one_class_a_row_keras_computes(options, soften, random, calls):
+    logits, classes, _ = problem(random, (5, 5), -1)
+    labels = soften(np.eye(5, dtype="float32")[classes])
+    found, expected = (
+        array(loss(FOCAL, reduction=None, **options)(labels, logits)) for loss in (ours, theirs)
+    )
+    np.testing.assert_allclose(found, expected, 1e-6)
+    assert not calls
+    if BACKEND in ("jax", "tensorflow"):  # a program that is compiled has both
+        loss = ours(FOCAL, reduction=None, **options)
+        if BACKEND == "jax":
+            import jax
+
+            compiled = jax.jit(loss)
+        else:
+            import tensorflow as tf
+
+            compiled = tf.function(loss)
+        np.testing.assert_allclose(array(compiled(labels, logits)), expected, 1e-6)
+        assert bool(calls) != bool(options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "alpha", "options"),
+    [
+        (*SHAPES[1], None, {}),
+        (*SHAPES[2], 0.3, {"gamma": 0.5, "label_smoothing": 0.2}),
+        (*SHAPES[3], 0.3, {"gamma": 0}),
+    ],
+)
+def test_focal_losses_of_yes_or_no_are_those_of_the_formula(shape, axis, alpha, options, random, calls):
+    logits, _, labels = problem(random, shape, axis)
+    labels[0] = np.round(labels[0])
+    gamma, smoothing = options.get("gamma", 2.0), options.get("label_smoothing", 0.0)
+    expected, slope = expected_of_focal_yes_or_no(
+        logits.astype(float), labels.astype(float), gamma, smoothing, alpha
+    )
+    balanced = {} if alpha is None else {"apply_class_balancing": True, "alpha": alpha}
+    loss = ours(BINARY_FOCAL, axis=axis, reduction=None, **balanced, **options)
+    np.testing.assert_allclose(array(loss(labels, logits)), expected.mean(axis), 2e-6, 1e-6)
+    assert set(calls) == {AT[BINARY_FOCAL]}
+    if BACKEND != "numpy":
+        value, found = gradient(loss, labels, logits)
+        np.testing.assert_allclose(value, expected.mean(axis), 2e-6, 1e-6)
+        np.testing.assert_allclose(found, slope / shape[axis], 1e-5, 1e-6)
+
+
+def test_what_is_left_of_a_confident_row_has_its_digits():
+    """Keras takes 1e-7 for what is less."""
+    p = 1 / (1 + np.exp(17.0))
+    logits, labels = np.array([[17.0, 0.0]], "float32"), np.array([[1, 0]])
+    np.testing.assert_allclose(array(ours(FOCAL)(labels, logits)), 0.25 * p**3, 1e-6)
+    np.testing.assert_allclose(array(ours(BINARY_FOCAL)(labels[:, :1], logits[:, :1])), p**3, 1e-6)
+
+
+@trains
+@pytest.mark.parametrize("gamma", [0.5, 1, 2])
+def test_the_ends_of_confidence_of_focal_losses(gamma):
+    """Where the probability of the target is 1 and 0."""
+    logits, labels = np.array([[500, 0, 0], [-500, 0, -np.inf]], "float32"), np.eye(3)[[0, 0]]
+    value, slope = gradient(ours(FOCAL, gamma=gamma, alpha=1, reduction=None), labels, logits)
+    np.testing.assert_allclose(value, [0, 500])
+    np.testing.assert_allclose(slope, [[0, 0, 0], [-1, 1, 0]], atol=1e-12)
+    value, slope = gradient(
+        ours(BINARY_FOCAL, gamma=gamma, reduction=None),
+        np.array([[1, 1, 0]]),
+        np.array([[500, -500, 500]], "float32"),
+    )
+    np.testing.assert_allclose(value, [1000 / 3], 1e-6)
+    np.testing.assert_allclose(3 * slope, [[0, -1, 1]], 1e-6, 1e-12)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_the_dtype_of_the_loss_is_that_of_its_computation(name, dtype, random, calls):
     if BACKEND == "jax" and dtype == "float64":
         pytest.skip("JAX has no float64 unless it is asked")
     logits, classes, labels = problem(random, (64, 12), -1)
-    labels = classes if name == SPARSE else labels
+    labels = labels_of(name, classes, labels)
     rounded = array(keras.ops.cast(logits, dtype))
     of = array(keras.ops.cast(labels, dtype)) if name != SPARSE else labels
     if name == SPARSE:
         expected = expected_of_classes(rounded, of, -1)[0]
     elif name == SOFT:
         expected = expected_of_probabilities(rounded, of, -1)[0]
+    elif name == FOCAL:
+        expected = expected_of_focal(rounded, classes, -1, 0.25, 2.0)[0]
+    elif name == BINARY_FOCAL:
+        expected = expected_of_focal_yes_or_no(rounded, of)[0].mean(-1)
     else:
         expected = expected_of_yes_or_no(rounded, of)[0].mean(-1)
     found = ours(name, dtype=dtype, reduction=None)(labels, logits)
     assert keras.backend.standardize_dtype(found.dtype) == dtype
     # Keras takes the mean of a binary loss in the dtype.
     tolerance = {"bfloat16": 2**-6, "float16": 2**-9, "float64": 1e-12}[dtype]
-    if BACKEND in ("numpy", "torch") and (name, dtype) == (BINARY, "float64"):
+    if BACKEND in ("numpy", "torch") and name in (BINARY, BINARY_FOCAL) and dtype == "float64":
         tolerance = 1e-6  # Keras's mean is of float32 there
     np.testing.assert_allclose(array(found), expected, tolerance)
     assert calls
@@ -200,13 +340,14 @@ def test_classes_are_not_rounded(dtype):
 )
 def test_weights_and_reductions_are_keras(name, reduction, random):
     logits, classes, labels = problem(random, (6, 4, 5), -1)
-    labels = classes if name == SPARSE else labels
+    labels = labels_of(name, classes, labels)
     for weight in (None, 2.3, random.random((6, 4)), random.random((6, 1)), np.arange(24).reshape(6, 4) % 2):
         found, expected = (
             array(loss(name, reduction=reduction)(labels, logits, weight)) for loss in (ours, theirs)
         )
-        # On NumPy Keras takes the logarithm of a sigmoid that was rounded.
-        tolerance = 1e-3 if (BACKEND, name) == ("numpy", BINARY) else 1e-5
+        # Keras takes the logarithm of a sigmoid that was rounded: on NumPy, and in a focal loss.
+        rounds = name == BINARY_FOCAL or (BACKEND, name) == ("numpy", BINARY)
+        tolerance = 1e-3 if rounds else 1e-5
         np.testing.assert_allclose(found, expected, tolerance, 1e-6)
 
 
@@ -307,8 +448,8 @@ def data_of(layers, name, random):
         random.integers(0, 20, shape) if layers is of_words else random.normal(size=shape).astype("float32")
     )
     rows = {dense: (40,), of_words: (40, 7), of_pixels: (40, 6, 6)}[layers]
-    if name == SPARSE:
-        return data, random.integers(0, 5, rows)
+    if name in (SPARSE, FOCAL):
+        return data, labels_of(name, random.integers(0, 5, rows), np.zeros(5))
     labels = softmax(random.normal(size=(*rows, 5)), -1).astype("float32")
     return data, labels if name == SOFT else (labels > 0.2).astype("float32")
 
@@ -339,7 +480,13 @@ def test_fit_has_the_history_of_the_built_in(name, case, random, calls):
 @trains
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(SPARSE, {"ignore_class": 2}), (SOFT, {"label_smoothing": 0.1}), (BINARY, {"label_smoothing": 0.1})],
+    [
+        (SPARSE, {"ignore_class": 2}),
+        (SOFT, {"label_smoothing": 0.1}),
+        (BINARY, {"label_smoothing": 0.1}),
+        (FOCAL, {"alpha": [0.1, 1, 2, 0.5, 0.7], "gamma": 1.5}),
+        (BINARY_FOCAL, {"apply_class_balancing": True, "gamma": 1.5, "label_smoothing": 0.1}),
+    ],
 )
 def test_fit_has_the_history_of_the_built_in_with_its_options(name, options, random):
     data, labels = data_of(of_pixels, name, random)
@@ -392,6 +539,26 @@ def test_evaluate_has_the_loss_of_the_built_in(name, random):
         (SPARSE, {"ignore_class": 255, "axis": 1, "reduction": "sum", "name": "own", "dtype": "bfloat16"}),
         (SOFT, {"label_smoothing": 0.25, "axis": 2, "reduction": None, "name": "own", "dtype": "float16"}),
         (BINARY, {"label_smoothing": 0.25, "axis": 2, "reduction": None, "name": "own", "dtype": "float64"}),
+        (
+            FOCAL,
+            {
+                **{"alpha": [0.5, 1], "gamma": 1.5, "label_smoothing": 0.25, "axis": 2},
+                **{"reduction": None, "name": "own", "dtype": "float16"},
+            },
+        ),
+        (
+            BINARY_FOCAL,
+            {
+                **{
+                    "apply_class_balancing": True,
+                    "alpha": 0.5,
+                    "gamma": 1.5,
+                    "label_smoothing": 0.25,
+                    "axis": 2,
+                },
+                **{"reduction": "sum", "name": "own", "dtype": "bfloat16"},
+            },
+        ),
     ],
 )
 def test_a_loss_is_made_again_from_its_config(name, options):
@@ -465,6 +632,10 @@ def test_the_arguments_are_those_of_keras(name):
         (SOFT, (1, 5), {}, "y_true has shape (1, 5); expected (4, 5), that of y_pred"),
         (SOFT, (4, 5), {"axis": -3}, "axis is -3; expected -2 to 1 for y_pred of 2 dimensions"),
         (BINARY, (4, 4), {}, "y_true has shape (4, 4); expected (4, 5), that of y_pred"),
+        (FOCAL, (4,), {}, "y_true has shape (4,); expected (4, 5), that of y_pred"),
+        (FOCAL, (4, 5), {"axis": 2}, "axis is 2; expected -2 to 1 for y_pred of 2 dimensions"),
+        (FOCAL, (4, 5), {"alpha": [1, 2]}, "alpha has shape (2,); expected a number, or one for each class"),
+        (BINARY_FOCAL, (4, 4), {}, "y_true has shape (4, 4); expected (4, 5), that of y_pred"),
     ],
 )
 def test_shapes_that_do_not_match_are_named(name, labels, options, sentence):
@@ -473,7 +644,14 @@ def test_shapes_that_do_not_match_are_named(name, labels, options, sentence):
     assert str(caught.value).startswith(sentence)
 
 
-@pytest.mark.parametrize("name", [SOFT, BINARY])
+@pytest.mark.parametrize("name", [FOCAL, BINARY_FOCAL])
+@pytest.mark.parametrize("gamma", [-0.1, 1e101, np.nan])
+def test_a_gamma_is_at_least_0(name, gamma):
+    with pytest.raises(ValueError, match=r"^gamma is .*; expected a number from 0 to 1e100$"):
+        ours(name, gamma=gamma)
+
+
+@pytest.mark.parametrize("name", [SOFT, BINARY, FOCAL, BINARY_FOCAL])
 @pytest.mark.parametrize("share", [-0.1, 1.5, np.nan])
 def test_a_share_is_between_0_and_1(name, share):
     with pytest.raises(ValueError, match=r"^label_smoothing is .*; expected a number from 0 to 1$"):
@@ -519,20 +697,23 @@ def test_programs_that_xla_compiles_are_left_to_keras(name, random, calls):
 def test_derivatives_of_every_order_and_by_the_labels(name, graph, random):
     import tensorflow as tf
 
+    if graph and name == FOCAL:
+        pytest.skip("TensorFlow has no second derivatives of a tf.cond with a tf.where, as it adds bool")
     logits, classes, soft = problem(random, (3, 4, 5), -1)
-    labels = tf.constant(classes if name == SPARSE else soft)
-    options = {"ignore_class": 2} if name == SPARSE else {"label_smoothing": 0.2}
+    labels = tf.constant(labels_of(name, classes, soft))
+    options = {SPARSE: {"ignore_class": 2}, FOCAL: {"gamma": 1.5}}.get(name, {"label_smoothing": 0.2})
+    constant = name in (SPARSE, FOCAL)
     upstream = tf.constant(random.normal(size=(3, 4)), "float32")
 
     def derivatives(loss, logits, labels):
         with tf.GradientTape(persistent=True) as outer:
-            outer.watch([logits] if name == SPARSE else [logits, labels])
+            outer.watch([logits] if constant else [logits, labels])
             with tf.GradientTape() as inner:
                 inner.watch(logits)
                 value = tf.reduce_sum(loss(labels, logits) * upstream)
             slope = tf.math.sin(inner.gradient(value, logits))
         second = outer.gradient(slope, logits)
-        return [second] if name == SPARSE else [second, outer.gradient(value, labels)]
+        return [second] if constant else [second, outer.gradient(value, labels)]
 
     found, expected = (
         (tf.function(derivatives) if graph else derivatives)(
@@ -547,11 +728,31 @@ def test_derivatives_of_every_order_and_by_the_labels(name, graph, random):
 
 @on_tensorflow
 @pytest.mark.parametrize("name", NAMES)
+def test_derivatives_in_a_branch_of_a_graph(name, random):
+    import tensorflow as tf
+
+    logits, classes, soft = problem(random, (4, 5), -1)
+    labels = tf.constant(labels_of(name, classes, soft))
+
+    @tf.function
+    def slope(branch, logits, labels):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = tf.cond(branch, lambda: ours(name)(labels, logits), lambda: tf.reduce_sum(logits))
+        return tape.gradient(value, logits)
+
+    expected = gradient(ours(name), labels, logits)[1]
+    np.testing.assert_allclose(slope(tf.constant(True), tf.constant(logits), labels), expected, 1e-5, 1e-7)
+    assert (array(slope(tf.constant(False), tf.constant(logits), labels)) == 1).all()
+
+
+@on_tensorflow
+@pytest.mark.parametrize("name", NAMES)
 def test_shapes_that_are_not_known_before_the_run(name, random):
     import tensorflow as tf
 
     logits, classes, soft = problem(random, (6, 5), -1)
-    labels = classes if name == SPARSE else soft
+    labels = labels_of(name, classes, soft)
     row = [None] if name == SPARSE else [None, 5]
     loss = tf.function(
         ours(name, reduction=None),
@@ -582,6 +783,7 @@ OF_PROBABILITIES = {
     f"{SPARSE}Test.test_binary_segmentation_different_axis",
     f"{SPARSE}Test.test_multi_class_segmentation",
     f"{SPARSE}Test.test_multi_class_segmentation_different_axis",
+    f"{BINARY_FOCAL}Test.test_no_reduction",
 }
 #: Those that hold for logits too, though they do not say so.
 OF_EITHER = {"test_config", "test_dtype_arg", "test_shape_mismatch"}

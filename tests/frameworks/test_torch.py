@@ -210,6 +210,10 @@ def test_errors_of_modules_are_those_of_pytorch():
 DIVERGENCES = [("forward", 0.5), ("reverse", 0.5), ("jensen_shannon", 0.5), ("jensen_shannon", 0.1)]
 
 
+#: No label smoothing, with which they do not go, and the terms that look at the probability of a class.
+FOCUS = (0.0, 2.0, -0.7)
+
+
 def operator_cases(dtype):
     logits, target = problem(dtype=dtype)
     logits = logits.detach()
@@ -218,11 +222,14 @@ def operator_cases(dtype):
     three = torch.tensor(3.0)
     for reduction in ("mean", "sum", "none"):
         denominator = three if reduction == "mean" else None
-        for targets in (target, probabilities):
+        for targets, focus in ((target, (0.1, 0.0, 0.0)), (target, FOCUS), (probabilities, (0.1, 0.0, 0.0))):
             tensors = (logits, targets, weight.to(dtype), rows.to(dtype), denominator)
-            yield "cross_entropy", tensors, (-100, 0.1, 0.01, 20.0, 1.5, reduction, dtype)
-        tensors = (logits, probabilities, weight.to(dtype), weight.to(dtype), denominator)
-        yield "binary_cross_entropy", tensors, (None, 0.1, reduction, dtype)
+            label_smoothing, *terms = focus
+            numbers = (-100, label_smoothing, 0.01, 20.0, 1.5, *terms, reduction, dtype)
+            yield "cross_entropy", tensors, numbers
+        for gamma in (0.0, 1.5):
+            tensors = (logits, probabilities, weight.to(dtype), weight.to(dtype), denominator)
+            yield "binary_cross_entropy", tensors, (None, 0.1, gamma, reduction, dtype)
         tensors = (logits, 2 * logits, rows.to(dtype), denominator)
         for kind, beta in DIVERGENCES:
             yield "kl_divergence", tensors, (kind, beta, 2.0, reduction, dtype)
@@ -250,7 +257,7 @@ def test_operators_hold_what_pytorch_expects_of_operators(dtype):
 def test_an_operator_without_its_function_says_that_it_has_no_derivative():
     logits, target = problem()
     loss = torch.ops.xent_rs.cross_entropy(
-        logits, target, None, None, None, -100, 0.0, 0.0, None, 1.0, "mean", torch.float64
+        logits, target, None, None, None, -100, 0.0, 0.0, None, 1.0, 0.0, 0.0, "mean", torch.float64
     )
     with pytest.warns(UserWarning, match="autograd kernel was not registered"):
         loss.backward()
@@ -266,6 +273,10 @@ def losses_to_compile():
         "classes": lambda x, y: xt.cross_entropy(2 * x, y, label_smoothing=0.1),
         "each row": lambda x, y: (xt.cross_entropy(2 * x, y, reduction="none") * x[:, 0]).sum(),
         "options": lambda x, y: xt.cross_entropy(x.tanh(), y, z_loss=1e-2, softcap=5.0, denominator=7),
+        "focal": lambda x, y: xt.cross_entropy(2 * x, y, focal_gamma=2.0, poly_epsilon=0.5),
+        "focal, binary": lambda x, y: xt.binary_cross_entropy_with_logits(
+            2 * x, probabilities, focal_gamma=1.5
+        ),
         "probabilities": lambda x, y: xt.cross_entropy(2 * x, probabilities, weight=probabilities[0]),
         "learned probabilities": lambda x, y: xt.cross_entropy(2 * x, x.softmax(1), reduction="sum"),
         "binary": lambda x, y: xt.binary_cross_entropy_with_logits(2 * x, probabilities, label_smoothing=0.1),
@@ -525,6 +536,7 @@ def test_second_derivatives_of_all_losses_with_all_options():
                 target=targets[:3, :4],
                 weight=rest[0][:4],
                 label_smoothing=0.1,
+                focal_gamma=numbers[2],
                 denominator=rest[2],
             )
         else:
@@ -534,10 +546,12 @@ def test_second_derivatives_of_all_losses_with_all_options():
                 target=targets,
                 weight=rest[0][:4],
                 sample_weight=rest[1][:3],
-                label_smoothing=0.1,
+                label_smoothing=numbers[1],
                 z_loss=0.01,
                 softcap=20.0,
                 temperature=1.5,
+                focal_gamma=numbers[5],
+                poly_epsilon=numbers[6],
                 denominator=rest[2],
             )
         reduction = next(number for number in numbers if number in ("mean", "sum", "none"))
@@ -558,6 +572,8 @@ OPTIONS = {
     "z_loss": [0.0, 0.05],
     "softcap": [None, 4.0],
     "temperature": [1.0, 0.7],
+    "focal_gamma": [0.0, 2.0, 0.5],
+    "poly_epsilon": [0.0, 1.0, -0.7],
     "reduction": ["mean", "sum", "none", "denominator", "denominator 0"],
 }
 COVER = pairwise(OPTIONS)
@@ -570,13 +586,14 @@ def tensors_of(case, dtype=torch.float64):
     logits = (3 * torch.randn(*first, classes, *rest)).to(dtype)
     if case["targets"] == "probabilities":
         target = logits.roll(1, -1).softmax(min(1, logits.dim() - 1))
-        case = {**case, "ignore_index": -100}
+        case = {**case, "ignore_index": -100, "focal_gamma": 0.0, "poly_epsilon": 0.0}
     else:
         target = torch.randint(0, classes, rows)
         target = target.to(torch.int16) if case["targets"] == "narrow classes" else target
-    options = {
-        name: case[name] for name in ("ignore_index", "label_smoothing", "z_loss", "softcap", "temperature")
-    }
+    if case["focal_gamma"] or case["poly_epsilon"]:
+        case = {**case, "label_smoothing": 0.0}
+    others = ("targets", "shape", "weight", "sample_weight", "reduction")
+    options = {name: value for name, value in case.items() if name not in others}
     if case["weight"]:
         options["weight"] = torch.rand(classes, dtype=torch.float64)
     if case["sample_weight"] is not None:
@@ -633,6 +650,39 @@ def test_a_masked_class_stays_masked_under_a_softcap(calls):
     learned = torch.ones(2, requires_grad=True)
     assert_close(value_and_gradient(xt.cross_entropy, logits, **options, sample_weight=learned), expected)
     assert not calls
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_the_ends_of_confidence_of_a_focal_loss(gamma, calls):
+    """Rows whose class is certain, and impossible, and a row of NaN."""
+    rows = [[0, 900, 0], [0, -900, 0], [0, -math.inf, 0], [math.nan, 0, 0], [-30, 0, 1]]
+    logits, target = torch.tensor(rows, dtype=torch.float64), torch.tensor([1, 1, 1, 1, 2])
+    options = {"focal_gamma": gamma, "poly_epsilon": 0.5, "reduction": "none"}
+    yes = torch.tensor([[1.0, 0, 1], [0.5, 1, 1], [0, 1, 0], [1, 1, 0.25], [0, 1, 1]], dtype=torch.float64)
+    binary = {"focal_gamma": gamma, "reduction": "none"}
+    by_kernels = [
+        value_and_gradient(xt.cross_entropy, logits, target, **options),
+        value_and_gradient(xt.binary_cross_entropy_with_logits, logits, yes, **binary),
+    ]
+    assert calls
+    calls.clear()
+    learned = torch.ones(5, requires_grad=True)
+    by_pytorch = [
+        value_and_gradient(xt.cross_entropy, logits, target, **options, sample_weight=learned),
+        value_and_gradient(xt.binary_cross_entropy_with_logits, logits, yes.requires_grad_(), **binary),
+    ]
+    assert not calls
+    assert_close(by_pytorch, by_kernels, equal_nan=True)
+
+
+def test_what_is_left_of_a_confident_row_has_its_digits():
+    """In float32, where 1 - p of the class is 0 if it is computed so."""
+    logits, target = torch.tensor([[17.0, 0.0]]), torch.tensor([0])
+    p = 1 / (1 + math.exp(17))
+    for options, factor in (({"focal_gamma": 2.0}, p**2), ({"poly_epsilon": 1.0}, 2)):
+        loss, gradient = value_and_gradient(xt.cross_entropy, logits, target, **options)
+        assert loss.item() == pytest.approx(p * factor, rel=1e-6)
+        assert gradient[0, 1].item() == pytest.approx(p * factor * (3 if factor < 1 else 1), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64], ids=str)
@@ -725,7 +775,10 @@ def test_a_mixture_that_is_learned_has_a_gradient():
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("ignore_index", [None, -100])
 @pytest.mark.parametrize("denominator", [None, 4])
-def test_binary_options_are_those_of_the_function_for_arrays(reduction, ignore_index, denominator, calls):
+@pytest.mark.parametrize("focal_gamma", [0.0, 1.5])
+def test_binary_options_are_those_of_the_function_for_arrays(
+    reduction, ignore_index, denominator, focal_gamma, calls
+):
     if denominator is not None and reduction != "mean":
         denominator = None
     logits = torch.randn(4, 5, dtype=torch.float64)
@@ -734,6 +787,7 @@ def test_binary_options_are_those_of_the_function_for_arrays(reduction, ignore_i
         targets[0] = ignore_index
         logits[0, 0] = math.nan
     options = {"ignore_index": ignore_index, "label_smoothing": 0.2, "reduction": reduction}
+    options["focal_gamma"] = focal_gamma
     options |= {"weight": torch.rand(5), "pos_weight": torch.rand(4, 1), "denominator": denominator}
     arrays = {name: value.numpy() if torch.is_tensor(value) else value for name, value in options.items()}
     losses, expected = xent_rs.binary_cross_entropy_with_grad(logits.numpy(), targets.numpy(), **arrays)
@@ -1026,7 +1080,7 @@ def test_operators_say_how_their_gradients_lie(layout):
     """Compiled code relies on it."""
     logits = LAYOUTS[layout](torch.randn(2, 3, 4, 5))
     target = torch.randint(0, 3, (2, 4, 5))
-    numbers = (-100, 0.0, 0.0, None, 1.0, "mean", torch.float32)
+    numbers = (-100, 0.0, 0.0, None, 1.0, 0.0, 0.0, "mean", torch.float32)
     _, gradient = torch.ops.xent_rs.cross_entropy_with_grad(None, logits, target, None, None, None, *numbers)
     assert gradient.stride() == torch.empty_like(logits).stride()
     if (
@@ -1122,6 +1176,16 @@ def test_transforms_of_functions(calls):
             return (functional.cross_entropy(z, y, reduction="sum") + 0.1 * (z.logsumexp(1) ** 2).sum()) / 3
 
         assert_close(transform(with_options), transform(by_hand), msg=name)
+
+        def with_focus(x, y=target):
+            return xt.cross_entropy(x, y, focal_gamma=2.0, poly_epsilon=0.5)
+
+        def focus_by_hand(x, y=target):
+            losses = functional.cross_entropy(x, y, reduction="none")
+            missing = 1 - torch.exp(-losses)
+            return (missing**2 * losses + 0.5 * missing).mean()
+
+        assert_close(transform(with_focus), transform(focus_by_hand), msg=name)
     assert not calls
 
 
@@ -1231,6 +1295,8 @@ def test_tensors_on_another_device_stay_there(calls):
 X, Y, YES = torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2, 3)
 META = {name: tensor.to("meta") for name, tensor in (("X", X), ("Y", Y), ("YES", YES))}
 ROWS = {"sample_weight": torch.ones(3)}
+SMOOTHED = {"focal_gamma": 2, "label_smoothing": 0.1}
+CLASS = "expected class indices, whose probability it looks at"
 BAD = {
     xt.cross_entropy: [
         (X, torch.tensor([0, 5]), {}, IndexError, r"targets\[1\] is 5"),
@@ -1247,10 +1313,42 @@ BAD = {
         (X, Y, {"z_loss": -1.0}, ValueError, "z_loss is -1.0; expected"),
         (X, Y, {"temperature": 0.0}, ValueError, "temperature is 0.0; expected a positive"),
         (X, Y, {"temperature": "hot"}, RuntimeError, "'float' for argument 'temperature'"),
+        (X, Y, {"focal_gamma": -1}, ValueError, "focal_gamma is -1.0; expected a number from 0 to 1e100"),
+        (X, Y, {"poly_epsilon": math.inf}, ValueError, "poly_epsilon is inf; expected a finite number"),
+        (X, Y, SMOOTHED, ValueError, "focal_gamma is 2.0 with label_smoothing 0.1; expected one of them"),
+        (
+            X,
+            YES,
+            {"poly_epsilon": 1},
+            ValueError,
+            "poly_epsilon is 1.0 with probabilities as targets; " + CLASS,
+        ),
         (X, Y, ROWS, ValueError, "sample_weight has shape"),
         (X, Y, {"denominator": 2, "reduction": "sum"}, ValueError, "denominator is given with reduction"),
         (X, Y, {"denominator": torch.ones(2)}, TypeError, "denominator"),
         (META["X"], META["Y"], {"softcap": -1.0}, ValueError, "softcap -1.0"),
+        (
+            META["X"],
+            META["Y"],
+            {"focal_gamma": -1},
+            ValueError,
+            "focal_gamma is -1.0; expected a number from",
+        ),
+        (META["X"], META["Y"], {"poly_epsilon": math.nan}, ValueError, "poly_epsilon is nan; expected a fin"),
+        (
+            META["X"],
+            META["Y"],
+            SMOOTHED,
+            ValueError,
+            "focal_gamma is 2.0 with label_smoothing 0.1; expected one",
+        ),
+        (
+            META["X"],
+            META["YES"],
+            {"poly_epsilon": 1},
+            ValueError,
+            "is 1.0 with probabilities as targets; " + CLASS,
+        ),
         (META["X"], META["Y"], ROWS, ValueError, "sample_weight has shape"),
         (META["X"], META["Y"], {"denominator": 2, "reduction": "sum"}, ValueError, "denominator is given"),
         (META["X"], META["Y"], {"z_loss": 1.0, "reduction": "max"}, ValueError, "reduction is 'max'"),
@@ -1260,6 +1358,8 @@ BAD = {
         (X, YES, {"pos_weight": 3.0}, TypeError, r"^pos_weight is a float; expected a tensor$"),
         (X, YES, {"label_smoothing": 2.0}, ValueError, "label_smoothing is 2.0"),
         (META["X"], META["YES"], {"label_smoothing": 2.0}, ValueError, "label_smoothing is 2.0"),
+        (X, YES, {"focal_gamma": -1}, ValueError, "focal_gamma is -1.0; expected a number from 0 to 1e100"),
+        (META["X"], META["YES"], {"focal_gamma": -1}, ValueError, "focal_gamma is -1.0; expected a number"),
     ],
     xt.kl_divergence: [
         (X, torch.zeros(2, 4), {}, ValueError, r"target_logits have shape \(2, 4\); expected \(2, 3\)"),
@@ -1299,7 +1399,7 @@ def test_bad_arguments(function, logits, targets, options, error, text, needs_gr
         function(logits, targets, **options)
 
 
-@pytest.mark.parametrize("option", ["temperature", "softcap", "z_loss"])
+@pytest.mark.parametrize("option", ["temperature", "softcap", "z_loss", "focal_gamma", "poly_epsilon"])
 def test_an_option_that_is_learned_has_a_gradient(option):
     logits, target = problem()
     learned = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
@@ -1309,6 +1409,10 @@ def test_an_option_that_is_learned_has_a_gradient(option):
 
     assert_close(loss(learned), loss(0.5))
     assert torch.autograd.gradcheck(loss, learned)
+    nothing = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    if option in ("focal_gamma", "poly_epsilon"):  # 0 is where one begins to learn it
+        (slope,) = torch.autograd.grad(loss(nothing), nothing)
+        assert slope != 0
     assert torch.autograd.gradcheck(
         lambda number: xt.kl_divergence(logits, 2 * logits, temperature=number), learned
     )
@@ -1339,17 +1443,18 @@ def test_modules_are_pytorchs_with_the_same_state():
 
 def test_modules_hand_their_options_on():
     logits, target = problem()
-    options = {"z_loss": 0.1, "softcap": 3.0, "temperature": 2.0}
+    options = {"z_loss": 0.1, "softcap": 3.0, "temperature": 2.0, "focal_gamma": 2.0, "poly_epsilon": 0.5}
     of_call = {"sample_weight": torch.rand(6), "denominator": 4}
     expected = xt.cross_entropy(logits, target, **options, **of_call)
     assert torch.equal(xt.CrossEntropyLoss(**options)(logits, target, **of_call), expected)
     assert not torch.equal(xt.CrossEntropyLoss()(logits, target), expected)
+    assert not torch.equal(xt.CrossEntropyLoss(**{**options, "poly_epsilon": 0.0})(logits, target), expected)
     yes = (logits.detach() > 0).double()
     yes[0] = -1
     expected = xt.binary_cross_entropy_with_logits(
-        logits, yes, ignore_index=-1, label_smoothing=0.2, denominator=3
+        logits, yes, ignore_index=-1, label_smoothing=0.2, focal_gamma=1.5, denominator=3
     )
-    module = xt.BCEWithLogitsLoss(ignore_index=-1, label_smoothing=0.2)
+    module = xt.BCEWithLogitsLoss(ignore_index=-1, label_smoothing=0.2, focal_gamma=1.5)
     assert torch.equal(module(logits, yes, denominator=3), expected)
 
 

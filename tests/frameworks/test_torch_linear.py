@@ -191,6 +191,7 @@ def test_any_number_of_dimensions(probabilities, calls):
         {"weight": torch.tensor([1.0, 2, 0, 1, 0.5]).double(), "ignore_index": 2},
         {"sample_weight": torch.tensor([1.0, 0, 2, 1, 3, 1]).double(), "denominator": 7.0},
         {"temperature": 0.5, "z_loss": 0.1, "reduction": "sum"},
+        {"focal_gamma": 2.0, "poly_epsilon": 0.5},
         {"softcap": 2.0, "label_smoothing": 0.2, "reduction": "none"},
     ],
     ids=lambda options: "-".join(options),
@@ -211,7 +212,7 @@ def test_operators_hold_what_pytorch_expects_of_operators(dtype, reduction):
     hidden, weight, bias, target = layer(dtype=dtype)
     with torch.no_grad():
         tensors = hidden.detach(), weight.detach(), bias.detach(), target, None, None, None
-    numbers = (-100, 0.1, 0.0, None, 1.0, reduction, torch.float32)
+    numbers = (-100, 0.1, 0.0, None, 1.0, 0.0, 0.0, reduction, torch.float32)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(torch.ops.xent_rs.linear_cross_entropy, (*tensors, *numbers), test_utils=tests)
     grad_output = torch.ones(6) if reduction == "none" else None

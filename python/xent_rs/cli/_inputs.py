@@ -14,11 +14,20 @@ from numpy.typing import NDArray
 
 from .. import _xent_rs, io
 from .._head import Head, heads_of
+from ..io._stored import RawNumbersError
 from . import _terminal
 from ._journal import Journal
 
 # What the figures of these options depend on, besides the inputs.
 COUNTED_WITH = ("axis", "ignore_index", "temperature", "softcap", "shift", "score_from")
+# What leaves rows out.
+LEFT_OUT_BY = ("--ignore-index", "--sample-weight")
+# What the files of these options hold.
+_EACH = {
+    "--sample-weight": "one weight a row",
+    "--weight": "one weight a class",
+    "--groups": "integers, one group a row",
+}
 
 
 def add_logits_options(parser: argparse.ArgumentParser, logits: str) -> None:
@@ -114,6 +123,21 @@ def add_state(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_top_k(parser: argparse.ArgumentParser, default: tuple[int, ...], what: str) -> None:
+    """Declare how many of the largest logits are looked at."""
+    shown = ",".join(map(str, default))
+    parser.add_argument(
+        "--top-k", type=_integers, default=default, metavar="K,...", help=f"{what} (default: {shown})"
+    )
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 1,5") from None
+
+
 def positive(text: str) -> int:
     """Read an argument that is a positive integer."""
     number = int(text) if text.isdecimal() else 0
@@ -122,14 +146,28 @@ def positive(text: str) -> int:
     return number
 
 
-def open_options(
-    arguments: argparse.Namespace, *options: str, dtype: str | None = None
-) -> dict[str, io.StoredArray]:
+def open_logits(name: str, option: str, dtype: str | None) -> io.StoredArray:
+    """Open logits, hidden states or weights, whose dtype an option may say that `add_dtype` has declared."""
+    try:
+        return io.open_array(name, dtype=dtype)
+    except RawNumbersError as error:
+        raise io.ArrayFileError(f"{error.found}; if that is what they are, give {option} bfloat16") from None
+
+
+def open_numbers(name: str, expected: str) -> io.StoredArray:
+    """Open an array whose dtype no option says."""
+    try:
+        return io.open_array(name)
+    except RawNumbersError as error:
+        raise io.ArrayFileError(f"{error.found}; expected {expected}, of a dtype that it has") from None
+
+
+def open_options(arguments: argparse.Namespace, *options: str) -> dict[str, io.StoredArray]:
     """Open the files that some options name, by the option."""
     return {
-        option: io.open_array(name, dtype=dtype)
+        option: open_numbers(name, _EACH[option])
         for option in options
-        if (name := getattr(arguments, option.removeprefix("--").replace("-", "_"))) is not None
+        if (name := _value_of(arguments, option)) is not None
     }
 
 
@@ -137,11 +175,23 @@ def open_heads(arguments: argparse.Namespace, *models: str) -> dict[str, io.Stor
     """Open the files that the options of `add_heads` name, by the option."""
     found = {}
     for option in head_options(*models):
-        dtype = None if option.endswith("bias") else arguments.head_dtype
-        found.update(open_options(arguments, option, dtype=dtype))
+        name, dtype = _value_of(arguments, option), arguments.head_dtype
+        if name is None:
+            continue
+        if option.endswith("bias"):  # of any dtype, but raw numbers are what those of the weights are
+            with contextlib.suppress(RawNumbersError):
+                found[option] = io.open_array(name)
+                continue
+        found[option] = open_logits(name, "--head-dtype", dtype)
     if arguments.head_dtype is not None and not found:
         raise ValueError(f"--head-dtype is {arguments.head_dtype} without --head; expected that, too")
     return found
+
+
+def _value_of(arguments: argparse.Namespace, option: str) -> str | None:
+    """Return what an option was given."""
+    value: str | None = getattr(arguments, option.removeprefix("--").replace("-", "_"))
+    return value
 
 
 def head_options(*models: str) -> list[str]:

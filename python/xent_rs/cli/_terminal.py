@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,12 @@ def _finite(value: Any) -> Any:
 def print_table(rows: Sequence[Sequence[str]], indent: str = "") -> None:
     """Print rows of text in columns; the first column is left-aligned, the others right-aligned."""
     print(text_table(rows, indent))
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print paragraphs, each below an empty line."""
+    for note in notes:
+        print(f"\n{textwrap.fill(note, 100, break_on_hyphens=False)}")
 
 
 class NoBar:

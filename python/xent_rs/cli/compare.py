@@ -33,7 +33,7 @@ from ._journal import Journal
 
 _MODELS = ("reference", "candidate")
 _PICTURES = (".png", ".svg", ".pdf")
-_WHOLE = ("rows", "ignored", "groups")
+_WHOLE = ("rows", "ignored", "nan_rows", "reference_nan_rows", "candidate_nan_rows", "groups")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every step along the first axis of TARGETS is a group: where it has windows of tokens, these",
     )
+    _inputs.add_top_k(parser, (5, 10), "look for each model's top class among the other's K largest")
     _inputs.add_positions(parser)
     _inputs.add_state(parser)
     files.append(
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = _inputs_of(arguments)
     reference, candidate = inputs["REFERENCE"], inputs["CANDIDATE"]
     heads = _inputs.heads(inputs, [reference, candidate], arguments.axis, *_MODELS)
-    options = {"--windows": arguments.windows}
+    options = {"--windows": arguments.windows, "--top-k": list(arguments.top_k)}
     names = ["REFERENCE", "CANDIDATE", "TARGETS", "--sample-weight", "--weight", "--groups"]
     names += _inputs.head_options(*_MODELS)
     with _inputs.journal(arguments, "compare", inputs, names, options) as journal:
@@ -110,9 +111,11 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             for what, logits, head in zip(_MODELS, (reference, candidate), heads, strict=True):
                 print(f"{what} {_terminal.printable(logits.name)}: {_inputs.kind_of(logits, head)}")
-            for header, rows in comparison._tables(arguments.bytes):
+            classes = reference.shape[arguments.axis] if heads[0] is None else heads[0].classes
+            for header, rows in comparison._tables(arguments.bytes, classes):
                 print()
                 _terminal.print_table([*filter(None, [header]), *rows])
+            _terminal.print_notes(comparison._notes(_inputs.LEFT_OUT_BY))
         sys.stdout.flush()
         if arguments.plot is not None:
             pair = reference.name, candidate.name
@@ -129,11 +132,11 @@ def _of_group(group: GroupComparison) -> dict[str, float]:
 
 def _inputs_of(arguments: argparse.Namespace) -> dict[str, io.StoredArray]:
     """Open all files, and say what does not fit before any of it is read."""
-    reference = io.open_array(arguments.reference, dtype=arguments.reference_dtype)
-    candidate = io.open_array(arguments.candidate, dtype=arguments.candidate_dtype)
+    reference = _inputs.open_logits(arguments.reference, "--reference-dtype", arguments.reference_dtype)
+    candidate = _inputs.open_logits(arguments.candidate, "--candidate-dtype", arguments.candidate_dtype)
     inputs = {"REFERENCE": reference, "CANDIDATE": candidate}
     if arguments.targets is not None:
-        targets = inputs["TARGETS"] = io.open_array(arguments.targets)
+        targets = inputs["TARGETS"] = _inputs.open_numbers(arguments.targets, "integers, the classes")
         for name in ("REFERENCE", "CANDIDATE"):
             _inputs.check_order(inputs[name], targets, name)
     else:
@@ -182,6 +185,7 @@ def _compared(
     reference, candidate = inputs["REFERENCE"], inputs["CANDIDATE"]
     weight = inputs.get("--weight")
     options: dict[str, Any] = {
+        "top_k": arguments.top_k,
         "weight": None if weight is None else weight.map(),
         "ignore_index": arguments.ignore_index,
         "softcap": arguments.softcap,

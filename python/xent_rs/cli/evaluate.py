@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from .. import Evaluation, Evaluator, cross_entropy, io, set_num_threads
-from .._evaluation import update_at
+from .._evaluator import update_at
 from .._head import Batch, Head
 from ..io._formats import npy
 from . import _inputs, _terminal
@@ -85,13 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EPSILON",
         help="the loss has this times 1 - p more (default: 0)",
     )
-    parser.add_argument(
-        "--top-k",
-        type=_integers,
-        default=(1, 5),
-        metavar="K,...",
-        help="count hits among the K largest (default: 1,5)",
-    )
+    _inputs.add_top_k(parser, (1, 5), "count hits among the K largest")
     _inputs.add_dtype(parser, "--dtype", "LOGITS hold")
     _terminal.add_threads(parser)
     _terminal.add_json(parser)
@@ -101,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print."""
     if arguments.threads is not None:
         set_num_threads(arguments.threads)
-    logits = io.open_array(arguments.logits, dtype=arguments.dtype)
-    targets = io.open_array(arguments.targets)
+    logits = _inputs.open_logits(arguments.logits, "--dtype", arguments.dtype)
+    targets = _inputs.open_numbers(arguments.targets, "integers, the classes")
     _inputs.check_order(logits, targets, "LOGITS")
     inputs = {
         "LOGITS": logits,
@@ -125,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(f"{_terminal.printable(logits.name)}: {_inputs.kind_of(logits, head)}")
             _terminal.print_table(table)
+            _terminal.print_notes(evaluation._notes(_inputs.LEFT_OUT_BY))
         if journal is not None:
             sys.stdout.flush()
             journal.remove()
@@ -259,10 +254,3 @@ def _output(
         token = hashlib.sha256(os.fsencode(os.path.realpath(arguments.state))).hexdigest()[:8]
     with npy.creating(path, shape, dtype, token) as append:
         yield append
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 1,5") from None

@@ -17,15 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 import xent_rs
 
 from .. import _xent_rs
-from .._arguments import group_labels, integer, with_arrays
-from .._options import (
-    CompareLogitsOptions,
-    CrossEntropyOptions,
-    EvaluateLogitsOptions,
-    MeanOptions,
-    Options,
-    SplitOptions,
-)
+from .._arguments import checked_rows, group_labels, has, integer, top_ks, with_arrays
+from .._evaluation_options import CompareLogitsOptions, EvaluateLogitsOptions
+from .._options import CrossEntropyOptions, MeanOptions, Options, SplitOptions
 from . import _tasks
 from ._tasks import Task
 
@@ -52,8 +46,8 @@ def evaluate(logits: da.Array, targets: da.Array | ArrayLike, **options: Unpack[
     targets : dask.array.Array or array_like of integers
         The classes, in the shape of `logits` without `axis`; in other chunks they are rechunked.
     **options
-        Those of `EvaluateLogitsOptions` and `SplitOptions` (`xent_rs._options`); weights may be Dask arrays,
-        too. (Of hidden states, ``hidden @ linear_weight.T`` is a Dask array of logits.)
+        Those of `EvaluateLogitsOptions` (`xent_rs._evaluation_options`) and `SplitOptions`; weights may be
+        Dask arrays, too. (Of hidden states, ``hidden @ linear_weight.T`` is a Dask array of logits.)
 
     Returns
     -------
@@ -89,13 +83,12 @@ def evaluate(logits: da.Array, targets: da.Array | ArrayLike, **options: Unpack[
     y = call.by_row(targets, "targets")
     weight, sample_weight = call.class_weight(), call.sample_weight()
     call.check_here(xent_rs.evaluate, x, y, sample_weight=sample_weight)
-    top_k = tuple(sorted({integer(k, "top_k contains") for k in call.options["top_k"]}))
-    task = call.task(top_k=top_k)
+    task = call.task(top_k=top_ks(call.options["top_k"]))
     arguments = [(x, call.all), (y, call.rows), (sample_weight, call.rows), (weight, call.class_index)]
     if call.whole_classes:
         states = call.blocks(_tasks.evaluated, call.rows, arguments, task, call.offsets())
     else:
-        tops = max((1, *top_k))
+        tops = max((1, *task.options["top_k"]))
         look = functools.partial(_tasks.looked_at, tops=tops)
         shards = call.blocks(look, call.all, arguments, task, call.offsets())
         states = call.blocks(_tasks.evaluated_shards, call.rows, [(shards, call.all), *arguments[1:]], task)
@@ -124,8 +117,8 @@ def compare(
     targets : dask.array.Array or array_like of integers, optional
         The classes, in the shape of `reference` without `axis`; in other chunks they are rechunked.
     **options
-        Those of `CompareLogitsOptions` and `SplitOptions` (`xent_rs._options`); weights and groups may be
-        Dask arrays, too.
+        Those of `CompareLogitsOptions` (`xent_rs._evaluation_options`) and `SplitOptions`; weights and groups
+        may be Dask arrays, too.
 
     Returns
     -------
@@ -141,7 +134,7 @@ def compare(
     -----
     Results have the bits that `evaluate` says. The state of a chunk of rows has 4 bytes a row for the
     quantiles, and 8 with targets; where the classes are in chunks, some 100 bytes a row for each chunk of
-    classes go from task to task.
+    classes go from task to task, and 32 for each of the largest logits that `top_k` asks for.
 
     Examples
     --------
@@ -158,7 +151,7 @@ def compare(
     weight, sample_weight = call.class_weight(), call.sample_weight()
     groups = call.groups()
     call.check_here(xent_rs.compare, before, after, y, sample_weight=sample_weight)
-    task = call.task()
+    task = call.task(top_k=top_ks(call.options["top_k"]))
     logits, rows = [(before, call.all), (after, call.all)], call.rows
     by_row: list[_Argument] = [(y, rows), (sample_weight, rows), (groups, rows), (weight, call.class_index)]
     if call.whole_classes:
@@ -208,9 +201,9 @@ def cross_entropy(
     Notes
     -----
     With all classes in one chunk the losses of ``reduction='none'`` are those of `xent_rs.cross_entropy`, to
-    the bit. Sums are exact here, rounded once, and so the mean is the same for any chunks of rows: that of
-    classes is the loss of `xent_rs.evaluate`, to the bit. `xent_rs.cross_entropy` adds up in another way; its
-    sums and means are within the promised accuracy of these.
+    the bit. Sums are of the same losses before these are rounded to float32; they are exact here, rounded
+    once, and so the mean is the same for any chunks of rows. `xent_rs.cross_entropy` adds up in float64: its
+    sums and means are within some last bits of these.
 
     Examples
     --------
@@ -304,14 +297,10 @@ class _Call:
             _check_lazy(name, array)
         (name, first), *others = logits.items()
         shape, axis = first.shape, operator.index(given["axis"])
-        if not shape:
-            raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the classes")
-        if not -len(shape) <= axis < len(shape):
-            expected = f"{-len(shape)} to {len(shape) - 1}"
-            raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
+        checked_rows(shape, name, axis)
         if not shape[axis]:
             raise ValueError(
-                f"{name} {_has(name)} shape {shape}; expected at least one class along axis {axis}"
+                f"{name} {has(name)} shape {shape}; expected at least one class along axis {axis}"
             )
         for other, array in others:
             if array.shape != shape:
@@ -367,7 +356,7 @@ class _Call:
             axis = self.options["axis"]
             of = f"the shape of {self.name} {shape} without axis {axis}"
             expected = of if name == "targets" else _EACH[name]
-            raise ValueError(f"{name} {_has(name)} shape {found.shape}; expected {rows}, {expected}")
+            raise ValueError(f"{name} {has(name)} shape {found.shape}; expected {rows}, {expected}")
         return _lazy(found, tuple(self.logits[0].chunks[axis] for axis in self.rows))
 
     def sample_weight(self) -> da.Array | None:
@@ -501,7 +490,7 @@ def _check_lazy(name: str, array: Any) -> None:
         raise TypeError(f"{name}: found {found}; expected a Dask array (dask.array.from_array)")
     if any(math.isnan(length) for length in array.shape):
         raise ValueError(
-            f"{name} {_has(name)} chunks of unknown lengths; "
+            f"{name} {has(name)} chunks of unknown lengths; "
             f"expected known ones ({name}.compute_chunk_sizes())"
         )
 
@@ -540,7 +529,3 @@ def _token(function: Callable[..., Any]) -> str:
     """Return what the names of the tasks of a function begin with."""
     plain = function.func if isinstance(function, functools.partial) else function
     return f"xent_rs-{plain.__name__}"
-
-
-def _has(name: str) -> str:
-    return "have" if name.endswith(("s", "logits")) else "has"

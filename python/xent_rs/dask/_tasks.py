@@ -19,27 +19,28 @@ from numpy.typing import NDArray
 
 from .. import _xent_rs
 from .._arguments import group_labels, targets_at
-from .._comparer import ComparedRows, Comparer, ModelRows
+from .._comparer import Comparer
+from .._comparison_sums import ComparedRows, ModelRows
 from .._cross_entropy import _LOSS
+from .._divergences import Divergences, divergences_of
 from .._environment import in_default_environment
 from .._estimates import times
-from .._evaluation import _EVALUATE, Evaluator
+from .._evaluator import Evaluator
 from .._exact import NOTHING, ExactSum
 from .._partial_statistics import checked_classes
+from .._rows import Rows
 from .._shards import (
     NO_CLASS,
-    Divergences,
     Floats,
     Integers,
-    Rows,
     Shard,
     Shares,
     Transform,
     Whole,
-    divergences_of,
     int64_classes,
     losses_of,
     ranks,
+    ranks_of_classes,
     shard_of,
     target_logits,
     whole_of,
@@ -208,13 +209,8 @@ def losses(
     logits: Any, targets: Any, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
 ) -> Any:
     """Return the loss of each row of a block."""
-    block = _classes_last(only(logits), task.axis, "logits")
-    target, position = only(targets), numbers(offsets)
-    if task.probabilities:
-        target = _probabilities(target, sample_weight, position, task)
-    options = {**task.options, "weight": joined(weight), "sample_weight": sample_weight, "reduction": "none"}
-    with targets_at(position[:-1], target, task.classes, task.ignore_index):
-        return _xent_rs.cross_entropy(block, target, _LOSS, {**options, "axis": -1})
+    with _call(logits, targets, sample_weight, weight, *offsets, task=task) as (block, target, options):
+        return _xent_rs.cross_entropy(block, target, _LOSS, {**options, "reduction": "none"})
 
 
 @one_thread_in_a_pool()
@@ -222,15 +218,23 @@ def loss_sums(
     logits: Any, targets: Any, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
 ) -> LossSums:
     """Sum the losses of a block of rows."""
-    if task.probabilities:  # of which the compiled module sums rounded losses alone
-        shard = looked_at(logits, targets, sample_weight, weight, *offsets, task=task)
-        return summed([shard], None, sample_weight, weight, task=task)
+    with _call(logits, targets, sample_weight, weight, *offsets, task=task) as (block, target, options):
+        sums = _xent_rs.loss_sums(block, target, _LOSS, options)
+    return LossSums(*map(ExactSum.of_bytes, sums))
+
+
+@contextmanager
+def _call(
+    logits: Any, targets: Any, sample_weight: Block | None, weight: Any, *offsets: Any, task: Task
+) -> Iterator[tuple[Block, Block, dict[str, Any]]]:
+    """Give the logits, targets and options of a block of rows; what is wrong is named by its place in all."""
     block = _classes_last(only(logits), task.axis, "logits")
+    target, position = only(targets), numbers(offsets)
+    if task.probabilities:
+        target = _probabilities(target, sample_weight, position, task)
     options = {**task.options, "weight": joined(weight), "sample_weight": sample_weight, "axis": -1}
-    with targets_at(numbers(offsets)[:-1], targets, task.classes, task.ignore_index):
-        sums, weights, _, rows, _, _ = _xent_rs.evaluate(block, targets, (1,), _EVALUATE, options)
-    weight_sum = ExactSum.of_count(rows) if weights is None else ExactSum.of_bytes(weights[0])
-    return LossSums(ExactSum.of_bytes(sums[0]), weight_sum)
+    with targets_at(position[:-1], target, task.classes, task.ignore_index):
+        yield block, target, options
 
 
 def _probabilities(
@@ -377,9 +381,10 @@ def looked_at_both(
     reference: Any, candidate: Any, targets: Block | None, *offsets: Any, task: Task
 ) -> ShardPair:
     """Look at some classes of some rows of two models: the first round."""
+    tops = max((1, *task.options["top_k"]))
     return ShardPair(
-        looked_at(reference, targets, None, None, *offsets, task=task),
-        looked_at(candidate, targets, None, None, *offsets, task=task),
+        looked_at(reference, targets, None, None, *offsets, task=task, tops=tops),
+        looked_at(candidate, targets, None, None, *offsets, task=task, tops=tops),
     )
 
 
@@ -426,10 +431,9 @@ def compared_shards(
     befores = _Rows.of([pair.reference for pair in pairs], targets, sample_weight, task)
     afters = _Rows.of([pair.candidate for pair in pairs], targets, sample_weight, task)
     parts = sorted(flat(divergences), key=lambda part: part.offset)
-    same_top = befores.whole.argmax == afters.whole.argmax
 
     def total(name: str) -> Floats:
-        values = np.zeros(len(same_top))
+        values = np.zeros(len(befores.counts))
         for part in parts:
             values = values + getattr(part, name)
         return values
@@ -439,9 +443,8 @@ def compared_shards(
         total("kl"),
         total("reverse_kl"),
         total("jensen_shannon"),
-        same_top,
-        _model_rows(befores),
-        _model_rows(afters),
+        _model_rows(befores, afters),
+        _model_rows(afters, befores),
     )
     labels = None if groups is None else group_labels(groups, None)
     comparer = Comparer(**task.options, weight=joined(weight), axis=-1)
@@ -449,14 +452,17 @@ def compared_shards(
     return comparer
 
 
-def _model_rows(rows: _Rows) -> ModelRows:
+def _model_rows(rows: _Rows, others: _Rows) -> ModelRows:
+    """Return what rows of a model say, given those of the other."""
     whole = rows.whole
     with np.errstate(invalid="ignore"):
         losses = whole.losses(target_logits(rows.shards))
     hit = np.zeros(len(losses), np.bool_)
     if rows.classes is not None:
         hit = (whole.argmax == rows.classes) & np.isfinite(whole.top)
-    return ModelRows(losses, whole.entropy, whole.max_probability, hit)
+    rank = ranks_of_classes(rows.shards, others.whole.argmax)
+    has_top = np.isfinite(whole.top) & np.isfinite(others.whole.top)
+    return ModelRows(losses, whole.entropy, whole.max_probability, hit, np.where(has_top, rank, -1))
 
 
 def _counts(classes: Integers | None, sample_weight: Block | None, rows: int) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ._formats import Choose, Layout, dtype_named, excerpt, llama, npy, npz, safetensors
-from ._stored import ArrayFileError, Shard, StoredArray, readable, stamp
+from ._stored import ArrayFileError, RawNumbersError, Shard, StoredArray, readable, stamp
 
 _GIT_LFS = b"version https://git-lfs"
 
@@ -174,6 +174,8 @@ def _shard(path: Path, key: str | None, dtype: DTypeLike | None, *, ask: str) ->
         _check_start(opened.read(len(_GIT_LFS)), suffix)
         opened.seek(0)
         layout = _FORMATS[suffix].find(opened, lambda keys: _choose(path, key, keys, ask))
+        if layout.dtype.str == "|V2" and dtype is None:
+            raise RawNumbersError(name)
         layout = replace(layout, dtype=_named(layout.dtype, dtype))
     return Shard(name, path, layout, found)
 
@@ -240,10 +242,5 @@ def _named(stored: np.dtype[Any], expected: DTypeLike | None) -> np.dtype[Any]:
     if name is not None and stored.name != name:
         raise ValueError(f"holds {stored.name}; expected dtype {name}")
     if stored.type is np.void:
-        raise ValueError(
-            "holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16; "
-            "if that is what they are, say dtype bfloat16"
-            if stored.itemsize == 2
-            else f"holds raw bytes ({stored.str[1:]}); expected numbers"
-        )
+        raise ValueError(f"holds raw bytes ({stored.str[1:]}); expected numbers")
     return stored

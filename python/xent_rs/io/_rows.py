@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _xent_rs
-from .._arguments import has_slices, integer
+from .._arguments import checked_rows, has, has_slices, integer
 from ._stored import Box, StoredArray
 
 Position = tuple[int, ...]
@@ -234,12 +234,7 @@ def _walk(
         for name, value in {"shift": shift, "score_from": score_from, "skip": skip}.items()
     )
     name, shape = next((name, array.shape) for name, array in logits.items())
-    if not shape:
-        raise ValueError(f"{name} {_has(name)} shape (); expected at least one axis, the classes")
-    if not -len(shape) <= axis < len(shape):
-        expected = f"{-len(shape)} to {len(shape) - 1}"
-        raise ValueError(f"axis is {axis}; expected {expected} for {name} of shape {shape}")
-    class_axis = axis % len(shape)
+    rows, class_axis = checked_rows(shape, name, axis), axis % len(shape)
     for other, array in logits.items():
         lengths = list(array.shape)
         if not same_classes and len(lengths) == len(shape):
@@ -247,7 +242,6 @@ def _walk(
         if tuple(lengths) != shape:
             but = "" if same_classes else f" but for axis {axis}"
             raise ValueError(f"{other} has shape {array.shape}; expected {shape}, the shape of {name}{but}")
-    rows = shape[:class_axis] + shape[class_axis + 1 :]
     for other, array in by_row.items():
         if array is not None and array.shape != rows:
             of = (
@@ -255,7 +249,7 @@ def _walk(
                 if other == "targets"
                 else "one number a row"
             )
-            raise ValueError(f"{other} {_has(other)} shape {array.shape}; expected {rows}, {of}")
+            raise ValueError(f"{other} {has(other)} shape {array.shape}; expected {rows}, {of}")
     positions = rows[-1] if rows else 0
     for what, count in {"shift": shift, "score_from": score_from}.items():
         if count > positions:
@@ -283,10 +277,6 @@ def _count(value: object, name: str) -> int:
     if count < 0:
         raise ValueError(f"{name} is {count}; expected at least 0")
     return count
-
-
-def _has(name: str) -> str:
-    return "have" if name.endswith("s") else "has"
 
 
 def _blocks(array: SlicedArray | None, name: str, indices: Iterable[Box]) -> Iterator[NDArray[Any] | None]:

@@ -34,6 +34,20 @@ class ArrayFileError(ValueError):
     """A file does not hold the array asked for; the message names the file and what is wrong with it."""
 
 
+class RawNumbersError(ArrayFileError):
+    """A file has numbers of two bytes and does not say which: NumPy stores those so that it does not have.
+
+    Attributes
+    ----------
+    found : str
+        What the message says but for what to do about it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.found = f"{name}: holds raw numbers of 2 bytes (V2), which is how NumPy stores bfloat16"
+        super().__init__(f"{self.found}; if that is what they are, say dtype bfloat16")
+
+
 @dataclass(frozen=True)
 class Shard:
     """What one file holds of an array: all of it, or some of its rows.

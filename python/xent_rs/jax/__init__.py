@@ -8,7 +8,9 @@ Losses
 ------
 softmax_cross_entropy                       -- for optax.softmax_cross_entropy
 softmax_cross_entropy_with_integer_labels   -- for optax.softmax_cross_entropy_with_integer_labels
+poly_loss_cross_entropy                     -- for optax.poly_loss_cross_entropy
 sigmoid_binary_cross_entropy                -- for optax.sigmoid_binary_cross_entropy
+sigmoid_focal_loss                          -- for optax.sigmoid_focal_loss
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ if tuple(int(number) for number in jax.__version__.split(".")[:2]) < _OLDEST:
     )
 
 from ._functions import (  # noqa: E402
+    poly_loss_cross_entropy,
     sigmoid_binary_cross_entropy,
+    sigmoid_focal_loss,
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
 
 __all__ = [
+    "poly_loss_cross_entropy",
     "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
 ]

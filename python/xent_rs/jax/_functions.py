@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import operator
 
+import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.typing import ArrayLike
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
 
 from . import _formulas, _kernels
 
@@ -67,16 +68,8 @@ def softmax_cross_entropy(
     >>> print(jax.grad(loss)(logits))
     [[-0.2409...  0.1424...  0.0985...]]
     """
-    logits, labels = _floats(logits), _numbers(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.floating):
-        labels = labels.astype(logits.dtype)
-    dtype = jnp.result_type(logits.dtype, labels)  # labels of Python's numbers are still weak here
-    logits, labels = _broadcast(logits, labels)
-    axes = tuple(range(logits.ndim)) if axis is None else _axes(axis, logits.ndim)
-    axes = tuple(sorted(axes))  # in a sum their order does not matter
-    rows, counts = _mask(where, logits.shape, axes)
-    if counts is not None:
-        logits, labels = jnp.where(counts, logits, -jnp.inf), jnp.where(counts, labels, 0)
+    logits, labels, axes, dtype = _of_probabilities(logits, labels, axis)
+    logits, labels, rows = _counted(logits, labels, where, axes)
     return _losses(logits, labels, axes, rows).astype(dtype)
 
 
@@ -191,11 +184,143 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     >>> print(xent_rs.jax.sigmoid_binary_cross_entropy(logits, labels))
     [0.1269... 0.3132... 0.6931...]
     """
+    logits, labels = _yes_or_no(logits, labels)
+    return _kernels.binary_loss(_known(logits), _known(labels)).astype(logits.dtype)
+
+
+def sigmoid_focal_loss(
+    logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike | None = None, gamma: ArrayLike = 2.0
+) -> Array:
+    """Focal loss of sigmoid(logits), elementwise: `optax.sigmoid_focal_loss`.
+
+    Of an element with logit x and label t it is ``a·(1 - p)**gamma·L``, where L is the binary cross-entropy,
+    p the probability of the label, ``t·sigmoid(x) + (1 - t)·sigmoid(-x)``, and a is 1, or with `alpha`
+    ``alpha·t + (1 - alpha)·(1 - t)``.
+
+    Parameters
+    ----------
+    logits : array of any shape
+        Of float16, bfloat16, float32 or float64.
+    labels : array
+        The probability of yes, or bool, of a shape that broadcasts with that of `logits`; differentiable.
+    alpha : float or array, optional
+        The weight of yes; that of no is ``1 - alpha``.
+    gamma : float or array, optional
+        How much less an element counts the more probable its label is; at least 0, differentiable.
+
+    Returns
+    -------
+    Array
+        The loss of each element, of the dtype of `logits`.
+
+    Raises
+    ------
+    ValueError
+        For logits that are no floats, labels that are no real numbers, or shapes that do not match.
+
+    See Also
+    --------
+    xent_rs.binary_cross_entropy : For arrays of NumPy, with `focal_gamma`.
+
+    References
+    ----------
+    T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, xent_rs.jax
+    >>> logits, labels = jnp.array([2.0, -1.0, 0.0]), jnp.array([1.0, 0.0, 1.0])
+    >>> print(xent_rs.jax.sigmoid_focal_loss(logits, labels))
+    [0.0018... 0.0226... 0.1732...]
+    """
+    logits, labels = _yes_or_no(logits, labels)
+    wide = _formulas.wide_dtype(logits)
+    x, t = logits.astype(wide), labels.astype(wide)
+    # Nothing here is a difference, so that confident elements keep their digits.
+    missing = t * jax.nn.sigmoid(-x) + (1 - t) * jax.nn.sigmoid(x)
+    losses = _focal(_kernels.binary_loss(x, _known(labels)), missing, gamma)
+    if alpha is not None:
+        alpha = jnp.asarray(alpha).astype(wide)
+        losses = (alpha * t + (1 - alpha) * (1 - t)) * losses
+    return losses.astype(logits.dtype)
+
+
+def poly_loss_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: ArrayLike = 2.0,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """PolyLoss of logits with a probability for each class: `optax.poly_loss_cross_entropy`.
+
+    Of a row it is ``Σ labels·(-log p) + epsilon·Σ labels·(1 - p)``, where p is the softmax, and all sums are
+    over the classes that count. The first is `softmax_cross_entropy`, by a kernel; JAX computes the other.
+
+    Parameters
+    ----------
+    logits, labels, axis, where
+        Those of `softmax_cross_entropy`.
+    epsilon : float or array, optional
+        The factor of the second sum; differentiable. An array broadcasts with the rows.
+
+    Returns
+    -------
+    Array
+        The loss of each row: the shape of `logits` without the classes. Of the dtype of `logits`, or of
+        that of `labels` if it is wider.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `softmax_cross_entropy`.
+
+    See Also
+    --------
+    xent_rs.cross_entropy : For arrays of NumPy and one class a row, with `poly_epsilon`.
+
+    References
+    ----------
+    Z. Leng et al., "PolyLoss: a polynomial expansion perspective of classification loss functions",
+    ICLR 2022.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, xent_rs.jax
+    >>> logits = jnp.array([[4.0, 2.0, 1.0], [0.0, 5.0, 1.0]])
+    >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.8, 0.2]])
+    >>> print(xent_rs.jax.poly_loss_cross_entropy(logits, labels))
+    [0.4822... 1.2567...]
+    """
+    logits, labels, axes, dtype = _of_probabilities(logits, labels, axis)
+    logits = logits.astype(_formulas.wide_dtype(logits, labels))  # two terms are rounded once
+    logits, labels, rows = _counted(logits, labels, where, axes)
+    losses = _losses(logits, labels, axes, rows)
+    if rows is not None:
+        logits = jnp.where(jnp.expand_dims(rows, axes), logits, 0)
+    t = jnp.broadcast_to(labels, logits.shape).astype(losses.dtype)
+    # As Σ p is 1, Σ t (1 - p) is Σ p (Σ t - t), in which no digits of a confident row cancel.
+    missing = (jax.nn.softmax(logits, axes) * (t.sum(axes, keepdims=True) - t)).sum(axes)
+    missing = missing if rows is None else jnp.where(rows, missing, 0)
+    return (losses + jnp.asarray(epsilon).astype(losses.dtype) * missing).astype(dtype)
+
+
+def _focal(losses: Array, missing: Array, gamma: ArrayLike) -> Array:
+    """Return missing**gamma·loss, where missing is 1 - p of the target; at p = 0 p has no slope."""
+    gamma = jnp.asarray(gamma).astype(losses.dtype)
+    none = missing == 0
+    power = jnp.where(none, (gamma == 0).astype(losses.dtype), jnp.where(none, 1, missing) ** gamma)
+    finite = jnp.isfinite(losses)
+    return jnp.where(finite, power * jnp.where(finite, losses, 0), lax.stop_gradient(power) * losses)
+
+
+def _yes_or_no(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    """Return logits and labels of a binary loss, of shapes that fit."""
     logits, labels = _floats(logits), _numbers(labels)
     if labels.dtype.name not in (*_FLOATS, "bool"):
         labels = labels.astype(logits.dtype)
-    logits, labels = _broadcast(logits, labels)
-    return _kernels.binary_loss(_known(logits), _known(labels)).astype(logits.dtype)
+    return _broadcast(logits, labels)
 
 
 def _floats(logits: ArrayLike) -> Array:
@@ -214,6 +339,29 @@ def _numbers(labels: ArrayLike) -> Array:
     ):
         raise ValueError(f"labels have dtype {array.dtype}; expected real numbers")
     return array
+
+
+def _of_probabilities(
+    logits: ArrayLike, labels: ArrayLike, axis: int | tuple[int, ...] | None
+) -> tuple[Array, Array, tuple[int, ...], DTypeLike]:
+    """Return logits and probabilities of shapes that fit, the axes of the classes, and the losses' dtype."""
+    logits, labels = _floats(logits), _numbers(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.floating):
+        labels = labels.astype(logits.dtype)
+    dtype = jnp.result_type(logits.dtype, labels)  # labels of Python's numbers are still weak here
+    logits, labels = _broadcast(logits, labels)
+    axes = tuple(range(logits.ndim)) if axis is None else _axes(axis, logits.ndim)
+    return logits, labels, tuple(sorted(axes)), dtype  # in a sum the order of axes does not matter
+
+
+def _counted(
+    logits: Array, labels: Array, where: ArrayLike | None, axes: tuple[int, ...]
+) -> tuple[Array, Array, Array | None]:
+    """Return logits and probabilities, -inf and 0 of classes that do not count, and which rows count."""
+    rows, counts = _mask(where, logits.shape, axes)
+    if counts is not None:
+        logits, labels = jnp.where(counts, logits, -jnp.inf), jnp.where(counts, labels, 0)
+    return logits, labels, rows
 
 
 def _broadcast(logits: Array, labels: Array) -> tuple[Array, Array]:

@@ -8,6 +8,8 @@ Losses
 SparseCategoricalCrossentropy   -- for keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 CategoricalCrossentropy         -- for keras.losses.CategoricalCrossentropy(from_logits=True)
 BinaryCrossentropy              -- for keras.losses.BinaryCrossentropy(from_logits=True)
+CategoricalFocalCrossentropy    -- for keras.losses.CategoricalFocalCrossentropy(from_logits=True)
+BinaryFocalCrossentropy         -- for keras.losses.BinaryFocalCrossentropy(from_logits=True)
 """
 
 from __future__ import annotations
@@ -28,8 +30,16 @@ if tuple(int(number) for number in keras.__version__.split(".")[:2]) < _OLDEST:
 
 from ._losses import (  # noqa: E402
     BinaryCrossentropy,
+    BinaryFocalCrossentropy,
     CategoricalCrossentropy,
+    CategoricalFocalCrossentropy,
     SparseCategoricalCrossentropy,
 )
 
-__all__ = ["BinaryCrossentropy", "CategoricalCrossentropy", "SparseCategoricalCrossentropy"]
+__all__ = [
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "SparseCategoricalCrossentropy",
+]

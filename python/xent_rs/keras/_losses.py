@@ -6,6 +6,7 @@ import importlib
 from typing import Any, cast
 
 import keras
+import numpy as np
 
 # Keras has no public name for the mask of a tensor.
 from keras.src.backend import set_keras_mask
@@ -197,6 +198,142 @@ class BinaryCrossentropy(keras.losses.BinaryCrossentropy):  # type: ignore[misc,
         return {**super().get_config(), "dtype": self.dtype}
 
 
+@_registered
+class CategoricalFocalCrossentropy(keras.losses.CategoricalFocalCrossentropy):  # type: ignore[misc, unused-ignore]
+    """Focal loss of logits with one-hot labels: `keras.losses.CategoricalFocalCrossentropy`.
+
+    Of a row with the class y, whose probability is p, it is ``alpha[y]·(1 - p)**gamma·(-log p)``. The kernels
+    compute it if every row of a batch is one-hot and nothing is smoothed; else Keras does.
+
+    Parameters
+    ----------
+    alpha : float or list of float, optional
+        The weight of all classes, or of each.
+    gamma : float, optional
+        How much less a row counts the more probable its class is, 0 to 1e100.
+    from_logits : bool
+        True, which has to be said: outputs of a softmax are refused.
+    label_smoothing : float, optional
+        The share of the labels that is spread evenly over all classes.
+    axis : int, optional
+        Where the classes are.
+    reduction, name, dtype
+        Those of `SparseCategoricalCrossentropy`.
+
+    Raises
+    ------
+    ValueError
+        For ``from_logits=False`` and numbers out of their range; when called, for shapes that do not match.
+
+    See Also
+    --------
+    xent_rs.cross_entropy : For arrays, with `focal_gamma`.
+
+    References
+    ----------
+    T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017.
+
+    Examples
+    --------
+    >>> import numpy as np, xent_rs.keras
+    >>> loss = xent_rs.keras.CategoricalFocalCrossentropy(from_logits=True)
+    >>> print(f"{float(loss(np.array([[1, 0, 0]]), np.array([[2.0, 1.0, 0.1]]))):.4f}")
+    0.0121
+    """
+
+    def __init__(
+        self,
+        alpha: float | list[float] = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "categorical_focal_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        _require_logits(type(self).__name__, from_logits)
+        _require_share(label_smoothing)
+        _require_gamma(gamma)
+        super().__init__(alpha, gamma, from_logits, label_smoothing, axis, reduction, name, dtype)
+        self.fn = _categorical_focal_crossentropy
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make this loss."""
+        return {**super().get_config(), "dtype": self.dtype}
+
+
+@_registered
+class BinaryFocalCrossentropy(keras.losses.BinaryFocalCrossentropy):  # type: ignore[misc, unused-ignore]
+    """Focal loss of logits with yes or no: `keras.losses.BinaryFocalCrossentropy`.
+
+    Of an element with logit x and label t it is the binary cross-entropy times ``(1 - p)**gamma``, where p is
+    the probability of the label, ``t·sigmoid(x) + (1 - t)·sigmoid(-x)``; and of a row the mean of its
+    elements.
+
+    Parameters
+    ----------
+    apply_class_balancing : bool, optional
+        Whether elements are multiplied by ``alpha·t + (1 - alpha)·(1 - t)``.
+    alpha : float, optional
+        The weight of yes; that of no is ``1 - alpha``.
+    gamma : float, optional
+        How much less an element counts the more probable its label is, 0 to 1e100.
+    from_logits : bool
+        True, which has to be said: outputs of a sigmoid are refused.
+    label_smoothing : float, optional
+        The share of the label that is spread evenly over yes and no.
+    axis : int, optional
+        Along which the mean is taken.
+    reduction, name, dtype
+        Those of `SparseCategoricalCrossentropy`.
+
+    Raises
+    ------
+    ValueError
+        For ``from_logits=False`` and numbers out of their range; when called, for shapes that do not match.
+
+    See Also
+    --------
+    xent_rs.binary_cross_entropy : For arrays, with `focal_gamma`.
+
+    References
+    ----------
+    T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017.
+
+    Examples
+    --------
+    >>> import numpy as np, xent_rs.keras
+    >>> loss = xent_rs.keras.BinaryFocalCrossentropy(from_logits=True)
+    >>> print(f"{float(loss(np.array([[1, 0, 1]]), np.array([[2.0, -1.0, 0.0]]))):.4f}")
+    0.0659
+    """
+
+    def __init__(
+        self,
+        apply_class_balancing: bool = False,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "binary_focal_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        _require_logits(type(self).__name__, from_logits)
+        _require_share(label_smoothing)
+        _require_gamma(gamma)
+        super().__init__(
+            apply_class_balancing, alpha, gamma, from_logits, label_smoothing, axis, reduction, name, dtype
+        )
+        self.fn = _binary_focal_crossentropy
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make this loss."""
+        return {**super().get_config(), "dtype": self.dtype}
+
+
 class _WithLabels(keras.losses.Loss):  # type: ignore[misc, unused-ignore]
     """A loss with its labels, which Keras would convert to the loss's dtype: in bfloat16 257 becomes 256."""
 
@@ -252,6 +389,75 @@ def _binary_crossentropy(
     return keras.ops.mean(_backend.of_yes_or_no(logits, labels, float(label_smoothing)), axis)
 
 
+def _categorical_focal_crossentropy(
+    y_true: Any,
+    y_pred: Any,
+    alpha: float | list[float],
+    gamma: float,
+    from_logits: bool,
+    label_smoothing: float,
+    axis: int,
+) -> Tensor:
+    """Return the loss of each row."""
+    logits = y_pred
+    # What the kernels get of the labels, the classes, has no derivative; so they have none in either case.
+    labels = keras.ops.stop_gradient(keras.ops.cast(y_true, logits.dtype))
+
+    def by_keras() -> Tensor:
+        return keras.losses.categorical_focal_crossentropy(
+            labels, logits, alpha, gamma, from_logits, label_smoothing, axis
+        )
+
+    has_one_alpha = np.ndim(alpha) == 0
+    # Those of classes Keras has along the last axis, wherever these are.
+    reaches = has_one_alpha or axis in (-1, len(logits.shape) - 1)
+    if label_smoothing or not (reaches and _covers(labels, logits)):
+        return by_keras()
+    axis = _axis(axis, logits)
+    _require_shape(labels, tuple(logits.shape), logits)
+    # What is rounded is rounded once.
+    is_double = keras.backend.standardize_dtype(logits.dtype) == "float64"
+    wide = logits if is_double else keras.ops.cast(logits, "float32")
+    weights = keras.ops.convert_to_tensor(alpha, wide.dtype)
+    if not has_one_alpha and tuple(weights.shape) != (logits.shape[axis],):
+        raise ValueError(f"alpha has shape {tuple(weights.shape)}; expected a number, or one for each class")
+    classes = keras.ops.argmax(labels, axis)
+
+    def by_kernels() -> Tensor:
+        losses = _backend.of_classes(wide, classes, axis, None, float(gamma))
+        of_rows = weights if has_one_alpha else keras.ops.take(weights, classes)
+        return keras.ops.cast(of_rows * losses, logits.dtype)
+
+    targets = keras.ops.sum(keras.ops.cast(keras.ops.not_equal(labels, 0), "int32"), axis)
+    is_one_hot = keras.ops.equal(targets, 1) & keras.ops.equal(keras.ops.max(labels, axis), 1)
+    return _backend.either(keras.ops.all(is_one_hot), by_kernels, by_keras)
+
+
+def _binary_focal_crossentropy(
+    y_true: Any,
+    y_pred: Any,
+    apply_class_balancing: bool,
+    alpha: float,
+    gamma: float,
+    from_logits: bool,
+    label_smoothing: float,
+    axis: int,
+) -> Tensor:
+    """Return the mean of the losses along `axis`."""
+    logits = y_pred
+    labels = keras.ops.cast(y_true, logits.dtype)
+    if not _covers(labels, logits):
+        return keras.losses.binary_focal_crossentropy(
+            labels, logits, apply_class_balancing, alpha, gamma, from_logits, label_smoothing, axis
+        )
+    _require_shape(labels, tuple(logits.shape), logits)
+    losses = _backend.of_yes_or_no(logits, labels, float(label_smoothing), float(gamma))
+    if apply_class_balancing:
+        yes = labels * (1 - label_smoothing) + label_smoothing / 2
+        losses = (yes * alpha + (1 - yes) * (1 - alpha)) * losses
+    return keras.ops.mean(losses, axis)
+
+
 def _covers(labels: Tensor, logits: Tensor) -> bool:
     """Whether the backend's module can compute the losses: of tensors that hold numbers."""
     return not (keras.utils.is_keras_tensor(labels) or keras.utils.is_keras_tensor(logits)) and (
@@ -270,6 +476,11 @@ def _require_logits(name: str, from_logits: bool) -> None:
 def _require_share(label_smoothing: float) -> None:
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; expected a number from 0 to 1")
+
+
+def _require_gamma(gamma: float) -> None:
+    if not 0 <= gamma <= 1e100:
+        raise ValueError(f"gamma is {gamma}; expected a number from 0 to 1e100")
 
 
 def _axis(axis: int, logits: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,25 @@ def covers(logits: NDArray[Any]) -> bool:
     return True
 
 
-def of_classes(logits: NDArray[Any], labels: NDArray[Any], axis: int, ignored: int | None) -> NDArray[Any]:
+def either(
+    which: NDArray[Any], first: Callable[[], NDArray[Any]], second: Callable[[], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return what one of two functions does."""
+    return first() if which else second()
+
+
+def of_classes(
+    logits: NDArray[Any], labels: NDArray[Any], axis: int, ignored: int | None, gamma: float = 0.0
+) -> NDArray[Any]:
     """Return the loss of each row, of classes."""
     ignore_index = NO_CLASS if ignored is None else ignored
     losses = cross_entropy(
-        logits, labels.astype(np.int64), axis=axis, ignore_index=ignore_index, reduction="none"
+        logits,
+        labels.astype(np.int64),
+        axis=axis,
+        ignore_index=ignore_index,
+        focal_gamma=gamma,
+        reduction="none",
     )
     return np.asarray(losses, logits.dtype)
 
@@ -35,7 +50,11 @@ def of_probabilities(
     return np.asarray(losses, logits.dtype)
 
 
-def of_yes_or_no(logits: NDArray[Any], labels: NDArray[Any], label_smoothing: float) -> NDArray[Any]:
+def of_yes_or_no(
+    logits: NDArray[Any], labels: NDArray[Any], label_smoothing: float, gamma: float = 0.0
+) -> NDArray[Any]:
     """Return the loss of each element."""
-    losses = binary_cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+    losses = binary_cross_entropy(
+        logits, labels, label_smoothing=label_smoothing, focal_gamma=gamma, reduction="none"
+    )
     return np.asarray(losses, logits.dtype)

@@ -17,6 +17,7 @@ from .._binary_cross_entropy import binary_cross_entropy_with_grad
 from .._cross_entropy import cross_entropy_with_grad
 from . import _numpy
 from ._backend import NO_CLASS
+from ._focal import focal
 
 #: A tensor of TensorFlow, which has no types.
 Tensor = Any
@@ -37,8 +38,16 @@ def covers(logits: Tensor) -> bool:
     return True
 
 
-def of_classes(logits: Tensor, labels: Tensor, axis: int, ignored: int | None) -> Tensor:
+def either(which: Tensor, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Tensor:
+    """Return what one of two functions does."""
+    return tf.cond(which, first, second)
+
+
+def of_classes(logits: Tensor, labels: Tensor, axis: int, ignored: int | None, gamma: float = 0.0) -> Tensor:
     """Return the loss of each row, of classes."""
+    if gamma != 0:
+        losses = of_classes(logits, labels, axis, ignored)
+        return focal(losses, -tf.math.expm1(-losses), gamma)
     ignore_index = NO_CLASS if ignored is None else ignored
 
     def loss(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
@@ -82,8 +91,14 @@ def of_probabilities(logits: Tensor, labels: Tensor, axis: int, label_smoothing:
     return _called(loss, gradient, formula, by_labels, logits, labels, axis)
 
 
-def of_yes_or_no(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def of_yes_or_no(logits: Tensor, labels: Tensor, label_smoothing: float, gamma: float = 0.0) -> Tensor:
     """Return the loss of each element."""
+    if gamma != 0:
+        x = logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32)
+        t = tf.cast(labels, x.dtype)
+        smoothed = t * (1 - label_smoothing) + label_smoothing / 2
+        missing = smoothed * tf.sigmoid(-x) + (1 - smoothed) * tf.sigmoid(x)
+        return tf.cast(focal(of_yes_or_no(x, t, label_smoothing), missing, gamma), logits.dtype)
 
     def loss(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
         return _numpy.of_yes_or_no(logits, labels, label_smoothing)
@@ -123,16 +138,23 @@ def _called(
 
     `gradient` computes the first one by the logits, and `formula` is the same in operations of TensorFlow,
     for those beyond; `by_labels` is the derivative by the labels, where they have one.
+
+    In a branch of `tf.cond` derivatives may look at tensors of the branch alone, of each order at its own: so
+    all are arguments, and made anew.
     """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator, unused-ignore]
-    def gradients(logits: Tensor, upstream: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-        def backward(cotangent: Tensor) -> list[Tensor]:
+    def gradients(
+        logits: Tensor, labels: Tensor, upstream: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
+        logits, labels, upstream = map(tf.identity, (logits, labels, upstream))
+
+        def backward(cotangent: Tensor) -> list[Tensor | None]:
             with tf.GradientTape() as tape:
                 tape.watch([logits, upstream])
                 again = formula(logits, labels, upstream)
-            derivatives: list[Tensor] = tape.gradient(again, [logits, upstream], cotangent)
-            return derivatives
+            by_logits, by_upstream = tape.gradient(again, [logits, upstream], cotangent)
+            return [by_logits, None, by_upstream]
 
         computed = tf.numpy_function(
             _of_arrays(gradient), [logits, labels, upstream], logits.dtype, stateful=False
@@ -141,8 +163,13 @@ def _called(
 
     @tf.custom_gradient  # type: ignore[untyped-decorator, unused-ignore]
     def losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
+        logits, labels = tf.identity(logits), tf.identity(labels)
+
         def backward(upstream: Tensor) -> list[Tensor | None]:
-            return [gradients(logits, upstream), None if by_labels is None else by_labels(logits, upstream)]
+            return [
+                gradients(logits, labels, upstream),
+                None if by_labels is None else by_labels(logits, upstream),
+            ]
 
         computed = tf.numpy_function(_of_arrays(loss), [logits, labels], logits.dtype, stateful=False)
         shape = logits.shape.as_list() if logits.shape.rank is not None else None

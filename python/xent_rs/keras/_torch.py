@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,11 +17,20 @@ def covers(logits: Tensor) -> bool:
     return True
 
 
-def of_classes(logits: Tensor, labels: Tensor, axis: int, ignored: int | None) -> Tensor:
+def either(which: Tensor, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Tensor:
+    """Return what one of two functions does."""
+    return first() if which else second()
+
+
+def of_classes(logits: Tensor, labels: Tensor, axis: int, ignored: int | None, gamma: float = 0.0) -> Tensor:
     """Return the loss of each row, of classes."""
     ignore_index = NO_CLASS if ignored is None else ignored
     losses = cross_entropy(
-        _classes_second(logits, axis), labels.to(torch.int64), ignore_index=ignore_index, reduction="none"
+        _classes_second(logits, axis),
+        labels.to(torch.int64),
+        ignore_index=ignore_index,
+        focal_gamma=gamma,
+        reduction="none",
     )
     return losses.to(logits.dtype)
 
@@ -35,10 +46,10 @@ def of_probabilities(logits: Tensor, labels: Tensor, axis: int, label_smoothing:
     return losses.to(logits.dtype)
 
 
-def of_yes_or_no(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def of_yes_or_no(logits: Tensor, labels: Tensor, label_smoothing: float, gamma: float = 0.0) -> Tensor:
     """Return the loss of each element."""
     losses = binary_cross_entropy_with_logits(
-        logits, labels, label_smoothing=label_smoothing, reduction="none"
+        logits, labels, label_smoothing=label_smoothing, focal_gamma=gamma, reduction="none"
     )
     return losses.to(logits.dtype)
 

@@ -28,6 +28,8 @@ def cross_entropy(
     z_loss: float,
     softcap: float | None,
     temperature: float,
+    focal_gamma: float,
+    poly_epsilon: float,
     reduction: str,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -51,6 +53,7 @@ def cross_entropy(
         )
     classes = class_axis(logits)
     probabilities = targets.is_floating_point()
+    is_focused = _check_focus(focal_gamma, poly_epsilon, label_smoothing, probabilities)
     weights, counts, z = _rows_that_count(sample_weight, classes, logits)
     if not probabilities:
         counts = counts & (targets != ignore_index)
@@ -60,14 +63,23 @@ def cross_entropy(
         z = torch.where(z == -math.inf, z, softcap * torch.tanh(z / softcap))
     if temperature != 1:
         z = z / temperature
+    of_targets = None if weight is None or probabilities else weight[torch.where(counts, targets, 0)]
     losses = functional.cross_entropy(
-        z, targets, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+        z,
+        targets,
+        None if is_focused else weight,
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=label_smoothing,
     )
+    if is_focused:
+        losses = _focused(losses, focal_gamma, poly_epsilon)
+        losses = losses if of_targets is None else of_targets * losses
     if z_loss != 0:
         losses = losses + z_loss * z.logsumexp(classes) ** 2
     losses = (weights * losses).masked_fill(~counts, 0)
-    if weight is not None and not probabilities:
-        weights = weights * weight[torch.where(counts, targets, 0)]
+    if of_targets is not None:
+        weights = weights * of_targets
     return _reduced(losses, weights.masked_fill(~counts, 0), reduction, denominator)
 
 
@@ -80,6 +92,7 @@ def binary_cross_entropy(
     denominator: Tensor | None,
     ignore_index: int | None,
     label_smoothing: float,
+    focal_gamma: float,
     reduction: str,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -91,15 +104,18 @@ def binary_cross_entropy(
     _check_reduction(reduction, denominator)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 to 1")
+    _check_gamma(focal_gamma)
     counts = torch.ones_like(targets, dtype=torch.bool) if ignore_index is None else targets != ignore_index
-    targets = targets.to(dtype) * (1 - label_smoothing) + label_smoothing / 2
+    targets = (targets.to(dtype) * (1 - label_smoothing) + label_smoothing / 2).masked_fill(~counts, 0)
+    logits = logits.to(dtype).masked_fill(~counts, 0)
     losses = functional.binary_cross_entropy_with_logits(
-        logits.to(dtype).masked_fill(~counts, 0),
-        targets.masked_fill(~counts, 0),
-        weight,
-        pos_weight=pos_weight,
-        reduction="none",
+        logits, targets, weight, pos_weight=pos_weight, reduction="none"
     )
+    if isinstance(focal_gamma, Tensor) or focal_gamma != 0:
+        # At an infinite logit the probability stays what it is.
+        x = torch.where(logits.isinf(), logits.detach(), logits)
+        missing = targets * torch.sigmoid(-x) + (1 - targets) * torch.sigmoid(x)
+        losses = _focal_power(missing, focal_gamma) * losses
     return _reduced(losses.masked_fill(~counts, 0), counts.to(dtype), reduction, denominator)
 
 
@@ -183,6 +199,48 @@ def _divergence(first: Tensor, second: Tensor, classes: int) -> Tensor:
     # A class that the first masks costs nothing.
     difference = (first - second).masked_fill(first == -math.inf, 0)
     return (first.exp() * difference).sum(classes)
+
+
+def _check_focus(
+    focal_gamma: float, poly_epsilon: float, label_smoothing: float, probabilities: bool
+) -> bool:
+    """Tell whether there are terms that look at the probability of a class, which go with classes alone."""
+    _check_gamma(focal_gamma)
+    if not -math.inf < poly_epsilon < math.inf:
+        raise ValueError(f"poly_epsilon is {1.0 * poly_epsilon}; expected a finite number")
+    for name, value in (("focal_gamma", focal_gamma), ("poly_epsilon", poly_epsilon)):
+        if not isinstance(value, Tensor) and value == 0:
+            continue
+        if label_smoothing != 0:
+            raise ValueError(
+                f"{name} is {1.0 * value} with label_smoothing {label_smoothing}; expected one of them"
+            )
+        if probabilities:
+            raise ValueError(
+                f"{name} is {1.0 * value} with probabilities as targets; expected class indices, whose "
+                "probability it looks at"
+            )
+        return True
+    return False
+
+
+def _check_gamma(focal_gamma: float) -> None:
+    if not 0 <= focal_gamma <= 1e100:
+        raise ValueError(f"focal_gamma is {1.0 * focal_gamma}; expected a number from 0 to 1e100")
+
+
+def _focused(losses: Tensor, focal_gamma: float, poly_epsilon: float) -> Tensor:
+    """Return (1 - p)**focal_gamma·loss + poly_epsilon·(1 - p) of losses -log p."""
+    missing = -torch.expm1(-losses)
+    # An infinite loss, of p = 0, stays as it is.
+    of_power = torch.where(losses.isinf(), missing.detach(), missing)
+    return _focal_power(of_power, focal_gamma) * losses + poly_epsilon * missing
+
+
+def _focal_power(missing: Tensor, focal_gamma: float) -> Tensor:
+    """Return missing**focal_gamma of missing = 1 - p, where p is 1 without a derivative."""
+    power = torch.where(missing == 0, 1, missing) ** focal_gamma
+    return torch.where(missing == 0, 0.0**focal_gamma, power)
 
 
 def _rows_that_count(sample_weight: Tensor | None, classes: int, *logits: Tensor) -> tuple[Tensor, ...]:

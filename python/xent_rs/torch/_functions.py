@@ -31,6 +31,8 @@ def cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     temperature: float = 1.0,
+    focal_gamma: float = 0.0,
+    poly_epsilon: float = 0.0,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
 ) -> Tensor:
@@ -62,6 +64,11 @@ def cross_entropy(
         Replaces the logits x by ``softcap * tanh(x / softcap)``.
     temperature : float, optional
         Divides the logits, after the softcap.
+    focal_gamma : float, optional
+        Multiplies the loss of a row by ``(1 - p)**focal_gamma``, p being the probability of its class (focal
+        loss). For classes without `label_smoothing`.
+    poly_epsilon : float, optional
+        Adds ``poly_epsilon·(1 - p)`` to the loss of a row (PolyLoss). For classes without `label_smoothing`.
     sample_weight : Tensor, optional
         A weight for each row. A row of weight 0 is left out, whatever its logits hold.
     denominator : float or Tensor of one number, optional
@@ -99,7 +106,7 @@ def cross_entropy(
     check_ignored(ignore_index, target)
     return loss_of(
         "cross_entropy",
-        has_own_options(z_loss, softcap, temperature, sample_weight, denominator),
+        has_own_options(z_loss, softcap, temperature, focal_gamma, poly_epsilon, sample_weight, denominator),
         input,
         target,
         (weight, sample_weight, number(denominator)),
@@ -109,6 +116,8 @@ def cross_entropy(
             z_loss,
             softcap,
             temperature,
+            focal_gamma,
+            poly_epsilon,
             _reduction(size_average, reduce, reduction),
         ),
     )
@@ -125,6 +134,7 @@ def binary_cross_entropy_with_logits(
     *,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
     denominator: float | Tensor | None = None,
 ) -> Tensor:
     """Binary cross-entropy of logits: `torch.nn.functional.binary_cross_entropy_with_logits`.
@@ -148,6 +158,9 @@ def binary_cross_entropy_with_logits(
         Elements with this target have loss 0 and do not count.
     label_smoothing : float, optional
         The share of the target that is spread evenly over yes and no.
+    focal_gamma : float, optional
+        Multiplies the loss of an element by ``(1 - p)**focal_gamma``, p being the probability of its target,
+        after the smoothing (focal loss). For targets from 0 to 1.
     denominator : float or Tensor of one number, optional
         Replaces the divisor of the mean.
 
@@ -180,11 +193,11 @@ def binary_cross_entropy_with_logits(
     check_tensors({"weight": weight, "pos_weight": pos_weight}, input=input, target=target)
     return loss_of(
         "binary_cross_entropy",
-        ignore_index is not None or label_smoothing != 0 or denominator is not None,
+        is_given((label_smoothing, 0), (focal_gamma, 0), (ignore_index, None), (denominator, None)),
         input,
         target,
         (weight, pos_weight, number(denominator)),
-        (ignore_index, label_smoothing, _reduction(size_average, reduce, reduction)),
+        (ignore_index, label_smoothing, focal_gamma, _reduction(size_average, reduce, reduction)),
     )
 
 
@@ -286,12 +299,19 @@ def has_own_options(
     z_loss: float,
     softcap: float | None,
     temperature: float,
+    focal_gamma: float,
+    poly_epsilon: float,
     sample_weight: Tensor | None,
     denominator: float | Tensor | None,
 ) -> bool:
     """Tell whether a cross-entropy has options that PyTorch does not have."""
-    given = (softcap, sample_weight, denominator)
-    return z_loss != 0 or temperature != 1 or any(value is not None for value in given)
+    numbers = ((z_loss, 0), (temperature, 1), (focal_gamma, 0), (poly_epsilon, 0))
+    return is_given(*numbers, (softcap, None), (sample_weight, None), (denominator, None))
+
+
+def is_given(*options: tuple[Any, float | None]) -> bool:
+    """Tell whether an option is not its default; a tensor is none, whatever it holds: it may be learned."""
+    return any(isinstance(value, Tensor) or value != default for value, default in options)
 
 
 def loss_of(
@@ -322,7 +342,9 @@ def loss_of(
             dtype = torch.promote_types(dtype, targets.dtype)
     # A number that is a tensor may have a derivative: a temperature that is learned.
     learned = any(isinstance(number, Tensor) for number in numbers)
-    soft = name == "cross_entropy" and targets.is_floating_point() and not _is_special(name, numbers)
+    operators = OPERATORS[name]
+    soft = operators.target_grad is not None and targets.is_floating_point()
+    soft = soft and not learned and operators.has_further_derivatives(numbers)
     if not learned and within_reach(logits, (targets.detach() if soft else targets, *tensors)):
         if dtype.itemsize == 2 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
@@ -358,13 +380,6 @@ def _by_kernels(
 
 def _requires_grad(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
-
-
-def _is_special(name: str, numbers: tuple[Any, ...]) -> bool:
-    """Whether there is a softcap, or another divergence, which kernels of further derivatives do not know."""
-    if name == "kl_divergence":
-        return bool(numbers[0] != "forward")
-    return name == "cross_entropy" and numbers[3] is not None
 
 
 def _by_formula(ctx: Any, tensors: Sequence[Tensor]) -> Tensor:
@@ -412,7 +427,8 @@ class _Loss(torch.autograd.Function):
         compiling = torch.compiler.is_compiling()
         # The gradient is to be differentiated in turn, or asked for of many derivatives at once.
         twice = not compiling and torch.is_grad_enabled()
-        by_kernel = operators.hvp is not None and not of_targets and not _is_special(ctx.name, ctx.numbers)
+        by_kernel = operators.hvp is not None and operators.has_further_derivatives(ctx.numbers)
+        by_kernel = by_kernel and not of_targets
         if not compiling and (stands_for_several(grad_output) or (twice and not by_kernel)):
             found = _gradients(_by_formula(ctx, tensors), tensors, wanted, grad_output, twice)
             return (None, None, None, None, *found)

@@ -38,6 +38,8 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     temperature: float = 1.0,
+    focal_gamma: float = 0.0,
+    poly_epsilon: float = 0.0,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
 ) -> Tensor:
@@ -68,7 +70,7 @@ def linear_cross_entropy(
         The share of the target that is spread evenly over all classes.
     options : torch.nn.LinearCrossEntropyOptions, optional
         How PyTorch would take its chunks. It is not looked at: here they are always taken.
-    z_loss, softcap, temperature, sample_weight, denominator
+    z_loss, softcap, temperature, focal_gamma, poly_epsilon, sample_weight, denominator
         As for `cross_entropy`.
 
     Returns
@@ -121,10 +123,14 @@ def linear_cross_entropy(
         z_loss,
         softcap,
         temperature,
+        focal_gamma,
+        poly_epsilon,
         reduction,
         dtype,
     )
-    own_options = has_own_options(z_loss, softcap, temperature, sample_weight, denominator)
+    own_options = has_own_options(
+        z_loss, softcap, temperature, focal_gamma, poly_epsilon, sample_weight, denominator
+    )
     parts = (input, linear_weight, linear_bias)
     # A number that is a tensor may have a derivative: a temperature that is learned.
     if (
@@ -236,7 +242,7 @@ _TENSORS = (
 )
 _NUMBERS = (
     "int ignore_index, float label_smoothing, float z_loss, float? softcap, float temperature, "
-    "str reduction, ScalarType dtype"
+    "float focal_gamma, float poly_epsilon, str reduction, ScalarType dtype"
 )
 _NAMES = (
     *("weight", "sample_weight", "denominator"),

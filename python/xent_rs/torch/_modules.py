@@ -15,7 +15,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     ----------
     weight, size_average, ignore_index, reduce, reduction, label_smoothing
         Those of PyTorch's module, in its order.
-    z_loss, softcap, temperature
+    z_loss, softcap, temperature, focal_gamma, poly_epsilon
         Those of `cross_entropy`.
 
     Examples
@@ -40,11 +40,15 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         z_loss: float = 0.0,
         softcap: float | None = None,
         temperature: float = 1.0,
+        focal_gamma: float = 0.0,
+        poly_epsilon: float = 0.0,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         self.z_loss = z_loss
         self.softcap = softcap
         self.temperature = temperature
+        self.focal_gamma = focal_gamma
+        self.poly_epsilon = poly_epsilon
 
     def forward(
         self,
@@ -65,6 +69,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             z_loss=self.z_loss,
             softcap=self.softcap,
             temperature=self.temperature,
+            focal_gamma=self.focal_gamma,
+            poly_epsilon=self.poly_epsilon,
             sample_weight=sample_weight,
             denominator=denominator,
         )
@@ -77,7 +83,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     ----------
     weight, size_average, reduce, reduction, pos_weight
         Those of PyTorch's module, in its order.
-    ignore_index, label_smoothing
+    ignore_index, label_smoothing, focal_gamma
         Those of `binary_cross_entropy_with_logits`.
 
     Examples
@@ -98,10 +104,12 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         *,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction, pos_weight)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.focal_gamma = focal_gamma
 
     def forward(self, input: Tensor, target: Tensor, *, denominator: float | Tensor | None = None) -> Tensor:
         """Return the loss; `denominator` is that of `binary_cross_entropy_with_logits`."""
@@ -113,5 +121,6 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
             pos_weight=self.pos_weight,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            focal_gamma=self.focal_gamma,
             denominator=denominator,
         )

@@ -24,14 +24,30 @@ class Operator(NamedTuple):
     """A loss, ``loss(*tensors, *numbers, dtype)``, and ``with_grad(grad_output, *tensors, ...)``.
 
     Where there are such, ``hvp(vector, grad_output, *tensors, ...)``, the Hessian times a vector, and
-    ``target_grad(grad_output, *tensors, ...)``, the gradient of targets that are probabilities. Neither knows
-    a softcap.
+    ``target_grad(grad_output, *tensors, ...)``, the gradient of targets that are probabilities, if
+    `has_further_derivatives`. `numbers` are the names of the numbers.
     """
 
     loss: Any
     with_grad: Any
     hvp: Any = None
     target_grad: Any = None
+    numbers: tuple[str, ...] = ()
+
+    def has_further_derivatives(self, numbers: tuple[Any, ...]) -> bool:
+        """Tell whether the loss with these numbers, and a dtype, has those that it may have."""
+        given = dict(zip(self.numbers, numbers, strict=False))
+        return all(given.get(option, value) == value for option, value in _OF_FURTHER_DERIVATIVES.items())
+
+
+# Options of which the kernels of further derivatives know one value.
+_OF_FURTHER_DERIVATIVES = {
+    "softcap": None,
+    "focal_gamma": 0.0,
+    "poly_epsilon": 0.0,
+    "kind": "forward",
+    "beta": 0.5,
+}
 
 
 def array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -141,10 +157,9 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
             (*vectors, grad_output), own = arguments[:count], arguments[count:]
             logits, targets, *values, _ = own
             given = keywords(logits, tuple(values))
-            if given.get("softcap") is not None:
-                raise ValueError(f"softcap is {given['softcap']}; expected None for {name}{suffix}")
-            if given.get("kind", "forward") != "forward":
-                raise ValueError(f"kind is {given['kind']!r}; expected 'forward' for {name}{suffix}")
+            for option, value in _OF_FURTHER_DERIVATIVES.items():
+                if given.pop(option, value) != value:
+                    raise ValueError(f"{option} is given; expected {value} for {name}{suffix}")
             result = torch.empty_like(own[like])
             # Of other logits there is none of float64.
             fits = (result.dtype is torch.float64) == (logits.dtype is torch.float64)
@@ -170,10 +185,9 @@ def _operator(name: str, tensors: str, numbers: str, *, elementwise: bool = Fals
         (loss_with_grad, loss_with_grad_of_no_data),
     )
     return operator._replace(
-        hvp=derivative("_hvp", "Tensor vector, Tensor? grad_output", 0, ("softcap", "kind", "beta")),
-        target_grad=derivative(
-            "_target_grad", "Tensor? grad_output", 1, ("ignore_index", "z_loss", "softcap")
-        ),
+        hvp=derivative("_hvp", "Tensor vector, Tensor? grad_output", 0, ()),
+        target_grad=derivative("_target_grad", "Tensor? grad_output", 1, ("ignore_index", "z_loss")),
+        numbers=tuple(argument.split()[1] for argument in numbers.split(", ")),
     )
 
 
@@ -182,12 +196,12 @@ OPERATORS = {
         "cross_entropy",
         "Tensor logits, Tensor targets, Tensor? weight, Tensor? sample_weight, Tensor? denominator",
         "int ignore_index, float label_smoothing, float z_loss, float? softcap, float temperature, "
-        "str reduction",
+        "float focal_gamma, float poly_epsilon, str reduction",
     ),
     "binary_cross_entropy": _operator(
         "binary_cross_entropy",
         "Tensor logits, Tensor targets, Tensor? weight, Tensor? pos_weight, Tensor? denominator",
-        "int? ignore_index, float label_smoothing, str reduction",
+        "int? ignore_index, float label_smoothing, float focal_gamma, str reduction",
         elementwise=True,
     ),
     "kl_divergence": _operator(

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._evaluation import Evaluator
+from .._evaluator import Evaluator
 from ._functions import check_tensors, loss_of, number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .._options import EvaluatorOptions
+    from .._evaluation_options import EvaluatorOptions
 
 _IGNORED = -100  # what transformers pads labels with
 
@@ -68,7 +68,7 @@ def causal_lm_loss(
         logits.movedim(-1, 1),
         following,
         (None, None, number(num_items_in_batch)),
-        (_IGNORED, 0.0, 0.0, None, 1.0, "mean"),
+        (_IGNORED, 0.0, 0.0, None, 1.0, 0.0, 0.0, "mean"),
         dtype=torch.promote_types(logits.dtype, torch.float32),
     )
 
