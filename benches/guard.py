@@ -59,6 +59,8 @@ OF_PLAIN = {
     "sparse targets": (2.9, 2.4),
     "sparse targets, tail": (4.1, 3.0),
     "KL divergence": (6.8, 5.4),
+    "KL divergence, reverse": (7.5, 5.6),
+    "Jensen-Shannon divergence": (12.8, 10.5),
     "logsumexp": (1.5, None),
     "row_statistics": (4.1, None),
     "evaluate": (8.0, None),

@@ -163,7 +163,7 @@ def log_1p_f32(of: Arithmetic, p: Sequence[mpf], y: mpf) -> mpf:
     return of.mul(of.polynomial(p, y), y)
 
 
-def log_1p_f64(of: Arithmetic, a: Sequence[mpf], y: mpf) -> mpf:
+def log_of_quotient(of: Arithmetic, a: Sequence[mpf], y: mpf) -> mpf:
     s = of.div(y, of.add(y, mpf(2)))
     square, double = of.mul(s, s), of.add(s, s)
     return of.mul_add(of.mul(of.polynomial(a, square), square), double, double)
@@ -380,6 +380,22 @@ def of_octaves(bits: int, steps: int, degree: int, **options: object) -> Polynom
     )
 
 
+def of_quotient(bits: int, degree: int, **options: object) -> Polynomial:
+    return Polynomial(
+        what="P of log(1 + y) = 2s·(1 + s²·P(s²)), s = y / (2 + y), -½ ≤ y ≤ 1",
+        bits=bits,
+        degree=degree,
+        f=atanh_rest,
+        low=mpf(0),
+        high=mpf(1) / 9,
+        weight=lambda z: z / (1 + z * atanh_rest(z)),
+        compute=log_of_quotient,
+        exact=mp.log1p,
+        domain=(-mpf(0.5), mpf(1)),
+        **options,
+    )
+
+
 POLYNOMIALS = {
     "octaves_f32_by_eighths": of_octaves(24, 8, 2, fused=True),
     "octaves_f32": of_octaves(24, 1, 5),
@@ -457,19 +473,8 @@ POLYNOMIALS = {
         exact=mp.log1p,
         domain=(mpf(0), mpf(1)),
     ),
-    "log_1p_f64": Polynomial(
-        what="P of log(1 + y) = 2s·(1 + s²·P(s²)), s = y / (2 + y), 0 ≤ y ≤ 1",
-        bits=53,
-        degree=10,
-        f=atanh_rest,
-        low=mpf(0),
-        high=mpf(1) / 9,
-        weight=lambda z: z / (1 + z * atanh_rest(z)),
-        compute=log_1p_f64,
-        exact=mp.log1p,
-        domain=(mpf(0), mpf(1)),
-        interpolated=True,
-    ),
+    "quotient_f32": of_quotient(24, 3),
+    "quotient_f64": of_quotient(53, 10, interpolated=True),
     "even_f32": even(24, 3),
     "even_f64": even(53, 6),
     "odd_f32": odd(24, 3),

@@ -23,6 +23,10 @@ wrong by the sum of what its parts may be, each times its weight, and by half an
     gradient of soft targets          that of the loss, weighted, and 2 u of it
     gradient of the temperature       the sum of (mass p + |share|) |z - max| g, over the temperature
     KL divergence                     the sum of p_t (bounds of both logs) + (bound of p_t) |log ratio|
+    KL(model || teacher), Jensen-     of each class (bounds of p and p_t) min(d^2, |d| + 2),
+      Shannon, d = log p - log p_t    |p - p_t| u (2 ln C + 4 + 4 |d|), and 8 u of its term
+    ... gradient p (v - mean v), w    of each class e = 3 (bound of p) |v - mean v| + 4 u p (|v| + max |d|)
+      the derivative of v by d        + p u (2 ln C + 4) |w - mean w|; and p times the sum of e
     ... of listed classes             the sum of p_t (bound of log p), and of what is left twice that
     ... its gradient                  as of several targets, and of what is left twice the bound of its shares
     binary                            the bound for two classes, logits x and 0, each side times its weight
@@ -295,6 +299,44 @@ class KlDivergenceBounds:
         )
         bound = np.abs(oracle.scale)[:, None] * np.abs(scale) * oracle.model.slope * bound
         return np.maximum(bound, unit(self.dtype)[1])
+
+
+class DivergenceBounds(KlDivergenceBounds):
+    """For the losses and gradients of an oracle's `Divergence`."""
+
+    def __init__(self, oracle, dtype):
+        super().__init__(oracle, dtype)
+        u, _ = unit(dtype)
+        #: Of d: what the log-sum-exps are off by is the same for all classes of a row.
+        self.of_all = 2 * u * (np.log(oracle.model.classes) + 2)
+        self.size = np.where(np.isfinite(oracle.d), np.abs(oracle.d), 0)
+
+    @property
+    def losses(self):
+        oracle, (u, smallest) = self.oracle, unit(self.dtype)
+        apart = np.abs(oracle.model.probabilities - oracle.teacher.probabilities)
+        with np.errstate(invalid="ignore", over="ignore"):
+            weights = np.minimum(self.size**2, self.size + 2)
+            weights = np.where(np.isfinite(oracle.d), weights, 2)
+            bound = _times(sum(self.probabilities), weights) + _times(apart, self.of_all + 4 * u * self.size)
+            bound = bound + 8 * u * np.where(np.isfinite(sum(oracle.terms)), sum(oracle.terms), 0)
+        bound = bound.sum(axis=1) + oracle.model.classes * smallest
+        bound = _times(np.abs(oracle.scale), bound)
+        losses = np.where(np.isfinite(oracle.losses), oracle.losses, 0)
+        return bound + half_ulp(losses, np.float64 if self.dtype == np.float64 else np.float32)
+
+    def gradients(self, scale=1.0):
+        oracle, (u, smallest) = self.oracle, unit(self.dtype)
+        model, q, v = oracle.model, oracle.model.probabilities, np.abs(oracle.v)
+        v, above = (np.where(np.isfinite(numbers), np.abs(numbers), 0) for numbers in (v, oracle.above))
+        # What is off alike in all v counts where d does not count alike.
+        uneven = np.abs(oracle.sensitivity - _times(q, oracle.sensitivity).sum(axis=1, keepdims=True))
+        of_v = 4 * u * (v + self.size.max(axis=1, keepdims=True)) + self.of_all * uneven
+        bound = 3 * _times(self.probabilities[0], above) + _times(q, of_v)
+        mean = bound.sum(axis=1, keepdims=True)
+        bound = bound + _times(q, mean)
+        factor = np.abs(oracle.scale)[:, None] * np.abs(scale) * model.slope
+        return factor * bound + (1 + factor) * smallest
 
 
 class SparseDivergenceBounds:

@@ -243,6 +243,75 @@ class KlDivergence:
         return np.where(self.left_out[:, None], 0, times(self.scale[:, None], slopes))
 
 
+def phi(x):
+    """exp(x) - 1 - x; near 0 by its series, for the difference has no digits there."""
+    series = 1
+    for n in range(16, 2, -1):
+        series = 1 + x / n * series
+    with np.errstate(over="ignore"):
+        return np.where(np.abs(x) < 0.5, x * x / 2 * series, np.expm1(x) - x)
+
+
+class Divergence(KlDivergence):
+    """KL(model || teacher) of every row, or that of both from a mixture in which the teacher weighs beta.
+
+    As sums of w φ(log(m / w)), which add m - w to w log(w / m), and so nothing in all.
+    """
+
+    def __init__(self, model, teacher, sample_weight=None, beta=None):
+        super().__init__(model, teacher, sample_weight)
+        p, q = teacher.probabilities, model.probabilities
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            d = model.log_probabilities - teacher.log_probabilities
+            d = self.d = np.where(model.masked & teacher.masked, 0, d)
+            if beta is None:
+                self.terms = [self.term(q, p, -d)]
+                self.terms[0][teacher.masked & ~model.masked] = np.inf
+                self.v, self.sensitivity = d, np.ones_like(d)
+            else:
+                beta = self.dtype(beta)
+                m = beta * p + (1 - beta) * q
+                to_p, to_q = np.log1p((1 - beta) * np.expm1(d)), np.log1p(beta * np.expm1(-d))
+                self.terms = [beta * self.term(p, m, to_p), (1 - beta) * self.term(q, m, to_q)]
+                self.v = np.where(model.masked, 0, -(1 - beta) * to_q)
+                #: The derivative of v by d.
+                self.sensitivity = (1 - beta) * np.where(m > 0, beta * p / m, 0)
+        self.not_a_number = 0 * model.log_sum + 0 * teacher.log_sum
+
+    @staticmethod
+    def term(w, m, x):
+        with np.errstate(invalid="ignore"):
+            return np.where(np.abs(x) < 0.5, w * phi(x), (m - w) - times(w, x))
+
+    @property
+    def divergences(self):
+        return sum(self.terms).sum(axis=1) + self.not_a_number
+
+    @property
+    def losses(self):
+        return np.where(self.left_out, 0, times(self.scale, self.divergences))
+
+    @property
+    def above(self):
+        """v less its mean; of the largest class what the others make it, without cancellation."""
+        q, rows, top = self.model.probabilities, self.model.rows, self.model.top
+        with np.errstate(invalid="ignore"):
+            rest = q.copy()
+            rest[rows, top] = 0
+            below = self.v - self.v[rows, top][:, None]
+            moment = times(rest, below).sum(axis=1, keepdims=True)
+            return below - moment
+
+    @property
+    def gradients(self):
+        with np.errstate(invalid="ignore"):
+            slopes = times(self.model.probabilities, self.above) * self.model.slope
+            infinite = np.isinf(self.divergences)[:, None]
+            slopes = np.where(self.model.masked, 0, np.where(infinite, np.nan, slopes))
+        slopes = slopes + self.not_a_number[:, None]
+        return np.where(self.left_out[:, None], 0, times(self.scale[:, None], slopes))
+
+
 class SparseDivergence:
     """KL of what `dense` gives the listed classes, and of one class more, which holds what is left.
 

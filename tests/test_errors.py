@@ -8,6 +8,7 @@ import pytest
 import xent_rs
 from ml_dtypes import bfloat16
 from xent_rs import (
+    SparseTargets,
     binary_cross_entropy,
     binary_cross_entropy_with_grad,
     binary_cross_entropy_with_grad_hess,
@@ -139,6 +140,12 @@ GPU_TEXT = "logits are on device type 2; expected CPU memory (device type 1)"
 OVERLAP_TEXT = "out overlaps {}; expected the logits array itself or memory that no input uses"
 INTERNAL_TEXT = "out has elements that share memory; expected an array without internal overlap"
 IGNORE_TEXT = "; expected 0 to {}, or ignore_index {}"
+
+KIND_TEXT = "kind is {}; expected 'forward', 'reverse' or 'jensen_shannon'"
+BETA_TEXT = (
+    "beta is {}; expected a number above 0 and below 1; kind 'forward' is what others have at 0, "
+    "'reverse' at 1"
+)
 
 ROWS = (cross_entropy, cross_entropy_with_grad, cross_entropy_with_grad_hess)
 BINARY = (binary_cross_entropy, binary_cross_entropy_with_grad, binary_cross_entropy_with_grad_hess)
@@ -650,6 +657,37 @@ VALUE_ERRORS = [
             (math.inf, "inf"),
         )
     ),
+    *(
+        error
+        for kind, text in (("js", "'js'"), (None, "None"), (1, "1"), ("Reverse", "'Reverse'"))
+        for error in calls(ALL_DIVERGENCE, KIND_TEXT.format(text), kind=kind)
+    ),
+    *(
+        error
+        for beta, text in ((0, "0.0"), (1.0, "1.0"), (-0.5, "-0.5"), (math.nan, "nan"))
+        for error in calls(ALL_DIVERGENCE, BETA_TEXT.format(text), kind="jensen_shannon", beta=beta)
+    ),
+    *(
+        error
+        for kind in ("forward", "reverse")
+        for error in calls(
+            ALL_DIVERGENCE,
+            f"beta is 0.1 with kind '{kind}'; expected kind 'jensen_shannon', the only one with a mixture",
+            kind=kind,
+            beta=0.1,
+        )
+    ),
+    *(
+        error
+        for kind in ("reverse", "jensen_shannon")
+        for error in calls(
+            ALL_DIVERGENCE,
+            f"kind is '{kind}' with SparseTargets; expected kind 'forward', as the others need the teacher's "
+            "probabilities of all classes",
+            SparseTargets(TARGETS[:, None], np.ones((4, 1))),
+            kind=kind,
+        )
+    ),
     (lambda: softmax(LOGITS, temperature=-2.0), POSITIVE_TEXT.format("temperature", "-2.0")),
     (lambda: log_softmax(LOGITS, temperature=0.0), POSITIVE_TEXT.format("temperature", "0.0")),
     (lambda: logsumexp(LOGITS, temperature=math.nan), POSITIVE_TEXT.format("temperature", "nan")),
@@ -926,6 +964,8 @@ WRONG = {
         [DOUBLE[:3], TARGETS, DOUBLE.astype(complex), None],
         {
             "sample_weight": np.ones(10),
+            "kind": "backward",
+            "beta": 0.1,
             "temperature": 0,
             "axis": 2,
             "reduction": "no",

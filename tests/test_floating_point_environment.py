@@ -149,6 +149,10 @@ CALLS = {
     ),
     "gradient of targets": lambda: xent_rs.cross_entropy_target_grad(STEEP, SOFT, weight=TINY_WEIGHT),
     "divergence": lambda: xent_rs.kl_divergence_with_grad(STEEP, LOGITS),
+    "divergence, reverse": lambda: xent_rs.kl_divergence_with_grad(STEEP, LOGITS, kind="reverse"),
+    "divergence from a mixture": lambda: xent_rs.kl_divergence_with_grad(
+        STEEP, CLOSE, kind="jensen_shannon", beta=1e-300
+    ),
     "binary": lambda: xent_rs.binary_cross_entropy_with_grad(
         SATURATED, POSITIVE, weight=TINY_F32, reduction="sum"
     ),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xent_rs
 
-from .bounds import KlDivergenceBounds
+from .bounds import DivergenceBounds, KlDivergenceBounds
 from .cases import DTYPES
 from .combinations import (
     LAYOUTS,
@@ -20,13 +20,16 @@ from .combinations import (
     logits_of,
     pairwise,
 )
-from .oracle import KlDivergence, Softmax
+from .oracle import Divergence, KlDivergence, Softmax
 from .slopes import assert_slope
 from .test_options import weights_of
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 VALUES = ["normal", "wide", "offset", "masked", "poisoned"]
+KINDS = {"forward": {}, "reverse": {"kind": "reverse"}, "Jensen-Shannon": {"kind": "jensen_shannon"}}
 FACTORS = {
+    "kind": KINDS,
+    "beta": [0.5, 0.1, 0.9, 1e-6, 1 - 1e-6],
     "dtype": DTYPES,
     "teacher_dtype": DTYPES,
     "classes": [1, 2, 3, 10, 127, 128, 255, 256, 1000],
@@ -64,21 +67,26 @@ def problem(case, number, rows=None):
     wide = np.float64 if np.float64 in (dtype, teacher_dtype) else np.float32
     softmaxes = [Softmax(array.astype(wide), case["temperature"]) for array in (logits, teacher)]
     flat = None if sample_weight is None else np.asarray(sample_weight).reshape(-1)
-    oracle = KlDivergence(*softmaxes, flat)
+    options = {**KINDS[case["kind"]]}
+    if case["kind"] == "forward":
+        oracle, bounds = KlDivergence(*softmaxes, flat), KlDivergenceBounds
+    else:
+        beta = options.setdefault("beta", case["beta"]) if case["kind"] == "Jensen-Shannon" else None
+        oracle, bounds = Divergence(*softmaxes, flat, beta), DivergenceBounds
     turned, turned_teacher = (
         np.ascontiguousarray(np.moveaxis(array.reshape(*lead, classes), -1, axis))
         for array in (logits, teacher)
     )
     turned_teacher = LAYOUTS[teacher_layout](turned_teacher)
-    options = {"temperature": case["temperature"], "sample_weight": sample_weight}
-    bounds = KlDivergenceBounds(oracle, dtype)
+    options |= {"temperature": case["temperature"], "sample_weight": sample_weight}
+    bounds = bounds(oracle, dtype)
     arguments = (turned_teacher.tolist() if case["teacher_layout"] == "list" else turned_teacher,)
     return Problem("kl_divergence", turned, LAYOUTS[case["layout"]], arguments, options, axis, oracle, bounds)
 
 
 @pytest.mark.parametrize("number", range(len(COVER)))
 def test_every_two_options(level, number):
-    problem(COVER[number], number).check(COVER[number], np.random.default_rng(number), "KL")
+    problem(COVER[number], number).check(COVER[number], np.random.default_rng(number), COVER[number]["kind"])
 
 
 @fused
@@ -94,6 +102,8 @@ def test_threads_change_no_bit(level, number):
 
 
 SLOPES = {
+    "kind": KINDS,
+    "beta": [0.5, 0.2, 0.8],
     "temperature": [1.0, 0.7, 3.0],
     "sample_weight": [None, "float64", "signed"],
     "axis": [0, 1, -1],
@@ -116,6 +126,9 @@ def test_gradient_is_the_slope_of_the_loss(case, random):
             options["sample_weight"][0] = -0.3
     if options["reduction"] != "mean":
         del options["denominator"]
+    options |= KINDS[options["kind"]]
+    if options["kind"] != "jensen_shannon":
+        del options["beta"]
     assert_slope(xent_rs.kl_divergence, xent_rs.kl_divergence_with_grad, logits, teacher, options)
 
 
@@ -143,6 +156,155 @@ def test_is_never_negative_to_more_than_its_bound(level, dtype, random):
     losses = xent_rs.kl_divergence(logits, teacher, reduction="none")
     bound = KlDivergenceBounds(KlDivergence(Softmax(logits), Softmax(teacher)), dtype).losses
     assert (losses >= -bound).all()
+
+
+OTHERS = {
+    "reverse": {"kind": "reverse"},
+    **{
+        f"mixture, {beta}": {"kind": "jensen_shannon", "beta": beta} for beta in (0.5, 0.1, 0.9, 1e-9, 1e-300)
+    },
+}
+others = pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+LAID_OUT = [((5, 1), 1), ((40, 7), 1), ((64, 9), 0), ((3, 1000), 1), ((1000, 3), 0), ((3, 17, 300), 1)]
+
+
+@others
+@dtypes
+def test_others_of_a_model_from_itself_are_exactly_0(level, dtype, options, random):
+    for shape, axis in LAID_OUT:
+        logits = (5 * random.standard_normal(shape) + 100).astype(dtype)
+        logits[random.random(shape) < 0.2] = -math.inf
+        np.moveaxis(logits, axis, -1)[..., 0] = 1
+        for teacher in (logits.copy(), logits.astype(np.float64)):
+            losses, grad = xent_rs.kl_divergence_with_grad(
+                logits, teacher, axis=axis, reduction="none", **options
+            )
+            assert not losses.any()
+            assert not grad.any()
+
+
+@others
+@dtypes
+def test_others_are_never_negative(level, dtype, options, random):
+    for distance in (1e-7, 1e-4, 1, 30):
+        for shape, axis in LAID_OUT:
+            logits = (5 * random.standard_normal(shape)).astype(dtype)
+            teacher = (logits + distance * random.standard_normal(shape)).astype(dtype)
+            losses = xent_rs.kl_divergence(logits, teacher, axis=axis, reduction="none", **options)
+            assert (losses >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@others
+def test_others_keep_their_digits_where_the_two_are_nearly_the_same(level, dtype, options, random):
+    """And where one is far above the other in all classes alike."""
+    distance, rtol = (2e-4, 3e-3) if dtype == np.float32 else (1e-9, 1e-5)
+    for classes in (10, 1000):
+        logits = (3 * random.standard_normal((16, classes))).astype(dtype)
+        teacher = (logits + distance * random.standard_normal(logits.shape)).astype(dtype)
+        for offset in (0, 2.0**20):
+            moved = (teacher + dtype(offset)).astype(dtype)
+            base = (moved - dtype(offset)).astype(dtype)
+            oracle = Divergence(Softmax(logits), Softmax(base), None, options.get("beta"))
+            losses, grad = xent_rs.kl_divergence_with_grad(logits, moved, reduction="none", **options)
+            if options.get("beta") == 1e-300 and dtype == np.float32:
+                assert not losses.any()
+                continue
+            np.testing.assert_allclose(losses, oracle.losses.astype(float), rtol=rtol)
+            scale = np.abs(oracle.gradients).max(axis=1, keepdims=True)
+            assert (np.abs(grad - oracle.gradients) <= rtol * scale).all()
+
+
+@others
+@dtypes
+def test_others_of_a_confident_model_keep_the_digits_of_its_leader(level, dtype, options, random):
+    """Its derivative is minus the sum of the others', not a difference of numbers near 1."""
+    logits = random.standard_normal((9, 12)).astype(dtype)
+    logits[:, 3] += 17
+    teacher = random.standard_normal((9, 12)).astype(dtype)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    _, grad = xent_rs.kl_divergence_with_grad(
+        logits, teacher, reduction="sum", out=np.empty(logits.shape, wide), **options
+    )
+    oracle = Divergence(Softmax(logits), Softmax(teacher), None, options.get("beta"))
+    rtol = 1e-5 if wide == np.float32 else 1e-13
+    if options.get("beta") != 1e-300:
+        np.testing.assert_allclose(grad[:, 3], oracle.gradients[:, 3].astype(float), rtol=rtol)
+
+
+def test_others_are_those_of_compare(level, random):
+    logits, teacher = (3 * random.standard_normal((2, 50, 300))).astype(np.float32)
+    mean = xent_rs.compare(teacher, logits)
+    reverse = xent_rs.kl_divergence(logits, teacher, kind="reverse")
+    mixed = xent_rs.kl_divergence(logits, teacher, kind="jensen_shannon")
+    assert reverse == pytest.approx(mean.reverse_kl.value, rel=1e-6)
+    assert mixed == pytest.approx(mean.jensen_shannon.value, rel=1e-6)
+    assert reverse == pytest.approx(xent_rs.kl_divergence(teacher, logits), rel=1e-6)
+
+
+def test_mixtures_lead_from_one_divergence_to_the_other(random):
+    """Divided by beta·(1 - beta); and a mixture with the weights turned is that of the two turned."""
+    logits, teacher = random.standard_normal((2, 20, 9))
+
+    def mixed(beta, model=logits, other=teacher):
+        return xent_rs.kl_divergence(model, other, kind="jensen_shannon", beta=beta)
+
+    for beta, kind in ((1e-9, "forward"), (1 - 1e-9, "reverse")):
+        expected = xent_rs.kl_divergence(logits, teacher, kind=kind)
+        assert mixed(beta) / (beta * (1 - beta)) == pytest.approx(expected, rel=1e-6)
+    for beta in (0.2, 0.5):
+        assert mixed(beta) == pytest.approx(mixed(1 - beta, teacher, logits), rel=1e-14)
+    assert 0 < mixed(0.5) < math.log(2)
+
+
+INF = math.inf
+# The model's row, the teacher's; KL(model || teacher); that of both from a mixture, a quarter the teacher's.
+OTHER_ROWS = {
+    "masked in both": ([1, -INF, 1], [1, -INF, 1], 0.0, 0.0),
+    "masked in the teacher": (
+        [0, 0],
+        [5, -INF],
+        INF,
+        math.log(8 / 5) * 0.625 + math.log(8 / 3) * 0.375 - 0.75 * math.log(2),
+    ),
+    "masked in the model": ([5, -INF], [0, 0], math.log(2), None),
+    "masked in one each": ([0, -INF], [-INF, 0], INF, None),
+    "far apart": ([300, 0], [0, 300], 300.0, None),
+    "beyond all floats": ([-3e38, 0], [3e38, 0], None, None),
+    "NaN in the model": ([0, math.nan], [0, 0], math.nan, math.nan),
+    "+inf in the teacher": ([0, 0], [0, INF], math.nan, math.nan),
+    "NaN where both are masked otherwise": ([0, math.nan], [0, -INF], math.nan, math.nan),
+    "nothing but masked": ([-INF, -INF], [0, 0], math.nan, math.nan),
+    "one class": ([3], [-7], 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(("row", "teacher", "reverse", "mixed"), OTHER_ROWS.values(), ids=OTHER_ROWS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("count", [3, 300])
+def test_row_of_others(level, dtype, row, teacher, reverse, mixed, count):
+    """Alone and among many classes that both mask; rows beside it are not touched."""
+    wide = [[*each, *[-INF] * (count - len(each))] for each in (row, teacher)]
+    plain = np.where(np.arange(count) < len(row), np.arange(count), -INF)
+    logits, teachers = np.array([plain, wide[0], plain], dtype), np.array([plain, wide[1], plain], dtype)
+    for options, expected in (
+        ({"kind": "reverse"}, reverse),
+        ({"kind": "jensen_shannon", "beta": 0.25}, mixed),
+    ):
+        if expected is None:
+            beta = options.get("beta")
+            oracle = Divergence(Softmax(logits[1:2]), Softmax(teachers[1:2]), None, beta)
+            expected = float(oracle.losses[0])
+        losses, grad = xent_rs.kl_divergence_with_grad(logits, teachers, reduction="none", **options)
+        rtol = 1e-6 if dtype == np.float32 else 1e-14
+        np.testing.assert_allclose(losses, [0, expected, 0], rtol=rtol, atol=1e-30)
+        assert not grad[[0, 2]].any()
+        masked = np.isneginf(logits[1])
+        if math.isnan(expected):
+            assert np.isnan(grad[1]).all()
+        else:
+            assert not grad[1][masked].any()
+            assert (np.isfinite if expected < INF else np.isnan)(grad[1][~masked]).all()
 
 
 # The model's row, the teacher's; the divergence.

@@ -1,5 +1,6 @@
 """What does not count is never read into a result: rows and elements of weight 0, means that divide by 0."""
 
+import itertools
 import math
 
 import numpy as np
@@ -24,6 +25,8 @@ OPTIONS = {
     "class": {"label_smoothing": 0.1, "z_loss": 0.2, "softcap": 3.0, "temperature": 0.5},
     "probabilities": {"label_smoothing": 0.1},
     "teacher": {"temperature": 2.0},
+    "reverse": {"kind": "reverse", "temperature": 2.0},
+    "mixture": {"kind": "jensen_shannon", "temperature": 2.0},
 }
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -74,7 +77,12 @@ def test_rows_of_weight_0(level, dtype, kind, classes, axis, spoil, random):
     dirty = spoilt(logits, spoil), spoilt(targets, spoil) if kind != "class" else targets
     call, dirty = [[turned(array, axis) for array in arrays] for arrays in ((logits, targets), dirty)]
     for options in ({}, OPTIONS[kind]):
-        options = {"sample_weight": WEIGHTS, "axis": axis, "hessian": kind != "teacher", **options}
+        options = {
+            "sample_weight": WEIGHTS,
+            "axis": axis,
+            "hessian": kind in ("class", "probabilities"),
+            **options,
+        }
         expected, found = everything(name, *call, **options), everything(name, *dirty, **options)
         for one, other in zip(expected, found, strict=True):
             assert same(one, other)
@@ -162,6 +170,7 @@ CALLS = {
     "binary": ("binary_cross_entropy", np.eye(3, 4)),
     "binary, bool": ("binary_cross_entropy", np.eye(3, 4) > 0),
 }
+OTHERS = [{"kind": "reverse"}, {"kind": "jensen_shannon", "beta": 0.9}]
 DIVISORS = {
     "denominator": {"denominator": 0},
     "negative zero": {"denominator": -0.0},
@@ -183,10 +192,11 @@ def test_a_mean_that_divides_by_0(level, dtype, name, targets, divisor):
         pytest.skip("their mean does not divide by class weights")
     logits = np.array([[1, NAN, 2, 3], [0, 1, 2, INF], [-INF, 1, -INF, 3]], dtype)
     assert math.isnan(getattr(xent_rs, name)(logits, targets, **divisor))
+    kinds = [{}, *(OTHERS if name == "kl_divergence" else ())]
     for out in (None, logits.copy()):
-        for grad_output in (1.0, INF):
+        for grad_output, kind in itertools.product((1.0, INF), kinds):
             loss, grad = getattr(xent_rs, f"{name}_with_grad")(
-                logits, targets, grad_output=grad_output, out=out, **divisor
+                logits, targets, grad_output=grad_output, out=out, **kind, **divisor
             )
             assert math.isnan(loss)
             np.testing.assert_array_equal(grad.astype(float), np.zeros((3, 4)))

@@ -17,6 +17,7 @@ from xent_rs import SparseTargets, _xent_rs
 
 from .bounds import (
     CrossEntropyBounds,
+    DivergenceBounds,
     KlDivergenceBounds,
     assert_within,
     entropy_bound,
@@ -25,7 +26,7 @@ from .bounds import (
     probability_bound,
 )
 from .cases import DTYPES
-from .oracle import CrossEntropy, KlDivergence, Softmax, ranks
+from .oracle import CrossEntropy, Divergence, KlDivergence, Softmax, ranks
 from .test_layouts import differing, results
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -187,13 +188,19 @@ def test_softmax_and_statistics_are_as_accurate_as_those_of_short_rows(dtype, na
 @dtypes
 def test_divergences_are_as_accurate_as_those_of_short_rows(dtype, names):
     logits, teacher = (row_of(name, dtype)[0][None] for name in names)
-    oracle = KlDivergence(Softmax(logits), Softmax(teacher))
-    bounds = KlDivergenceBounds(oracle, dtype)
+    softmaxes = Softmax(logits), Softmax(teacher)
+    oracles = {
+        "forward": KlDivergenceBounds(KlDivergence(*softmaxes), dtype),
+        "reverse": DivergenceBounds(Divergence(*softmaxes), dtype),
+        "jensen_shannon": DivergenceBounds(Divergence(*softmaxes, beta=0.5), dtype),
+    }
     for level in _xent_rs.simd_levels():
         _xent_rs.set_simd_level(level)
-        loss, grad = xent_rs.kl_divergence_with_grad(logits, teacher, reduction="none")
-        assert_within("KL", loss, oracle.losses, bounds.losses, dtype, level)
-        assert_within("KL gradient", grad, oracle.gradients, bounds.gradients(), dtype, level)
+        for kind, bounds in oracles.items():
+            loss, grad = xent_rs.kl_divergence_with_grad(logits, teacher, kind=kind, reduction="none")
+            assert_within(kind, loss, bounds.oracle.losses, bounds.losses, dtype, level)
+            expected, bound = bounds.oracle.gradients, bounds.gradients()
+            assert_within(f"{kind} gradient", grad, expected, bound, dtype, level)
 
 
 @pytest.mark.exhaustive
@@ -231,6 +238,8 @@ def everything(logits, targets, axis=-1):
     comparison = xent_rs.compare(logits, teacher, targets, axis=axis)
     arrays = [
         *xent_rs.kl_divergence_with_grad(logits, teacher, **row),
+        *xent_rs.kl_divergence_with_grad(logits, teacher, kind="reverse", **row),
+        *xent_rs.kl_divergence_with_grad(logits, teacher, kind="jensen_shannon", beta=0.3, **row),
         *xent_rs.kl_divergence_with_grad(logits, sparse, **row),
         xent_rs.selective_log_softmax(logits, index, axis=axis),
         statistics.target_rank,

@@ -22,10 +22,8 @@ OPTIONS = f"{SMOOTHED}, z_loss=0.0, softcap=None, temperature=1.0, focal_gamma=0
 LOSS = f"logits, targets, *, {OPTIONS}, {REDUCTION}"
 SMOOTHED_BINARY = "weight=None, pos_weight=None, ignore_index=None, label_smoothing=0.0"
 BINARY = f"logits, targets, *, {SMOOTHED_BINARY}, focal_gamma=0.0, {REDUCTION}"
-KL = (
-    "logits, target_logits, *, temperature=1.0, axis=-1, reduction='mean', "
-    "sample_weight=None, denominator=None"
-)
+FORWARD_KL = "temperature=1.0, axis=-1, reduction='mean', sample_weight=None, denominator=None"
+KL = f"logits, target_logits, *, kind='forward', beta=0.5, {FORWARD_KL}"
 LINEAR = f"hidden, linear_weight, targets, *, linear_bias=None, progress=False, {OPTIONS}, {REDUCTION}"
 GRADIENT = "grad_output=None, out=None"
 EVALUATION = f"top_k=(1, 5), {OPTIONS}"
@@ -64,7 +62,7 @@ SIGNATURES = {
     ),
     "kl_divergence": KL,
     "kl_divergence_with_grad": f"{KL}, {GRADIENT}",
-    "kl_divergence_hvp": f"{KL.replace('target_logits', 'target_logits, vector')}, {GRADIENT}",
+    "kl_divergence_hvp": f"logits, target_logits, vector, *, {FORWARD_KL}, {GRADIENT}",
     "selective_log_softmax": "logits, index, *, axis=-1, temperature=1.0",
     "row_statistics": ("logits, targets=None, *, axis=-1, softcap=None, temperature=1.0, ignore_index=-100"),
     "partial_row_statistics": (

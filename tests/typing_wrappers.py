@@ -114,6 +114,7 @@ def results(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     assert_type(none, tuple[Floats, Floats, Floats])
     assert_type(xent_rs.binary_cross_entropy(logits, targets, reduction="none"), Floats)
     assert_type(xent_rs.kl_divergence(logits, logits, reduction="sum"), float)
+    assert_type(xent_rs.kl_divergence(logits, logits, kind="jensen_shannon", beta=np.float32(0.1)), float)
     assert_type(xent_rs.softmax(logits), Floats)
     assert_type(xent_rs.log_softmax(logits, out=logits), Floats)
     assert_type(xent_rs.selective_log_softmax(logits, targets), Floats)
@@ -193,6 +194,7 @@ def refused(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
     xent_rs.cross_entropy(logits, targets, temperature="2")  # type: ignore[call-overload]
     xent_rs.cross_entropy_with_grad_hess(logits, targets, z_loss=0.1)  # type: ignore[call-overload]
     xent_rs.kl_divergence(logits, logits, label_smoothing=0.1)  # type: ignore[call-overload]
+    xent_rs.kl_divergence(logits, logits, kind="backward")  # type: ignore[call-overload]
     xent_rs.compare(logits, logits, targets, label_smoothing=0.1)  # type: ignore[call-arg]
     xent_rs.compare(logits)  # type: ignore[call-arg]
     xent_rs.evaluate(logits, targets, linear_weight=(logits, None))  # type: ignore[arg-type]

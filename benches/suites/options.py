@@ -207,24 +207,25 @@ def _sparse(job: str, rest: Any, case: Material) -> Prepared:
     return partial(with_grad, case.logits, targets, out=case.out), check
 
 
-def _kl_loss(case: Material) -> Prepared:
-    return partial(kl_divergence, case.logits, case.teacher), partial(_check_kl, case)
+def _divergence(job: str, name: str, kind: Any, case: Material) -> Prepared:
+    """Return the divergence from a teacher, or its gradient."""
+
+    def check(answer: Any) -> dict[str, float]:
+        losses = kl_divergence(case.logits, case.teacher, kind=kind, reduction="none")
+        return compare(f"{name}, {case.name}", case, kl_promise(case, kind), losses, case.rows, answer)
+
+    if job == LOSS:
+        return partial(kl_divergence, case.logits, case.teacher, kind=kind), check
+    return partial(kl_divergence_with_grad, case.logits, case.teacher, kind=kind, out=case.out), check
 
 
-def _kl_gradient(case: Material) -> Prepared:
-    call = partial(kl_divergence_with_grad, case.logits, case.teacher, out=case.out)
-    return call, partial(_check_kl, case)
-
-
-def _check_kl(case: Material, answer: Any) -> dict[str, float]:
-    losses = kl_divergence(case.logits, case.teacher, reduction="none")
-    return compare(f"KL divergence, {case.name}", case, kl_promise(case), losses, case.rows, answer)
-
-
-def kl_promise(case: Material) -> Any:
+def kl_promise(case: Material, kind: str = "forward") -> Any:
     """Return the bounds of the rows that are compared, as `promise` does."""
     model, teacher = (oracle.Softmax(logits[case.some]) for logits in (case.logits, case.teacher))
-    return bounds.KlDivergenceBounds(oracle.KlDivergence(model, teacher), case.dtype)
+    if kind == "forward":
+        return bounds.KlDivergenceBounds(oracle.KlDivergence(model, teacher), case.dtype)
+    beta = 0.5 if kind == "jensen_shannon" else None
+    return bounds.DivergenceBounds(oracle.Divergence(model, teacher, beta=beta), case.dtype)
 
 
 def _hessian(case: Material) -> Prepared:
@@ -350,8 +351,15 @@ TASKS = (
         for name, rest in (("sparse targets", "zero"), ("sparse targets, tail", "tail"))
         for job in JOBS
     ),
-    _Task("KL divergence", LOSS, _kl_loss, ONE_MORE_READ[LOSS]),
-    _Task("KL divergence", GRADIENT, _kl_gradient, ONE_MORE_READ[GRADIENT]),
+    *(
+        _Task(name, job, partial(_divergence, job, name, kind), ONE_MORE_READ[job])
+        for name, kind in (
+            ("KL divergence", "forward"),
+            ("KL divergence, reverse", "reverse"),
+            ("Jensen-Shannon divergence", "jensen_shannon"),
+        )
+        for job in JOBS
+    ),
     _Task("logsumexp", LOSS, _logsumexp, ROOFS[LOSS]),
     _Task("selective_log_softmax", LOSS, _selective, ROOFS[LOSS]),
     _Task("row_statistics", LOSS, _row_statistics, ROOFS[LOSS]),

@@ -26,7 +26,7 @@ binary_cross_entropy_with_grad_hess -- and the second derivative, for gradient b
 
 Distillation
 ------------
-kl_divergence                       -- KL(teacher || model), both given by logits
+kl_divergence                       -- KL(teacher || model) and its kin, both given by logits
 kl_divergence_with_grad             -- the divergence and its derivative
 kl_divergence_hvp                   -- its second derivative times a vector
 SparseTargets                       -- teachers of which a few classes of each row are stored

@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike
 
 from . import _xent_rs
 from ._options import (
-    AllKlDivergenceOptions,
     CrossEntropyHvpOptions,
     Floats,
+    ForwardKlDivergenceOptions,
     HessianProductOptions,
     KlDivergenceHvpOptions,
     MeanOptions,
@@ -118,7 +118,7 @@ def cross_entropy_hvp(
     return _xent_rs.cross_entropy_hvp(logits, targets, vector, _CROSS_ENTROPY, options)
 
 
-_KL_DIVERGENCE = Options("kl_divergence_hvp", AllKlDivergenceOptions, ProductOptions)
+_KL_DIVERGENCE = Options("kl_divergence_hvp", ForwardKlDivergenceOptions, ProductOptions)
 
 
 @_KL_DIVERGENCE.describe

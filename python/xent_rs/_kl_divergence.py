@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence of a model from a teacher, both as logits."""
+"""Divergences of a model from a teacher, both as logits."""
 
 from __future__ import annotations
 
@@ -57,13 +57,21 @@ def kl_divergence(
 def kl_divergence(
     logits: ArrayLike, target_logits: ArrayLike | SparseTargets, **options: Any
 ) -> float | Floats:
-    r"""Kullback-Leibler divergence KL(teacher || model) of the softmax of two arrays of logits, in nats.
+    r"""Divergence of the softmax of two arrays of logits, KL(teacher || model) or another `kind`, in nats.
 
-    A row's loss is :math:`\sum_c t_c (\log t_c - \log p_c)` with the model's
-    :math:`p = \mathrm{softmax}(x / T)` and the teacher's :math:`t = \mathrm{softmax}(x^t / T)`. It is the
-    cross-entropy with the teacher's probabilities minus their entropy, which is what distillation minimises.
-    The temperature T divides both logits. There is no factor T²: multiply by ``temperature**2`` for gradients
-    that do not shrink as T grows.
+    With the model's :math:`q = \mathrm{softmax}(x / T)` and the teacher's :math:`p =
+    \mathrm{softmax}(x^t / T)` a row's loss is, by `kind`,
+
+    ====================  ==============================================================================
+    ``'forward'``         :math:`\mathrm{KL}(p \| q) = \sum_c p_c (\log p_c - \log q_c)`
+    ``'reverse'``         :math:`\mathrm{KL}(q \| p)`
+    ``'jensen_shannon'``  :math:`\beta\,\mathrm{KL}(p \| m) + (1 - \beta)\,\mathrm{KL}(q \| m)`, with the
+                          mixture :math:`m = \beta p + (1 - \beta) q`
+    ====================  ==============================================================================
+
+    The first is the cross-entropy with the teacher's probabilities minus their entropy, which is what
+    distillation minimises. The temperature T divides both logits. There is no factor T²: multiply by
+    ``temperature**2`` for gradients that do not shrink as T grows.
 
     Parameters
     ----------
@@ -95,7 +103,13 @@ def kl_divergence(
 
     Notes
     -----
-    A class at ``-inf`` in the teacher costs nothing; at ``-inf`` in the model alone it costs infinity.
+    A class at ``-inf`` in the teacher costs nothing; at ``-inf`` in the model alone it costs infinity. Of
+    'reverse' it is the other way round; 'jensen_shannon' is always finite. These two are sums of terms of
+    which none is negative: exactly 0 for equal logits, with relative accuracy for logits that are nearly
+    equal.
+
+    'jensen_shannon' is the generalised divergence of [3]_, as TRL and Liger have it; at β = 0 and 1, where
+    it is 0, they return 'forward' and 'reverse'.
 
     With ``lp`` and ``lt`` the log-softmax of the two, it is ``torch.nn.functional.kl_div(lp, lt,
     log_target=True, reduction="batchmean")`` for logits with one axis of rows: PyTorch's own "mean" divides
@@ -110,6 +124,8 @@ def kl_divergence(
        22(1), 1951.
     .. [2] G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531,
        2015.
+    .. [3] R. Agarwal et al., "On-policy distillation of language models: learning from self-generated
+       mistakes", arXiv:2306.13649, ICLR 2024.
 
     Examples
     --------
@@ -117,6 +133,11 @@ def kl_divergence(
     >>> model, teacher = np.log([[0.5, 0.25, 0.25]]), np.log([[0.25, 0.25, 0.5]])
     >>> round(xent_rs.kl_divergence(model, teacher) / math.log(2), 6)     # in bits
     0.25
+    >>> coin, certain = [0.0, 0.0], [0.0, -math.inf]
+    >>> [xent_rs.kl_divergence(coin, certain, kind=kind) for kind in ("forward", "reverse")]
+    [0.6931471805599453, inf]
+    >>> round(xent_rs.kl_divergence(coin, certain, kind="jensen_shannon"), 6)
+    0.215762
     """
     return _xent_rs.kl_divergence(logits, target_logits, _LOSS, options)
 
@@ -157,9 +178,10 @@ def kl_divergence_with_grad(
 ) -> tuple[float | Floats, Floats]:
     r"""`kl_divergence` and its gradient with respect to the model's logits.
 
-    The gradient of a row's divergence is :math:`(p - t) / T`, that of `cross_entropy` with the teacher's
-    probabilities; that of the mean is divided by what the mean divides by. For distillation let
-    `grad_output` be ``temperature**2``.
+    The gradient of a row's divergence is :math:`(q - p) / T`, that of `cross_entropy` with the teacher's
+    probabilities. Of the other kinds it is :math:`q_c (v_c - \sum_i q_i v_i) / T` with :math:`v = \log q -
+    \log p` for 'reverse' and :math:`v = (1 - \beta)(\log q - \log m)` for 'jensen_shannon'. That of the mean
+    is divided by what the mean divides by. For distillation let `grad_output` be ``temperature**2``.
 
     Parameters
     ----------
@@ -184,7 +206,8 @@ def kl_divergence_with_grad(
     -----
     Elsewhere the gradient comes from automatic differentiation: ``loss.backward()`` in PyTorch,
     ``jax.value_and_grad`` for optax, ``tf.GradientTape`` for Keras; scikit-learn has none.
-    There is no gradient with respect to the teacher's logits here.
+    There is no gradient with respect to the teacher's logits here. Where 'reverse' is infinite it has none:
+    NaN, and 0 for masked classes.
 
     References
     ----------

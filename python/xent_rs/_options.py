@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
+Kind: TypeAlias = Literal["forward", "reverse", "jensen_shannon"]
 Real: TypeAlias = float | np.floating[Any] | np.integer[Any]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
@@ -165,6 +166,22 @@ Temperature: TypeAlias = Annotated[
     1.0,
     """float, optional
     Divides the logits, after a softcap if there is one; positive.
+    """,
+]
+DivergenceKind: TypeAlias = Annotated[
+    "Kind",
+    "forward",
+    """{'forward', 'reverse', 'jensen_shannon'}, optional
+    Which divergence of the model's probabilities q and the teacher's p: 'forward' KL(p || q), 'reverse'
+    KL(q || p), 'jensen_shannon' ``β·KL(p || m) + (1 - β)·KL(q || m)`` with ``m = β·p + (1 - β)·q``. With
+    `SparseTargets` it is 'forward'.
+    """,
+]
+Beta: TypeAlias = Annotated[
+    "Real",
+    0.5,
+    """float, optional
+    What the teacher weighs in the mixture of 'jensen_shannon': β, above 0 and below 1.
     """,
 ]
 Axis: TypeAlias = Annotated[
@@ -408,14 +425,28 @@ class ObjectiveOptions(TypedDict, total=False):
 class KlDivergenceOptions(TypedDict, total=False):
     """What changes the divergence of a row."""
 
+    kind: DivergenceKind
+    beta: Beta
     temperature: Temperature
     axis: Axis
     sample_weight: SampleWeight
 
 
+class ForwardKlDivergenceOptions(TypedDict, total=False):
+    """Those of KL(teacher || model), without its kin."""
+
+    temperature: Temperature
+    axis: Axis
+    reduction: MeanOfDivergences
+    sample_weight: SampleWeight
+    denominator: Denominator
+
+
 class AllKlDivergenceOptions(TypedDict, total=False):
     """All options of `kl_divergence`, in the order of its signature."""
 
+    kind: DivergenceKind
+    beta: Beta
     temperature: Temperature
     axis: Axis
     reduction: MeanOfDivergences
@@ -484,7 +515,7 @@ class CrossEntropyHvpOptions(HessianProductOptions, MeanOptions, ProductOptions,
     """The options of `cross_entropy_hvp`."""
 
 
-class KlDivergenceHvpOptions(AllKlDivergenceOptions, ProductOptions, total=False):
+class KlDivergenceHvpOptions(ForwardKlDivergenceOptions, ProductOptions, total=False):
     """The options of `kl_divergence_hvp`."""
 
 

@@ -114,6 +114,41 @@ fn coefficients<R: Real, const N: usize, const M: usize>(single: [f32; N], doubl
     numbers
 }
 
+/// `φ(d) = e^d − 1 − d` over lanes.
+pub(super) struct Phi<R> {
+    even: [R; 7],
+    odd: [R; 7],
+}
+
+impl<R: Real> Phi<R> {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self { even: coefficients(EVEN_F32, EVEN_F64), odd: coefficients(ODD_F32, ODD_F64) }
+    }
+
+    /// `φ(±d)`, for d up to 1.
+    #[inline(always)]
+    pub(super) fn near<S: Simd>(&self, simd: S, d: R::Lanes<S>) -> [R::Lanes<S>; 2] {
+        let (square, first) = (d * d, if R::LANES == f32::LANES { 3 } else { 0 });
+        let even = polynomial::<S, R>(simd, &self.even[first..], square);
+        let odd = polynomial::<S, R>(simd, &self.odd[first..], square) * d;
+        [square * (even + odd), square * (even - odd)]
+    }
+
+    /// `weight·φ(d)`, what a class adds to the divergence from a distribution that has `excess = weight·(e^d − 1)` more of it.
+    #[inline(always)]
+    pub(super) fn weighed<S: Simd>(
+        &self,
+        simd: S,
+        weight: R::Lanes<S>,
+        excess: R::Lanes<S>,
+        d: R::Lanes<S>,
+    ) -> R::Lanes<S> {
+        let [near, _] = self.near(simd, d);
+        d.abs().simd_le(R::splat(simd, 1.0)).select(weight * near, excess - weight * d)
+    }
+}
+
 /// What is known of some classes of a pair of rows.
 #[derive(Clone, Copy)]
 struct Pair<S: Simd, R> {
@@ -314,7 +349,7 @@ const TERMS: usize = 5;
 
 /// A sum of two, the second of which has what the first has no room for.
 #[inline(always)]
-fn parts<S: Simd, R: Real>(simd: S, [numbers, rests]: &[PerLane<f64>; 2]) -> [R::Lanes<S>; 2] {
+pub(super) fn parts<S: Simd, R: Real>(simd: S, [numbers, rests]: &[PerLane<f64>; 2]) -> [R::Lanes<S>; 2] {
     let rounded = R::narrow(simd, numbers);
     let mut lost = [0.0; MOST_LANES];
     R::widen(rounded, &mut lost);
@@ -333,8 +368,7 @@ struct Between<S: Simd, R: Real> {
     /// As sums of two.
     levels: [[R::Lanes<S>; 2]; 2],
     shift: [R::Lanes<S>; 2],
-    even: [R; 7],
-    odd: [R; 7],
+    phi: Phi<R>,
     gamma: [R; 6],
 }
 
@@ -354,8 +388,7 @@ impl<S: Simd, R: Real> Between<S, R> {
             unit: R::splat(simd, 1.0 / temperature),
             levels: [parts::<S, R>(simd, &levels.of[0]), parts::<S, R>(simd, &levels.of[1])],
             shift: parts::<S, R>(simd, &levels.shift),
-            even: coefficients(EVEN_F32, EVEN_F64),
-            odd: coefficients(ODD_F32, ODD_F64),
+            phi: Phi::new(),
             gamma: coefficients(GAMMA_F32, GAMMA_F64),
         }
     }
@@ -364,7 +397,7 @@ impl<S: Simd, R: Real> Between<S, R> {
     #[inline(always)]
     fn add(&self, logits: [R::Lanes<S>; 2], sums: &mut [R::Lanes<S>; TERMS]) {
         let (values, d) = self.values(logits);
-        self.add_far(values, d, self.series(d), sums);
+        self.add_far(values, d, self.phi.near(self.simd, d), sums);
     }
 
     /// [`Self::add`], in half the time where no class is far apart; which way is taken depends on all lanes.
@@ -372,7 +405,7 @@ impl<S: Simd, R: Real> Between<S, R> {
     fn add_together(&self, logits: [R::Lanes<S>; 2], sums: &mut [R::Lanes<S>; TERMS]) {
         let simd = self.simd;
         let (values, d) = self.values(logits);
-        let series = self.series(d);
+        let series = self.phi.near(simd, d);
         // NaN is not near.
         if !d.abs().simd_le(R::splat(simd, Self::NEAR)).all_true() {
             return self.add_far(values, d, series, sums);
@@ -397,15 +430,6 @@ impl<S: Simd, R: Real> Between<S, R> {
             }
         }
         (values, (values[1] - values[0]).mul_sub(self.unit, self.shift[0]) - self.shift[1])
-    }
-
-    /// `φ(±d)` near 0.
-    #[inline(always)]
-    fn series(&self, d: R::Lanes<S>) -> [R::Lanes<S>; 2] {
-        let (simd, square, first) = (self.simd, d * d, if Self::IS_SINGLE { 3 } else { 0 });
-        let even = polynomial::<S, R>(simd, &self.even[first..], square);
-        let odd = polynomial::<S, R>(simd, &self.odd[first..], square) * d;
-        [square * (even + odd), square * (even - odd)]
     }
 
     /// `ln p` of a model.

@@ -36,6 +36,7 @@
 //! | [`stage`] | rows on their way to and from lanes |
 //! | [`binary`] | binary losses of targets alone, and of two classes |
 //! | [`divergence`] | how far two rows are apart |
+//! | [`kinds`] | the other divergences from a teacher, and their derivatives |
 //! | [`focus`] | focal and poly losses |
 //! | [`listed`] | targets that list some classes |
 
@@ -45,6 +46,7 @@ pub mod divergence;
 pub mod finish;
 pub mod focus;
 pub mod horizontal;
+pub mod kinds;
 pub mod listed;
 pub mod log_softmax;
 pub mod moment;

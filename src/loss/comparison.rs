@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use fearless_simd::{Simd, f64x8, prelude::*};
 
-use super::distribution::{Reading, Use};
 use super::labels::Labels;
+use super::models::{Known, Models, OfRow, Pairs};
 use super::ways::{bring_in_all, tiles_of};
 use super::{Check, Chunks};
 use crate::array::{Array, ArrayMut, RowsMut};
@@ -16,10 +16,9 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kernel::divergence::{self, Compared, Levels};
 use crate::kernel::finish::{HALF, MOST_LANES, PerLane};
-use crate::kernel::stage::{MOST_STAGED, Stage, most_classes};
+use crate::kernel::stage::Stage;
 use crate::math::{Boost, Real, two_sum};
-use crate::row::{Statistics, Transform};
-use crate::rows::BLOCK;
+use crate::row::Transform;
 use crate::simd::{self, Kernel};
 
 /// Two models, and what they should have said.
@@ -120,16 +119,6 @@ impl Comparison<'_> {
         (self.transform.temperature(), self.transform.softcap())
     }
 
-    /// Whether rows come on a stage: those of few classes, and those whose classes lie apart, if both models' logits compute in
-    /// the same type.
-    #[inline(always)]
-    fn is_staged<R: Real + Element<Real = R>>(&self) -> bool {
-        let [reference, candidate] = &self.models;
-        let classes = reference.classes();
-        reference.dtype().is_double() == candidate.dtype().is_double()
-            && (classes <= most_classes::<R>() || classes <= MOST_STAGED && self.lies_across)
-    }
-
     /// The log-sum-exps of some rows, and by how much they are apart.
     #[inline(never)]
     fn levels<S: Simd>(&self, simd: S, known: &[&[OfRow]; 2]) -> Levels {
@@ -186,61 +175,39 @@ struct Rows<'a> {
     figures: RowsMut<'a>,
 }
 
-/// So many bytes of both models' rows are read twice.
-const BYTES: usize = 1 << 19;
-
 impl Kernel for Rows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        if self.comparison.models.iter().any(|logits| logits.dtype().is_double()) {
-            self.batches::<S, f64>(simd);
+        let Comparison { models: [reference, candidate], lies_across, transform, .. } = self.comparison;
+        let models = Models {
+            logits: [reference, candidate],
+            lies_across: *lies_across,
+            transform: *transform,
+            together: false,
+        };
+        let range = self.range.clone();
+        if models.logits.iter().any(|logits| logits.dtype().is_double()) {
+            models.take::<S, f64, _>(simd, range, &mut self);
         } else {
-            self.batches::<S, f32>(simd);
+            models.take::<S, f32, _>(simd, range, &mut self);
         }
     }
 }
 
-impl Rows<'_> {
-    /// Some rows at a time: what is known of each model's, then how far they are apart.
+impl Pairs for Rows<'_> {
+    const LEADS: bool = false;
+
     #[inline(always)]
-    fn batches<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S) {
-        let comparison = self.comparison;
-        let [reference, candidate] = &comparison.models;
-        let bytes = reference.classes().saturating_mul(reference.dtype().size() + candidate.dtype().size());
-        let together = (BYTES / bytes).clamp(1, BLOCK);
-        let is_staged = comparison.is_staged::<R>();
-        let together = if is_staged { together.next_multiple_of(R::LANES) } else { together };
-        let mut known =
-            comparison.models.each_ref().map(|logits| Known { comparison, logits, first: 0, rows: Vec::new() });
-        for first in self.range.clone().step_by(together) {
-            let rows = first..self.range.end.min(first + together);
-            for of in &mut known {
-                of.first = rows.start;
-                of.rows.resize(rows.len(), OfRow::default());
-                let (logits, transform) = (of.logits, comparison.transform);
-                let settled = Some(comparison.lies_across);
-                Reading { range: rows.clone(), logits, transform, normalized: None, settled }.run(simd, of);
-            }
-            let at_a_time = if is_staged { Stage::<R>::tiles(reference.classes()) * R::LANES } else { R::LANES };
-            for first in rows.clone().step_by(at_a_time) {
-                let some = first..rows.end.min(first + at_a_time);
-                if !is_staged || !self.staged::<S, R>(simd, some.clone(), &known) {
-                    self.one_by_one::<S, R>(simd, some, &known);
-                }
-            }
-        }
+    fn targets(&self, rows: Range<usize>) -> Option<PerLane<Option<usize>>> {
+        self.comparison.labels.as_ref()?;
+        Some(self.comparison.classes_of(rows))
     }
 
     /// Compare some rows as tiles on a stage; whether there was memory for it.
     #[inline(never)]
-    fn staged<S: Simd, R: Real + Element<Real = R>>(
-        &mut self,
-        simd: S,
-        rows: Range<usize>,
-        known: &[Known; 2],
-    ) -> bool {
+    fn staged<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S, rows: Range<usize>, known: &Known) -> bool {
         let comparison = self.comparison;
         let [reference, candidate] = &comparison.models;
         let (mut first, mut second) = (Stage::<R>::empty(), Stage::<R>::empty());
@@ -253,7 +220,7 @@ impl Rows<'_> {
         let strips = unsafe { [first.strip(reference.classes()), second.strip(candidate.classes())] };
         let of_tile = tiles_of::<R>(rows.clone());
         for tile in 0..rows.len().div_ceil(R::LANES) {
-            let known = known.each_ref().map(|known| known.of(of_tile(tile)));
+            let known = known.of(of_tile(tile));
             let levels = comparison.levels(simd, &known);
             let tiles = strips.each_ref().map(|strip| strip.read().tile(tile));
             let apart = divergence::compare_tiles(simd, tiles, &levels, comparison.softened());
@@ -264,11 +231,11 @@ impl Rows<'_> {
 
     /// Compare some rows one by one.
     #[inline(never)]
-    fn one_by_one<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S, rows: Range<usize>, known: &[Known; 2]) {
+    fn one_by_one<S: Simd, R: Real + Element<Real = R>>(&mut self, simd: S, rows: Range<usize>, known: &Known) {
         let comparison = self.comparison;
         for first in rows.clone().step_by(R::LANES) {
             let some = first..rows.end.min(first + R::LANES);
-            let known = known.each_ref().map(|known| known.of(some.clone()));
+            let known = known.of(some.clone());
             let (levels, mut apart) = (comparison.levels(simd, &known), Compared::default());
             for (lane, row) in some.clone().enumerate().filter(|(_, row)| comparison.counts(*row)) {
                 let rows = comparison.models.each_ref().map(|logits| logits.row(row));
@@ -277,7 +244,9 @@ impl Rows<'_> {
             self.write(simd, some, known, &levels, &apart);
         }
     }
+}
 
+impl Rows<'_> {
     /// Write the figures of some rows, no more than there are lanes.
     #[inline(never)]
     fn write<S: Simd>(&mut self, simd: S, rows: Range<usize>, known: [&[OfRow]; 2], levels: &Levels, apart: &Compared) {
@@ -301,72 +270,6 @@ impl Rows<'_> {
                 }
             }
             self.figures.row(row).scatter(0, &figures.to_array());
-        }
-    }
-}
-
-/// What is known of a row of a model.
-#[derive(Clone, Copy, Debug, Default)]
-struct OfRow {
-    /// The negative log-probability of the target.
-    loss: f64,
-    /// A logit that none exceeds by much, and by how much the log-sum-exp is above it, as a sum of two.
-    reference: f64,
-    log: [f64; 2],
-    /// Whether the log-sum-exp is a number.
-    is_finite: bool,
-}
-
-/// What is known of some rows of a model.
-struct Known<'a> {
-    comparison: &'a Comparison<'a>,
-    logits: &'a Array<'a>,
-    first: usize,
-    rows: Vec<OfRow>,
-}
-
-impl Known<'_> {
-    /// What is known of some of the rows.
-    #[inline(always)]
-    fn of(&self, rows: Range<usize>) -> &[OfRow] {
-        &self.rows[rows.start - self.first..rows.end - self.first]
-    }
-}
-
-impl Use for Known<'_> {
-    const LEADERS: bool = false;
-    const SHAPES: bool = false;
-
-    /// Relative to the target's exponential, its log-probability is right to the last digits.
-    #[inline(always)]
-    fn own(&self, rows: Range<usize>) -> Option<PerLane<usize>> {
-        self.comparison.labels.as_ref()?;
-        let mut own = [0; MOST_LANES];
-        for (own, class) in own.iter_mut().zip(self.comparison.classes_of(rows)) {
-            *own = class.unwrap_or(0);
-        }
-        Some(own)
-    }
-
-    #[inline(always)]
-    fn take<S: Simd>(&mut self, simd: S, rows: Range<usize>, known: &Statistics) {
-        let (classes, count) = (self.comparison.classes_of(rows.clone()), rows.len());
-        let mut of_targets = [0.0; MOST_LANES];
-        for (lane, class) in classes.iter().enumerate() {
-            if let Some(class) = class {
-                of_targets[lane] = self.logits.row(rows.start + lane).get(*class);
-            }
-        }
-        let missed = known.missed(simd, &of_targets, count, self.comparison.transform);
-        let to = &mut self.rows[rows.start - self.first..rows.end - self.first];
-        for (lane, to) in to.iter_mut().enumerate() {
-            let found = known.log_sum_exps.get(lane);
-            *to = OfRow {
-                loss: if classes[lane].is_some() { missed[lane] } else { 0.0 },
-                reference: found.reference,
-                log: [known.logs[0][lane], known.logs[1][lane]],
-                is_finite: found.total() > 0.0 && found.total().is_finite(),
-            };
         }
     }
 }

@@ -65,6 +65,7 @@ impl<'a, R: Real> Plan<'a, R> {
             Targets::Probabilities(numbers) => (None, Goal::Shares(Some(numbers))),
             Targets::Listed(listed) => (None, Goal::Listed(listed)),
             Targets::Teacher(logits) => (None, Goal::Teacher(logits)),
+            Targets::Divergence(..) => return None,
         };
         let suits = match goal {
             Goal::Own => true,

@@ -84,7 +84,15 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) -> Found<f64> {
         let is_double = self.logits.dtype().is_double();
-        let sum = if is_double { self.batches::<S, f64>(simd) } else { self.batches::<S, f32>(simd) };
+        let sum = if let targets::Targets::Divergence(teacher, kind) = &self.problem.targets {
+            let mut sum = [0.0; MOST_LANES];
+            self.divergences(simd, teacher, *kind, &mut sum);
+            Ok(sum_of_lanes(&sum))
+        } else if is_double {
+            self.batches::<S, f64>(simd)
+        } else {
+            self.batches::<S, f32>(simd)
+        };
         if self.store.contains(&StorePolicy::NonTemporal) {
             simd::store_fence();
         }

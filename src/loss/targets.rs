@@ -10,6 +10,7 @@ use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::kernel::finish::{MOST_LANES, PerLane};
 use crate::kernel::focus::Focus;
+use crate::kernel::kinds::Kind;
 use crate::kernel::listed::ListedRows;
 use crate::math::{Real, precise_sum};
 use crate::parallel::in_pieces;
@@ -29,6 +30,8 @@ pub enum Targets<'a> {
     Listed(ListedRows),
     /// The softmax of a teacher's logits; the loss is the divergence from it.
     Teacher(Array<'a>),
+    /// A teacher's logits; the loss is another divergence.
+    Divergence(Array<'a>, Kind),
 }
 
 /// A problem but for its logits: the targets, and the options that change the loss of a row.
@@ -75,7 +78,7 @@ impl<'p> Problem<'p> {
         match &self.targets {
             Targets::Classes(labels) => assert_eq!(labels.rows(), rows),
             Targets::Listed(listed) => assert_eq!(listed.rows(), rows),
-            Targets::Probabilities(array) | Targets::Teacher(array) => {
+            Targets::Probabilities(array) | Targets::Teacher(array) | Targets::Divergence(array, _) => {
                 assert_eq!((array.rows(), array.classes()), (rows, classes));
             }
         }
@@ -105,7 +108,7 @@ impl<'p> Problem<'p> {
         let is_ignored = match &self.targets {
             Targets::Classes(labels) => labels.class(row).is_none(),
             Targets::Listed(listed) => listed.row(row).classes.is_empty(),
-            Targets::Probabilities(_) | Targets::Teacher(_) => false,
+            Targets::Probabilities(_) | Targets::Teacher(_) | Targets::Divergence(..) => false,
         };
         !is_ignored && self.sample_weight(row) != 0.0
     }
@@ -181,7 +184,7 @@ impl<'p> Problem<'p> {
     /// What all classes of a row together are multiplied by, `weight_sum` being that of [`Self::share_weight_sum`].
     pub(super) fn mass<S: Simd>(&self, simd: S, row: usize, classes: usize, weight_sum: Option<f64>) -> f64 {
         match &self.targets {
-            Targets::Teacher(_) => 1.0,
+            Targets::Teacher(_) | Targets::Divergence(..) => 1.0,
             Targets::Classes(labels) => {
                 let weight = self.weight.as_ref().zip(labels.class(row)).map_or(1.0, |(weight, class)| weight[class]);
                 let spread = weight_sum.map_or(1.0, |sum| sum / classes as f64);
@@ -235,7 +238,7 @@ impl<'p> Problem<'p> {
     pub(super) fn checked<T>(&self, found: Found<T>) -> Result<T> {
         found.map_err(|bad| match &self.targets {
             Targets::Probabilities(numbers) => bad.error(numbers, "a probability, at least 0"),
-            Targets::Classes(_) | Targets::Listed(_) | Targets::Teacher(_) => {
+            Targets::Classes(_) | Targets::Listed(_) | Targets::Teacher(_) | Targets::Divergence(..) => {
                 unreachable!("other targets are not looked at")
             }
         })
@@ -253,7 +256,7 @@ impl<'p> Problem<'p> {
     pub(super) fn dense<'a>(&'a self, first: usize, classes: usize, teacher: Option<&'a Teacher>) -> Option<Dense<'a>> {
         let source = match &self.targets {
             Targets::Classes(_) if self.weight.is_some() && self.label_smoothing != 0.0 => Source::Nothing,
-            Targets::Classes(_) => return None,
+            Targets::Classes(_) | Targets::Divergence(..) => return None,
             Targets::Probabilities(numbers) => Source::Numbers(numbers),
             Targets::Listed(listed) => Source::Listed(listed),
             Targets::Teacher(_) => {

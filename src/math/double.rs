@@ -3,8 +3,8 @@
 use fearless_simd::{Simd, f64x4, f64x8, prelude::*, u64x8};
 
 use super::exponential::EIGHTHS;
-use super::logarithm::{LOG_1P_OF_QUOTIENT, log_one_plus};
-use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_fused, polynomials, precise_sum, two_sum};
+use super::logarithm::{LOG_OF_QUOTIENT_F64, log_one_plus, logs_of_quotient};
+use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_fused, precise_sum, two_sum};
 use crate::simd::{Table64, look_up_u64, turned};
 
 /// The bits of `2^(j/8)`, less those of j, as in f32.
@@ -29,6 +29,7 @@ impl Real for f64 {
     // scripts/polynomials.py ln_2_f64: relative error 2^-88.77.
     const LN_2: [Self; 2] = [0.693_147_180_485_539_1, 7.440_617_110_012_397e-11];
     const ROUNDED_LN_2: &'static [Self] = &Self::LN_2;
+    const LOG_OF_QUOTIENT: &'static [Self] = &LOG_OF_QUOTIENT_F64;
     const SHRINKAGE: f64 = 0.0;
 
     // scripts/polynomials.py eighths_f64: relative error 2^-110.07.
@@ -240,17 +241,7 @@ impl Real for f64 {
     /// `2s·(1 + s²·P(s²))` with `s = y / (2 + y)`: a polynomial in y would have twice the terms.
     #[inline(always)]
     fn logs_1p<S: Simd, const K: usize>(simd: S, y: [f64x8<S>; K]) -> [f64x8<S>; K] {
-        let (mut s, mut square) = (y, y);
-        for k in 0..K {
-            s[k] = y[k] / (y[k] + f64x8::splat(simd, 2.0));
-            square[k] = s[k] * s[k];
-        }
-        let mut logs = polynomials::<S, f64, K>(simd, &LOG_1P_OF_QUOTIENT, square);
-        for k in 0..K {
-            let double = s[k] + s[k];
-            logs[k] = (logs[k] * square[k]).mul_add(double, double);
-        }
-        logs
+        logs_of_quotient::<S, f64, K>(simd, y)
     }
 
     #[inline(always)]

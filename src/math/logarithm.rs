@@ -2,7 +2,7 @@
 
 use fearless_simd::{Simd, f64x8, prelude::*, u64x8};
 
-use super::{Real, Twice, polynomial, quick_sum, two_sum};
+use super::{Real, Twice, polynomial, polynomials, quick_sum, two_sum};
 
 /// Coefficients of `R(z) = atanh(s)·2/s − 2` over `z = s²`, over z, for |s| up to that of √2.
 // scripts/polynomials.py log: relative error 2^-57.59.
@@ -105,9 +105,11 @@ pub(super) const LOG_1P: [f32; 10] = [
     1.0,
 ];
 
-/// P of `log(1 + y) = 2s·(1 + s²·P(s²))` with `s = y / (2 + y)`, highest power first.
-// scripts/polynomials.py log_1p_f64: relative error 2^-58.73.
-pub(super) const LOG_1P_OF_QUOTIENT: [f64; 11] = [
+/// P of `log(1 + y) = 2s·(1 + s²·P(s²))` with `s = y / (2 + y)`, for y from −½ to 1, highest power first.
+// scripts/polynomials.py quotient_f32: relative error 2^-27.73.
+pub(super) const LOG_OF_QUOTIENT_F32: [f32; 4] = [0.140_033_901, 0.140_015_125, 0.200_107_187, 0.333_332_092];
+// scripts/polynomials.py quotient_f64: relative error 2^-58.73.
+pub(super) const LOG_OF_QUOTIENT_F64: [f64; 11] = [
     0.078_152_889_004_614_26,
     0.037_460_718_977_753_83,
     0.054_225_891_974_400_07,
@@ -120,6 +122,22 @@ pub(super) const LOG_1P_OF_QUOTIENT: [f64; 11] = [
     0.199_999_999_999_997_62,
     0.333_333_333_333_333_3,
 ];
+
+/// `log(1 + y)` for y from −½ to 1, within 3 ulp, however small y is, of some vectors, the same step of each in turn.
+#[inline(always)]
+pub fn logs_of_quotient<S: Simd, R: Real, const K: usize>(simd: S, y: [R::Lanes<S>; K]) -> [R::Lanes<S>; K] {
+    let (mut s, mut square) = (y, y);
+    for k in 0..K {
+        s[k] = y[k] / (y[k] + R::splat(simd, 2.0));
+        square[k] = s[k] * s[k];
+    }
+    let mut logs = polynomials::<S, R, K>(simd, R::LOG_OF_QUOTIENT, square);
+    for k in 0..K {
+        let double = s[k] + s[k];
+        logs[k] = (logs[k] * square[k]).mul_add(double, double);
+    }
+    logs
+}
 
 #[cfg(test)]
 mod tests {
@@ -182,35 +200,45 @@ mod tests {
     struct Log1p<'a, R>(&'a [R]);
 
     impl<R: Real> Kernel for Log1p<'_, R> {
-        type Output = Vec<f64>;
+        type Output = [Vec<f64>; 2];
         #[inline(always)]
-        fn run<S: Simd>(self, simd: S) -> Vec<f64> {
-            let lanes = |&y: &R| R::Lanes::<S>::simd_from(simd, y);
-            self.0.iter().map(|y| R::logs_1p(simd, [lanes(y)])[0].as_slice()[0].to_f64()).collect()
+        fn run<S: Simd>(self, simd: S) -> [Vec<f64>; 2] {
+            let lanes = |y: R| R::Lanes::<S>::simd_from(simd, y);
+            let first = |lanes: R::Lanes<S>| lanes.as_slice()[0].to_f64();
+            let from_0 = self.0.iter().map(|y| first(R::logs_1p(simd, [lanes(*y)])[0]));
+            let of_quotient = self.0.iter().map(|y| first(logs_of_quotient::<S, R, 1>(simd, [lanes(*y)])[0]));
+            [from_0.collect(), of_quotient.collect()]
         }
     }
 
+    /// The largest error in ulps, of logarithms from 0 on and of all.
+    fn worst<R: Real>(numbers: &[R], level: Level, ulp: impl Fn(f64) -> f64) -> [f64; 2] {
+        let mut worst = [0.0f64; 2];
+        for (way, logs) in level.run(Log1p(numbers)).into_iter().enumerate() {
+            for (&y, log) in numbers.iter().zip(logs).filter(|(y, _)| way == 1 || y.to_f64() >= 0.0) {
+                let exact = y.to_f64().ln_1p();
+                worst[way] = worst[way].max((log - exact).abs() / ulp(exact.abs()));
+            }
+        }
+        worst
+    }
+
     #[test]
-    fn log_1p_is_within_two_ulps() {
-        let numbers: Vec<f64> = (0..=1 << 14)
+    fn log_1p_is_within_two_ulps_and_that_of_a_quotient_within_three() {
+        let numbers: Vec<f64> = (-(1 << 13)..=1 << 14)
             .map(|i| f64::from(i) / f64::from(1 << 14))
-            .chain((1..140).map(|i| 0.7 * 0.5f64.powi(i)))
+            .chain((1..140).flat_map(|i| [0.7, -0.7].map(|y| y * 0.5f64.powi(i))))
             .collect();
         let singles: Vec<f32> = numbers.iter().map(|&y| y as f32).collect();
-        for level in Level::available() {
-            let mut worst = [0.0f64; 2];
-            for (&y, log) in singles.iter().zip(level.run(Log1p(&singles))) {
-                let exact = f64::from(y).ln_1p();
-                let ulp = f64::from((exact as f32).next_up() - exact as f32);
-                worst[0] = worst[0].max((log - exact).abs() / ulp);
+        for &level in Level::available() {
+            let of_f32 = worst(&singles, level, |exact| f64::from((exact as f32).next_up() - exact as f32));
+            let of_f64 = worst(&numbers, level, |exact| exact.next_up() - exact);
+            println!("{}: {of_f32:?} {of_f64:?} ulp", level.name());
+            for [from_0, of_quotient] in [of_f32, of_f64] {
+                assert!(from_0 <= 2.0 && of_quotient <= 3.0, "{}: {from_0} {of_quotient} ulp", level.name());
             }
-            for (&y, log) in numbers.iter().zip(level.run(Log1p(&numbers))) {
-                let exact = y.ln_1p();
-                worst[1] = worst[1].max((log - exact).abs() / (exact.next_up() - exact));
-            }
-            println!("{}: {worst:?} ulp", level.name());
-            assert!(worst.iter().all(|worst| *worst <= 2.0), "{}: {worst:?} ulp", level.name());
-            assert!(level.run(Log1p(&[f32::NAN]))[0].is_nan() && level.run(Log1p(&[f64::NAN]))[0].is_nan());
+            let of_nan = [level.run(Log1p(&[f32::NAN])), level.run(Log1p(&[f64::NAN]))];
+            assert!(of_nan.iter().flatten().all(|log| log[0].is_nan()));
         }
     }
 }

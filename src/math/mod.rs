@@ -11,7 +11,7 @@ mod sum;
 
 pub use exact::ExactSum;
 pub use exponential::{Argument, Boost, Method, argument_of_sums, exp, exp_minus_one, half_tanh, regrow, shrinkage};
-pub use logarithm::log_one_plus;
+pub use logarithm::{log_one_plus, logs_of_quotient};
 pub use octaves::{Octaves, REACH, Reference, Scale, Terms, power_of_rest};
 pub use real::Real;
 pub use sum::{Total, precise_sum, quick_sum, two_sum};

@@ -42,6 +42,9 @@ pub trait Real: SimdFloatElement + Send + Sync + 'static {
     /// Logits below this can be references.
     const LARGEST_REFERENCE: f64;
 
+    /// The coefficients of [`super::logs_of_quotient`].
+    const LOG_OF_QUOTIENT: &'static [Self];
+
     /// How many sums of exponentials a row is read into: so many that few terms come into each between two additions to a total.
     const CHAINS: usize;
 

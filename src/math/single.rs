@@ -3,7 +3,7 @@
 use fearless_simd::{Simd, f32x16, f64x8, prelude::*, u32x16};
 
 use super::exponential::EIGHTHS;
-use super::logarithm::{LOG_1P, log_one_plus_for_f32};
+use super::logarithm::{LOG_1P, LOG_OF_QUOTIENT_F32, log_one_plus_for_f32};
 use super::{Boost, Method, Octaves, Real, Total, Twice, UNIT, is_fused, polynomials};
 use crate::simd::{load_columns, look_up_u32, store_columns};
 
@@ -31,6 +31,7 @@ impl Real for f32 {
     // scripts/polynomials.py ln_2_f32: relative error 2^-43.52.
     const LN_2: [Self; 2] = [0.693_145_75, 1.428_606_8e-6];
     const ROUNDED_LN_2: &'static [Self] = &[std::f32::consts::LN_2];
+    const LOG_OF_QUOTIENT: &'static [Self] = &LOG_OF_QUOTIENT_F32;
     const SHRINKAGE: f64 = std::f32::consts::LN_2 as f64 / std::f64::consts::LN_2 - 1.0;
 
     // scripts/polynomials.py eighths_f32: relative error 2^-51.60.

@@ -48,6 +48,39 @@ pub(super) fn reduction(object: &Bound<'_, PyAny>) -> PyResult<Reduction> {
     })
 }
 
+/// A divergence, as users ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KindName {
+    /// KL(teacher || model).
+    Forward,
+    /// KL(model || teacher).
+    Reverse,
+    /// That of both from their mixture.
+    JensenShannon,
+}
+
+impl KindName {
+    const ALL: [Self; 3] = [Self::Forward, Self::Reverse, Self::JensenShannon];
+
+    /// The name under which users ask for it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Reverse => "reverse",
+            Self::JensenShannon => "jensen_shannon",
+        }
+    }
+}
+
+/// Which divergence.
+pub(super) fn kind(object: &Bound<'_, PyAny>) -> PyResult<KindName> {
+    let text = object.extract::<&str>().unwrap_or_default();
+    KindName::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+        let text = |found| format!("kind is {found}; expected 'forward', 'reverse' or 'jensen_shannon'");
+        object.repr().map_or_else(|error| error, |found| Error::Value(text(found)).into())
+    })
+}
+
 /// Whether an object is a truth value of Python, of NumPy or of another framework: some of them pass for integers.
 fn is_bool(object: &Bound<'_, PyAny>) -> PyResult<bool> {
     if object.is_exact_instance_of::<PyInt>() {

@@ -4,6 +4,7 @@ use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::arguments::KindName;
 use super::arrays::{Logits, as_array, dtype_of, shape_text, view};
 use super::conversion::{dtype_text, float_classes_hint};
 use super::losses::{LossAndDerivatives, LossAndGradient, LossCall};
@@ -14,6 +15,7 @@ use crate::array::{Array, ArrayMut};
 use crate::dtype::{Dtype, Number};
 use crate::error::{Error, Result};
 use crate::kernel::focus::Focus;
+use crate::kernel::kinds::Kind;
 use crate::loss::cross_entropy::cross_entropy as driver;
 use crate::loss::labels::Labels;
 use crate::loss::sparse::{Counts, Rest, SparseTargets};
@@ -144,7 +146,13 @@ impl<'a> Unread<'a> {
                         Counts { shape: [self.rows, self.classes], weight, sample_weight: sample_weight.as_deref() };
                     Targets::Listed(targets.read(counts, check)?)
                 }
-                Role::Teacher => Targets::Teacher(self.targets.clone()),
+                Role::Teacher => match self.scalars.kind {
+                    KindName::Forward => Targets::Teacher(self.targets.clone()),
+                    KindName::Reverse => Targets::Divergence(self.targets.clone(), Kind::Reverse),
+                    KindName::JensenShannon => {
+                        Targets::Divergence(self.targets.clone(), Kind::JensenShannon(self.scalars.beta))
+                    }
+                },
             },
             transform: self.scalars.transform(),
             weight,
@@ -230,6 +238,11 @@ impl<'py> Call<'py> {
         options: Options<'py>,
     ) -> PyResult<Self> {
         if let Some(parts) = sparse_parts(target_logits)? {
+            let kind = options.scalars.kind;
+            if kind != KindName::Forward {
+                let expected = "expected kind 'forward', as the others need the teacher's probabilities of all classes";
+                return Err(Error::Value(format!("kind is '{}' with SparseTargets; {expected}", kind.name())).into());
+            }
             return Self::of_listed(logits, parts, options, true);
         }
         Self::new(logits, as_array(target_logits, "target_logits")?, options, |target_logits, logits, _| {

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::arguments::{self, integer, not_negative, number, positive};
+use super::arguments::{self, KindName, integer, not_negative, number, positive};
 use super::arrays::as_array;
 use super::guard;
 use crate::dtype::Number;
@@ -33,11 +33,17 @@ pub(super) struct Scalars {
     pub(super) poly_epsilon: f64,
     pub(super) softcap: Option<f64>,
     pub(super) temperature: f64,
+    pub(super) kind: KindName,
+    /// What the teacher weighs in the mixture, if there is one.
+    pub(super) beta: f64,
     pub(super) axis: i128,
     pub(super) keepdims: bool,
     pub(super) reduction: Reduction,
     pub(super) denominator: Option<f64>,
 }
+
+/// What the teacher weighs in a mixture by default.
+const EVEN: f64 = 0.5;
 
 /// The options of one call.
 pub(super) struct Options<'py> {
@@ -92,7 +98,14 @@ impl Keywords {
             );
             return Err(Error::Value(text).into());
         }
-        let Scalars { label_smoothing, .. } = options.scalars;
+        let Scalars { label_smoothing, kind, beta, .. } = options.scalars;
+        if beta != EVEN && kind != KindName::JensenShannon {
+            let (beta, kind) = (beta.text(), kind.name());
+            let text = format!(
+                "beta is {beta} with kind '{kind}'; expected kind 'jensen_shannon', the only one with a mixture"
+            );
+            return Err(Error::Value(text).into());
+        }
         // A binary target is one number, smoothed or not; of classes there would be several.
         let of_classes = self.defaults.bind(given.py()).contains("poly_epsilon")?;
         if let Some((name, value)) = options.scalars.focus().filter(|_| of_classes && label_smoothing != 0.0) {
@@ -123,6 +136,8 @@ impl Scalars {
         poly_epsilon: 0.0,
         softcap: None,
         temperature: 1.0,
+        kind: KindName::Forward,
+        beta: EVEN,
         axis: 0,
         keepdims: false,
         reduction: Reduction::None,
@@ -180,6 +195,12 @@ impl<'py> Options<'py> {
             }
             "softcap" => scalars.softcap = Some(positive(name, value)?),
             "temperature" => scalars.temperature = positive(name, value)?,
+            "kind" => scalars.kind = arguments::kind(value)?,
+            "beta" => {
+                let expected = "expected a number above 0 and below 1; kind 'forward' is what others have at 0, 'reverse' \
+                                at 1";
+                scalars.beta = number(name, value, expected, |value| value > 0.0 && value < 1.0)?;
+            }
             "axis" => scalars.axis = integer(name, value)?,
             "keepdims" => scalars.keepdims = value.is_truthy()?,
             "reduction" => scalars.reduction = arguments::reduction(value)?,

@@ -207,6 +207,8 @@ def test_errors_of_modules_are_those_of_pytorch():
 
 # --- Operators ---
 
+DIVERGENCES = [("forward", 0.5), ("reverse", 0.5), ("jensen_shannon", 0.5), ("jensen_shannon", 0.1)]
+
 
 #: No label smoothing, with which they do not go, and the terms that look at the probability of a class.
 FOCUS = (0.0, 2.0, -0.7)
@@ -229,7 +231,8 @@ def operator_cases(dtype):
             tensors = (logits, probabilities, weight.to(dtype), weight.to(dtype), denominator)
             yield "binary_cross_entropy", tensors, (None, 0.1, gamma, reduction, dtype)
         tensors = (logits, 2 * logits, rows.to(dtype), denominator)
-        yield "kl_divergence", tensors, (2.0, reduction, dtype)
+        for kind, beta in DIVERGENCES:
+            yield "kl_divergence", tensors, (kind, beta, 2.0, reduction, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -278,6 +281,7 @@ def losses_to_compile():
         "learned probabilities": lambda x, y: xt.cross_entropy(2 * x, x.softmax(1), reduction="sum"),
         "binary": lambda x, y: xt.binary_cross_entropy_with_logits(2 * x, probabilities, label_smoothing=0.1),
         "divergence": lambda x, y: xt.kl_divergence(2 * x, teacher, temperature=2.0),
+        "mixture": lambda x, y: xt.kl_divergence(2 * x, teacher, kind="jensen_shannon", beta=0.9),
         "module": lambda x, y: xt.CrossEntropyLoss(ignore_index=1)(2 * x, y),
         "autocast": under_autocast,
     }
@@ -519,7 +523,12 @@ def test_second_derivatives_of_all_losses_with_all_options():
         logits = logits[:3, :4].clone().requires_grad_()
         if name == "kl_divergence":
             function = functools.partial(
-                xt.kl_divergence, target_logits=targets[:3, :4], temperature=2.0, sample_weight=rest[0][:3]
+                xt.kl_divergence,
+                target_logits=targets[:3, :4],
+                kind=numbers[0],
+                beta=numbers[1],
+                temperature=2.0,
+                sample_weight=rest[0][:3],
             )
         elif name == "binary_cross_entropy":
             function = functools.partial(
@@ -697,9 +706,12 @@ def test_weights_of_another_dtype(dtype):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_divergence_is_that_of_the_function_for_arrays_and_of_pytorch(axis, reduction, weighted, calls):
+@pytest.mark.parametrize(("kind", "beta"), DIVERGENCES)
+def test_divergence_is_that_of_the_function_for_arrays_and_of_pytorch(
+    kind, beta, axis, reduction, weighted, calls
+):
     model, teacher = torch.randn(4, 5, 6, dtype=torch.float64), torch.randn(4, 5, 6, dtype=torch.float64)
-    options = {"axis": axis, "reduction": reduction, "temperature": 1.5}
+    options = {"kind": kind, "beta": beta, "axis": axis, "reduction": reduction, "temperature": 1.5}
     if weighted:
         shape = model.select(axis, 0).shape
         options["sample_weight"] = torch.randint(0, 3, shape)
@@ -731,6 +743,33 @@ def test_divergence_of_one_row_and_of_masked_classes():
         found, gradient = value_and_gradient(xt.kl_divergence, model, targets)
         assert_close(found, -log_probability)
         assert_close(gradient, torch.tensor([-1.0, 1.0, 0.0, 0.0]) * (1 - log_probability.exp()))
+
+
+@pytest.mark.parametrize(("kind", "beta"), DIVERGENCES)
+def test_divergences_of_masked_classes_have_the_derivatives_of_the_formula(kind, beta):
+    """One is masked in both, one in the model; of KL(model || teacher) none in the teacher alone."""
+    model = torch.tensor([[1.0, 2.0, 0.5, -math.inf, -math.inf]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0, 1.0, -math.inf, 1.0, -math.inf]], dtype=torch.float64)
+    if kind == "reverse":
+        teacher[0, 2] = 0.3
+    if kind == "forward":
+        teacher[0, 3] = -math.inf
+    loss = functools.partial(xt.kl_divergence, kind=kind, beta=beta)
+    found = value_and_gradient(loss, model, teacher)
+    assert_close(found, value_and_gradient(loss, model, teacher.requires_grad_()))
+    assert torch.isfinite(found[0])
+    assert not found[1][0, 3:].any()
+
+
+def test_a_mixture_that_is_learned_has_a_gradient():
+    logits, _ = problem()
+    learned = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def loss(beta):
+        return xt.kl_divergence(logits, logits.flip(0), kind="jensen_shannon", beta=beta)
+
+    assert_close(loss(learned), loss(0.3))
+    assert torch.autograd.gradcheck(loss, learned)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -1328,6 +1367,21 @@ BAD = {
         (X[0], X[0], {"axis": 1}, IndexError, "out of range"),
         (X[0, 0], X[0, 0], {}, ValueError, "axis"),
         (X, X, {"temperature": -1.0}, ValueError, "temperature is -1.0"),
+        *(
+            (logits, logits, options, ValueError, text)
+            for logits in (X, META["X"])
+            for options, text in (
+                ({"kind": "js"}, "^kind is 'js'; expected 'forward', 'reverse' or 'jensen_shannon'$"),
+                (
+                    {"kind": "jensen_shannon", "beta": 1.0},
+                    "^beta is 1.0; expected a number above 0 and below 1",
+                ),
+                (
+                    {"kind": "reverse", "beta": 0.1},
+                    "^beta is 0.1 with kind 'reverse'; expected kind 'jensen_",
+                ),
+            )
+        ),
         (X, X, {"reduction": "batchmean"}, ValueError, "reduction"),
         (META["X"], META["X"], {"temperature": -1.0}, ValueError, "temperature is -1.0"),
         (META["X"], META["X"], {"reduction": "batchmean"}, ValueError, "reduction is 'batchmean'"),

@@ -9,7 +9,7 @@ Losses
 cross_entropy                       -- for torch.nn.functional.cross_entropy
 binary_cross_entropy_with_logits    -- for torch.nn.functional.binary_cross_entropy_with_logits
 linear_cross_entropy                -- of hidden states and the last layer, never all logits in memory
-kl_divergence                       -- KL(teacher || model), both given by logits
+kl_divergence                       -- KL(teacher || model) and its kin, both given by logits
 CrossEntropyLoss                    -- for torch.nn.CrossEntropyLoss
 BCEWithLogitsLoss                   -- for torch.nn.BCEWithLogitsLoss
 

@@ -125,12 +125,15 @@ def kl_divergence(
     target_logits: Tensor,
     sample_weight: Tensor | None,
     denominator: Tensor | None,
+    kind: str,
+    beta: float | Tensor,
     temperature: float,
     reduction: str,
     dtype: torch.dtype,
 ) -> Tensor:
     """Return the divergence of the softmax of `logits` from that of `target_logits`."""
     _check_reduction(reduction, denominator)
+    _check_kind(kind, beta)
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected a positive number")
     logits, target_logits = logits.to(dtype), target_logits.to(dtype)
@@ -138,10 +141,19 @@ def kl_divergence(
     weights, _, logits, target_logits = _rows_that_count(sample_weight, classes, logits, target_logits)
     model = functional.log_softmax(logits / temperature, classes)
     teacher = functional.log_softmax(target_logits / temperature, classes)
-    # A class that the teacher masks costs nothing.
-    difference = (teacher - model).masked_fill(teacher == -math.inf, 0)
-    losses = weights * (teacher.exp() * difference).sum(classes)
-    return _reduced(losses, weights, reduction, denominator)
+    if kind == "forward":
+        losses = _divergence(teacher, model, classes)
+    elif kind == "reverse":
+        losses = _divergence(model, teacher, classes)
+    else:
+        # A class that both mask has no logarithm in the mixture, and costs nothing.
+        nothing = (model == -math.inf) & (teacher == -math.inf)
+        share = torch.as_tensor(beta, dtype=dtype, device=model.device)
+        of_teacher = teacher.masked_fill(nothing, 0) + share.log()
+        mixture = torch.logaddexp(of_teacher, model.masked_fill(nothing, 0) + torch.log1p(-share))
+        of_model = (1 - share) * _divergence(model, mixture, classes)
+        losses = share * _divergence(teacher, mixture, classes) + of_model
+    return _reduced(weights * losses, weights, reduction, denominator)
 
 
 FORMULAS: dict[str, Callable[..., Tensor]] = {
@@ -166,6 +178,27 @@ def _check_reduction(reduction: str, denominator: Tensor | None) -> None:
             f"denominator is given with reduction {reduction!r}; expected reduction 'mean', whose divisor it "
             "replaces"
         )
+
+
+def _check_kind(kind: str, beta: float | Tensor) -> None:
+    if kind not in ("forward", "reverse", "jensen_shannon"):
+        raise ValueError(f"kind is {kind!r}; expected 'forward', 'reverse' or 'jensen_shannon'")
+    if not 0 < beta < 1:
+        raise ValueError(
+            f"beta is {beta}; expected a number above 0 and below 1; kind 'forward' is what others have "
+            "at 0, 'reverse' at 1"
+        )
+    if kind != "jensen_shannon" and beta != 0.5:
+        raise ValueError(
+            f"beta is {beta} with kind {kind!r}; expected kind 'jensen_shannon', the only one with a mixture"
+        )
+
+
+def _divergence(first: Tensor, second: Tensor, classes: int) -> Tensor:
+    """Return KL(first || second) of two log-softmax."""
+    # A class that the first masks costs nothing.
+    difference = (first - second).masked_fill(first == -math.inf, 0)
+    return (first.exp() * difference).sum(classes)
 
 
 def _check_focus(

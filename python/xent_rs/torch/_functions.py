@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _xent_rs
-from .._options import Reduction
+from .._options import Kind, Reduction
 from ._formulas import FORMULAS
 from ._operators import OPERATORS, class_axis
 
@@ -205,13 +205,15 @@ def kl_divergence(
     logits: Tensor,
     target_logits: Tensor,
     *,
+    kind: Kind = "forward",
+    beta: float = 0.5,
     temperature: float = 1.0,
     axis: int = -1,
     reduction: Reduction = "mean",
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
 ) -> Tensor:
-    """Kullback-Leibler divergence KL(teacher || model) of the softmax of two tensors of logits.
+    """Divergence of the softmax of two tensors of logits: KL(teacher || model), or another `kind`.
 
     With ``lp`` and ``lt`` the log-softmax of `logits` and `target_logits`, each divided by `temperature`, a
     row's loss is ``Σ exp(lt)·(lt - lp)``. Of rows in one dimension it is ``torch.nn.functional.kl_div(lp, lt,
@@ -223,6 +225,11 @@ def kl_divergence(
         Those of the model, of any shape; of float16, bfloat16, float32 or float64, in any memory layout.
     target_logits : Tensor
         Those of the teacher, in the shape of `logits`.
+    kind : {'forward', 'reverse', 'jensen_shannon'}, optional
+        'reverse' is KL(model || teacher); 'jensen_shannon' ``β·KL(teacher || m) + (1 - β)·KL(model || m)``
+        with ``m = β·teacher + (1 - β)·model``, as in TRL and Liger.
+    beta : float, optional
+        The β of 'jensen_shannon', above 0 and below 1.
     temperature : float, optional
         Divides both.
     axis : int, optional
@@ -275,7 +282,7 @@ def kl_divergence(
         logits.movedim(axis, place),
         target_logits.movedim(axis, place),
         (sample_weight, number(denominator)),
-        (temperature, reduction),
+        (kind, beta, temperature, reduction),
     )
 
 

@@ -41,7 +41,13 @@ class Operator(NamedTuple):
 
 
 # Options of which the kernels of further derivatives know one value.
-_OF_FURTHER_DERIVATIVES = {"softcap": None, "focal_gamma": 0.0, "poly_epsilon": 0.0}
+_OF_FURTHER_DERIVATIVES = {
+    "softcap": None,
+    "focal_gamma": 0.0,
+    "poly_epsilon": 0.0,
+    "kind": "forward",
+    "beta": 0.5,
+}
 
 
 def array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -201,6 +207,6 @@ OPERATORS = {
     "kl_divergence": _operator(
         "kl_divergence",
         "Tensor logits, Tensor target_logits, Tensor? sample_weight, Tensor? denominator",
-        "float temperature, str reduction",
+        "str kind, float beta, float temperature, str reduction",
     ),
 }
