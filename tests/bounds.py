@@ -272,6 +272,8 @@ class CrossEntropyBounds:
             sizes = np.abs(softmax.peak) + _times(softmax.probabilities, softmax.gaps).sum(axis=1)
             bound = bound + of_lse * sizes + FACTORS * pull[:, 0] * sizes
             bound = _times(np.abs(oracle.scale), bound / softmax.temperature)
+            # What is subnormal before it is divided has lost some of the smallest number.
+            bound = bound + unit(self.dtype)[1] * (1 + np.abs(oracle.scale) / softmax.temperature)
         return bound + half_ulp(slopes, np.float64 if self.dtype == np.float64 else np.float32)
 
 
