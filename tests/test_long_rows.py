@@ -448,10 +448,10 @@ def seconds_until_stopped(call):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("call", INTERRUPTED.values(), ids=INTERRUPTED)
 def test_a_row_is_interrupted_within_a_tenth_of_a_second(call, threads):
-    """The best of three: the machine does other work, too."""
+    """The best of five: the machine does other work, too."""
     xent_rs.set_num_threads(threads)
     row = np.broadcast_to(np.zeros((), np.float32), LONG)  # in no memory
-    assert min(seconds_until_stopped(lambda: call(row, None)) for _ in range(3)) < 0.1
+    assert min(seconds_until_stopped(lambda: call(row, None)) for _ in range(5)) < 0.1
 
 
 @pytest.mark.exhaustive
