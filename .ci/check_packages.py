@@ -84,7 +84,7 @@ EXTRAS = {
 }
 # The last two are those of free-threaded interpreters.
 COMPILED = re.compile(r"xent_rs/_xent_rs(\.abi3\.so|\.pyd|\.cpython-3\d+t-[\w-]+\.so|\.cp3\d+t-win_\w+\.pyd)")
-LARGEST_WHEEL = 16 * 2**20  # of which kernels.wasm is 2.5
+LARGEST_WHEEL = 16 * 2**20  # of which kernels.wasm is 2.9
 
 
 def sdist_faults(path: str) -> list[str]:

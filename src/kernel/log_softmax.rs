@@ -143,7 +143,7 @@ pub struct Factors<'a> {
     pub weight: Option<&'a [f64]>,
 }
 
-/// [`write`], of minus the log-probabilities times factors; 0 where the factor of a masked class is 0.
+/// [`write()`], of minus the log-probabilities times factors; 0 where the factor of a masked class is 0.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // a row, where it goes, and what that is
 pub fn write_missed<S: Simd>(

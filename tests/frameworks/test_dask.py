@@ -461,16 +461,17 @@ def test_memory_of_blocks_whose_classes_lie_apart():
     targets = np.zeros((2, 500), np.int64)
     options = {"ignore_index": -100}
     task, soft = (tasks.Task(1, 8000, is_soft, options) for is_soft in (False, True))
+    both = tasks.Task(1, 8000, False, {**options, "top_k": ()})
     offsets = [np.array([0]), np.array([0]), np.array([0])]
     later = [*offsets[:2], np.array([4000])]
 
     def first(number):
-        return tasks.looked_at_both(logits, other, targets, *number, task=task)
+        return tasks.looked_at_both(logits, other, targets, *number, task=both)
 
     pairs = tasks.together([first(offsets), first(later)])
     calls = {
         "one model": lambda: tasks.looked_at(logits, targets, None, None, *offsets, task=task),
-        "two models": lambda: tasks.compared_shard(logits, other, pairs, *later, task=task),
+        "two models": lambda: tasks.compared_shard(logits, other, pairs, *later, task=both),
         # A truth value for each probability: whether it is one.
         "probabilities": lambda: tasks.looked_at(logits, other, None, None, *offsets, task=soft),
     }

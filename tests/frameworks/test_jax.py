@@ -501,7 +501,8 @@ def test_memory_that_is_refused_is_an_error_and_the_next_call_is_as_ever(way, py
                 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
         refused = {{text for text in found if "xent_rs" in text}}
         text = f"RESOURCE_EXHAUSTED: xent_rs: no memory for a copy of {{rows}} "
-        assert text + "targets" in refused and text + "numbers of where" in refused, found
+        # Which copy is refused first depends on where the allocator has room.
+        assert refused and refused <= {{text + "targets", text + "numbers of where"}}, found
         assert (function(*arguments) == expected).all()
         """
     )

@@ -55,6 +55,7 @@ def cross_entropy(
     probabilities = targets.is_floating_point()
     is_focused = _check_focus(focal_gamma, poly_epsilon, label_smoothing, probabilities)
     weights, counts, z = _rows_that_count(sample_weight, classes, logits)
+    z = torch.where(z == -math.inf, z.detach(), z)  # a masked class has no derivative, the target neither
     if not probabilities:
         counts = counts & (targets != ignore_index)
         targets = torch.where(counts, targets, ignore_index)
