@@ -26,7 +26,7 @@ settings.load_profile("repeatable")
 
 
 # How many parametrisations of a test are in the quick part of the suite, unless it is marked `sampled(most)`.
-MOST_OF_A_TEST = 40
+MOST_OF_A_TEST = 24
 
 
 @pytest.hookimpl(tryfirst=True)
