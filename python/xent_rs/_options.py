@@ -433,7 +433,7 @@ class KlDivergenceOptions(TypedDict, total=False):
 
 
 class ForwardKlDivergenceOptions(TypedDict, total=False):
-    """Those of KL(teacher || model), without its kin."""
+    """Those of KL(teacher || model) alone."""
 
     temperature: Temperature
     axis: Axis

@@ -123,12 +123,7 @@ fn write_stored<S: Simd, E: Element>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let log = log.map(
-                #[inline(always)]
-                |part| [part; MOST_LANES],
-            );
-            let of = LogProbabilities::new(simd, &[top; MOST_LANES], &log, inverse_of(divisor));
-            let mut entries = OfRow { of, stored: Stored::<E>::new() };
+            let mut entries = OfRow::<S, E>::new(simd, top, log, divisor);
             write_entries(simd, row, part, out, store, &[], &mut entries);
         },
     );
@@ -179,13 +174,8 @@ fn write_missed_stored<S: Simd, E: Element>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let log = log.map(
-                #[inline(always)]
-                |part| [part; MOST_LANES],
-            );
-            let of = LogProbabilities::new(simd, &[top; MOST_LANES], &log, inverse_of(divisor));
             let block = [E::Real::from_f64(-factors.scale); BLOCK];
-            let mut entries = MissedOfRow { of: OfRow { of, stored: Stored::<E>::new() }, factors, block };
+            let mut entries = MissedOfRow { of: OfRow::<S, E>::new(simd, top, log, divisor), factors, block };
             write_entries(simd, row, part, out, store, &[], &mut entries);
         },
     );
@@ -229,6 +219,18 @@ unsafe impl<S: Simd, E: Element> Entries<S, E> for MissedOfRow<'_, S, E> {
 struct OfRow<S: Simd, E: Element> {
     of: LogProbabilities<S>,
     stored: Stored<E>,
+}
+
+impl<S: Simd, E: Element> OfRow<S, E> {
+    /// Those of a row with this largest logit, whose `lse − top / T` is `log`.
+    #[inline(always)]
+    fn new(simd: S, top: f64, log: [f64; 2], divisor: f64) -> Self {
+        let log = log.map(
+            #[inline(always)]
+            |part| [part; MOST_LANES],
+        );
+        Self { of: LogProbabilities::new(simd, &[top; MOST_LANES], &log, inverse_of(divisor)), stored: Stored::new() }
+    }
 }
 
 // SAFETY: so many numbers were lent.

@@ -16,10 +16,6 @@ use crate::kernel::vertical::BlockMut;
 use crate::math::{Real, exp};
 use crate::row::{Exponential, Transform, log_sum_exp, probabilities};
 use crate::rows::{Row, RowMut, StorePolicy};
-use crate::simd::prefetch;
-
-/// Rows of more classes are read for longer than a few of their logits are waited for.
-const LONG: usize = 1 << 12;
 
 /// A batch of rows whose targets list classes, with the logits of these.
 #[derive(Debug, Default)]
@@ -64,7 +60,7 @@ impl<'a> Batch<'a> {
         {
             return false;
         }
-        for number in rows.clone() {
+        for number in rows {
             let (row, start) = (logits.row(number), self.logits.len());
             let classes = listed.row(number).classes;
             with_element!(row.dtype(), E => {
@@ -77,13 +73,6 @@ impl<'a> Batch<'a> {
                 }
             }
             self.heads.push((self.logits.len(), own));
-        }
-        // Those of the next row, which lie in as many lines, come while these rows are read; of a short row they come by themselves.
-        if rows.end < listed.rows() && logits.classes() > LONG {
-            let next = logits.row(rows.end);
-            for class in listed.row(rows.end).classes {
-                prefetch(next.place(*class), 1);
-            }
         }
         true
     }

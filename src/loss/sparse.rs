@@ -247,7 +247,7 @@ impl Read<'_> {
                 }
             }
             if is_divergence {
-                offset = sum_of_logs(simd, shares, left);
+                offset = sum_of_logs(simd, shares) + sum_of_logs(simd, &[left]);
             }
             if let Some(weight) = self.counts.weight {
                 for (share, class) in shares.iter_mut().zip(classes) {

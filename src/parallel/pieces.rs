@@ -184,6 +184,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(target_family = "wasm", ignore = "nothing stops a job there")]
     fn a_leader_asks_in_the_middle_of_a_row_and_stops() {
         let (asked, read) = (Cell::new(0), AtomicUsize::new(0));
         let check = || {
@@ -193,7 +194,7 @@ mod tests {
         let work = |_| {
             for _ in 0..2 {
                 let slowly = |_| {
-                    thread::sleep(std::time::Duration::from_millis(1));
+                    thread::sleep(Duration::from_millis(1));
                     read.fetch_add(1, Ordering::Relaxed);
                 };
                 in_pieces(10_000 * PIECE, slowly, |(), ()| ());
@@ -205,6 +206,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(target_family = "wasm", ignore = "a panic ends the program there")]
     fn a_panic_leaves_no_leader_behind() {
         let work = |_| in_pieces(8 * PIECE, |part| assert!(part.start != 3 * PIECE, "three"), |(), ()| ());
         assert!(std::panic::catch_unwind(|| map_rows(1, 1, 8, &|| Ok(()), work)).is_err());
