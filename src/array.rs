@@ -296,6 +296,16 @@ impl<'a> Array<'a> {
         }
     }
 
+    /// Ask for the cache lines that these rows, once they are read, will be followed by, if classes lie side by side.
+    #[inline(always)]
+    pub(crate) fn prefetch_ahead(&self, rows: Range<usize>) {
+        if self.is_contiguous() {
+            let mut place = [std::ptr::null_mut::<u8>()];
+            self.places(rows.start, &mut place);
+            prefetch_ahead(place[0], rows.len() * self.classes * self.dtype.size());
+        }
+    }
+
     /// Where the `count` rows from `first` on lie, if all rows lie one behind the other, as `E`s.
     #[inline(always)]
     pub(crate) fn in_a_row<E: Number>(&self, first: usize, count: usize) -> Option<*mut E> {

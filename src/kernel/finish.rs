@@ -24,6 +24,18 @@ pub struct Own {
     pub class: PerLane<usize>,
 }
 
+impl Own {
+    /// A bit for each row that counts.
+    #[inline(always)]
+    pub fn counted<S: Simd>(&self, simd: S) -> u32 {
+        let mut counted = 0;
+        for half in [0, HALF] {
+            counted |= bits::<S, _>(load(simd, &self.counts, half).simd_gt(f64x8::splat(simd, 0.0))) << half;
+        }
+        counted
+    }
+}
+
 /// What is known of a row once it was read.
 #[derive(Clone, Copy, Debug)]
 pub struct Sum {

@@ -540,7 +540,7 @@ fn sum_shares_of<S: Simd, R: Real + Element<Real = R>>(
         #[inline(always)]
         || {
             let mut rows = across(simd, own, logit, scale);
-            let mut weighed = Weighed::none::<R>(simd, &[Number::to_f64(logit); MOST_LANES]);
+            let mut weighed = Weighed::relative_to(simd, R::twice(R::Lanes::<S>::simd_from(simd, logit)));
             let (mut numbers, mut all_fine) = ([0.0; BLOCK], true);
             for_each_block(
                 simd,
@@ -593,7 +593,7 @@ fn sum_masked<S: Simd, R: Real + Element<Real = R>>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let mut weighed = Weighed::none::<R>(simd, &[Number::to_f64(logit); MOST_LANES]);
+            let mut weighed = Weighed::relative_to(simd, R::twice(R::Lanes::<S>::simd_from(simd, logit)));
             let mut numbers = [0.0; BLOCK];
             for_each_block(
                 simd,

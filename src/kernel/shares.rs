@@ -5,7 +5,7 @@ use std::ops::Range;
 use fearless_simd::{Simd, f64x8, prelude::*};
 
 use super::cap::{Cap, Capped, reference, relative};
-use super::finish::{Coefficients, HALF, MOST_LANES, Own, PerLane, load, store};
+use super::finish::{Coefficients, HALF, MOST_LANES, Own, PerLane, bits, load, store};
 use super::vertical::{Beside, Block, Offset, Rows, Strip, StripMut, Tiles, for_each_group, lane_mask};
 use crate::element::Element;
 use crate::math::{Real, Scale, Total, Twice, UNIT, two_sum};
@@ -257,18 +257,16 @@ pub struct Found {
     pub mass: PerLane<f64>,
     /// `Σ t·(x − x(own))`.
     pub sum: PerLane<f64>,
-    /// A bit for each row to which something was given that is less than 0, or NaN.
-    pub bad: u32,
 }
 
 impl<S: Simd> Weighed<S> {
-    /// Nothing, of rows with these logits.
+    /// Nothing, of the rows of a block with these own classes.
     #[inline(always)]
-    pub fn none<R: Real>(simd: S, own: &PerLane<f64>) -> Self {
-        Self::relative_to(simd, R::twice(R::narrow(simd, own)))
+    pub fn none<R: Real + Element<Real = R>>(simd: S, block: &Block<R>, own: &Own) -> Self {
+        Self::relative_to(simd, R::twice(block.of_classes(simd, &own.class)))
     }
 
-    /// Nothing, of rows with these capped logits.
+    /// Nothing, of rows with these own logits, capped ones if there is a cap.
     #[inline(always)]
     pub(super) fn relative_to(simd: S, own: Twice<S>) -> Self {
         let zero = Total::zero(simd);
@@ -369,25 +367,59 @@ impl<S: Simd> Weighed<S> {
         ([mass, if R::LANES == f32::LANES { sum - mass * own } else { sum * UNIT }], bad)
     }
 
+    /// A bit for each row to which something was given that is less than 0, or NaN.
+    #[inline(never)]
+    pub fn bad<R: Real>(&self, simd: S) -> u32 {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut mass = [0.0; MOST_LANES];
+                R::lane_totals(&self.mass, &mut mass);
+                let mut fine = 0;
+                for half in 0..R::LANES / HALF {
+                    let mass = load(simd, &mass, half * HALF);
+                    let least = self.least[half].simd_ge(f64x8::splat(simd, 0.0));
+                    fine |= bits::<S, _>(mass.simd_eq(mass) & least) << (half * HALF);
+                }
+                !fine & u32::MAX >> (32 - R::LANES)
+            },
+        )
+    }
+
+    /// A bit for each row whose sum is finite: not where a masked class is, or where something given is NaN.
+    #[inline(never)]
+    pub fn finite<R: Real>(&self, simd: S) -> u32 {
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut sums = [0.0; MOST_LANES];
+                R::lane_totals(&self.sum, &mut sums);
+                let mut finite = 0;
+                for half in 0..R::LANES / HALF {
+                    let sum = load(simd, &sums, half * HALF);
+                    finite |= bits::<S, _>(sum.is_finite() & self.own[half].is_finite()) << (half * HALF);
+                }
+                finite
+            },
+        )
+    }
+
     /// What was summed; `total` is the mass of shares that are the same for all rows.
     #[inline(never)]
     pub fn found<R: Real>(&self, simd: S, total: Option<f64>) -> Found {
         simd.vectorize(
             #[inline(always)]
             || {
-                let mut found = Found { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES], bad: 0 };
+                let mut found = Found { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES] };
                 R::lane_totals(&self.mass, &mut found.mass);
                 R::lane_totals(&self.sum, &mut found.sum);
-                let [mut least, mut own] = [[0.0; MOST_LANES]; 2];
                 for half in 0..R::LANES / HALF {
-                    store(self.least[half], &mut least, half * HALF);
-                    store(self.own[half], &mut own, half * HALF);
-                }
-                for lane in 0..R::LANES {
-                    found.bad |= u32::from(least[lane] < 0.0 || found.mass[lane].is_nan()) << lane;
-                    let (mass, sum) = (total.unwrap_or(found.mass[lane]), found.sum[lane]);
-                    found.mass[lane] = mass;
-                    found.sum[lane] = if R::LANES == f32::LANES { sum - mass * own[lane] } else { sum * UNIT };
+                    let place = half * HALF;
+                    let (given, sum) = (load(simd, &found.mass, place), load(simd, &found.sum, place));
+                    let mass = total.map_or(given, |total| f64x8::splat(simd, total));
+                    let sum = if R::LANES == f32::LANES { sum - mass * self.own[half] } else { sum * UNIT };
+                    store(mass, &mut found.mass, place);
+                    store(sum, &mut found.sum, place);
                 }
                 found
             },
@@ -522,13 +554,6 @@ pub enum Aim<'a, S: Simd, R: Real> {
 }
 
 impl<S: Simd> Tiles<Weighed<S>> {
-    /// Whether the sums of the rows of a tile that count are finite: not where a masked class is, or where something given is NaN.
-    #[inline(always)]
-    pub fn is_finite<R: Real>(&self, simd: S, tile: usize, counts: &PerLane<f64>) -> bool {
-        let found = self.all()[tile].found::<R>(simd, Some(0.0));
-        found.sum.iter().zip(counts).all(|(sum, counts)| *counts == 0.0 || sum.is_finite())
-    }
-
     /// The shares of all classes of a tile once more, if there are masked classes that have none.
     #[inline(never)]
     pub fn add_masked<R: Real + Element<Real = R>>(&mut self, simd: S, strip: &Strip<R>, shares: &Shares, tile: usize) {

@@ -74,6 +74,28 @@ impl<R: Real + Element<Real = R>> Block<'_, R> {
         self.classes
     }
 
+    /// The logits of a class of each lane, in the lanes.
+    ///
+    /// # Panics
+    /// If a lane has no such class.
+    #[inline(always)]
+    pub(super) fn of_classes<S: Simd>(&self, simd: S, classes: &PerLane<usize>) -> R::Lanes<S> {
+        if self.classes <= 4 {
+            // A question for each class is faster than a look at each lane.
+            let (of_lanes, [mut logits]) = (R::classes(simd, classes), self.load::<S, 1>(simd, 0));
+            for class in 1..self.classes {
+                let [x] = self.load::<S, 1>(simd, class);
+                logits = R::replace(simd, logits, of_lanes, class, x);
+            }
+            return logits;
+        }
+        let mut logits = [R::default(); MOST_LANES];
+        for lane in 0..R::LANES {
+            logits[lane] = self.get(classes[lane], lane);
+        }
+        R::Lanes::<S>::from_slice(simd, &logits[..R::LANES])
+    }
+
     /// The logits of a class of each lane.
     ///
     /// # Panics
@@ -184,22 +206,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Rows<S, R> {
     /// If it does not have their classes.
     #[inline(always)]
     fn new(simd: S, block: &Block<R>, own: &Own, scale: Scale<R>) -> Self {
-        let classes = R::classes(simd, &own.class);
-        let mut logits;
-        if block.classes <= 4 {
-            // A question for each class is faster than a look at each lane.
-            [logits] = block.load::<S, 1>(simd, 0);
-            for class in 1..block.classes {
-                let [x] = block.load::<S, 1>(simd, class);
-                logits = R::replace(simd, logits, classes, class, x);
-            }
-        } else {
-            let mut of_lanes = [R::default(); MOST_LANES];
-            for lane in 0..R::LANES {
-                of_lanes[lane] = block.get(own.class[lane], lane);
-            }
-            logits = R::Lanes::<S>::from_slice(simd, &of_lanes[..R::LANES]);
-        }
+        let (classes, logits) = (R::classes(simd, &own.class), block.of_classes(simd, &own.class));
         let counts = R::narrow(simd, &own.counts).simd_gt(R::splat(simd, 0.0));
         Self::relative_to(simd, logits, classes, counts, scale)
     }

@@ -211,8 +211,8 @@ impl Pairs for Rows<'_> {
         let comparison = self.comparison;
         let [reference, candidate] = &comparison.models;
         let (mut first, mut second) = (Stage::<R>::empty(), Stage::<R>::empty());
-        if !bring_in_all(simd, &mut first, reference, rows.clone(), R::LANES)
-            || !bring_in_all(simd, &mut second, candidate, rows.clone(), R::LANES)
+        if !bring_in_all(simd, &mut first, reference, rows.clone(), R::LANES, true)
+            || !bring_in_all(simd, &mut second, candidate, rows.clone(), R::LANES, true)
         {
             return false;
         }

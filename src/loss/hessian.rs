@@ -180,8 +180,8 @@ impl Work<'_> {
         let classes = self.logits.classes();
         let (mut stage, mut numbers, mut wings) = (Stage::<R>::empty(), Stage::<R>::empty(), Stage::<R>::empty());
         let roomy = wings.reserve(R::LANES, classes)
-            && bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES)
-            && bring_in_all(simd, &mut numbers, self.vector, rows.clone(), R::LANES);
+            && bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES, true)
+            && bring_in_all(simd, &mut numbers, self.vector, rows.clone(), R::LANES, true);
         if !roomy {
             for first in rows.clone().step_by(R::LANES) {
                 self.one_by_one(simd, scale, first..rows.end.min(first + R::LANES));

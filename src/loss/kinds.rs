@@ -56,8 +56,8 @@ impl Pairs for Work<'_, '_> {
         let classes = self.teacher.classes();
         let (mut first, mut second, mut wings) = (Stage::<R>::empty(), Stage::<R>::empty(), Stage::<R>::empty());
         if !wings.reserve(R::LANES, classes)
-            || !bring_in_all(simd, &mut first, self.teacher, rows.clone(), R::LANES)
-            || !bring_in_all(simd, &mut second, self.rows.logits, rows.clone(), R::LANES)
+            || !bring_in_all(simd, &mut first, self.teacher, rows.clone(), R::LANES, true)
+            || !bring_in_all(simd, &mut second, self.rows.logits, rows.clone(), R::LANES, true)
         {
             return false;
         }

@@ -11,7 +11,7 @@ use fearless_simd::Simd;
 
 use super::Found;
 use super::listed::Batch;
-use super::plan::{Goal, Plan, RowGradients, Teacher, lanes_of};
+use super::plan::{Goal, Plan, RowGradients, Teacher, divide, lanes_of};
 use super::rows::{Rows, add_by_row, scales};
 use super::ways::{bring_in_all, strip_mut_of, strip_of, tiles_of};
 use crate::dtype::Dtype;
@@ -74,11 +74,11 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
         match (capped, shares) {
             (None, Some(shares)) => {
                 for (tile, own) in self.own.all().iter().enumerate() {
-                    weighed.push(Weighed::none::<R>(simd, &logits.tile(tile).pick(&own.class)));
+                    weighed.push(Weighed::none(simd, &logits.tile(tile), own));
                 }
                 self.rows.add_shares(simd, logits, shares, weighed);
                 for (tile, own) in self.own.all().iter().enumerate() {
-                    if !weighed.is_finite::<R>(simd, tile, &own.counts) {
+                    if own.counted(simd) & !weighed.all()[tile].finite::<R>(simd) != 0 {
                         weighed.add_masked(simd, logits, shares, tile);
                     }
                 }
@@ -105,7 +105,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
         plan: &Plan<R>,
         pupils: &Strip<R>,
         teachers: &Strip<R>,
-        beside: &mut Tiles<(Asked, Option<Teacher>)>,
+        beside: &mut Tiles<(Asked, Teacher)>,
     ) {
         for own in self.own.all() {
             self.of_teachers.push(*own);
@@ -137,7 +137,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Known<S, R> {
             }
             let mut asked = Asked::nothing(0.0, None);
             let teacher = plan.of_teacher(simd, &found, &sums, &apart, &mut asked);
-            beside.push((asked, Some(teacher)));
+            beside.push((asked, teacher));
         }
     }
 
@@ -195,12 +195,12 @@ impl<'a> StagesOfNumbers<'a> {
         // SAFETY: all tiles were brought in, and those that tiles of the logits have besides.
         unsafe {
             Some(if numbers.dtype().is_double() {
-                if !bring_in_all(simd, self.doubles, numbers, rows, R::LANES) {
+                if !bring_in_all(simd, self.doubles, numbers, rows, R::LANES, true) {
                     return None;
                 }
                 Given::Double(self.doubles.strip(classes).written())
             } else {
-                if !bring_in_all(simd, self.singles, numbers, rows, R::LANES) {
+                if !bring_in_all(simd, self.singles, numbers, rows, R::LANES, true) {
                     return None;
                 }
                 Given::Single(self.singles.strip(classes).written())
@@ -267,12 +267,12 @@ impl Rows<'_> {
         let mut doubles = Stage::<f64>::empty();
         let numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
         let mut wings = Stage::<R>::empty();
-        let roomy = bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES)
+        let roomy = bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES, plan.reads_two())
             && (plan.softcap.is_none() || above.reserve(rows.len(), classes))
             && wings.reserve(R::LANES, classes);
         let likeness = match plan.goal {
             Goal::Teacher(logits) => {
-                bring_in_all(simd, &mut teachers, logits, rows.clone(), R::LANES).then(
+                bring_in_all(simd, &mut teachers, logits, rows.clone(), R::LANES, true).then(
                     // SAFETY: all tiles were brought in.
                     || Likeness::Teacher(unsafe { teachers.strip(classes) }.written()),
                 )
@@ -394,43 +394,42 @@ impl Rows<'_> {
         for (tile, own) in known.own.all().iter().enumerate() {
             known.rows.begin(simd, &relative.tile(tile), own, plan.scale);
         }
-        let mut beside = Tiles::<(Asked, Option<Teacher>)>::none();
-        match likeness {
-            Likeness::Teacher(teachers) => {
-                known.rows.add(simd, 0..count, strip);
-                known.beside_teachers(simd, plan, strip, teachers, &mut beside);
+        let shares = match likeness {
+            Likeness::Teacher(_) => None,
+            Likeness::Given(given) => plan.shares(*given),
+        };
+        let (mut weighed, mut beside) = (Tiles::none(), Tiles::<(Asked, Teacher)>::none());
+        if let Likeness::Teacher(teachers) = likeness {
+            known.rows.add(simd, 0..count, strip);
+            known.beside_teachers(simd, plan, strip, teachers, &mut beside);
+        } else {
+            known.weigh(simd, strip, relative, capped.as_ref(), shares.as_ref(), &mut weighed);
+            let mut bad = 0;
+            for (weighed, own) in weighed.all().iter().zip(known.own.all()) {
+                bad |= weighed.bad::<R>(simd) & own.counted(simd);
             }
-            Likeness::Given(given) => {
-                let shares = plan.shares(*given);
-                let mut weighed = Tiles::none();
-                known.weigh(simd, strip, relative, capped.as_ref(), shares.as_ref(), &mut weighed);
-                let mut bad = 0;
-                for (tile, own) in known.own.all().iter().enumerate() {
-                    let mut asked =
-                        plan.asked(simd, self.problem, of_tile(tile), own, |class| strip.tile(tile).pick(class));
-                    if let Some(shares) = &shares {
-                        let found = weighed.all()[tile].found::<R>(simd, plan.total);
-                        plan.weigh(
-                            simd,
-                            self.problem,
-                            of_tile(tile),
-                            own,
-                            &found,
-                            |class| shares.pick::<R>(tile, class),
-                            &mut asked,
-                        );
-                        bad |= found.bad & bits_of(&own.counts);
-                    }
-                    beside.push((asked, None));
-                }
-                if bad != 0 {
-                    self.problem.look_at(simd, rows.clone(), self.logits.classes())?;
-                }
+            if bad != 0 {
+                self.problem.look_at(simd, rows.clone(), self.logits.classes())?;
             }
         }
-        for (tile, (asked, teacher)) in beside.all_mut().iter_mut().enumerate() {
-            let (found, own) = (known.rows.all()[tile].found(simd), known.own.all()[tile]);
-            let slopes = self.finish_options(simd, plan, of_tile(tile), &own, found, asked, teacher.as_ref(), sum);
+        for tile in 0..count {
+            let (found, own) = (known.rows.all()[tile].found(simd), &known.own.all()[tile]);
+            let rows = of_tile(tile);
+            let slopes = if let Some((asked, teacher)) = beside.all_mut().get_mut(tile) {
+                self.finish_options(simd, plan, rows, own, found, asked, Some(teacher), sum)
+            } else {
+                let mut asked = Asked::nothing(self.problem.z_loss, self.problem.focus);
+                let pick = |class: &PerLane<usize>| strip.tile(tile).pick(class);
+                plan.ask(simd, self.problem, rows.clone(), own, pick, &mut asked);
+                if let Some(shares) = &shares {
+                    plan.weigh(&weighed.all()[tile].found::<R>(simd, plan.total), &mut asked);
+                    if self.grad_output.is_some() {
+                        let pick = |class: &PerLane<usize>| shares.pick::<R>(tile, class);
+                        plan.pick_shares(simd, self.problem, rows.clone(), own, pick, &mut asked);
+                    }
+                }
+                self.finish_options(simd, plan, rows, own, found, &mut asked, None, sum)
+            };
             if let Some(slopes) = slopes {
                 known.coefficients.push(slopes.coefficients);
                 known.scales.push(slopes.scales);
@@ -455,7 +454,7 @@ impl Rows<'_> {
         let mut singles = Stage::<f32>::empty();
         let mut doubles = Stage::<f64>::empty();
         let numbers = StagesOfNumbers { singles: &mut singles, doubles: &mut doubles };
-        if !bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES) {
+        if !bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES, plan.reads_two()) {
             return Ok(false);
         }
         let Some(given) = numbers.bring_in(simd, plan, rows.clone()) else { return Ok(false) };
@@ -532,7 +531,7 @@ impl Rows<'_> {
     ) -> Found<()> {
         let mut own = self.counted(simd, plan, rows.clone());
         let (mut found, mut of_teachers) = (Sums::none(), Sums::none());
-        let mut weighed = shares::Found { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES], bad: 0 };
+        let mut weighed = shares::Found { mass: [0.0; MOST_LANES], sum: [0.0; MOST_LANES] };
         let (mut apart, mut teacher_classes) = ([0.0; MOST_LANES], [0; MOST_LANES]);
         for (lane, number) in rows.clone().enumerate().filter(|(lane, _)| own.counts[*lane] != 0.0) {
             let row = self.logits.row(number);
@@ -576,10 +575,10 @@ impl Rows<'_> {
             }
             picked
         };
-        let mut asked = match plan.goal {
-            Goal::Teacher(_) => Asked::nothing(0.0, None),
-            _ => plan.asked(simd, self.problem, rows.clone(), &own, pick),
-        };
+        let mut asked = Asked::nothing(self.problem.z_loss, self.problem.focus);
+        if !matches!(plan.goal, Goal::Teacher(_)) {
+            plan.ask(simd, self.problem, rows.clone(), &own, pick, &mut asked);
+        }
         let teacher = match plan.goal {
             Goal::Own | Goal::Listed(_) => None,
             Goal::Shares(_) => {
@@ -590,7 +589,8 @@ impl Rows<'_> {
                     }
                     picked
                 };
-                plan.weigh(simd, self.problem, rows.clone(), &own, &weighed, here, &mut asked);
+                plan.weigh(&weighed, &mut asked);
+                plan.pick_shares(simd, self.problem, rows.clone(), &own, here, &mut asked);
                 None
             }
             Goal::Teacher(_) => Some(plan.of_teacher(simd, &of_teachers, &weighed.sum, &apart, &mut asked)),
@@ -693,9 +693,14 @@ impl Rows<'_> {
             }
         }
         let (mut loss, careful) = finish::losses_asked(simd, &losses, asked, listed.as_ref());
-        for (lane, row) in rows.clone().enumerate() {
-            loss[lane] =
-                if own.counts[lane] == 0.0 { 0.0 } else { product(self.problem.sample_weight(row), loss[lane]) };
+        if let Some(weights) = &self.problem.sample_weight {
+            for (loss, weight) in loss.iter_mut().zip(&weights[rows.clone()]) {
+                *loss = product(*weight, *loss);
+            }
+        }
+        // What the weight of a row is that does not count does not matter.
+        for (loss, counts) in loss.iter_mut().zip(&own.counts) {
+            *loss = if *counts == 0.0 { 0.0 } else { *loss };
         }
         for lane in lanes_of(careful) {
             loss[lane] = self.careful_row(simd, rows.start + lane, false);
@@ -706,9 +711,7 @@ impl Rows<'_> {
         add_by_row(sum, rows.start - self.range.start, &loss[..rows.len()]);
         let grad_output = self.grad_output?;
         let mut scales = scales(simd, self.problem, grad_output, self.divisor, rows);
-        for scale in &mut scales {
-            *scale /= plan.temperature;
-        }
+        divide(&mut scales, plan.temperature);
         let (mut coefficients, mut targets) =
             finish::coefficients_asked::<S, R>(simd, &losses, asked, listed.as_ref(), &scales);
         coefficients.careful |= careful;
@@ -785,10 +788,4 @@ fn difference(a: &PerLane<f64>, b: &PerLane<f64>) -> [PerLane<f64>; 2] {
 #[inline(always)]
 fn are_finite(numbers: &PerLane<f64>, own: &Own) -> bool {
     numbers.iter().zip(&own.counts).all(|(number, counts)| *counts == 0.0 || number.is_finite())
-}
-
-/// A bit for each lane that is not 0.
-#[inline(always)]
-fn bits_of(lanes: &PerLane<f64>) -> u32 {
-    lanes.iter().enumerate().fold(0, |bits, (lane, value)| bits | u32::from(*value != 0.0) << lane)
 }

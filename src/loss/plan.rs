@@ -109,12 +109,14 @@ impl<'a, R: Real> Plan<'a, R> {
         self.labels.filter(|_| self.is_plain)
     }
 
+    /// Whether another array of the logits' size is read besides.
+    pub(super) fn reads_two(&self) -> bool {
+        matches!(self.goal, Goal::Shares(Some(_)) | Goal::Teacher(_))
+    }
+
     /// How many passes over arrays of the logits' size are made before gradients.
     pub(super) fn passes(&self) -> usize {
-        let arrays = match self.goal {
-            Goal::Own | Goal::Shares(None) | Goal::Listed(_) => 1,
-            Goal::Shares(Some(_)) | Goal::Teacher(_) => 2,
-        };
+        let arrays = if self.reads_two() { 2 } else { 1 };
         if self.leads { 2 * arrays } else { 1 }
     }
 }
@@ -156,11 +158,16 @@ impl<'a, R: Real + Element<Real = R>> Plan<'a, R> {
 }
 
 /// Rows whose targets are no classes; what is left of the tile does not count.
-#[inline(never)]
+#[inline(always)]
 fn all(problem: &Problem, rows: Range<usize>) -> Own {
     let mut own = Own { counts: [0.0; MOST_LANES], class: [0; MOST_LANES] };
-    for (counts, row) in own.counts.iter_mut().zip(rows) {
-        *counts = f64::from(u8::from(problem.sample_weight(row) != 0.0));
+    match &problem.sample_weight {
+        None => own.counts[..rows.len()].fill(1.0),
+        Some(weights) => {
+            for (counts, weight) in own.counts.iter_mut().zip(&weights[rows]) {
+                *counts = f64::from(u8::from(*weight != 0.0));
+            }
+        }
     }
     own
 }
@@ -175,17 +182,17 @@ pub(super) struct Teacher {
 }
 
 impl<R: Real> Plan<'_, R> {
-    /// What is asked for of some rows but for shares; `pick` is for their logits of classes.
+    /// Find out what is asked for of some rows but for shares; `pick` is for their logits of classes.
     #[inline(always)]
-    pub(super) fn asked<S: Simd>(
+    pub(super) fn ask<S: Simd>(
         &self,
         simd: S,
         problem: &Problem,
         rows: Range<usize>,
         own: &Own,
         pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
-    ) -> Asked {
-        let mut asked = Asked::nothing(problem.z_loss, problem.focus);
+        asked: &mut Asked,
+    ) {
         let needs_logits = problem.z_loss != 0.0 || self.leads && self.labels.is_some() || self.softcap.is_some();
         let (logits, slopes) = if needs_logits { self.capped(simd, &pick(&own.class)) } else { Default::default() };
         asked.slopes[0] = slopes;
@@ -194,7 +201,7 @@ impl<R: Real> Plan<'_, R> {
                 *level = logit / self.temperature;
             }
         }
-        let Some(labels) = self.labels else { return asked };
+        let Some(labels) = self.labels else { return };
         let targets = targets_of(simd, problem, labels, rows);
         for (lane, class) in targets.class.iter().enumerate() {
             let weight = problem.weight.as_ref().map_or(1.0, |weight| weight[*class]);
@@ -209,7 +216,6 @@ impl<R: Real> Plan<'_, R> {
                 asked.apart[lane] = f64::from(u8::from(targets.class[lane] != own.class[lane]));
             }
         }
-        asked
     }
 
     /// Logits, capped if there is a cap, as sums of two, and its slopes.
@@ -223,23 +229,25 @@ impl<R: Real> Plan<'_, R> {
         (capped.values, capped.slopes)
     }
 
-    /// The shares of some rows; `pick` is for those of classes.
+    /// What losses need of the shares of some rows.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // some rows, what they are, and what becomes known
-    pub(super) fn weigh<S: Simd>(
+    pub(super) fn weigh(&self, found: &shares::Found, asked: &mut Asked) {
+        asked.mass = found.mass;
+        asked.sum = found.sum;
+        divide(&mut asked.sum, self.temperature);
+    }
+
+    /// What gradients need besides; `pick` is for the shares of classes.
+    #[inline(always)]
+    pub(super) fn pick_shares<S: Simd>(
         &self,
         simd: S,
         problem: &Problem,
         rows: Range<usize>,
         own: &Own,
-        found: &shares::Found,
         pick: impl Fn(&PerLane<usize>) -> PerLane<f64>,
         asked: &mut Asked,
     ) {
-        asked.mass = found.mass;
-        for (to, from) in asked.sum.iter_mut().zip(found.sum) {
-            *to = from / self.temperature;
-        }
         asked.here[0] = pick(&own.class);
         if let Some(labels) = self.labels.filter(|_| self.leads) {
             asked.here[1] = pick(&targets_of(simd, problem, labels, rows).class);
@@ -265,6 +273,16 @@ impl<R: Real> Plan<'_, R> {
             asked.sum[lane] = (sums[lane] * factors[0][lane]).mul_add(factors[1][lane], apart[lane]) / self.temperature;
         }
         Teacher { factors, careful: losses.careful }
+    }
+}
+
+/// Divide numbers by a temperature: a dozen of them take as long as all else that is once a row of few classes.
+#[inline(always)]
+pub(super) fn divide(numbers: &mut PerLane<f64>, temperature: f64) {
+    if temperature != 1.0 {
+        for number in numbers {
+            *number /= temperature;
+        }
     }
 }
 

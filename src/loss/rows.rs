@@ -23,6 +23,13 @@ use crate::simd::{self, Kernel};
 /// changes no bit.
 #[inline(always)]
 pub(super) fn add_by_row(sum: &mut PerLane<f64>, first: usize, losses: &[f64]) {
+    let first = first % MOST_LANES;
+    if let (0, Ok(losses)) = (first, <&PerLane<f64>>::try_from(losses)) {
+        for (sum, loss) in sum.iter_mut().zip(losses) {
+            *sum += loss;
+        }
+        return;
+    }
     for (lane, loss) in losses.iter().enumerate() {
         sum[(first + lane) % MOST_LANES] += loss;
     }
@@ -42,6 +49,10 @@ pub(super) fn scales<S: Simd>(
         || {
             let mut scales = [0.0; MOST_LANES];
             if divisor == 0.0 {
+                return scales;
+            }
+            if let (GradOutput::Scalar(scale), None) = (grad_output, &problem.sample_weight) {
+                scales[..rows.len()].fill(scale / divisor);
                 return scales;
             }
             grad_output.read(simd, rows.start, &mut scales[..rows.len()]);

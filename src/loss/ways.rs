@@ -138,7 +138,7 @@ pub(super) fn tiles_of<R: Real>(rows: Range<usize>) -> impl Fn(usize) -> Range<u
 }
 
 /// Bring in all rows of an array of any dtype that computes in `R`, and as many more, anything, as tiles of `lanes` have; whether there
-/// was memory for it.
+/// was memory for it. Rows of two arrays that are brought in by turns (`by_turns`) the CPU does not ask for early enough by itself.
 #[inline(never)]
 pub(super) fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
     simd: S,
@@ -146,6 +146,7 @@ pub(super) fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
     array: &Array,
     rows: Range<usize>,
     lanes: usize,
+    by_turns: bool,
 ) -> bool {
     let mut wings = Stage::empty();
     if !stage.reserve(rows.len().next_multiple_of(lanes), array.classes()) || !wings.reserve(R::LANES, array.classes())
@@ -154,7 +155,11 @@ pub(super) fn bring_in_all<S: Simd, R: Real + Element<Real = R>>(
     }
     for tile in 0..rows.len().next_multiple_of(lanes.max(R::LANES)) / R::LANES {
         let first = (rows.start + tile * R::LANES).min(rows.end - 1);
-        stage.bring_in(simd, tile, array, first..rows.end.min(first + R::LANES), &mut wings);
+        let rows = first..rows.end.min(first + R::LANES);
+        if by_turns {
+            array.prefetch_ahead(rows.clone());
+        }
+        stage.bring_in(simd, tile, array, rows, &mut wings);
     }
     true
 }
