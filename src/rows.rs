@@ -40,7 +40,8 @@ pub struct Row<'a> {
     memory: PhantomData<&'a [u8]>,
 }
 
-// SAFETY: it is readable by the promise made to `Row::new`, from any thread, and nothing is written through it.
+// SAFETY: it is readable by the promise made to `Row::new`, from any thread; what is written, is written through a `RowMut`, which has
+// its elements for itself by the promise made to `RowMut::new`, on whichever thread it is.
 unsafe impl Send for Row<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Row<'_> {}
@@ -230,25 +231,40 @@ impl Row<'_> {
     ///
     /// # Panics
     /// If there is no such class.
-    #[inline(never)]
+    #[inline(always)]
     pub(crate) fn above<S: Simd, R: Real + Element<Real = R>>(&self, simd: S, class: usize) -> usize {
+        let logit = <R as Real>::from_f64(self.get(class));
+        let of_piece = |part| self.above_in::<S, R>(simd, part, class, logit);
+        in_pieces(self.classes, of_piece, |above, next| *above += next)
+    }
+
+    /// How many of some classes rank above one that has this logit.
+    #[inline(never)]
+    fn above_in<S: Simd, R: Real + Element<Real = R>>(
+        &self,
+        simd: S,
+        part: Range<usize>,
+        class: usize,
+        logit: R,
+    ) -> usize {
         simd.vectorize(
             #[inline(always)]
             || {
-                let logit = R::Lanes::<S>::simd_from(simd, <R as Real>::from_f64(self.get(class)));
+                let logit = R::Lanes::<S>::simd_from(simd, logit);
+                let middle = class.clamp(part.start, part.end);
                 let mut above = 0;
-                for start in (0..class).step_by(BLOCK) {
+                for start in (part.start..middle).step_by(BLOCK) {
                     self.for_each_vector::<S, R>(
                         simd,
-                        (start, BLOCK.min(class - start)),
+                        (start, BLOCK.min(middle - start)),
                         #[inline(always)]
                         |_, some, counts| above += (some.simd_ge(logit).to_bitmask() & counts).count_ones() as usize,
                     );
                 }
-                for start in (class..self.classes).step_by(BLOCK) {
+                for start in (middle..part.end).step_by(BLOCK) {
                     self.for_each_vector::<S, R>(
                         simd,
-                        (start, BLOCK.min(self.classes - start)),
+                        (start, BLOCK.min(part.end - start)),
                         #[inline(always)]
                         |_, some, counts| above += (some.simd_gt(logit).to_bitmask() & counts).count_ones() as usize,
                     );

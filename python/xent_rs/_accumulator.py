@@ -112,7 +112,7 @@ class Accumulator(abc.ABC, Generic[_Sums]):
         kind = type(self).__name__
         if not isinstance(other, type(self)):
             article = "an" if kind[0] in "AEIOU" else "a"
-            raise TypeError(f"other is a {type(other).__name__}; expected {article} {kind}")
+            raise TypeError(f"other is of type {type(other).__name__}; expected {article} {kind}")
         for name, expected in self._options.items():
             found = other._options[name]
             if not are_equal(found, expected):

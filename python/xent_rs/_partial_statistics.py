@@ -84,7 +84,7 @@ class RowState:
             state already; or if one of both was made with a `target_logit` and the other without.
         """
         if not isinstance(other, RowState):
-            raise TypeError(f"other is a {type(other).__name__}; expected a RowState")
+            raise TypeError(f"other is of type {type(other).__name__}; expected a RowState")
         for name, expected in self._options().items():
             found = other._options()[name]
             if not are_equal(found, expected):

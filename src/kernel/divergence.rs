@@ -229,7 +229,7 @@ fn compare_piece<S: Simd, R: Real + Element<Real = R>>(
                 let [first, second] = &mut blocks;
                 let (first, second) =
                     (rows[0].lend(simd, start, length, first), rows[1].lend(simd, start, length, second));
-                // SAFETY: what was lent is a block, or the vectors that the row has a part of.
+                // SAFETY: so many vectors are readable: of the row, or of the padded copy.
                 let load = |vector: usize| unsafe {
                     [R::load(simd, first.add(vector * R::LANES)), R::load(simd, second.add(vector * R::LANES))]
                 };

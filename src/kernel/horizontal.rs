@@ -890,8 +890,8 @@ impl<S: Simd, R: Real + Element<Real = R>> BlockOffset<S, R> for (Row<'_>, Refer
 /// # Safety
 /// As many numbers as [`Self::begin`] says are readable from where it says until it is called again, and at least `length`.
 pub(super) unsafe trait Entries<S: Simd, E: Element> {
-    /// Make ready for `length` classes from `start` on; where the numbers are that groups are loaded from, and how many of them may be
-    /// read.
+    /// Make ready for `length` classes of the row from number `start` on; where the numbers are that groups are loaded from, and how
+    /// many of them may be read.
     fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const E, usize);
 
     /// The entries of a group, from this vector of the block on.
@@ -980,22 +980,21 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
     exceptions: &[(usize, f64)],
     entries: &mut T,
 ) {
-    // Numbers of classes are those of the part from here on.
-    let row = row.part(part.clone());
-    assert_eq!(row.classes(), out.classes());
-    let mut exceptions = exceptions.iter().map(|(class, value)| (class.wrapping_sub(part.start), *value));
-    let mut next_exception = || exceptions.find(|(class, _)| *class < part.len());
+    assert_eq!(part.len(), out.classes());
+    let mut exceptions = exceptions.iter().copied();
+    let mut next_exception = || exceptions.find(|(class, _)| part.contains(class));
     let (mut exception, mut value) = next_exception().unwrap_or((usize::MAX, 0.0));
     // A first short block brings the non-temporal stores to the boundary that they need, if there is one.
     let peel = out.peel(store);
     let direct = out.dtype() == E::DTYPE && out.is_contiguous();
     let (lanes, group) = (E::Real::LANES, TOGETHER * E::Real::LANES);
     let mut results = [E::Real::default(); BLOCK];
-    let mut start = 0;
-    while start < row.classes() {
-        let most = if start == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
-        let length = most.min(row.classes() - start);
-        let non_temporal = peel.is_some_and(|peel| start >= peel);
+    let mut start = part.start;
+    while start < part.end {
+        let written = start - part.start;
+        let most = if written == 0 { peel.filter(|peel| *peel > 0).unwrap_or(BLOCK) } else { BLOCK };
+        let length = most.min(part.end - start);
+        let non_temporal = peel.is_some_and(|peel| written >= peel);
         let (place, readable) = entries.begin(simd, row, start, length);
         for first in (0..length).step_by(group) {
             // SAFETY: what `begin` said, by the promise of `Entries`, from a group on.
@@ -1017,7 +1016,7 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
                     store_group(simd, results[first..].as_mut_ptr(), group, here);
                     continue;
                 }
-                let (place, rest) = (out.pointer::<E>(start).add(first), length - first);
+                let (place, rest) = (out.pointer::<E>(written).add(first), length - first);
                 if non_temporal && rest >= group {
                     E::stream(simd, place, here);
                 } else {
@@ -1026,7 +1025,7 @@ pub(super) fn write_entries<S: Simd, E: Element, T: Entries<S, E>>(
             }
         }
         if !direct {
-            out.write(simd, start, length, &results, non_temporal);
+            out.write(simd, written, length, &results, non_temporal);
         }
         start += length;
     }
@@ -1085,8 +1084,6 @@ fn write_exponentials<S: Simd, E: Element>(
 
 /// The gradients of a row.
 struct Differences<'a, S: Simd, R: Real, O, const CAPPED: bool> {
-    /// The class that the part begins with.
-    first: usize,
     reference: Reference<S, R>,
     factor: R::Lanes<S>,
     less: &'a O,
@@ -1104,7 +1101,7 @@ unsafe impl<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const CA
 {
     #[inline(always)]
     fn begin(&mut self, simd: S, row: Row, start: usize, length: usize) -> (*const R, usize) {
-        self.less.fill(simd, self.first + start, length, &mut self.offsets);
+        self.less.fill(simd, start, length, &mut self.offsets);
         let Some((cap, unit, own)) = self.cap.as_ref().filter(|_| CAPPED) else {
             return row.lend_part(simd, start, length, &mut self.logits);
         };
@@ -1153,7 +1150,6 @@ fn write_less<S: Simd, R: Real + Element<Real = R>, O: BlockOffset<S, R>, const 
             let own = if CAPPED { R::splat(simd, 0.0) } else { own };
             let (reference, _) = Reference::next_to(simd, own, of.scale);
             let mut differences = Differences::<S, R, O, CAPPED> {
-                first: part.start,
                 reference: reference.raised(simd, R::splat(simd, of.octaves)),
                 factor: R::splat(simd, of.factor),
                 less,

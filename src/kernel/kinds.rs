@@ -294,6 +294,9 @@ struct Pairs<S: Simd, R: Real> {
     phi: Phi<R>,
     /// `1 / T`; this and what follows as sums of two.
     unit: [R::Lanes<S>; 2],
+    /// Logits so far below their reference have a probability of 0, with room for the logarithm. Times the unit, as the largest
+    /// number is not for small temperatures, it is finite.
+    lowest: R::Lanes<S>,
     references: [R::Lanes<S>; 2],
     logs: [[R::Lanes<S>; 2]; 2],
     /// By how much the model's are above the teacher's.
@@ -344,6 +347,7 @@ impl<S: Simd, R: Real> Pairs<S, R> {
             simd,
             phi: Phi::new(),
             unit: [R::splat(simd, measure.unit[0]), R::splat(simd, rest)],
+            lowest: R::splat(simd, Real::to_f64(R::LOWEST).max(2.0 * R::UNDERFLOW / measure.unit[0])),
             references: [R::narrow(simd, &levels.references[0]), R::narrow(simd, &levels.references[1])],
             logs: [parts::<S, R>(simd, of_p), parts::<S, R>(simd, of_q)],
             apart: parts::<S, R>(simd, &apart),
@@ -391,7 +395,7 @@ impl<S: Simd, R: Real> Pairs<S, R> {
     fn probability(&self, logit: R::Lanes<S>, of: usize) -> R::Lanes<S> {
         let simd = self.simd;
         // A masked class has a probability of 0 and no logarithm.
-        let below = R::splat(simd, Real::to_f64(R::LOWEST)).max(logit - self.references[of]);
+        let below = self.lowest.max(logit - self.references[of]);
         let log = R::splat(simd, R::UNDERFLOW).max(self.above(below, self.logs[of]));
         // Subnormal probabilities too.
         R::exp(simd, log, Boost::Full) * R::splat(simd, 1.0 / R::BOOST)
@@ -511,7 +515,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Pairs<S, R> {
             let (first, second) = (rows[0].lend(simd, start, length, first), rows[1].lend(simd, start, length, second));
             let mut sums = [R::splat(simd, 0.0); TERMS];
             for vector in 0..length.div_ceil(R::LANES) {
-                // SAFETY: what was lent is a block, or the vectors that the row has a part of.
+                // SAFETY: so many vectors are readable: of the row, or of the padded copy.
                 let logits = unsafe {
                     [R::load(simd, first.add(vector * R::LANES)), R::load(simd, second.add(vector * R::LANES))]
                 };
@@ -583,7 +587,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Pairs<S, R> {
             let [first, second] = &mut blocks;
             let (first, second) = (rows[0].lend(simd, start, length, first), rows[1].lend(simd, start, length, second));
             for (vector, values) in values[..length.next_multiple_of(R::LANES)].chunks_exact_mut(R::LANES).enumerate() {
-                // SAFETY: what was lent is a block, or the vectors that the row has a part of.
+                // SAFETY: so many vectors are readable: of the row, or of the padded copy.
                 let logits = unsafe {
                     [R::load(simd, first.add(vector * R::LANES)), R::load(simd, second.add(vector * R::LANES))]
                 };

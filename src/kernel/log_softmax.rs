@@ -209,7 +209,8 @@ unsafe impl<S: Simd, E: Element> Entries<S, E> for MissedOfRow<'_, S, E> {
             let place = vector * E::Real::LANES..(vector + 1) * E::Real::LANES;
             let factor = Lanes::<S, E>::from_slice(simd, &self.block[place]);
             let nothing = factor.simd_eq(zero) & entry.simd_eq(infinite);
-            *entry = nothing.select(zero, *entry * factor);
+            // Of a probability of 1 it is 0, not −0.
+            *entry = nothing.select(zero, entry.mul_add(factor, zero));
         }
         entries
     }

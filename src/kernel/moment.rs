@@ -37,30 +37,15 @@ impl<S: Simd, R: Real + Element<Real = R>> Moment<S, R> {
         )
     }
 
-    /// Add some vectors of a block, whose exponentials were kept. Without `MASKED` a masked class with a number that is not finite
-    /// makes the sum NaN.
+    /// Add some vectors of a block, whose exponentials were kept. A masked class with a number that is not finite makes the sum NaN.
     #[inline(always)]
-    fn add<const MASKED: bool>(
-        &mut self,
-        simd: S,
-        logits: &Block<R>,
-        numbers: &Block<R>,
-        kept: &Kept<R>,
-        vectors: Range<usize>,
-    ) {
-        let (zero, first) = (R::splat(simd, 0.0), vectors.start);
+    fn add(&mut self, simd: S, numbers: &Block<R>, kept: &Kept<R>, vectors: Range<usize>) {
+        let first = vectors.start;
         self.add_products(
             simd,
             vectors,
             #[inline(always)]
-            |vector, own| {
-                let [v] = numbers.load::<S, 1>(simd, vector);
-                if !MASKED {
-                    return v - own;
-                }
-                let [x] = logits.load::<S, 1>(simd, vector);
-                x.simd_eq(R::splat(simd, f64::NEG_INFINITY)).select(zero, v - own)
-            },
+            |vector, own| numbers.load::<S, 1>(simd, vector)[0] - own,
             #[inline(always)]
             |vector| R::Lanes::<S>::from_slice(simd, &kept.exps[(vector - first) * R::LANES..][..R::LANES]),
         );
@@ -155,7 +140,7 @@ impl<S: Simd, R: Real + Element<Real = R>> Tiles<Rows<S, R>> {
                         classes.start,
                         classes.len(),
                     );
-                    moment.add::<false>(simd, &block, &numbers, &kept, classes);
+                    moment.add(simd, &numbers, &kept, classes);
                     moments.all_mut()[tile] = moment;
                 });
             },
@@ -269,15 +254,16 @@ fn sum_piece<S: Simd, R: Real + Element<Real = R>>(
                 part,
                 #[inline(always)]
                 |start, length, block| {
-                    let place = numbers.lend(simd, start, length, &mut copy);
+                    let mut place = numbers.lend(simd, start, length, &mut copy);
+                    if length < BLOCK {
+                        // A short block was copied. What it is padded with is 0 above the own number.
+                        copy[length..].fill(<R as Real>::from_f64(number));
+                        place = copy.as_ptr();
+                    }
                     // SAFETY: so many vectors are readable: of the row, or of the padded copy.
                     let numbers = unsafe { side_by_side(place, block.classes()) };
                     add(simd, &mut rows, block, &mut kept, start, own);
-                    if length == BLOCK {
-                        moment.add::<false>(simd, block, &numbers, &kept, 0..block.classes());
-                    } else {
-                        moment.add::<true>(simd, block, &numbers, &kept, 0..block.classes());
-                    }
+                    moment.add(simd, &numbers, &kept, 0..block.classes());
                 },
             );
             (rows.together(simd), moment.sum)

@@ -176,7 +176,9 @@ impl Reading<'_> {
     ) {
         let classes = self.logits.classes();
         let (mut stage, mut wings) = (Stage::<R>::empty(), Stage::<R>::empty());
-        if !wings.reserve(R::LANES, classes) || !bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES, false) {
+        if !wings.reserve(R::LANES, classes)
+            || !bring_in_all(simd, &mut stage, self.logits, rows.clone(), R::LANES, false)
+        {
             for first in rows.clone().step_by(R::LANES) {
                 self.one_by_one(simd, scale, first..rows.end.min(first + R::LANES), user);
             }

@@ -22,6 +22,7 @@ use crate::kernel::moment::{self, Moment, Products};
 use crate::kernel::stage::Stage;
 use crate::kernel::vertical::{self, Strip, Tiles};
 use crate::math::{Real, Scale, Total};
+use crate::parallel::in_pieces;
 use crate::row::{Dense, Teacher, product};
 use crate::rows::{BLOCK, StorePolicy};
 use crate::simd::{self, Kernel};
@@ -314,7 +315,7 @@ impl Work<'_> {
             let [mass, share] = self.masses(simd, row, lse);
             scales[lane] = scales[lane] * mass / temperature / temperature;
             level[lane] = share * (found.number[lane] + mean) - mean;
-            // What is multiplied by the one must not be lost in the other, if f64 has it.
+            // A product of a factor and a level that f64 has may be 0 or infinite in the lanes.
             let normal = R::SMALLEST_NORMAL..=-Real::to_f64(R::LOWEST);
             let fits = |number: f64| number == 0.0 || normal.contains(&number.abs());
             let is_level = fits(level[lane]) || R::LANES < f32::LANES && level[lane].is_finite();
@@ -368,25 +369,29 @@ impl Work<'_> {
         // The class whose logit that is; any, if all are masked or one is NaN.
         let own = row.find(simd, <R as Real>::from_f64(found.reference)).unwrap_or(0);
         let (own, first) = (numbers.get(own), number * row.classes());
+        let vector = self.vector;
         // By how much numbers are above that of the class; that of a masked class counts 0, whatever it is.
         let above = |start: usize, weights: &[f64], block: &mut [f64; BLOCK]| {
-            self.vector.read(simd, first + start, &mut block[..weights.len()]);
+            vector.read(simd, first + start, &mut block[..weights.len()]);
             block[weights.len()..].fill(0.0);
             for (number, p) in block.iter_mut().zip(weights) {
                 *number = if *p == 0.0 { 0.0 } else { *number - own };
             }
         };
-        let (mut mean, mut block) = (Total::zero(simd), [0.0; BLOCK]);
-        probabilities.for_each_block(simd, |start, weights| {
-            above(start, weights, &mut block);
-            for (number, p) in block.iter_mut().zip(weights) {
-                *number *= p;
-            }
-            for terms in block.chunks_exact(f64::LANES) {
-                f64::add_numbers(simd, &mut mean, terms);
-            }
-        });
-        let mean = mean.value();
+        let mean_of = |part| {
+            let (mut mean, mut block) = (Total::zero(simd), [0.0; BLOCK]);
+            probabilities.for_each_block(simd, part, |start, weights| {
+                above(start, weights, &mut block);
+                for (number, p) in block.iter_mut().zip(weights) {
+                    *number *= p;
+                }
+                for terms in block.chunks_exact(f64::LANES) {
+                    f64::add_numbers(simd, &mut mean, terms);
+                }
+            });
+            mean
+        };
+        let mean = in_pieces(row.classes(), mean_of, |mean: &mut Total<S>, next| mean.add::<f64>(next)).value();
         let lse = transform.difference(simd, found.reference, 0.0)[0] + log_total;
         let mass = self.problem.mass(simd, number, row.classes(), self.weight_sum);
         let [scale, ..] = scales(simd, self.problem, self.grad_output, self.divisor, number..number + 1);
@@ -397,15 +402,16 @@ impl Work<'_> {
         }
         let [of_distance, of_mean] = [of_distance, of_mean]
             .map(|factor| product(scale, factor) / transform.temperature() / transform.temperature());
-        let mut out = self.out.row(number);
-        let mut results = [<R as Real>::from_f64(0.0); BLOCK];
-        probabilities.for_each_block(simd, |start, weights| {
-            above(start, weights, &mut block);
-            for ((result, number), p) in results.iter_mut().zip(&block).zip(weights) {
-                let entry = product(p * (number - mean), of_distance) + product(*p, of_mean);
-                *result = <R as Real>::from_f64(if *p == 0.0 { 0.0 } else { entry });
-            }
-            out.write(simd, start, weights.len(), &results, false);
+        self.out.row(number).in_pieces(|part, mut out| {
+            let (mut results, mut block) = ([<R as Real>::from_f64(0.0); BLOCK], [0.0; BLOCK]);
+            probabilities.for_each_block(simd, part.clone(), |start, weights| {
+                above(start, weights, &mut block);
+                for ((result, number), p) in results.iter_mut().zip(&block).zip(weights) {
+                    let entry = product(p * (number - mean), of_distance) + product(*p, of_mean);
+                    *result = <R as Real>::from_f64(if *p == 0.0 { 0.0 } else { entry });
+                }
+                out.write(simd, start - part.start, weights.len(), &results, false);
+            });
         });
     }
 }

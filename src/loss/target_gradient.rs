@@ -112,7 +112,7 @@ impl Rows<'_> {
         scale: f64,
         known: &Statistics,
     ) {
-        let (logits, mut out, transform) = (self.logits.row(row), self.out.row(row), self.problem.transform);
+        let (logits, out, transform) = (self.logits.row(row), self.out.row(row), self.problem.transform);
         let (weight, temperature) = (self.problem.weight.as_deref(), transform.temperature());
         let (found, log) = (known.log_sum_exps.get(lane), [known.logs[0][lane], known.logs[1][lane]]);
         let is_normal = scale == 0.0 || (R::SMALLEST_NORMAL..=-Real::to_f64(R::LOWEST)).contains(&scale.abs());
@@ -123,10 +123,12 @@ impl Rows<'_> {
             log_softmax::write_missed(simd, logits, out, found.reference, log, temperature, factors, self.store);
             return;
         }
-        for class in 0..logits.classes() {
-            let missed = transform.difference(simd, found.reference, logits.get(class))[0] + log[0];
-            let factor = scale * weight.map_or(1.0, |weight| weight[class]);
-            out.set_rounded(class, product(factor, missed));
-        }
+        out.in_pieces(|part, mut out| {
+            for class in part.clone() {
+                let missed = transform.difference(simd, found.reference, logits.get(class))[0] + log[0];
+                let factor = scale * weight.map_or(1.0, |weight| weight[class]);
+                out.set_rounded(class - part.start, product(factor, missed));
+            }
+        });
     }
 }

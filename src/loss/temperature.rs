@@ -48,7 +48,8 @@ pub fn temperature_gradient(
         let (range, out) = (chunks.rows_of(chunk), of_rows.as_ref().map(|parts| parts.take(chunk)));
         level.run(Rows { range, logits, problem, out, sum: [0.0; MOST_LANES] })
     })?;
-    Ok(mean(sums, divisor))
+    // A derivative, which the mean of nothing has: 0.
+    Ok(if divisor == 0.0 { 0.0 } else { mean(sums, divisor) })
 }
 
 /// The work on a chunk of rows.

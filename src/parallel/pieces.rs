@@ -19,7 +19,7 @@ const MOST_WHOLE: usize = 1 << 20;
 /// How many classes a piece has: whole blocks, a megabyte of float32.
 const PIECE: usize = 1 << 18;
 
-/// Bytes of a piece as [`map_chunks`] counts them: as many as the slowest work on one takes as long for.
+/// Bytes of a piece as [`map_chunks`] counts them, by which it tells how long work will take: enough for the slowest kernel.
 const PIECE_BYTES: usize = 16 * PIECE;
 
 /// How many pieces for each thread leave none of them idle for long.

@@ -14,6 +14,7 @@ use crate::element::Element;
 use crate::kernel::finish::PerLane;
 use crate::kernel::listed::ListedRows;
 use crate::math::{Boost, Real, Total, Twice, UNIT, precise_sum, with_vectors_at_a_time};
+use crate::parallel::in_pieces;
 use crate::rows::{BLOCK, Row};
 
 /// `weight·(keep·p + uniform)` for every class of row number `row`, p being the source's, and, by [`Self::skip`], of the
@@ -172,14 +173,21 @@ impl<'a> Dense<'a> {
     }
 
     /// The sum of the weights of all classes.
-    #[inline(never)]
+    #[inline(always)]
     pub fn mass<S: Simd>(&self, simd: S) -> f64 {
+        let of_piece = |part| self.mass_of(simd, part);
+        in_pieces(self.classes, of_piece, |mass: &mut Total<S>, next| mass.add::<f64>(next)).value()
+    }
+
+    #[inline(never)]
+    fn mass_of<S: Simd>(&self, simd: S, part: Range<usize>) -> Total<S> {
         simd.vectorize(
             #[inline(always)]
             || {
                 let mut mass = Total::zero(simd);
                 self.for_each_block(
                     simd,
+                    part,
                     #[inline(always)]
                     |_, weights| {
                         let (whole, rest) = weights.as_chunks::<{ f64::LANES }>();
@@ -189,13 +197,13 @@ impl<'a> Dense<'a> {
                         mass.add_scalar(precise_sum(rest.iter().copied()));
                     },
                 );
-                mass.value()
+                mass
             },
         )
     }
 
     /// The sum of the weights t of all classes, and `Σ t·(z − z(reference))` over the logits of a row.
-    #[inline(never)]
+    #[inline(always)]
     pub fn weigh<S: Simd, R: Real + Element<Real = R>>(
         &self,
         simd: S,
@@ -203,7 +211,12 @@ impl<'a> Dense<'a> {
         reference: f64,
         transform: Transform,
     ) -> [f64; 2] {
-        with_mode!(transform, MODE => self.weigh_in_mode::<S, R, MODE>(simd, row, reference, transform))
+        let of_piece = |part: Range<usize>| with_mode!(transform, MODE => self.weigh_in_mode::<S, R, MODE>(simd, row, part, reference, transform));
+        let [mass, sum] = in_pieces(self.classes, of_piece, |[mass, sum]: &mut [Total<S>; 2], next| {
+            mass.add::<f64>(next[0]);
+            sum.add::<R>(next[1]);
+        });
+        [mass.value(), sum.value() / transform.temperature() * UNIT]
     }
 
     #[inline(never)]
@@ -211,9 +224,10 @@ impl<'a> Dense<'a> {
         &self,
         simd: S,
         row: Row,
+        part: Range<usize>,
         reference: f64,
         transform: Transform,
-    ) -> [f64; 2] {
+    ) -> [Total<S>; 2] {
         simd.vectorize(
             #[inline(always)]
             || {
@@ -222,8 +236,8 @@ impl<'a> Dense<'a> {
                 let mut logits = [R::default(); BLOCK];
                 let mut capped = Capped::<R, BLOCK>::default();
                 let mut weighted = Weighted::new(simd, RowWeights { dense: *self, sum: 0.0 });
-                for start in (0..self.classes).step_by(BLOCK) {
-                    let length = BLOCK.min(self.classes - start);
+                for start in part.clone().step_by(BLOCK) {
+                    let length = BLOCK.min(part.end - start);
                     let vectors = length.div_ceil(4 * R::LANES) * 4;
                     Companion::<S, R>::begin(&mut weighted, simd, start, length);
                     row.read(simd, start, length, &mut logits);
@@ -240,17 +254,17 @@ impl<'a> Dense<'a> {
                     };
                     Companion::<S, R>::values(&mut weighted, simd, 0..vectors, length, value, reference);
                 }
-                [weighted.mass.value(), weighted.sum.value() / transform.temperature() * UNIT]
+                [weighted.mass, weighted.sum]
             },
         )
     }
 
-    /// Call `f` for each block of classes with the first of them and their weights.
+    /// Call `f` for each block of a part of the classes with the first of them and their weights.
     #[inline(always)]
-    pub fn for_each_block<S: Simd>(&self, simd: S, mut f: impl FnMut(usize, &[f64])) {
+    pub fn for_each_block<S: Simd>(&self, simd: S, part: Range<usize>, mut f: impl FnMut(usize, &[f64])) {
         let mut block = [0.0; BLOCK];
-        for start in (0..self.classes).step_by(BLOCK) {
-            let length = BLOCK.min(self.classes - start);
+        for start in part.clone().step_by(BLOCK) {
+            let length = BLOCK.min(part.end - start);
             self.fill(simd, start, length, &mut block);
             f(start, &block[..length]);
         }

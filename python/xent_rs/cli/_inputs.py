@@ -159,7 +159,7 @@ def open_numbers(name: str, expected: str) -> io.StoredArray:
     try:
         return io.open_array(name)
     except RawNumbersError as error:
-        raise io.ArrayFileError(f"{error.found}; expected {expected}, of a dtype that it has") from None
+        raise io.ArrayFileError(f"{error.found}; expected {expected}, in a file that says its dtype") from None
 
 
 def open_options(arguments: argparse.Namespace, *options: str) -> dict[str, io.StoredArray]:

@@ -35,7 +35,7 @@ class ArrayFileError(ValueError):
 
 
 class RawNumbersError(ArrayFileError):
-    """A file has numbers of two bytes and does not say which: NumPy stores those so that it does not have.
+    """A file has numbers of two bytes and does not say which: so NumPy stores a dtype that is not its own.
 
     Attributes
     ----------

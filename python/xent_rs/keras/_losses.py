@@ -419,7 +419,8 @@ def _categorical_focal_crossentropy(
     is_double = keras.backend.standardize_dtype(logits.dtype) == "float64"
     wide = logits if is_double else keras.ops.cast(logits, "float32")
     weights = keras.ops.convert_to_tensor(alpha, wide.dtype)
-    if not has_one_alpha and tuple(weights.shape) != (logits.shape[axis],):
+    # In a graph of TensorFlow the number of classes may be unknown yet.
+    if not has_one_alpha and (len(weights.shape) != 1 or logits.shape[axis] not in (None, weights.shape[0])):
         raise ValueError(f"alpha has shape {tuple(weights.shape)}; expected a number, or one for each class")
     classes = keras.ops.argmax(labels, axis)
 
