@@ -646,9 +646,9 @@ def test_the_report_says_which_figures_rows_of_nan_spoil():
     *_, note = str(found).split("\n\n")
     assert note == (
         "3 of 10 rows are NaN (2 of the reference, 2 of the candidate): they have a logit of NaN or +inf, "
-        "or none above -inf. So the divergences, the entropies, the losses, the change of the loss and the "
-        "change of p(target) are NaN. Such rows are left out by a target of ignore_index, or by a "
-        "sample_weight of 0."
+        "none above -inf, or a weight of NaN. So the divergences, the entropies, the losses, the change of "
+        "the loss and the change of p(target) are NaN. Such rows are left out by a target of ignore_index, "
+        "or by a sample_weight of 0."
     )
     assert re.search(r"^rows of NaN +3$", str(found), re.MULTILINE)
     assert f"<p>{note}</p>" in found._repr_html_()
@@ -850,7 +850,7 @@ def test_merge_refuses_what_has_seen_something_else():
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             mine.merge(other)
         assert bits(mine.result()) == before
-    with pytest.raises(TypeError, match=r"^other is a Evaluator; expected a Comparer$"):
+    with pytest.raises(TypeError, match=r"^other is of type Evaluator; expected a Comparer$"):
         plain.merge(xent_rs.Evaluator())
 
 

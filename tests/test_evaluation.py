@@ -252,9 +252,9 @@ def test_a_nan_row_is_no_hit_and_makes_the_means_nan():
     assert (result.rows, result.nan_rows) == (2, 1)
     *_, note = str(result).split("\n\n")
     assert note == (
-        "1 of 2 rows are NaN: they have a logit of NaN or +inf, or none above -inf. So loss, bits, "
-        "perplexity and entropy are NaN. Such rows are left out by a target of ignore_index, or by a "
-        "sample_weight of 0."
+        "1 of 2 rows are NaN: they have a logit of NaN or +inf, none above -inf, or a weight of NaN. "
+        "So loss, bits, perplexity and entropy are NaN. Such rows are left out by a target of ignore_index, "
+        "or by a sample_weight of 0."
     )
     assert result._repr_html_().endswith(f"<p>{note}</p>")
     assert re.search(r"^rows of NaN +1$", str(result), re.MULTILINE)
@@ -636,7 +636,7 @@ def test_weights_are_copied():
 def test_merge_refuses_what_is_no_evaluator():
     with pytest.raises(TypeError) as error:
         Evaluator().merge(evaluate(np.zeros((1, 2), np.float32), [0]))
-    assert str(error.value) == "other is a Evaluation; expected an Evaluator"
+    assert str(error.value) == "other is of type Evaluation; expected an Evaluator"
 
 
 @pytest.mark.parametrize(

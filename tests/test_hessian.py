@@ -277,7 +277,9 @@ def test_special_values(level, dtype, columns, classes, flipped):
     turn = np.asfortranarray if columns else np.ascontiguousarray
     if flipped:
         targets[targets == 0] = classes - 1
-        found = cross_entropy_hvp(turn(logits[:, ::-1]), targets, turn(vector[:, ::-1]), reduction="sum")[:, ::-1]
+        found = cross_entropy_hvp(turn(logits[:, ::-1]), targets, turn(vector[:, ::-1]), reduction="sum")[
+            :, ::-1
+        ]
     else:
         found = cross_entropy_hvp(turn(logits), targets, turn(vector), reduction="sum")
     assert np.isnan(found[[0, 1, 2, 12]]).all()

@@ -232,6 +232,25 @@ def test_others_of_a_confident_model_keep_the_digits_of_its_leader(level, dtype,
         np.testing.assert_allclose(grad[:, 3], oracle.gradients[:, 3].astype(float), rtol=rtol)
 
 
+@pytest.mark.parametrize("exponent", range(0, 60, 3))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["reverse", "jensen_shannon"])
+def test_others_at_small_temperatures(level, kind, dtype, exponent, random):
+    """Of a row that is no whole vectors, and has a masked class."""
+    temperature = 1.7 * 10.0**-exponent
+    if dtype == np.float32 and temperature < 1e-34:
+        pytest.skip("no temperature of float32 logits that are normal numbers")
+    model, teacher = random.standard_normal((2, 3, 257))
+    model[1, 5] = teacher[1, 5] = -math.inf
+    expected = xent_rs.kl_divergence(model, teacher, kind=kind, reduction="none")
+    given = [(temperature * logits).astype(dtype) for logits in (model, teacher)]
+    found = xent_rs.kl_divergence(*given, kind=kind, temperature=temperature, reduction="none")
+    assert found == pytest.approx(expected, rel=1e-5)
+    _, grad = xent_rs.kl_divergence_with_grad(*given, kind=kind, temperature=temperature, reduction="sum")
+    _, expected = xent_rs.kl_divergence_with_grad(model, teacher, kind=kind, reduction="sum")
+    assert grad * temperature == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 def test_others_are_those_of_compare(level, random):
     logits, teacher = (3 * random.standard_normal((2, 50, 300))).astype(np.float32)
     mean = xent_rs.compare(teacher, logits)

@@ -398,7 +398,7 @@ def state(start=0, stop=4, targets=TARGETS, **options):
             TypeError,
             "partial_row_statistics() got an unexpected keyword argument 'sofcap'. Did you mean 'softcap'?",
         ),
-        (lambda: state().merge(1), TypeError, "other is a int; expected a RowState"),
+        (lambda: state().merge(1), TypeError, "other is of type int; expected a RowState"),
         (
             lambda: state().merge(state(3, 7)),
             ValueError,

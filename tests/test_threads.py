@@ -100,6 +100,23 @@ def test_sixteen_threads_on_one_array():
     assert not failures
 
 
+def test_threads_that_update_the_same_figures_lose_nothing():
+    logits, targets = example((4000, 10), np.dtype(np.float32))
+    weaker = (logits / 2).astype(np.float16)
+    evaluator, comparer, start = xent_rs.Evaluator(), xent_rs.Comparer(), threading.Barrier(8)
+
+    def work(number):
+        start.wait()
+        for first in range(500 * number, 500 * (number + 1), 10):
+            rows = slice(first, first + 10)
+            evaluator.update(logits[rows], targets[rows])
+            comparer.update(logits[rows], weaker[rows], targets[rows])
+
+    run_all([threading.Thread(target=work, args=(number,)) for number in range(8)])
+    assert evaluator.result() == xent_rs.evaluate(logits, targets)
+    assert comparer.result() == xent_rs.compare(logits, weaker, targets)
+
+
 def test_number_of_threads_set_while_calls_run():
     logits, targets = example((2000, 100), np.dtype(np.float32))
     expected = xent_rs.cross_entropy(logits, targets)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import operator
+import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -33,6 +35,19 @@ class Sums(Protocol):
 
 
 _Sums = TypeVar("_Sums", bound=Sums)
+
+# Held while sums are added, which takes microseconds.
+_including = threading.Lock()
+
+
+def _renew() -> None:
+    """Let a child have its own: nobody is left in it who might hold that of its parent."""
+    global _including
+    _including = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 # How options are kept, by name; all others are numbers.
 _AS: dict[str, Callable[[Any], Any]] = {
@@ -80,6 +95,12 @@ class Accumulator(abc.ABC, Generic[_Sums]):
         ignore_index: int = self._options["ignore_index"]
         return ignore_index
 
+    def _include(self, seen: _Sums) -> None:
+        """Add what batches have, of which the kind may differ; several threads may add theirs at once."""
+        with _including:
+            self._sums.check_like(seen)
+            self._sums = self._sums + seen
+
     @abc.abstractmethod
     def _nothing(self) -> _Sums:
         """Return the sums of no batch."""
@@ -117,8 +138,7 @@ class Accumulator(abc.ABC, Generic[_Sums]):
             found = other._options[name]
             if not are_equal(found, expected):
                 raise ValueError(f"other has {name} {text_of(found)}; expected {text_of(expected)}")
-        self._sums.check_like(other._sums)
-        self._sums = self._sums + other._sums
+        self._include(other._sums)
         return self
 
     def __repr__(self) -> str:

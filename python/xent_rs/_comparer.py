@@ -34,8 +34,8 @@ class Comparer(Accumulator[ComparisonSums]):
     Sums are exact: however rows are cut into batches, in whatever order these come or comparers are merged,
     on any number of threads, the result has the same bits. From hidden states, with `linear_weight`, the last
     bits of the logits depend on the batches and on NumPy's threads. All batches have the same number of
-    classes, and either all have targets (and groups) or none has. A comparer can be pickled. It is not meant
-    to be updated by several threads at once: give each its own and merge them.
+    classes, and either all have targets (and groups) or none has. A comparer can be pickled, and several
+    threads may update it at once.
 
     For quantiles it keeps the divergence of each row and, with targets, the change of probability: 8 bytes a
     row, 84 MB for 10.5 million rows. With groups it keeps a few sums of each group besides, some kilobytes.
@@ -154,7 +154,7 @@ class Comparer(Accumulator[ComparisonSums]):
                 return self._seen(batch.logits, batch.targets, batch.sample_weight, -1, some_labels)
 
             seen = functools.reduce(operator.add, map(seen_of, of_rows))
-        self._sums = self._sums + seen
+        self._include(seen)
 
     def _seen(
         self,
@@ -199,7 +199,7 @@ class Comparer(Accumulator[ComparisonSums]):
         labels: NDArray[Any] | None,
     ) -> None:
         """Add rows of which all is known."""
-        self._sums = self._sums + self._summed(classes, rows, targets, sample_weight, labels)
+        self._include(self._summed(classes, rows, targets, sample_weight, labels))
 
     @in_default_environment
     def result(self) -> Comparison:
@@ -233,7 +233,7 @@ class Comparer(Accumulator[ComparisonSums]):
 
     def _go_on_from(self, counted: bytes) -> None:
         """Add what `_counted` of a comparer with the same options gave; refuse anything else."""
-        self._sums = self._sums + ComparisonSums.from_bytes(counted, self._options["top_k"])
+        self._include(ComparisonSums.from_bytes(counted, self._options["top_k"]))
 
 
 @_COMPARE.describe

@@ -40,8 +40,8 @@ class Evaluator(Accumulator["_Sums"]):
     come or evaluators are merged, on any number of threads, the result has the same bits. From hidden states,
     with `linear_weight`, the last bits of the logits depend on the batches and on NumPy's threads.
 
-    All batches have the same number of classes. An evaluator can be pickled. It is not meant to be updated by
-    several threads at once: give each its own and merge them.
+    All batches have the same number of classes. An evaluator can be pickled, and several threads may update
+    it at once.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class Evaluator(Accumulator["_Sums"]):
             logits = _xent_rs.as_array(logits, "logits")
         head = head_of(logits, "logits", self._axis, linear_weight, linear_bias)
         if head is None:
-            self._sums += self._seen(logits, targets, sample_weight, self._axis)
+            self._include(self._seen(logits, targets, sample_weight, self._axis))
         else:
             self._add(cast("NDArray[Any]", logits), targets, sample_weight, head)
 
@@ -147,7 +147,7 @@ class Evaluator(Accumulator["_Sums"]):
             self._ignore_index,
             lambda logits, labels, weights, axis: self._seen(logits[0], labels, weights, axis),
         )
-        self._sums += functools.reduce(operator.add, map(seen, of_rows))
+        self._include(functools.reduce(operator.add, map(seen, of_rows)))
 
     def _seen(
         self, logits: ArrayLike, targets: ArrayLike | None, sample_weight: ArrayLike | None, axis: int
@@ -198,7 +198,7 @@ class Evaluator(Accumulator["_Sums"]):
         with np.errstate(over="ignore", invalid="ignore"):  # a square may be infinite: there is no error then
             products = losses * losses, weights * weights, weights * losses
         squared_loss, squared_weight, product = map(ExactSum.of_values, products)
-        self._sums += _Sums(
+        seen = _Sums(
             loss=ExactSum.of_values(losses),
             squared_loss=squared_loss,
             entropy=ExactSum.of_values(entropies),
@@ -211,6 +211,7 @@ class Evaluator(Accumulator["_Sums"]):
             nan_rows=int(np.count_nonzero(np.isnan(losses) | np.isnan(entropies))),
             classes=classes,
         )
+        self._include(seen)
 
     @in_default_environment
     def result(self) -> Evaluation:

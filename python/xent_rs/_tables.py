@@ -69,9 +69,9 @@ def note_of_nan(
     *most, last = spoiled
     names = f"{', '.join(most)} and {last}" if most else last
     return (
-        f"{count:,} of {rows:,} rows are NaN{whose}: they have a logit of NaN or +inf, none above -inf, or a weight of NaN. "
-        f"So {names} are NaN. Such rows are left out by a target of {left_out_by[0]}, or by a "
-        f"{left_out_by[1]} of 0."
+        f"{count:,} of {rows:,} rows are NaN{whose}: they have a logit of NaN or +inf, none above -inf, "
+        f"or a weight of NaN. So {names} are NaN. Such rows are left out by a target of {left_out_by[0]}, "
+        f"or by a {left_out_by[1]} of 0."
     )
 
 

@@ -766,6 +766,68 @@ def test_divergences_of_masked_classes_have_the_derivatives_of_the_formula(kind,
     assert not found[1][0, 3:].any()
 
 
+# Losses of an option, and a number that is its default.
+OPTIONS_AS_TENSORS = {
+    "temperature": (lambda x, y, number: xt.cross_entropy(x, y, temperature=number), 1.0),
+    "z_loss": (lambda x, y, number: xt.cross_entropy(x, y, z_loss=number), 0.0),
+    "softcap": (lambda x, y, number: xt.cross_entropy(x, y, softcap=number), 30.0),
+    "focal_gamma": (lambda x, y, number: xt.cross_entropy(x, y, focal_gamma=number), 0.0),
+    "poly_epsilon": (lambda x, y, number: xt.cross_entropy(x, y, poly_epsilon=number), 0.0),
+    "temperature of a head": (lambda x, y, number: xt.linear_cross_entropy(x, x, y, temperature=number), 1.0),
+    "temperature of a divergence": (
+        lambda x, y, number: xt.kl_divergence(x, x.flip(1), temperature=number),
+        1.0,
+    ),
+    "beta": (lambda x, y, number: xt.kl_divergence(x, x.flip(1), kind="jensen_shannon", beta=number), 0.5),
+    "binary focal_gamma": (
+        lambda x, y, number: xt.binary_cross_entropy_with_logits(x, (x > 0).double(), focal_gamma=number),
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "default"), OPTIONS_AS_TENSORS.values(), ids=OPTIONS_AS_TENSORS)
+def test_an_option_that_is_learned_has_a_gradient_at_its_default(loss, default):
+    x = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(5)
+    learned = torch.tensor(default, dtype=torch.float64, requires_grad=True)
+    assert_close(loss(x, y, learned).detach(), loss(x, y, default))
+    step = 1e-6
+    above, below = (loss(x, y, default + change) for change in (step, -step if default else 0.0))
+    slope = (above - below) / (step * (2 if default else 1))
+    (gradient,) = torch.autograd.grad(loss(x, y, learned), learned)
+    assert_close(gradient, slope, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("loss", "default"), OPTIONS_AS_TENSORS.values(), ids=OPTIONS_AS_TENSORS)
+def test_an_option_that_is_a_tensor_is_compiled_once_and_mapped(loss, default):
+    x = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(5)
+    numbers = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    expected = torch.stack([loss(x, y, number) for number in numbers])
+    assert_close(torch.vmap(lambda number: loss(x, y, number))(numbers), expected)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_close(torch.stack([compiled(x, y, number) for number in numbers]), expected)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_no_temperature(value, as_tensor):
+    value = torch.tensor(value) if as_tensor else value
+    for call in (
+        lambda: xt.cross_entropy(torch.zeros(2, 3), torch.zeros(2).long(), temperature=value),
+        lambda: xt.kl_divergence(torch.zeros(2, 3), torch.zeros(2, 3), temperature=value),
+    ):
+        with pytest.raises(ValueError, match="temperature is"):
+            call()
+
+
+def test_no_reduction():
+    with pytest.raises(ValueError, match="None is not a valid value for reduction"):
+        xt.cross_entropy(torch.zeros(2, 3), torch.zeros(2).long(), reduction=None)
+
+
 def test_a_mixture_that_is_learned_has_a_gradient():
     logits, _ = problem()
     learned = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
@@ -1333,7 +1395,7 @@ BAD = {
         (X, Y, ROWS, ValueError, "sample_weight has shape"),
         (X, Y, {"denominator": 2, "reduction": "sum"}, ValueError, "denominator is given with reduction"),
         (X, Y, {"denominator": torch.ones(2)}, TypeError, "denominator"),
-        (META["X"], META["Y"], {"softcap": -1.0}, ValueError, "softcap -1.0"),
+        (META["X"], META["Y"], {"softcap": -1.0}, ValueError, "softcap is -1.0"),
         (
             META["X"],
             META["Y"],

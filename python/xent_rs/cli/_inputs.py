@@ -159,7 +159,9 @@ def open_numbers(name: str, expected: str) -> io.StoredArray:
     try:
         return io.open_array(name)
     except RawNumbersError as error:
-        raise io.ArrayFileError(f"{error.found}; expected {expected}, in a file that says its dtype") from None
+        raise io.ArrayFileError(
+            f"{error.found}; expected {expected}, in a file that says its dtype"
+        ) from None
 
 
 def open_options(arguments: argparse.Namespace, *options: str) -> dict[str, io.StoredArray]:

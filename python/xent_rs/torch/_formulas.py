@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,11 +47,11 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )
     _check_reduction(reduction, denominator)
-    if not (z_loss >= 0 and temperature > 0 and (softcap is None or softcap > 0)):
-        raise ValueError(
-            f"z_loss is {z_loss}, softcap {softcap}, temperature {temperature}; "
-            "expected z_loss at least 0, the others positive"
-        )
+    _check_positive("temperature", temperature)
+    if softcap is not None:
+        _check_positive("softcap", softcap)
+    if _is_known(z_loss) and not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss is {1.0 * z_loss}; expected a finite number of at least 0")
     classes = class_axis(logits)
     probabilities = targets.is_floating_point()
     is_focused = _check_focus(focal_gamma, poly_epsilon, label_smoothing, probabilities)
@@ -62,7 +63,7 @@ def cross_entropy(
     if softcap is not None:
         # A class that is masked stays masked.
         z = torch.where(z == -math.inf, z, softcap * torch.tanh(z / softcap))
-    if temperature != 1:
+    if is_given((temperature, 1)):
         z = z / temperature
     of_targets = None if weight is None or probabilities else weight[torch.where(counts, targets, 0)]
     losses = functional.cross_entropy(
@@ -76,7 +77,7 @@ def cross_entropy(
     if is_focused:
         losses = _focused(losses, focal_gamma, poly_epsilon)
         losses = losses if of_targets is None else of_targets * losses
-    if z_loss != 0:
+    if is_given((z_loss, 0)):
         losses = losses + z_loss * z.logsumexp(classes) ** 2
     losses = (weights * losses).masked_fill(~counts, 0)
     if of_targets is not None:
@@ -103,7 +104,7 @@ def binary_cross_entropy(
             logits.to(dtype), targets.to(dtype), weight, pos_weight=pos_weight, reduction=reduction
         )
     _check_reduction(reduction, denominator)
-    if not 0 <= label_smoothing <= 1:
+    if _is_known(label_smoothing) and not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 to 1")
     _check_gamma(focal_gamma)
     counts = torch.ones_like(targets, dtype=torch.bool) if ignore_index is None else targets != ignore_index
@@ -112,7 +113,7 @@ def binary_cross_entropy(
     losses = functional.binary_cross_entropy_with_logits(
         logits, targets, weight, pos_weight=pos_weight, reduction="none"
     )
-    if isinstance(focal_gamma, Tensor) or focal_gamma != 0:
+    if is_given((focal_gamma, 0)):
         # At an infinite logit the probability stays what it is.
         x = torch.where(logits.isinf(), logits.detach(), logits)
         missing = targets * torch.sigmoid(-x) + (1 - targets) * torch.sigmoid(x)
@@ -135,8 +136,7 @@ def kl_divergence(
     """Return the divergence of the softmax of `logits` from that of `target_logits`."""
     _check_reduction(reduction, denominator)
     _check_kind(kind, beta)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; expected a positive number")
+    _check_positive("temperature", temperature)
     logits, target_logits = logits.to(dtype), target_logits.to(dtype)
     classes = class_axis(logits)
     weights, _, logits, target_logits = _rows_that_count(sample_weight, classes, logits, target_logits)
@@ -171,6 +171,28 @@ def _class_indices(targets: Tensor) -> Tensor:
     return targets.long()
 
 
+def is_given(*options: tuple[Any, float | None]) -> bool:
+    """Tell whether an option is not its default; a tensor is none, whatever it holds: it may be learned."""
+    return any(isinstance(value, Tensor) or value != default for value, default in options)
+
+
+def _is_known(value: Any) -> bool:
+    """Tell whether one may look at a number: not at a tensor in a graph, or that stands for several."""
+    if not isinstance(value, Tensor):
+        return True
+    return not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(value)
+
+
+def _text(value: Any) -> str:
+    """Return a number for people, or that it is a tensor."""
+    return str(1.0 * value) if _is_known(value) else "a tensor"
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if _is_known(value) and not 0 < value < math.inf:
+        raise ValueError(f"{name} is {1.0 * value}; expected a positive finite number")
+
+
 def _check_reduction(reduction: str, denominator: Tensor | None) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
@@ -184,12 +206,12 @@ def _check_reduction(reduction: str, denominator: Tensor | None) -> None:
 def _check_kind(kind: str, beta: float | Tensor) -> None:
     if kind not in ("forward", "reverse", "jensen_shannon"):
         raise ValueError(f"kind is {kind!r}; expected 'forward', 'reverse' or 'jensen_shannon'")
-    if not 0 < beta < 1:
+    if _is_known(beta) and not 0 < beta < 1:
         raise ValueError(
             f"beta is {beta}; expected a number above 0 and below 1; kind 'forward' is what others have "
             "at 0, 'reverse' at 1"
         )
-    if kind != "jensen_shannon" and beta != 0.5:
+    if kind != "jensen_shannon" and is_given((beta, 0.5)):
         raise ValueError(
             f"beta is {beta} with kind {kind!r}; expected kind 'jensen_shannon', the only one with a mixture"
         )
@@ -207,18 +229,17 @@ def _check_focus(
 ) -> bool:
     """Tell whether there are terms that look at the probability of a class, which go with classes alone."""
     _check_gamma(focal_gamma)
-    if not -math.inf < poly_epsilon < math.inf:
+    if _is_known(poly_epsilon) and not -math.inf < poly_epsilon < math.inf:
         raise ValueError(f"poly_epsilon is {1.0 * poly_epsilon}; expected a finite number")
     for name, value in (("focal_gamma", focal_gamma), ("poly_epsilon", poly_epsilon)):
-        if not isinstance(value, Tensor) and value == 0:
+        if not is_given((value, 0)):
             continue
-        if label_smoothing != 0:
-            raise ValueError(
-                f"{name} is {1.0 * value} with label_smoothing {label_smoothing}; expected one of them"
-            )
+        if is_given((label_smoothing, 0)):
+            found = f"{name} is {_text(value)} with label_smoothing {_text(label_smoothing)}"
+            raise ValueError(f"{found}; expected one of them")
         if probabilities:
             raise ValueError(
-                f"{name} is {1.0 * value} with probabilities as targets; expected class indices, whose "
+                f"{name} is {_text(value)} with probabilities as targets; expected class indices, whose "
                 "probability it looks at"
             )
         return True
@@ -226,7 +247,7 @@ def _check_focus(
 
 
 def _check_gamma(focal_gamma: float) -> None:
-    if not 0 <= focal_gamma <= 1e100:
+    if _is_known(focal_gamma) and not 0 <= focal_gamma <= 1e100:
         raise ValueError(f"focal_gamma is {1.0 * focal_gamma}; expected a number from 0 to 1e100")
 
 

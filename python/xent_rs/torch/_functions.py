@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _xent_rs
 from .._options import Kind, Reduction
-from ._formulas import FORMULAS
+from ._formulas import FORMULAS, is_given
 from ._operators import OPERATORS, class_axis
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -309,11 +309,6 @@ def has_own_options(
     return is_given(*numbers, (softcap, None), (sample_weight, None), (denominator, None))
 
 
-def is_given(*options: tuple[Any, float | None]) -> bool:
-    """Tell whether an option is not its default; a tensor is none, whatever it holds: it may be learned."""
-    return any(isinstance(value, Tensor) or value != default for value, default in options)
-
-
 def loss_of(
     name: str,
     own_options: bool,
@@ -540,6 +535,10 @@ def number(value: float | Tensor | None) -> Tensor | None:
 
 def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     if size_average is None and reduce is None:
+        if not isinstance(reduction, str):
+            raise ValueError(
+                f"{reduction} is not a valid value for reduction; expected 'mean', 'sum' or 'none'"
+            )
         return reduction
     legacy: str = torch.nn._reduction.legacy_get_string(size_average, reduce)
     return legacy
