@@ -215,16 +215,16 @@ def test_bfloat16(files, capsys):
         ),
         (
             ["candidate.npy", "candidate.npy", "narrow.npy"],
-            "expected integers, the classes, of a dtype that it has",
+            "expected integers, the classes, in a file that says its dtype",
         ),
         (
             [*NAMES, "--sample-weight", "narrow.npy"],
-            "expected one weight a row, of a dtype that it has",
+            "expected one weight a row, in a file that says its dtype",
         ),
-        ([*NAMES, "--weight", "narrow.npy"], "expected one weight a class, of a dtype that it has"),
+        ([*NAMES, "--weight", "narrow.npy"], "expected one weight a class, in a file that says its dtype"),
         (
             [*NAMES, "--groups", "narrow.npy"],
-            "expected integers, one group a row, of a dtype that it has",
+            "expected integers, one group a row, in a file that says its dtype",
         ),
     ],
 )
