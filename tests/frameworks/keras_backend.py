@@ -767,6 +767,19 @@ def test_shapes_that_are_not_known_before_the_run(name, random):
 
 
 @on_tensorflow
+def test_a_factor_for_each_of_classes_whose_number_is_not_known_before_the_run(random):
+    import tensorflow as tf
+
+    logits, classes, _ = problem(random, (6, 5), -1)
+    labels, alpha = np.eye(5, dtype=np.float32)[classes], [0.1, 0.2, 0.3, 0.4, 0.5]
+    loss = tf.function(
+        ours(FOCAL, alpha=alpha, reduction=None), input_signature=[tf.TensorSpec([None, None], "float32")] * 2
+    )
+    expected = theirs(FOCAL, alpha=alpha, reduction=None)(labels, logits)
+    np.testing.assert_allclose(array(loss(labels, logits)), array(expected), 1e-5, 1e-6)
+
+
+@on_tensorflow
 def test_a_label_that_is_no_class_is_named_in_the_error_of_a_graph():
     import tensorflow as tf
 
