@@ -85,8 +85,9 @@ def records(root: Path) -> Records:
         of_cpu[environment["simd_level"]] = (path.relative_to(root).as_posix(), report)
         found[environment["cpu"]] = of_cpu
     for of_cpu in reversed(found.values()):
-        _, report = next(iter(of_cpu.values()))
-        best_first += [of_cpu[level] for level in report["environment"]["simd_levels"] if level in of_cpu]
+        # CPUs of one name may have different levels; the lists of all of them end alike.
+        levels = max((report["environment"]["simd_levels"] for _, report in of_cpu.values()), key=len)
+        best_first += [of_cpu[level] for level in levels if level in of_cpu]
     return best_first
 
 

@@ -132,6 +132,17 @@ def test_the_newest_record_of_each_cpu_and_level(tmp_path):
     ]
 
 
+def test_records_of_cpus_of_one_name_with_different_levels(tmp_path):
+    kept(tmp_path, "2026-01-01T0000-avx2", "avx2", [], "A")
+    path = tmp_path / "benches" / "results" / "A" / "2026-01-01T0000-avx2.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["environment"]["simd_levels"] = ["avx2", "portable"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    kept(tmp_path, "2026-01-02T0000-avx512", "avx512", [], "A")
+    found = [record["environment"]["simd_level"] for _, record in report.records(tmp_path)]
+    assert found == ["avx512", "avx2"]
+
+
 def test_faster_peers_are_listed(tmp_path):
     both = {"suite": "axis1", "kind": "soft targets"}
     ours = {"suite": "peers", "job": "loss + gradient"}
