@@ -449,7 +449,7 @@ class AlarmError(Exception):
     pass
 
 
-#: So many that an alarm after a fifth of a second finds a call in the middle of a row.
+#: So many that an alarm after a third of a second finds a call in the middle of a row.
 LONG = 1_500_000_000
 INTERRUPTED = {
     "loss": lambda row: xent_rs.cross_entropy(row, 5, reduction="none"),
